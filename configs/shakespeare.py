@@ -1,0 +1,43 @@
+"""A character-class model of Shakespeare that a laptop trains in minutes.
+
+Every number is nanoGPT's CPU recipe for its character-level Shakespeare: 4 layers, 4 heads, 128
+wide, context 64, batch 12 x 64 = 768 tokens, 2,000 updates, learning rate 1e-3 to 1e-4 with 100
+updates of warm-up, beta2 0.99, no biases, no dropout, the last tenth of the file for validation.
+Tokens are bytes where nothing else was prepared: the text is ASCII, so a byte is a character.
+1,536,000 tokens, 1.5 epochs. Expected: nanoGPT reports a validation loss of 1.88 nats per character.
+
+    python -m gptjax.prepare --config shakespeare --input tinyshakespeare.txt
+    python -m gptjax.train --config shakespeare
+"""
+
+from gptjax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
+
+
+def get_config() -> Config:
+    """The run described above."""
+    return Config(
+        model=ModelConfig(
+            n_layer=4,
+            n_head=4,
+            n_embd=128,
+            n_ctx=64,
+            qkv_bias=False,
+            bias=False,
+            dtype="float32",
+            unroll=4,
+        ),
+        data=DataConfig(
+            path="data/shakespeare", inputs=("data/tinyshakespeare.txt",), val_fraction=0.1
+        ),
+        optim=OptimConfig(peak_lr=1e-3, final_lr=1e-4, warmup_steps=100, beta2=0.99),
+        train=TrainConfig(
+            batch_tokens=12 * 64,
+            micro_batch=12,
+            max_steps=2000,
+            eval_every_steps=250,
+            eval_tokens=None,
+            save_every_steps=500,
+            sample_every_steps=1000,
+        ),
+        sample=SampleConfig(prompt="ROMEO:", max_new_tokens=300),
+    )

@@ -1,0 +1,158 @@
+"""The command line of every verb: `--config NAME|PATH`, typed overrides, one kind of error message.
+
+tyro turns the dataclasses into flags and help. What it cannot do is say everything that is wrong
+at once; on a bad command line each flag is therefore tried on its own and the config is checked
+with all those that were right.
+"""
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import tyro
+
+from gptjax.config import Config, type_name, validate
+from gptjax.errors import ConfigError, UserError, did_you_mean
+from gptjax.presets import load_preset, preset_names
+
+T = TypeVar("T")
+C = TypeVar("C", bound="ConfigCommand")
+
+
+@dataclass(frozen=True)
+class ConfigCommand(Config):
+    """A verb that takes a config: the config's own fields are its flags."""
+
+    config: str = ""
+    """Name of a file in configs/, or the path of one."""
+
+    @property
+    def run(self) -> Config:
+        """The config alone, without the verb's own flags."""
+        return Config(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Config)})
+
+
+def main(verb: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
+    """Run a verb and exit: its code, or a `UserError` as one message on standard error."""
+    try:
+        code = verb(sys.argv[1:]) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        sys.stderr.close()
+        code = 141
+    sys.exit(code)
+
+
+def parse(command: type[T], argv: Sequence[str], prog: str, default: T | None = None) -> T:
+    """Parse flags into `command`; raises `ConfigError` with every problem, exits 0 on --help."""
+    known = {} if default is None else {"default": default}
+    if "-h" in argv or "--help" in argv:
+        return tyro.cli(command, args=["--help"], prog=prog, **known)
+    try:
+        return tyro.cli(command, args=argv, prog=prog, console_outputs=False, **known)
+    except SystemExit:
+        problems = _diagnose(command, argv, known)[0]
+        raise ConfigError(problems or [f"cannot read: {' '.join(argv)}; see --help"]) from None
+
+
+def parse_config(command: type[C], argv: Sequence[str], prog: str, required: bool = True) -> C:
+    """Parse `--config` and its overrides; the result's `run` is checked.
+
+    With another `--data.path` the config file's tokenizer and vocabulary no longer apply, since
+    they describe the file's own data; flags typed beside it do.
+    """
+    problems: list[str] = []
+    name, preset = _flag(argv, "--config"), Config()
+    if name is None:
+        if required and not ("-h" in argv or "--help" in argv):
+            problems.append(f"--config is missing; there are: {', '.join(preset_names())}")
+    else:
+        try:
+            preset = load_preset(name)
+        except ConfigError as error:
+            problems += error.problems
+    sections = {f.name: getattr(preset, f.name) for f in dataclasses.fields(Config)}
+    if _flag(argv, "--data.path") is not None:
+        sections["data"] = dataclasses.replace(preset.data, tokenizer=None)
+        sections["model"] = dataclasses.replace(preset.model, n_vocab=None)
+    default = command(**sections, config=name or "")
+    try:
+        parsed = parse(command, argv, prog, default)
+    except ConfigError:
+        found, good = _diagnose(command, argv, {"default": default})
+        problems += found
+        parsed = tyro.cli(command, args=good, console_outputs=False, default=default)
+    try:
+        validate(parsed.run)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return parsed
+
+
+def _flag(argv: Sequence[str], flag: str) -> str | None:
+    """The last value given to `flag`, in either spelling: `--flag value` or `--flag=value`."""
+    value = None
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word == flag:
+            value = following
+        elif word.startswith(flag + "="):
+            value = word.split("=", 1)[1]
+    return value
+
+
+def _diagnose(
+    command: type, argv: Sequence[str], known: dict[str, Any]
+) -> tuple[list[str], list[str]]:
+    """Try each flag on its own: every problem found, and the words that were right."""
+    flags = dict(_flags(command))
+    problems: list[str] = []
+    good: list[str] = []
+    for group in _groups(argv):
+        flag = group[0].split("=", 1)[0]
+        name = flag.replace("_", "-")
+        given = " ".join([*group[0].split("=", 1)[1:], *group[1:]]) or "nothing"
+        if not flag.startswith("--"):
+            problems.append(f"unexpected argument {flag!r}: options begin with --")
+        elif name not in flags:
+            problems.append(f"unknown option {flag}{did_you_mean(name, flags)}")
+        else:
+            try:
+                tyro.cli(command, args=group, console_outputs=False, **known)
+                good += group
+            except SystemExit:
+                problems.append(f"{flag} must be {type_name(flags[name])}, not {given}")
+    return problems, good
+
+
+def _groups(argv: Sequence[str]) -> Iterator[list[str]]:
+    """Split a command line before every flag."""
+    group: list[str] = []
+    for word in argv:
+        if word.startswith("--") and group:
+            yield group
+            group = []
+        group.append(word)
+    if group:
+        yield group
+
+
+def _flags(section: Any, prefix: str = "--") -> Iterator[tuple[str, Any]]:
+    """Every flag of a dataclass with its type, `--no-` forms of switches included."""
+    for name, expected in typing.get_type_hints(section).items():
+        word = name.replace("_", "-")
+        if dataclasses.is_dataclass(expected):
+            yield from _flags(expected, f"{prefix}{word}.")
+        else:
+            yield prefix + word, expected
+            if expected is bool:
+                yield f"{prefix}no-{word}", expected

@@ -1,0 +1,101 @@
+"""The manifest of a prepared data set: what the shards hold, and which tokenizer made them.
+
+A directory of shards with `manifest.json` and `tokenizer.json` is complete and self-contained: the
+manifest is written last.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptjax.data.shards import ShardInfo, check_shard
+from gptjax.data.tokenizers import Tokenizer, fingerprint, from_json
+from gptjax.errors import UserError
+from gptjax.files import write_atomically
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """One side of the train/validation split: totals and its shards, in order."""
+
+    tokens: int
+    documents: int
+    bytes: int
+    shards: tuple[ShardInfo, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says. `settings` are the choices that made the data."""
+
+    directory: Path
+    source: str
+    tokenizer: str
+    n_vocab: int
+    tokenizer_fingerprint: str
+    dtype: str
+    splits: dict[str, Split]
+    settings: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change if any token of any shard does."""
+        shards = {k: [dataclasses.astuple(s) for s in v.shards] for k, v in self.splits.items()}
+        content = json.dumps([self.tokenizer_fingerprint, shards], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def write(self) -> None:
+        """Write `manifest.json` into the directory, atomically."""
+        table = {"format": FORMAT, **dataclasses.asdict(self)}
+        del table["directory"]
+        write_atomically(self.directory / MANIFEST, (json.dumps(table, indent=1) + "\n").encode())
+
+
+def is_prepared(directory: Path) -> bool:
+    """Whether the directory holds a finished data set."""
+    return (directory / MANIFEST).is_file()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check a manifest and every shard's size and header.
+
+    Raises `UserError` that names the first file that is missing, damaged or of another format.
+    """
+    path = directory / MANIFEST
+    try:
+        table = json.loads(path.read_text())
+        if table.pop("format") != FORMAT:
+            raise UserError(f"{path} has another format than {FORMAT}, which this version reads")
+        splits = {
+            name: Split(**{**s, "shards": tuple(ShardInfo(**shard) for shard in s["shards"])})
+            for name, s in table.pop("splits").items()
+        }
+        manifest = Manifest(directory=directory, splits=splits, **table)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a readable manifest ({type(error).__name__}: {error}): "
+                        "prepare the data again") from error  # fmt: skip
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            check_shard(directory / shard.name, shard.tokens, manifest.dtype)
+    return manifest
+
+
+def read_tokenizer(manifest: Manifest) -> Tokenizer:
+    """The tokenizer stored beside the shards; raises `UserError` if it is not the manifest's."""
+    path = manifest.directory / TOKENIZER
+    try:
+        tokenizer = from_json(path.read_text(), str(path))
+    except OSError as error:
+        raise UserError(f"{path} is missing: prepare the data again") from error
+    if fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
+        raise UserError(f"{path} is not the tokenizer that the manifest names: fingerprint "
+                        f"{fingerprint(tokenizer)}, expected {manifest.tokenizer_fingerprint} "
+                        f"({manifest.tokenizer}); prepare the data again")  # fmt: skip
+    return tokenizer

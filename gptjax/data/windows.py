@@ -1,0 +1,62 @@
+"""Training windows over token shards: one line of tokens, cut every T, stitched across shards.
+
+Window i is tokens [i T, i T + T + 1) of the split: T inputs and, one further on, their T targets.
+Every token but the first is a target exactly once; only a last window too short is lost.
+"""
+
+import bisect
+from functools import lru_cache
+from itertools import accumulate
+
+import numpy as np
+
+from gptjax.data.manifest import Manifest
+from gptjax.data.shards import open_shard
+from gptjax.errors import UserError
+
+OPEN_SHARDS = 128  # each open map holds a file descriptor; a soft limit of 256 must do
+
+
+class TokenWindows:
+    """Random access to the windows of one split: `len(windows)` of them, each [T + 1] int32."""
+
+    def __init__(self, manifest: Manifest, split: str, context: int):
+        self.manifest, self.split, self.context = manifest, split, context
+        self._shards = manifest.splits[split].shards
+        self._ends = list(accumulate(shard.tokens for shard in self._shards))
+        self._open = lru_cache(maxsize=OPEN_SHARDS)(self._map)
+
+    def __len__(self) -> int:
+        tokens = self._ends[-1] if self._ends else 0
+        return max(0, (tokens - 1) // self.context)
+
+    def __repr__(self) -> str:
+        return f"TokenWindows({self.manifest.directory}, {self.split}, {self.context})"
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Window `index`, [T + 1] int32; raises `UserError` for an id outside the vocabulary."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        window = np.empty(self.context + 1, dtype=np.int32)
+        position, filled = index * self.context, 0
+        shard = bisect.bisect_right(self._ends, position)
+        while filled < len(window):
+            tokens = self._open(shard)
+            start = position + filled - (self._ends[shard] - len(tokens))
+            part = tokens[start : start + len(window) - filled]
+            self._check(part, shard)
+            window[filled : filled + len(part)] = part
+            filled, shard = filled + len(part), shard + 1
+        return window
+
+    def _map(self, shard: int) -> np.ndarray:
+        info = self._shards[shard]
+        return open_shard(self.manifest.directory / info.name, info.tokens, self.manifest.dtype)
+
+    def _check(self, part: np.ndarray, shard: int) -> None:
+        # without this an id beyond the table would silently read another row of it
+        if part.max() >= self.manifest.n_vocab:
+            path = self.manifest.directory / self._shards[shard].name
+            raise UserError(f"shard {path} holds token id {part.max()}, but the vocabulary of "
+                            f"{self.manifest.tokenizer} ends at {self.manifest.n_vocab - 1}: the "
+                            "file is damaged; prepare the data again")  # fmt: skip

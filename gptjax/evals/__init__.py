@@ -1,0 +1,1 @@
+"""Measures of a trained model: each takes parameters and gives numbers."""

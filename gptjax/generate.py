@@ -1,0 +1,90 @@
+"""Continue a text with a trained run: `python -m gptjax.generate --run runs/quickstart --prompt "def "`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptjax.cli import main, parse
+from gptjax.config import SampleConfig
+from gptjax.errors import ConfigError, UserError
+
+
+@dataclass(frozen=True)
+class GenerateCommand:
+    """Write text to standard output as it is drawn; the same seed gives the same text."""
+
+    run: Path = Path("runs/quickstart")
+    """Directory of a run."""
+    prompt: str = ""
+    """Text to continue; empty starts a new document."""
+    max_new_tokens: int = 200
+    """Length of each sample, in tokens; a sample also ends with its document."""
+    temperature: float = 0.8
+    """Divisor of the logits; 0 takes the likeliest token every time."""
+    top_k: int | None = 50
+    """Candidates per token, in number; None keeps the whole vocabulary."""
+    num_samples: int = 1
+    """Samples to draw, in number."""
+    seed: int = 0
+    """Seed of the draw."""
+    checkpoint: str = "best"
+    """best (lowest validation loss), latest, or a step."""
+
+
+def generate(argv: Sequence[str]) -> int:
+    """Load the parameters of a checkpoint and stream samples."""
+    command = parse(GenerateCommand, argv, "python -m gptjax.generate")
+    _check(command)
+    sample = SampleConfig(
+        command.prompt, command.max_new_tokens, command.temperature, command.top_k
+    )
+
+    import jax
+
+    from gptjax.model.gpt import parameter_shapes
+    from gptjax.sampling import stream_text
+    from gptjax.training.checkpoint import Checkpointer
+    from gptjax.training.mesh import make_mesh, replicated
+    from gptjax.training.run_dir import RunDir
+    from gptjax.tree import placed
+
+    run_dir = RunDir(command.run)
+    config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
+    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
+    step = checkpointer.choose(command.checkpoint)
+    shapes = placed(parameter_shapes(config.model), replicated(make_mesh(1)))
+    params = checkpointer.restore_params(step, shapes)
+    checkpointer.close()
+    print(f"checkpoint of update {step} in {command.run}", file=sys.stderr)
+    for number in range(command.num_samples):
+        if number:
+            print("\n---")
+        print(command.prompt, end="", flush=True)
+        key = jax.random.fold_in(jax.random.key(command.seed), number)
+        for text in stream_text(config.model, params, tokenizer, key, sample):
+            print(text, end="", flush=True)
+        print()
+    return 0
+
+
+def _check(command: GenerateCommand) -> None:
+    rules = [
+        (command.max_new_tokens < 1, f"--max-new-tokens must be at least 1, not "
+         f"{command.max_new_tokens}"),
+        (not command.temperature >= 0, f"--temperature must be 0 or more, not "
+         f"{command.temperature}"),
+        (command.top_k is not None and command.top_k < 1, f"--top-k must be at least 1, not "
+         f"{command.top_k} (None keeps all)"),
+        (command.num_samples < 1, f"--num-samples must be at least 1, not {command.num_samples}"),
+        (not 0 <= command.seed < 2**32, f"--seed must be in [0, 2**32), not {command.seed}"),
+    ]  # fmt: skip
+    if problems := [message for bad, message in rules if bad]:
+        raise ConfigError(problems)
+    if not command.run.is_dir():
+        raise UserError(f"there is no run in {command.run}: train one first, for example with "
+                        "`python -m gptjax.train --config quickstart`")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(generate)

@@ -1,0 +1,59 @@
+"""Prepare text for training: `python -m gptjax.prepare --input a.txt b.txt --tokenizer gpt2 --out DIR`."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptjax.cli import main, parse
+from gptjax.config import Config, validate
+from gptjax.errors import ConfigError, UserError
+from gptjax.presets import load_preset
+
+
+@dataclass(frozen=True)
+class PrepareCommand:
+    """Turn text into token shards with a manifest; flags override what the config says."""
+
+    config: str | None = None
+    """Name or path of a config whose data is to be prepared."""
+    input: tuple[Path, ...] = ()
+    """UTF-8 text files, each one document."""
+    tokenizer: str | None = None
+    """gpt2, bytes, or bpe:N, a BPE of N tokens trained on this text; the default is bytes."""
+    out: Path | None = None
+    """Directory to make."""
+    val_fraction: float | None = None
+    """Share of the text held out for validation (0 to 0.5); the default is 0.05."""
+
+
+def prepare(argv: Sequence[str]) -> int:
+    """Parse, prepare, and say what came of it."""
+    command = parse(PrepareCommand, argv, "python -m gptjax.prepare")
+    config = load_preset(command.config) if command.config else Config()
+    given = {
+        "path": None if command.out is None else str(command.out),
+        "inputs": tuple(map(str, command.input)) or None,
+        "tokenizer": command.tokenizer,
+        "val_fraction": command.val_fraction,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    data = dataclasses.replace(config.data, **changes)
+    if command.config is None:
+        missing = [f for f, v in (("--input", command.input), ("--out", command.out)) if not v]
+        if missing:
+            raise ConfigError([f"{' and '.join(missing)} missing: give --config NAME, or --input "
+                               "FILE... --tokenizer gpt2|bytes --out DIR"])  # fmt: skip
+    validate(dataclasses.replace(config, data=data))
+    if not data.inputs and data.source is None:
+        raise UserError(f"config {command.config} has no text of its own: give text files with "
+                        "--input FILE...")  # fmt: skip
+
+    from gptjax.data.preparation import prepare_with_progress
+
+    prepare_with_progress(data)
+    return 0
+
+
+if __name__ == "__main__":
+    main(prepare)

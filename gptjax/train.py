@@ -1,0 +1,43 @@
+"""Train a model: `python -m gptjax.train --config NAME`, again to resume."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptjax.cli import ConfigCommand, main, parse_config
+
+
+@dataclass(frozen=True)
+class TrainCommand(ConfigCommand):
+    """Train a model as a config file says; the same command again resumes the run."""
+
+    run_dir: Path | None = None
+    """Directory of the run; None means runs/CONFIG_NAME."""
+    fresh: bool = False
+    """Start over; an older run in the same directory is kept under another name."""
+
+
+def train(argv: Sequence[str]) -> int:
+    """Parse, prepare embedded data if there is none yet, and fit."""
+    command = parse_config(TrainCommand, argv, "python -m gptjax.train")
+    run_path = command.run_dir or Path("runs") / Path(command.config).stem
+
+    from gptjax.data.manifest import is_prepared
+    from gptjax.data.preparation import how_to_prepare, prepare_with_progress
+    from gptjax.errors import UserError
+    from gptjax.training.loop import fit
+    from gptjax.training.run_dir import RunDir
+
+    run, data_dir = command.run, Path(command.data.path)
+    if not is_prepared(data_dir):
+        if run.data.source is None:
+            raise UserError(f"there is no prepared data in {data_dir}: run "
+                            f"`{how_to_prepare(command.config, run)}` first")  # fmt: skip
+        prepare_with_progress(run.data)
+    if command.fresh and (kept := RunDir(run_path).set_aside()):
+        print(f"the old run is kept in {kept}")
+    return fit(run, run_path)
+
+
+if __name__ == "__main__":
+    main(train)

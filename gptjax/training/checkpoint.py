@@ -1,0 +1,281 @@
+"""Checkpoints that survive: Orbax writes them, this adds what Orbax does not do by itself.
+
+Orbax commits a step atomically and in the background, but does not notice a flipped bit, takes a
+half-deleted directory for a step, and tells of a failed background save only when asked again. So
+every committed step gets `INTEGRITY.json` (size and crc32 of each of its files), restoring walks
+back from the newest step to the first that verifies, and `poll` brings late errors to light.
+
+A step holds four items: params, opt_state, cursor (step, data fingerprint, validation loss) and
+config. Parameters stand alone so that generating or converting reads nothing else.
+"""
+
+import json
+import logging
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import PreservationPolicy
+
+from gptjax.errors import UserError
+from gptjax.files import write_atomically
+from gptjax.training.state import TrainState
+from gptjax.tree import Tree
+
+INTEGRITY = "INTEGRITY.json"
+CURSOR_FILE = "cursor/metadata"
+DAMAGED = "damaged"
+Say = Callable[[str], None]
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written; the run's earlier ones are untouched."""
+
+
+class _LatestAndBest(PreservationPolicy):
+    """Keep the newest `n` steps and the one with the lowest validation loss."""
+
+    def __init__(self, n: int, best_step: Callable[[], int | None]):
+        self._n, self._best_step = n, best_step
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Decide for each of `checkpoints`, oldest first."""
+        best, newest = self._best_step(), len(checkpoints) - self._n
+        return [i >= newest or c.step == best for i, c in enumerate(checkpoints)]
+
+
+class Checkpointer:
+    """The checkpoints of one run directory. Call `poll` at every step and `close` at the end."""
+
+    def __init__(self, directory: Path, keep_latest: int = 2, read_only: bool = False):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every thread it starts
+        self.directory = directory.resolve()
+        self._read_only, self._keep_latest = read_only, keep_latest
+        self._workers = ThreadPoolExecutor(1)
+        self._saving: int | None = None
+        self._signing: Future[None] | None = None
+        self._open()
+
+    def _open(self) -> None:
+        options = ocp.CheckpointManagerOptions(
+            create=not self._read_only,
+            read_only=self._read_only,
+            cleanup_tmp_directories=not self._read_only,
+            preservation_policy=_LatestAndBest(self._keep_latest, lambda: self._best),
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._losses = {s: loss for s in self.steps() if (loss := self._val_loss(s)) is not None}
+
+    def steps(self) -> list[int]:
+        """Committed steps, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    @property
+    def _best(self) -> int | None:
+        return min(self._losses, key=lambda s: (self._losses[s], s), default=None)
+
+    def best_step(self) -> int | None:
+        """The kept step with the lowest validation loss; None where none was measured."""
+        losses = {s: self._losses[s] for s in self.steps() if s in self._losses}
+        return min(losses, key=lambda s: (losses[s], s), default=None)
+
+    def choose(self, which: str) -> int:
+        """The step that `best`, `latest` or a number means; raises `UserError` where there is none."""
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"there is no checkpoint in {self.directory} yet")
+        if which == "latest":
+            return steps[-1]
+        if which == "best":
+            best = self.best_step()
+            return steps[-1] if best is None else best
+        if which.isdigit() and int(which) in steps:
+            return int(which)
+        raise UserError(f"there is no checkpoint {which!r} in {self.directory}: expected best, "
+                        f"latest or one of {', '.join(map(str, steps))}")  # fmt: skip
+
+    def best_loss(self) -> float:
+        """The lowest validation loss of any saved step; infinity where none was measured."""
+        return min(self._losses.values(), default=float("inf"))
+
+    def _val_loss(self, step: int) -> float | None:
+        try:
+            cursor = json.loads((self.directory / str(step) / CURSOR_FILE).read_text())
+        except (OSError, ValueError):
+            return None
+        return cursor.get("val_loss")
+
+    def save(self, state: TrainState, config: dict, cursor: dict) -> None:
+        """Start writing a step in the background; returns when the state may be overwritten.
+
+        Does nothing for a step that is there already. Raises `SaveError`.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self.wait()
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    opt_state=ocp.args.StandardSave(state.opt_state),
+                    cursor=ocp.args.JsonSave({"step": step, **cursor}),
+                    config=ocp.args.JsonSave(config),
+                ),
+                force=True,
+            )
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._saving = step
+        if cursor.get("val_loss") is not None:
+            self._losses[step] = cursor["val_loss"]
+
+    def poll(self) -> None:
+        """Sign a save that has just ended; raises `SaveError` if it, or its signing, failed."""
+        if self._signing is not None and self._signing.done():
+            self._finish_signing()
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self._finish_saving()
+
+    def wait(self) -> None:
+        """Block until everything that was saved is on disk and signed; raises `SaveError`."""
+        if self._saving is not None:
+            self._finish_saving()
+        if self._signing is not None:
+            self._finish_signing()
+
+    def close(self) -> None:
+        """Wait, and release Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+            self._workers.shutdown()
+
+    def _finish_saving(self) -> None:
+        step, self._saving = self._saving, None
+        assert step is not None
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._signing = self._workers.submit(sign, self.directory / str(step))
+
+    def _finish_signing(self) -> None:
+        signing, self._signing = self._signing, None
+        assert signing is not None
+        try:
+            signing.result()
+        except OSError as error:
+            raise SaveError(f"cannot sign a checkpoint in {self.directory}: {error}") from error
+
+    def _failed(self, step: int, error: Exception) -> SaveError:
+        """Reopen the manager, whose idea of what is on disk is wrong now, and tell the user."""
+        self._losses.pop(step, None)
+        self._manager.close()
+        self._open()
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return SaveError(f"the checkpoint of step {step} could not be written to {self.directory}: "
+                         f"{reason[-1][:300]}; is the disk full?")  # fmt: skip
+
+    def restore(self, abstract: TrainState, say: Say) -> tuple[TrainState, dict] | None:
+        """The newest step that verifies, placed as `abstract` says, and its cursor; None if empty.
+
+        Damaged steps are moved to a directory `damaged` beside the others' and named through `say`.
+        Raises `UserError` if there are steps but none can be read.
+        """
+        found = self.steps()
+        for step in reversed(found):
+            problem = verify(self.directory / str(step))
+            if problem is None:
+                try:
+                    return self._restore(step, abstract)
+                except Exception as error:
+                    problem = f"{type(error).__name__} on reading it"
+            self._set_aside(step, problem, say)
+        if found:
+            raise UserError(f"none of the checkpoints in {self.directory} can be read; they are in "
+                            f"{self.directory.parent / DAMAGED} now. Copy one back from a backup, "
+                            "or start over with --fresh")  # fmt: skip
+        return None
+
+    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract.params),
+                opt_state=ocp.args.StandardRestore(abstract.opt_state),
+                cursor=ocp.args.JsonRestore(),
+            ),
+        )
+        count = jnp.asarray(step, jnp.int32, device=abstract.step.sharding)
+        return TrainState(count, items["params"], items["opt_state"]), items["cursor"]
+
+    def restore_params(self, step: int, abstract_params: Tree) -> Tree:
+        """Parameters alone; raises `UserError` if the step is damaged."""
+        problem = verify(self.directory / str(step))
+        if problem is None:
+            try:
+                args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
+                return self._manager.restore(step, args=args)["params"]
+            except Exception as error:
+                problem = f"{type(error).__name__} on reading it"
+        raise UserError(f"checkpoint {self.directory / str(step)} is damaged: {problem}")
+
+    def _set_aside(self, step: int, problem: str, say: Say) -> None:
+        target = self.directory.parent / DAMAGED / str(step)
+        target.parent.mkdir(exist_ok=True)
+        while target.exists():
+            target = target.with_name(target.name + "x")
+        (self.directory / str(step)).rename(target)
+        self._losses.pop(step, None)
+        self._manager.reload()
+        say(f"checkpoint of step {step} is damaged ({problem}): moved to {target}, going back to "
+            "the one before")  # fmt: skip
+
+
+def sign(step_dir: Path) -> None:
+    """Write `INTEGRITY.json`: size and crc32 of every file of a committed step."""
+    files = {str(p.relative_to(step_dir)): _checksum(p) for p in _files(step_dir)}
+    write_atomically(step_dir / INTEGRITY, json.dumps(files, indent=0).encode())
+
+
+def verify(step_dir: Path) -> str | None:
+    """Compare a step with its `INTEGRITY.json`: None if all is well, else what is wrong.
+
+    A step without one was committed but not signed before the process died; Orbax's commit is
+    atomic, so it is good unless reading it fails.
+    """
+    path = step_dir / INTEGRITY
+    if not path.exists():
+        return None
+    try:
+        expected = json.loads(path.read_text())
+    except ValueError:
+        return f"{INTEGRITY} is not readable"
+    for name, recorded in expected.items():
+        file = step_dir / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if _checksum(file) != recorded:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _files(step_dir: Path) -> list[Path]:
+    hidden = {INTEGRITY}
+    return sorted(p for p in step_dir.rglob("*") if p.is_file() and p.name not in hidden)
+
+
+def _checksum(path: Path) -> list[int]:
+    """[size in bytes, crc32]."""
+    size = crc = 0
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return [size, crc]

@@ -1,0 +1,100 @@
+"""What a person sees of a run: messages, a live progress line on a terminal, plain lines elsewhere.
+
+Messages also go to log.txt.
+"""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gptjax.training.metrics import Row
+
+LINE_SECONDS = 5.0  # between plain progress lines
+
+
+class Display:
+    """Terminal and log.txt of one run."""
+
+    def __init__(self, log_path: Path):
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._console = Console(highlight=False, markup=False, emoji=False)
+        self._log = log_path.open("a", buffering=1)
+        self._progress: Progress | None = None
+        self._next_line = 0.0
+
+    def say(self, text: str) -> None:
+        """Print a message and log it with the time."""
+        self._console.print(text, soft_wrap=True)
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    def table(self, title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+        """Print a table and log its rows."""
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for name in header:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+            self._log.write("  " + "  ".join(row) + "\n")
+        self._console.print(table)
+
+    def start(self, step: int, max_steps: int) -> None:
+        """Begin showing progress."""
+        self._max_steps, self._started, self._first = max_steps, time.monotonic(), step
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("update {task.completed}/{task.total}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+                speed_estimate_period=120,
+            )
+            self._task = self._progress.add_task("", total=max_steps, completed=step, numbers="")
+            self._progress.start()
+
+    def update(self, row: Row) -> None:
+        """Show one step's row; plain lines come every few seconds and with each validation."""
+        step = row["step"]
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, numbers=_numbers(row))
+        now = time.monotonic()
+        if "val_loss" in row:
+            self.say(f"update {step}/{self._max_steps}  {_numbers(row)}")
+        elif self._progress is None and now >= self._next_line:
+            left = (now - self._started) / max(1, step - self._first) * (self._max_steps - step)
+            self.say(f"update {step}/{self._max_steps}  {_numbers(row)}  left {_clock(left)}")
+            self._next_line = now + LINE_SECONDS
+
+    def stop(self) -> None:
+        """End the progress line, so that messages follow it."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def close(self) -> None:
+        """Stop and close log.txt."""
+        self.stop()
+        self._log.close()
+
+
+def _numbers(row: Row) -> str:
+    parts = []
+    if "train_loss" in row:
+        parts.append(f"loss {row['train_loss']:.4f}")
+    if "val_loss" in row:
+        parts.append(f"val {row['val_loss']:.4f} +- {row['val_stderr']:.4f} "
+                     f"({row['val_bits_per_byte']:.3f} bits/byte)")  # fmt: skip
+    if "learning_rate" in row:
+        parts.append(f"lr {row['learning_rate']:.2e}")
+    if "tokens_per_second" in row:
+        parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
+    return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,258 @@
+"""A run from start to end: restore, update, look, save.
+
+The device never waits for the host: the numbers of an update are fetched only after the next one
+has been dispatched. Where something is due (a validation, a sample, a checkpoint) the update is
+finished and its row written first, so that no checkpoint knows more than metrics.jsonl.
+"""
+
+import json
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import jax
+
+from gptjax.config import Config, TrainConfig, to_json
+from gptjax.data.loader import batches_from, read_ahead
+from gptjax.errors import UserError
+from gptjax.evals.perplexity import Validation, evaluate
+from gptjax.files import write_atomically
+from gptjax.sampling import stream_text
+from gptjax.training.checkpoint import Checkpointer, SaveError
+from gptjax.training.curves import plot_curves
+from gptjax.training.display import Display
+from gptjax.training.metrics import MetricsLog, Row, Throughput
+from gptjax.training.run_dir import RunDir
+from gptjax.training.setup import Setup
+from gptjax.training.signals import StopRequest
+from gptjax.training.state import TrainState
+from gptjax.training.step import Metrics
+
+GIVE_UP_AFTER = 20  # updates skipped in a row, their gradients not being finite
+SAMPLE_HEADING = "## update "
+
+
+def fit(config: Config, run_path: Path) -> int:
+    """Train until `max_steps`, resuming the run in `run_path`; returns the exit code.
+
+    0 for a complete run, 128 + signal number for one that a signal ended, after a save.
+    """
+    run_dir = RunDir(run_path)
+    run_dir.check()
+    setup = Setup(config)
+    changed = run_dir.begin(setup.config, setup.tokenizer)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        display = stack.enter_context(closing(Display(run_dir.log)))
+        keep_latest = setup.config.train.keep_latest
+        checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
+        for difference in changed:
+            display.say(f"changed since the last start: {difference}")
+        state = _restore_or_start(setup, checkpointer, run_dir, display)
+        step = int(state.step)
+        log = stack.enter_context(closing(MetricsLog(run_dir.metrics, step)))
+        if step >= setup.config.train.max_steps:
+            display.say(f"{run_dir.path} is complete at update {step}: raise --train.max-steps to "
+                        "go on, or start over with --fresh")  # fmt: skip
+            return 0
+        setup.announce(step, display)
+        return _Loop(setup, run_dir, checkpointer, log, display, stop).train(state, step)
+
+
+def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set[str]:
+    """What is to happen after update `step`: any of `validate`, `sample`, `save`.
+
+    The last update of a run does all that the run does at all; a stop request only saves; a save
+    that failed is tried again.
+    """
+    last = step == train.max_steps
+    every = {
+        "validate": train.eval_every_steps,
+        "sample": train.sample_every_steps,
+        "save": train.save_every_steps,
+    }
+    now = {name for name, n in every.items() if n and (last or step % n == 0)}
+    if stopping and not last:
+        return {"save"}
+    return now | {"save"} if last or save_failed else now
+
+
+def _restore_or_start(
+    setup: Setup, checkpointer: Checkpointer, run_dir: RunDir, display: Display
+) -> TrainState:
+    """The newest good checkpoint, or freshly drawn parameters where there is none."""
+    restored = checkpointer.restore(setup.abstract_state(), display.say)
+    if restored is None:
+        return setup.initial_state()
+    state, cursor = restored
+    if cursor["data"] != setup.manifest.fingerprint:
+        raise UserError(f"{run_dir.path} was trained on other data (fingerprint {cursor['data']}) "
+                        f"than {setup.manifest.directory} ({setup.manifest.fingerprint}): give "
+                        "that data's --data.path, or start over with --fresh")  # fmt: skip
+    display.say(f"resuming {run_dir.path} after update {int(state.step)}")
+    return state
+
+
+class _Loop:
+    """The updates of one start of a run."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        run_dir: RunDir,
+        checkpointer: Checkpointer,
+        log: MetricsLog,
+        display: Display,
+        stop: StopRequest,
+    ):
+        self.setup, self.run_dir, self.checkpointer = setup, run_dir, checkpointer
+        self.log, self.display, self.stop = log, display, stop
+        self.throughput = Throughput()
+        self.save_failed = False
+
+    def train(self, state: TrainState, step: int) -> int:
+        """Update by update to the end, or to a stop request; returns the exit code."""
+        train, display = self.setup.config.train, self.display
+        _forget_samples_after(self.run_dir.samples, step)
+        display.say("compiling the update ...")
+        display.start(step, train.max_steps)
+        previous: tuple[int, Metrics] | None = None
+        with batches_from(self.setup.source, step) as rows:
+            for batch in read_ahead(rows, self.setup.put_training_rows):
+                state, metrics = self.setup.train_step(state, batch, self.setup.key)
+                step += 1
+                if previous is not None:
+                    self._write(self._row(*previous))
+                previous = (step, metrics)
+                self._poll()
+                now = due(train, step, bool(self.stop), self.save_failed)
+                if now:
+                    self._boundary(now, state, self._row(*previous))
+                    previous = None
+                if step == train.max_steps or self.stop:
+                    break
+        return self._end(step)
+
+    def _row(self, step: int, metrics: Metrics) -> Row:
+        """Wait for an update and turn its metrics into a row of metrics.jsonl."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        skipped = int(values["skipped"])
+        if skipped:
+            self.display.say(f"update {step} was skipped: its gradients are not finite")
+        if skipped >= GIVE_UP_AFTER:
+            raise UserError(f"{skipped} updates in a row had gradients that are not finite, last "
+                            f"update {step}: the checkpoints in {self.run_dir.checkpoints} are "
+                            "good; go on with a lower --optim.peak-lr")  # fmt: skip
+        return {
+            "step": step,
+            "train_loss": values["loss"],
+            "learning_rate": values["learning_rate"],
+            "grad_norm": values["grad_norm"] if not skipped else None,
+            "tokens_per_second": self.throughput.measure(values["tokens"]),
+        }
+
+    def _write(self, row: Row) -> None:
+        self.log.append(row)
+        self.display.update(self.log.rows[-1])
+
+    def _boundary(self, now: set[str], state: TrainState, row: Row) -> None:
+        """Validate, write the row, then sample and save, as far as each is due."""
+        step, best = row["step"], self.checkpointer.best_loss()
+        validation = self._validate(state) if "validate" in now else None
+        if validation is not None:
+            row["val_loss"], row["val_stderr"] = validation.loss, validation.stderr
+            row["val_bits_per_byte"] = validation.bits_per_byte
+        self._write(row)
+        if "sample" in now:
+            self._sample(state, step)
+        if "save" in now or (validation is not None and validation.loss < best):
+            self._save(state, validation)
+        if "validate" in now:
+            self._plot()
+        self.throughput.pause()
+
+    def _validate(self, state: TrainState) -> Validation | None:
+        """The validation loss; None if a stop request came meanwhile."""
+
+        def until_stopped():
+            for batch in self.setup.validation_batches():
+                yield batch
+                if self.stop:
+                    return
+
+        step = self.setup.eval_step
+        result = evaluate(
+            lambda batch: step(state.params, batch), until_stopped(), self.setup.val_bytes
+        )
+        return None if self.stop else result
+
+    def _sample(self, state: TrainState, step: int) -> None:
+        """Append a text to samples.md, the same whenever this update is reached."""
+        config = self.setup.config
+        key = jax.random.fold_in(jax.random.key(config.train.seed), step)
+        params = jax.tree.map(lambda x: x.addressable_data(0), state.params)
+        pieces = []
+        for piece in stream_text(config.model, params, self.setup.tokenizer, key, config.sample):
+            pieces.append(piece)
+            if self.stop:
+                return
+        text = config.sample.prompt + "".join(pieces)
+        with self.run_dir.samples.open("a") as file:
+            file.write(f"{SAMPLE_HEADING}{step}\n\n~~~text\n{text}\n~~~\n\n")
+        self.display.say(f"sample after update {step}:\n{text}")
+
+    def _save(self, state: TrainState, validation: Validation | None) -> None:
+        """Start saving; after a failed save, wait until this one is safe."""
+        self.log.sync()
+        cursor = {"data": self.setup.manifest.fingerprint}
+        if validation is not None:
+            cursor["val_loss"] = validation.loss
+        try:
+            self.checkpointer.save(state, json.loads(to_json(self.setup.config)), cursor)
+            if self.save_failed:
+                self.checkpointer.wait()
+                self.display.say("the checkpoint is written now")
+            self.save_failed = False
+        except SaveError as error:
+            if self.save_failed:
+                raise
+            self._note_failure(error)
+
+    def _poll(self) -> None:
+        """Finish saves that have ended; a failed one is tried again after this update."""
+        try:
+            self.checkpointer.poll()
+        except SaveError as error:
+            if self.save_failed:
+                raise
+            self._note_failure(error)
+
+    def _note_failure(self, error: SaveError) -> None:
+        self.save_failed = True
+        self.display.say(f"{error} Trying once more.")
+
+    def _plot(self) -> None:
+        tokens = self.setup.config.train.batch_tokens
+        plot_curves(self.log.rows, tokens, self.run_dir.path.name, self.run_dir.curves)
+
+    def _end(self, step: int) -> int:
+        """Make the last save safe and say how to go on."""
+        self.display.stop()
+        self.checkpointer.wait()
+        self._plot()
+        if step < self.setup.config.train.max_steps:
+            name = self.stop.signal.name if self.stop.signal else "a stop request"
+            self.display.say(f"stopped by {name} after update {step}; everything is saved in "
+                             f"{self.run_dir.path}: run the same command to go on")  # fmt: skip
+            return self.stop.exit_code
+        self.display.say(f"done: {step} updates; curves in {self.run_dir.curves}; now try\n"
+                         f'  python -m gptjax.generate --run {self.run_dir.path} --prompt "..."')  # fmt: skip
+        return 0
+
+
+def _forget_samples_after(path: Path, step: int) -> None:
+    """Drop the samples of updates that will be done again."""
+    if not path.exists():
+        return
+    head, *sections = path.read_text().split(SAMPLE_HEADING)
+    kept = [s for s in sections if int(s.split("\n", 1)[0]) <= step]
+    write_atomically(path, "".join([head, *(SAMPLE_HEADING + s for s in kept)]).encode())

@@ -1,0 +1,73 @@
+"""Devices as a mesh with one axis, `data`, and where a run's arrays lie on it.
+
+Parameters and optimizer state are on every device; each device has its own rows of a batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gptjax.config import Config
+from gptjax.errors import ConfigError
+
+AXIS = "data"
+
+
+def make_mesh(n_devices: int | None = None) -> Mesh:
+    """A mesh over all devices, or over the first `n_devices`."""
+    devices = jax.devices()[:n_devices]
+    # make_mesh gives Explicit axes by default, which shard_map's automatic parts refuse
+    return jax.make_mesh((len(devices),), (AXIS,), (AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put_rows(mesh: Mesh, batch: Any, axis: int) -> Any:
+    """Start copying this process's part of a batch to its devices, split along `axis`.
+
+    The result is the global batch of all processes; process order is row order.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How the rows of an update are cut: A micro-steps of `micro_batch` rows on every device."""
+
+    micro_steps: int
+    micro_batch: int
+    n_devices: int
+    context: int
+
+    def __str__(self) -> str:
+        tokens = self.micro_steps * self.micro_batch * self.n_devices * self.context
+        return (
+            f"{self.micro_steps} micro-steps x {self.n_devices} devices x {self.micro_batch} "
+            f"sequences x {self.context} tokens = {tokens:,} tokens an update"
+        )
+
+
+def batch_layout(config: Config, n_devices: int) -> BatchLayout:
+    """Derive the micro-steps from the batch; they are never set by hand.
+
+    Where there are so many devices that the rows do not fill `train.micro_batch` on each, the
+    largest smaller micro-batch that divides them is taken. Raises `ConfigError` if the rows do not
+    divide among the devices.
+    """
+    rows = config.batch_rows
+    if rows % n_devices:
+        raise ConfigError([
+            f"train.batch_tokens {config.train.batch_tokens} is {rows} sequences of "
+            f"{config.context} tokens, which do not divide among {n_devices} devices: try "
+            f"{-(-rows // n_devices) * n_devices * config.context}"
+        ])  # fmt: skip
+    per_device = rows // n_devices
+    largest = min(config.train.micro_batch, per_device)
+    micro = next(m for m in range(largest, 0, -1) if per_device % m == 0)
+    return BatchLayout(per_device // micro, micro, n_devices, config.context)

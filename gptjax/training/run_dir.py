@@ -1,0 +1,137 @@
+"""A run's directory: config.json, tokenizer.json, checkpoints/, metrics.jsonl, loss.png, samples.md.
+
+Starting a run again in the same directory resumes it; what decides the parameters or the order of
+the data must then be the same.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptjax.config import Config, from_json, to_json
+from gptjax.data.tokenizers import Tokenizer
+from gptjax.data.tokenizers import from_json as tokenizer_from_json
+from gptjax.errors import UserError
+from gptjax.files import write_atomically
+
+# Fields that may differ when a run goes on: where data lies, how fast things run, what is shown.
+FREE = (
+    "data.", "optim.", "sample.", "train.max_steps", "train.micro_batch", "train.eval_",
+    "train.save_", "train.sample_", "train.keep_", "model.unroll", "model.dtype", "model.embd_pdrop",
+    "model.attn_pdrop", "model.resid_pdrop",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """A copy of the data's tokenizer."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Orbax steps."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One row a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        """The plotted curves."""
+        return self.path / "loss.png"
+
+    @property
+    def samples(self) -> Path:
+        """Texts sampled while training."""
+        return self.path / "samples.md"
+
+    @property
+    def log(self) -> Path:
+        """Every message."""
+        return self.path / "log.txt"
+
+    def set_aside(self) -> Path | None:
+        """Move an existing run out of the way; returns where to, None if there was nothing."""
+        if not self.path.exists():
+            return None
+        target = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        while target.exists():
+            target = target.with_name(target.name + "x")
+        self.path.rename(target)
+        return target
+
+    def check(self) -> None:
+        """Raise `UserError` if the path cannot be a run's directory."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; expected a run's directory: choose another "
+                            "--run-dir")  # fmt: skip
+        foreign = self.path.is_dir() and any(self.path.iterdir()) and not self.config.exists()
+        if foreign and not (self.log.exists() and len(list(self.path.iterdir())) == 1):
+            raise UserError(f"{self.path} is not empty and no run of gptjax (no config.json): "
+                            "choose another --run-dir")  # fmt: skip
+
+    def begin(self, config: Config, tokenizer: Tokenizer) -> list[str]:
+        """Write config and tokenizer; returns what differs from the run that is already here.
+
+        Raises `UserError` if it goes on from checkpoints of what is another run.
+        """
+        differences = self._differences(config)
+        if any(self.checkpoints.glob("[0-9]*")):
+            fixed = [d for d in differences if not d.startswith(FREE)]
+            if fixed:
+                listed = "".join(f"\n  - {d}" for d in fixed)
+                raise UserError(f"{self.path} holds a run with other settings:{listed}\nchoose "
+                                "another --run-dir, or start over with --fresh, which keeps the "
+                                "old run beside the new")  # fmt: skip
+        else:
+            differences = []
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config, to_json(config).encode())
+        write_atomically(self.tokenizer, tokenizer.to_json().encode())
+        return differences
+
+    def _differences(self, config: Config) -> list[str]:
+        if not self.config.exists():
+            return []
+        old, new = _flat(self.read_config()), _flat(config)
+        return [f"{k} was {old.get(k)!r}, now {v!r}" for k, v in new.items() if old.get(k) != v]
+
+    def read_config(self) -> Config:
+        """The run's config; raises `UserError` where there is no run."""
+        try:
+            return from_json(self.config.read_text(), str(self.config))
+        except OSError as error:
+            raise UserError(f"{self.path} is no run of gptjax (no config.json); expected the "
+                            "directory of a run, such as runs/quickstart") from error  # fmt: skip
+
+    def read_tokenizer(self) -> Tokenizer:
+        """The run's tokenizer; raises `UserError` where it is missing or damaged."""
+        try:
+            return tokenizer_from_json(self.tokenizer.read_text(), str(self.tokenizer))
+        except OSError as error:
+            raise UserError(f"{self.tokenizer} is missing: copy tokenizer.json from the data "
+                            "directory") from error  # fmt: skip
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """Every field under its dotted name."""
+    return {
+        f"{section.name}.{name}": value
+        for section in dataclasses.fields(Config)
+        for name, value in dataclasses.asdict(getattr(config, section.name)).items()
+    }
