@@ -5,7 +5,9 @@ at once; on a bad command line each flag is therefore tried on its own and the c
 with all those that were right.
 """
 
+import contextlib
 import dataclasses
+import io
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +59,7 @@ def parse(command: type[T], argv: Sequence[str], prog: str, default: T | None = 
     if "-h" in argv or "--help" in argv:
         return tyro.cli(command, args=["--help"], prog=prog, **known)
     try:
-        return tyro.cli(command, args=argv, prog=prog, console_outputs=False, **known)
+        return _quietly(command, argv, known)
     except SystemExit:
         problems = _diagnose(command, argv, known)[0]
         raise ConfigError(problems or [f"cannot read: {' '.join(argv)}; see --help"]) from None
@@ -89,7 +91,7 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
     except ConfigError:
         found, good = _diagnose(command, argv, {"default": default})
         problems += found
-        parsed = tyro.cli(command, args=good, console_outputs=False, default=default)
+        parsed = _quietly(command, good, {"default": default})
     try:
         validate(parsed.run)
     except ConfigError as error:
@@ -97,6 +99,12 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return parsed
+
+
+def _quietly(command: type[T], argv: Sequence[str], known: dict[str, Any]) -> T:
+    """Let tyro parse without its own error boxes; raises SystemExit where it cannot."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        return tyro.cli(command, args=argv, console_outputs=False, **known)
 
 
 def _flag(argv: Sequence[str], flag: str) -> str | None:
@@ -127,7 +135,7 @@ def _diagnose(
             problems.append(f"unknown option {flag}{did_you_mean(name, flags)}")
         else:
             try:
-                tyro.cli(command, args=group, console_outputs=False, **known)
+                _quietly(command, group, known)
                 good += group
             except SystemExit:
                 problems.append(f"{flag} must be {type_name(flags[name])}, not {given}")
