@@ -9,8 +9,8 @@ Warm-up: 375M tokens (the same appendix) = 715 updates of 2^19.
 Length: 10e9 / 2^19 = 19,073 updates, one epoch. 6 N D = 7.5e18 FLOP without attention.
 Dropout is off, as in every public run of this size over one epoch; `--model.embd-pdrop 0.1
 --model.attn-pdrop 0.1 --model.resid-pdrop 0.1` turns it on.
-Expected: OpenAI's own weights have 3.29 nats per token on FineWeb's validation set, and llm.c's run of
-this length over FineWeb (not -Edu) ends at 3.29 as well. No figure of ours exists yet.
+Expected: OpenAI's own weights have 3.29 nats per token on FineWeb's validation set, and llm.c's run
+of this length over FineWeb (not -Edu) ends at 3.29 as well. No figure of ours exists yet.
 
     python -m gptjax.prepare --config gpt2_124m --input FILE...
     python -m gptjax.train --config gpt2_124m

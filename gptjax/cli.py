@@ -55,7 +55,7 @@ def main(verb: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
 
 def parse(command: type[T], argv: Sequence[str], prog: str, default: T | None = None) -> T:
     """Parse flags into `command`; raises `ConfigError` with every problem, exits 0 on --help."""
-    known = {} if default is None else {"default": default}
+    known: dict[str, Any] = {} if default is None else {"default": default}
     if "-h" in argv or "--help" in argv:
         return tyro.cli(command, args=["--help"], prog=prog, **known)
     try:

@@ -221,7 +221,8 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
     last = t.max_steps if o.decay_steps is None else o.decay_steps
     row, micro_tokens = c.context, c.context * t.micro_batch
     near = max(1, round(t.batch_tokens / micro_tokens)) * micro_tokens
-    return rules + [
+    return [
+        *rules,
         (m.n_embd % m.n_head != 0,
          f"model.n_embd {m.n_embd} is not divisible by model.n_head {m.n_head}: every head needs "
          "the same width"),

@@ -1,4 +1,4 @@
-"""Continue a text with a trained run: `python -m gptjax.generate --run runs/quickstart --prompt "def "`."""
+"""Continue a text with a run: `python -m gptjax.generate --run runs/quickstart --prompt "def "`."""
 
 import sys
 from collections.abc import Sequence
@@ -70,20 +70,28 @@ def generate(argv: Sequence[str]) -> int:
 
 def _check(command: GenerateCommand) -> None:
     rules = [
-        (command.max_new_tokens < 1, f"--max-new-tokens must be at least 1, not "
-         f"{command.max_new_tokens}"),
-        (not command.temperature >= 0, f"--temperature must be 0 or more, not "
-         f"{command.temperature}"),
-        (command.top_k is not None and command.top_k < 1, f"--top-k must be at least 1, not "
-         f"{command.top_k} (None keeps all)"),
+        (
+            command.max_new_tokens < 1,
+            f"--max-new-tokens must be at least 1, not {command.max_new_tokens}",
+        ),
+        (
+            not command.temperature >= 0,
+            f"--temperature must be 0 or more, not {command.temperature}",
+        ),
+        (
+            command.top_k is not None and command.top_k < 1,
+            f"--top-k must be at least 1, not {command.top_k} (None keeps all)",
+        ),
         (command.num_samples < 1, f"--num-samples must be at least 1, not {command.num_samples}"),
         (not 0 <= command.seed < 2**32, f"--seed must be in [0, 2**32), not {command.seed}"),
-    ]  # fmt: skip
+    ]
     if problems := [message for bad, message in rules if bad]:
         raise ConfigError(problems)
     if not command.run.is_dir():
-        raise UserError(f"there is no run in {command.run}: train one first, for example with "
-                        "`python -m gptjax.train --config quickstart`")  # fmt: skip
+        raise UserError(
+            f"there is no run in {command.run}: train one first, for example with "
+            "`python -m gptjax.train --config quickstart`"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prepare text for training: `python -m gptjax.prepare --input a.txt b.txt --tokenizer gpt2 --out DIR`."""
+"""Prepare text: `python -m gptjax.prepare --input a.txt b.txt --tokenizer gpt2 --out DIR`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -42,12 +42,17 @@ def prepare(argv: Sequence[str]) -> int:
     if command.config is None:
         missing = [f for f, v in (("--input", command.input), ("--out", command.out)) if not v]
         if missing:
-            raise ConfigError([f"{' and '.join(missing)} missing: give --config NAME, or --input "
-                               "FILE... --tokenizer gpt2|bytes --out DIR"])  # fmt: skip
+            raise ConfigError(
+                [
+                    f"{' and '.join(missing)} missing: give --config NAME, or --input "
+                    "FILE... --tokenizer gpt2|bytes --out DIR"
+                ]
+            )
     validate(dataclasses.replace(config, data=data))
     if not data.inputs and data.source is None:
-        raise UserError(f"config {command.config} has no text of its own: give text files with "
-                        "--input FILE...")  # fmt: skip
+        raise UserError(
+            f"config {command.config} has no text of its own: give text files with --input FILE..."
+        )
 
     from gptjax.data.preparation import prepare_with_progress
 

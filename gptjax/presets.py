@@ -31,13 +31,18 @@ def find_preset(name_or_path: str) -> Path:
         path = Path(name_or_path)
         if path.is_file():
             return path
-        raise ConfigError([f"no config file {name_or_path}: give a path to a Python file with "
-                           "get_config()"])  # fmt: skip
+        raise ConfigError(
+            [f"no config file {name_or_path}: give a path to a Python file with get_config()"]
+        )
     names = preset_names()
     if name_or_path in names:
         return presets_dir() / f"{name_or_path}.py"
-    raise ConfigError([f"unknown config {name_or_path!r}{did_you_mean(name_or_path, names)}; "
-                       f"there are: {', '.join(names)}; or give the path of a .py file"])  # fmt: skip
+    raise ConfigError(
+        [
+            f"unknown config {name_or_path!r}{did_you_mean(name_or_path, names)}; "
+            f"there are: {', '.join(names)}; or give the path of a .py file"
+        ]
+    )
 
 
 def load_preset(name_or_path: str) -> Config:
@@ -53,8 +58,12 @@ def load_preset(name_or_path: str) -> Config:
     except Exception as error:
         raise ConfigError([f"{path}: {_explain(error)}"]) from error
     if not isinstance(config, Config):
-        raise ConfigError([f"{path}: get_config() must return a gptjax.config.Config, "
-                           f"not {type(config).__name__}"])  # fmt: skip
+        raise ConfigError(
+            [
+                f"{path}: get_config() must return a gptjax.config.Config, "
+                f"not {type(config).__name__}"
+            ]
+        )
     try:
         validate(config)
     except ConfigError as error:

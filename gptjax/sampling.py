@@ -59,9 +59,14 @@ def continue_tokens(
         window = np.zeros(_window_length(len(seen), cfg.n_ctx), dtype=np.int32)
         window[: len(seen)] = seen
         token = _next_token(
-            cfg, params, window, len(seen), jax.random.fold_in(key, i),
-            sample.temperature, sample.top_k,
-        )  # fmt: skip
+            cfg,
+            params,
+            window,
+            len(seen),
+            jax.random.fold_in(key, i),
+            sample.temperature,
+            sample.top_k,
+        )
         tokens.append(int(token))
         yield tokens[-1]
 

@@ -31,8 +31,10 @@ def train(argv: Sequence[str]) -> int:
     run, data_dir = command.run, Path(command.data.path)
     if not is_prepared(data_dir):
         if run.data.source is None:
-            raise UserError(f"there is no prepared data in {data_dir}: run "
-                            f"`{how_to_prepare(command.config, run)}` first")  # fmt: skip
+            raise UserError(
+                f"there is no prepared data in {data_dir}: run "
+                f"`{how_to_prepare(command.config, run)}` first"
+            )
         prepare_with_progress(run.data)
     if command.fresh and (kept := RunDir(run_path).set_aside()):
         print(f"the old run is kept in {kept}")

@@ -40,9 +40,11 @@ class StepSource:
         processes: int = 1,
     ):
         if len(windows) == 0:
-            raise UserError(f"{windows.manifest.directory} has too few {windows.split} tokens for "
-                            f"one window of {windows.context} + 1: prepare more text, or train "
-                            "with a shorter --train.context")  # fmt: skip
+            raise UserError(
+                f"{windows.manifest.directory} has too few {windows.split} tokens for "
+                f"one window of {windows.context} + 1: prepare more text, or train "
+                "with a shorter --train.context"
+            )
         if rows % processes:
             raise UserError(f"{rows} sequences an update do not divide among {processes} processes")
         self._order = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
@@ -55,14 +57,16 @@ class StepSource:
     def __getitem__(self, step: int) -> np.ndarray:
         """Rows of `step`, counted from 0."""
         start = step * self._rows + self._first
-        return np.stack([self._order[i] for i in range(start, start + self._local)])
+        rows: list[Any] = [self._order[i] for i in range(start, start + self._local)]
+        return np.stack(rows)
 
 
 @contextmanager
 def batches_from(source: StepSource, step: int) -> Iterator[Iterator[np.ndarray]]:
     """Iterate over the items of `source` from `step` on, read ahead by one thread."""
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=HOST_AHEAD)
-    iterator = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+    records: Any = source  # Grain needs no more than len() and indexing
+    iterator = iter(grain.MapDataset.source(records).to_iter_dataset(options))
     iterator.set_state({"next_index": step})
     try:
         yield iterator
@@ -113,11 +117,15 @@ def validation_batches(
 def require_vocabulary(manifest: Manifest, n_vocab: int | None, tokenizer: str | None) -> int:
     """The data's vocabulary size; raises `UserError` where the config asks for another."""
     if tokenizer is not None and tokenizer != manifest.tokenizer:
-        raise UserError(f"{manifest.directory} was tokenised with {manifest.tokenizer}, but the "
-                        f"config says data.tokenizer {tokenizer}: leave it out, or prepare the "
-                        "data with it")  # fmt: skip
+        raise UserError(
+            f"{manifest.directory} was tokenised with {manifest.tokenizer}, but the "
+            f"config says data.tokenizer {tokenizer}: leave it out, or prepare the "
+            "data with it"
+        )
     if n_vocab is not None and n_vocab != manifest.n_vocab:
-        raise UserError(f"{manifest.directory} has a vocabulary of {manifest.n_vocab} "
-                        f"({manifest.tokenizer}), but the config says model.n_vocab {n_vocab}: "
-                        "leave it out")  # fmt: skip
+        raise UserError(
+            f"{manifest.directory} has a vocabulary of {manifest.n_vocab} "
+            f"({manifest.tokenizer}), but the config says model.n_vocab {n_vocab}: "
+            "leave it out"
+        )
     return manifest.n_vocab

@@ -79,8 +79,10 @@ def read_manifest(directory: Path) -> Manifest:
         }
         manifest = Manifest(directory=directory, splits=splits, **table)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a readable manifest ({type(error).__name__}: {error}): "
-                        "prepare the data again") from error  # fmt: skip
+        raise UserError(
+            f"{path} is not a readable manifest ({type(error).__name__}: {error}): "
+            "prepare the data again"
+        ) from error
     for split in manifest.splits.values():
         for shard in split.shards:
             check_shard(directory / shard.name, shard.tokens, manifest.dtype)
@@ -95,7 +97,9 @@ def read_tokenizer(manifest: Manifest) -> Tokenizer:
     except OSError as error:
         raise UserError(f"{path} is missing: prepare the data again") from error
     if fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
-        raise UserError(f"{path} is not the tokenizer that the manifest names: fingerprint "
-                        f"{fingerprint(tokenizer)}, expected {manifest.tokenizer_fingerprint} "
-                        f"({manifest.tokenizer}); prepare the data again")  # fmt: skip
+        raise UserError(
+            f"{path} is not the tokenizer that the manifest names: fingerprint "
+            f"{fingerprint(tokenizer)}, expected {manifest.tokenizer_fingerprint} "
+            f"({manifest.tokenizer}); prepare the data again"
+        )
     return tokenizer

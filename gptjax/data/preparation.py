@@ -94,16 +94,21 @@ def prepare_with_progress(data: DataConfig) -> Manifest:
 
     documents = find_documents(data)
     total = sum(document.size for document in documents)
-    print(f"preparing {data.path}: {len(documents):,} documents, {total / 1e6:,.1f} MB, tokenizer "
-          f"{data.tokenizer or 'bytes'}", flush=True)  # fmt: skip
+    print(
+        f"preparing {data.path}: {len(documents):,} documents, {total / 1e6:,.1f} MB, tokenizer "
+        f"{data.tokenizer or 'bytes'}",
+        flush=True,
+    )
     columns = (TextColumn("tokenising"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns) as bar:
         task = bar.add_task("", total=total)
         manifest = prepare(data, documents, lambda done: bar.advance(task, done))
     for name, split in manifest.splits.items():
         per_token = split.bytes / max(1, split.tokens)
-        print(f"{name:5}  {split.tokens:,} tokens in {len(split.shards)} shards from "
-              f"{split.documents:,} documents, {per_token:.2f} bytes per token")  # fmt: skip
+        print(
+            f"{name:5}  {split.tokens:,} tokens in {len(split.shards)} shards from "
+            f"{split.documents:,} documents, {per_token:.2f} bytes per token"
+        )
     return manifest
 
 
@@ -141,11 +146,14 @@ def _existing(out: Path, settings: dict[str, Any]) -> Manifest | None:
             for k, v in settings.items()
             if manifest.settings.get(k) != v
         )
-        raise UserError(f"{out} holds data prepared differently ({differences}): choose another "
-                        "--out, or move that directory away")  # fmt: skip
+        raise UserError(
+            f"{out} holds data prepared differently ({differences}): choose another "
+            "--out, or move that directory away"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is no prepared data set (no {MANIFEST}): choose another "
-                        "--out")  # fmt: skip
+        raise UserError(
+            f"{out} exists and is no prepared data set (no {MANIFEST}): choose another --out"
+        )
     if out.exists():
         out.rmdir()
     return None

@@ -54,11 +54,15 @@ def check_shard(path: Path, tokens: int, dtype: str) -> None:
     if size >= HEADER_BYTES:
         header = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
         if header[0] != magic:
-            raise UserError(f"shard {path} has magic number {header[0]}, expected {magic} for "
-                            f"{dtype} tokens: it is no token shard, or damaged; {again}")  # fmt: skip
+            raise UserError(
+                f"shard {path} has magic number {header[0]}, expected {magic} for "
+                f"{dtype} tokens: it is no token shard, or damaged; {again}"
+            )
         if header[1] != version or header[2] != tokens:
-            raise UserError(f"shard {path} has version {header[1]} and {header[2]} tokens in its "
-                            f"header, expected {version} and {tokens}: {again}")  # fmt: skip
+            raise UserError(
+                f"shard {path} has version {header[1]} and {header[2]} tokens in its "
+                f"header, expected {version} and {tokens}: {again}"
+            )
     if size != expected:
         what = "truncated" if size < expected else "too long"
         raise UserError(f"shard {path} is {what}: {size} bytes, expected {expected}; {again}")

@@ -17,7 +17,7 @@ from gptjax.errors import UserError
 PIECE_BYTES = 2**20
 UNBROKEN_CHARS = 8 * PIECE_BYTES  # text without a single blank is cut anywhere, to bound memory
 HASHED_BYTES = 2**16  # a document is known by its beginning, so that none need be read twice
-# A blank or line end after text begins a new pre-token in GPT-2's pattern: nothing is merged across.
+# A blank or line end after text begins a new pre-token in GPT-2's pattern: no merge crosses it.
 _BOUNDARY = re.compile(r"(?<=\S)(?=[ \n])")
 
 
@@ -129,7 +129,7 @@ def content_hash(documents: Sequence[Document]) -> str:
 
 
 def split_documents(documents: Sequence[Document], val_fraction: float) -> list[Document]:
-    """Give every document to `train` or `val` by its hash, for good: order and machine are no matter.
+    """Give every document to `train` or `val` by its hash: the same on any machine, in any order.
 
     A corpus of few documents can put nothing, or far too much, into validation that way; where the
     share of bytes is off by more than three times, the last part of every document is held out

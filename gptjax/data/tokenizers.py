@@ -135,8 +135,10 @@ def make_tokenizer(name: str) -> Tokenizer:
     if name == "gpt2":
         return gpt2()
     known = ["bytes", "gpt2", "bpe:4096"]
-    raise UserError(f"unknown tokenizer {name!r}{did_you_mean(name, known)}: expected bytes, gpt2 "
-                    "or bpe:N with N of 257 or more")  # fmt: skip
+    raise UserError(
+        f"unknown tokenizer {name!r}{did_you_mean(name, known)}: expected bytes, gpt2 "
+        "or bpe:N with N of 257 or more"
+    )
 
 
 def gpt2(files: Path | None = None) -> BPETokenizer:
@@ -171,10 +173,11 @@ def _gpt2_ranks_from_files(directory: Path) -> dict[bytes, int]:
 
     paths = [directory / name for name in GPT2_FILES]
     if missing := [str(p) for p in paths if not p.is_file()]:
-        raise UserError(f"the gpt2 tokenizer needs {' and '.join(missing)}: OpenAI's files of the "
-                        "GPT-2 release")  # fmt: skip
+        raise UserError(
+            f"the gpt2 tokenizer needs {' and '.join(missing)}: OpenAI's files of the GPT-2 release"
+        )
     try:
-        ranks = data_gym_to_mergeable_bpe_ranks(*map(str, paths))
+        ranks = data_gym_to_mergeable_bpe_ranks(str(paths[0]), str(paths[1]))
     except Exception as error:
         raise UserError(
             f"{paths[0]} and {paths[1]} are not OpenAI's GPT-2 files: {error}"
@@ -192,12 +195,14 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> BPETokenizer:
     """
     import rustbpe
 
-    trainer = rustbpe.Tokenizer()
+    trainer = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]
     trainer.train_from_iterator(iter(texts), n_vocab - 1, pattern=GPT2_PATTERN)
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < n_vocab - 1:
-        raise UserError(f"the text gives a BPE of {len(ranks) + 1} tokens at most, not {n_vocab}: "
-                        f"ask for bpe:{len(ranks) + 1}, or for bytes")  # fmt: skip
+        raise UserError(
+            f"the text gives a BPE of {len(ranks) + 1} tokens at most, not {n_vocab}: "
+            f"ask for bpe:{len(ranks) + 1}, or for bytes"
+        )
     return BPETokenizer(f"bpe:{n_vocab}", ranks)
 
 

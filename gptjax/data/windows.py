@@ -57,6 +57,8 @@ class TokenWindows:
         # without this an id beyond the table would silently read another row of it
         if part.max() >= self.manifest.n_vocab:
             path = self.manifest.directory / self._shards[shard].name
-            raise UserError(f"shard {path} holds token id {part.max()}, but the vocabulary of "
-                            f"{self.manifest.tokenizer} ends at {self.manifest.n_vocab - 1}: the "
-                            "file is damaged; prepare the data again")  # fmt: skip
+            raise UserError(
+                f"shard {path} holds token id {part.max()}, but the vocabulary of "
+                f"{self.manifest.tokenizer} ends at {self.manifest.n_vocab - 1}: the "
+                "file is damaged; prepare the data again"
+            )

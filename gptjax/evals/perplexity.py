@@ -5,6 +5,7 @@ wherever it is measured.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ def evaluate(
     step: Callable[[Batch], dict[str, Any]], batches: Iterable[Batch], target_bytes: int
 ) -> Validation:
     """Sum `step` over `batches`; `target_bytes` is the text length of all their targets."""
-    total = dict.fromkeys(("loss", "tokens", "rows", "mean", "square"), 0.0)
+    total: dict[str, float] = defaultdict(float)
     for batch in batches:
         for name, value in step(batch).items():
             total[name] += float(value)

@@ -57,13 +57,13 @@ class GPT(nn.Module):
         else:
             head_VD = self.param("lm_head", init, (cfg.padded_vocab, cfg.n_embd)).astype(dtype)
         logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, head_VD, preferred_element_type=jnp.float32)
-        is_padding_V = jnp.arange(cfg.padded_vocab) >= cfg.n_vocab
+        is_padding_V = jnp.arange(cfg.padded_vocab) >= (cfg.n_vocab or 0)
         return jnp.where(is_padding_V[None, None], PADDING_LOGIT, logits_BTV)
 
 
 def init_params(cfg: ModelConfig, key: Array) -> dict:
     """Draw float32 parameters: N(0, 0.02), residual projections narrower, norms 1, biases 0."""
-    return GPT(cfg).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return dict(GPT(cfg).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 def parameter_shapes(cfg: ModelConfig) -> dict:

@@ -84,7 +84,7 @@ class Checkpointer:
         return min(losses, key=lambda s: (losses[s], s), default=None)
 
     def choose(self, which: str) -> int:
-        """The step that `best`, `latest` or a number means; raises `UserError` where there is none."""
+        """The step that `best`, `latest` or a number means; raises `UserError` without one."""
         steps = self.steps()
         if not steps:
             raise UserError(f"there is no checkpoint in {self.directory} yet")
@@ -95,8 +95,10 @@ class Checkpointer:
             return steps[-1] if best is None else best
         if which.isdigit() and int(which) in steps:
             return int(which)
-        raise UserError(f"there is no checkpoint {which!r} in {self.directory}: expected best, "
-                        f"latest or one of {', '.join(map(str, steps))}")  # fmt: skip
+        raise UserError(
+            f"there is no checkpoint {which!r} in {self.directory}: expected best, "
+            f"latest or one of {', '.join(map(str, steps))}"
+        )
 
     def best_loss(self) -> float:
         """The lowest validation loss of any saved step; infinity where none was measured."""
@@ -180,8 +182,10 @@ class Checkpointer:
         self._manager.close()
         self._open()
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        return SaveError(f"the checkpoint of step {step} could not be written to {self.directory}: "
-                         f"{reason[-1][:300]}; is the disk full?")  # fmt: skip
+        return SaveError(
+            f"the checkpoint of step {step} could not be written to {self.directory}: "
+            f"{reason[-1][:300]}; is the disk full?"
+        )
 
     def restore(self, abstract: TrainState, say: Say) -> tuple[TrainState, dict] | None:
         """The newest step that verifies, placed as `abstract` says, and its cursor; None if empty.
@@ -199,9 +203,11 @@ class Checkpointer:
                     problem = f"{type(error).__name__} on reading it"
             self._set_aside(step, problem, say)
         if found:
-            raise UserError(f"none of the checkpoints in {self.directory} can be read; they are in "
-                            f"{self.directory.parent / DAMAGED} now. Copy one back from a backup, "
-                            "or start over with --fresh")  # fmt: skip
+            raise UserError(
+                f"none of the checkpoints in {self.directory} can be read; they are in "
+                f"{self.directory.parent / DAMAGED} now. Copy one back from a backup, "
+                "or start over with --fresh"
+            )
         return None
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
@@ -235,8 +241,10 @@ class Checkpointer:
         (self.directory / str(step)).rename(target)
         self._losses.pop(step, None)
         self._manager.reload()
-        say(f"checkpoint of step {step} is damaged ({problem}): moved to {target}, going back to "
-            "the one before")  # fmt: skip
+        say(
+            f"checkpoint of step {step} is damaged ({problem}): moved to {target}, going back to "
+            "the one before"
+        )
 
 
 def sign(step_dir: Path) -> None:

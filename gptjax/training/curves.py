@@ -27,8 +27,9 @@ def plot_curves(rows: Sequence[Row], tokens_per_step: int, title: str, path: Pat
     if val:
         steps, values = zip(*val, strict=True)
         label = f"validation, last {values[-1]:.3f}"
-        losses.plot(steps, values, color=VALIDATION, linewidth=1.6, marker="o", markersize=3,
-                    label=label)  # fmt: skip
+        losses.plot(
+            steps, values, color=VALIDATION, linewidth=1.6, marker="o", markersize=3, label=label
+        )
     if rate:
         rates.plot(*zip(*rate, strict=True), color=RATE, linewidth=1.6)
 

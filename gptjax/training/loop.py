@@ -51,8 +51,10 @@ def fit(config: Config, run_path: Path) -> int:
         step = int(state.step)
         log = stack.enter_context(closing(MetricsLog(run_dir.metrics, step)))
         if step >= setup.config.train.max_steps:
-            display.say(f"{run_dir.path} is complete at update {step}: raise --train.max-steps to "
-                        "go on, or start over with --fresh")  # fmt: skip
+            display.say(
+                f"{run_dir.path} is complete at update {step}: raise --train.max-steps to "
+                "go on, or start over with --fresh"
+            )
             return 0
         setup.announce(step, display)
         return _Loop(setup, run_dir, checkpointer, log, display, stop).train(state, step)
@@ -85,9 +87,11 @@ def _restore_or_start(
         return setup.initial_state()
     state, cursor = restored
     if cursor["data"] != setup.manifest.fingerprint:
-        raise UserError(f"{run_dir.path} was trained on other data (fingerprint {cursor['data']}) "
-                        f"than {setup.manifest.directory} ({setup.manifest.fingerprint}): give "
-                        "that data's --data.path, or start over with --fresh")  # fmt: skip
+        raise UserError(
+            f"{run_dir.path} was trained on other data (fingerprint {cursor['data']}) "
+            f"than {setup.manifest.directory} ({setup.manifest.fingerprint}): give "
+            "that data's --data.path, or start over with --fresh"
+        )
     display.say(f"resuming {run_dir.path} after update {int(state.step)}")
     return state
 
@@ -139,9 +143,11 @@ class _Loop:
         if skipped:
             self.display.say(f"update {step} was skipped: its gradients are not finite")
         if skipped >= GIVE_UP_AFTER:
-            raise UserError(f"{skipped} updates in a row had gradients that are not finite, last "
-                            f"update {step}: the checkpoints in {self.run_dir.checkpoints} are "
-                            "good; go on with a lower --optim.peak-lr")  # fmt: skip
+            raise UserError(
+                f"{skipped} updates in a row had gradients that are not finite, last "
+                f"update {step}: the checkpoints in {self.run_dir.checkpoints} are "
+                "good; go on with a lower --optim.peak-lr"
+            )
         return {
             "step": step,
             "train_loss": values["loss"],
@@ -203,7 +209,7 @@ class _Loop:
     def _save(self, state: TrainState, validation: Validation | None) -> None:
         """Start saving; after a failed save, wait until this one is safe."""
         self.log.sync()
-        cursor = {"data": self.setup.manifest.fingerprint}
+        cursor: dict[str, str | float] = {"data": self.setup.manifest.fingerprint}
         if validation is not None:
             cursor["val_loss"] = validation.loss
         try:
@@ -241,11 +247,15 @@ class _Loop:
         self._plot()
         if step < self.setup.config.train.max_steps:
             name = self.stop.signal.name if self.stop.signal else "a stop request"
-            self.display.say(f"stopped by {name} after update {step}; everything is saved in "
-                             f"{self.run_dir.path}: run the same command to go on")  # fmt: skip
+            self.display.say(
+                f"stopped by {name} after update {step}; everything is saved in "
+                f"{self.run_dir.path}: run the same command to go on"
+            )
             return self.stop.exit_code
-        self.display.say(f"done: {step} updates; curves in {self.run_dir.curves}; now try\n"
-                         f'  python -m gptjax.generate --run {self.run_dir.path} --prompt "..."')  # fmt: skip
+        self.display.say(
+            f"done: {step} updates; curves in {self.run_dir.curves}; now try\n  "
+            f'python -m gptjax.generate --run {self.run_dir.path} --prompt "..."'
+        )
         return 0
 
 

@@ -62,11 +62,13 @@ def batch_layout(config: Config, n_devices: int) -> BatchLayout:
     """
     rows = config.batch_rows
     if rows % n_devices:
-        raise ConfigError([
-            f"train.batch_tokens {config.train.batch_tokens} is {rows} sequences of "
-            f"{config.context} tokens, which do not divide among {n_devices} devices: try "
-            f"{-(-rows // n_devices) * n_devices * config.context}"
-        ])  # fmt: skip
+        raise ConfigError(
+            [
+                f"train.batch_tokens {config.train.batch_tokens} is {rows} sequences of "
+                f"{config.context} tokens, which do not divide among {n_devices} devices: try "
+                f"{-(-rows // n_devices) * n_devices * config.context}"
+            ]
+        )
     per_device = rows // n_devices
     largest = min(config.train.micro_batch, per_device)
     micro = next(m for m in range(largest, 0, -1) if per_device % m == 0)

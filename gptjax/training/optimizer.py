@@ -84,7 +84,8 @@ def on_last_micro_step(
 
         return lax.cond(emit, last, earlier)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    # pyright does not know that extra arguments may be required
+    return optax.GradientTransformationExtraArgs(inner.init, update)  # pyright: ignore
 
 
 def accumulate(

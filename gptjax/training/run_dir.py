@@ -1,4 +1,4 @@
-"""A run's directory: config.json, tokenizer.json, checkpoints/, metrics.jsonl, loss.png, samples.md.
+"""A run's directory: config, tokenizer, checkpoints, metrics.jsonl, loss.png, samples.md, log.
 
 Starting a run again in the same directory resumes it; what decides the parameters or the order of
 the data must then be the same.
@@ -19,8 +19,8 @@ from gptjax.files import write_atomically
 # Fields that may differ when a run goes on: where data lies, how fast things run, what is shown.
 FREE = (
     "data.", "optim.", "sample.", "train.max_steps", "train.micro_batch", "train.eval_",
-    "train.save_", "train.sample_", "train.keep_", "model.unroll", "model.dtype", "model.embd_pdrop",
-    "model.attn_pdrop", "model.resid_pdrop",
+    "train.save_", "train.sample_", "train.keep_", "model.unroll", "model.dtype",
+    "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop",
 )  # fmt: skip
 
 
@@ -78,12 +78,15 @@ class RunDir:
     def check(self) -> None:
         """Raise `UserError` if the path cannot be a run's directory."""
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; expected a run's directory: choose another "
-                            "--run-dir")  # fmt: skip
+            raise UserError(
+                f"{self.path} is a file; expected a run's directory: choose another --run-dir"
+            )
         foreign = self.path.is_dir() and any(self.path.iterdir()) and not self.config.exists()
         if foreign and not (self.log.exists() and len(list(self.path.iterdir())) == 1):
-            raise UserError(f"{self.path} is not empty and no run of gptjax (no config.json): "
-                            "choose another --run-dir")  # fmt: skip
+            raise UserError(
+                f"{self.path} is not empty and no run of gptjax (no config.json): "
+                "choose another --run-dir"
+            )
 
     def begin(self, config: Config, tokenizer: Tokenizer) -> list[str]:
         """Write config and tokenizer; returns what differs from the run that is already here.
@@ -95,9 +98,11 @@ class RunDir:
             fixed = [d for d in differences if not d.startswith(FREE)]
             if fixed:
                 listed = "".join(f"\n  - {d}" for d in fixed)
-                raise UserError(f"{self.path} holds a run with other settings:{listed}\nchoose "
-                                "another --run-dir, or start over with --fresh, which keeps the "
-                                "old run beside the new")  # fmt: skip
+                raise UserError(
+                    f"{self.path} holds a run with other settings:{listed}\nchoose "
+                    "another --run-dir, or start over with --fresh, which keeps the "
+                    "old run beside the new"
+                )
         else:
             differences = []
         self.path.mkdir(parents=True, exist_ok=True)
@@ -116,16 +121,19 @@ class RunDir:
         try:
             return from_json(self.config.read_text(), str(self.config))
         except OSError as error:
-            raise UserError(f"{self.path} is no run of gptjax (no config.json); expected the "
-                            "directory of a run, such as runs/quickstart") from error  # fmt: skip
+            raise UserError(
+                f"{self.path} is no run of gptjax (no config.json); expected the "
+                "directory of a run, such as runs/quickstart"
+            ) from error
 
     def read_tokenizer(self) -> Tokenizer:
         """The run's tokenizer; raises `UserError` where it is missing or damaged."""
         try:
             return tokenizer_from_json(self.tokenizer.read_text(), str(self.tokenizer))
         except OSError as error:
-            raise UserError(f"{self.tokenizer} is missing: copy tokenizer.json from the data "
-                            "directory") from error  # fmt: skip
+            raise UserError(
+                f"{self.tokenizer} is missing: copy tokenizer.json from the data directory"
+            ) from error
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Everything of a run that stays the same while it runs, built once and announced before it starts."""
+"""Everything of a run that stays the same while it runs, built once and announced at its start."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def resolve(config: Config, manifest: Manifest) -> Config:
 
 
 class Setup:
-    """Data, mesh, optimizer and compiled steps of one config. Raises `UserError` before training."""
+    """Data, mesh, optimizer and steps of one config. Raises `UserError` before any training."""
 
     def __init__(self, config: Config):
         self.manifest = read_manifest(Path(config.data.path))
@@ -96,9 +96,11 @@ class Setup:
     def _count_val_bytes(self) -> int:
         if len(self._val_windows) == 0:
             tokens = self.manifest.splits["val"].tokens
-            raise UserError(f"{self.manifest.directory} has {tokens} validation tokens, fewer than "
-                            f"one window of {self.config.context} + 1: prepare with a larger "
-                            "--val-fraction, or train with --train.eval-every-steps 0")  # fmt: skip
+            raise UserError(
+                f"{self.manifest.directory} has {tokens} validation tokens, fewer than "
+                f"one window of {self.config.context} + 1: prepare with a larger "
+                "--val-fraction, or train with --train.eval-every-steps 0"
+            )
         return target_bytes(self._host_batches(0, 1), bytes_per_token(self.tokenizer))
 
     def announce(self, step: int, display: Display) -> None:
@@ -106,18 +108,24 @@ class Setup:
         train, model, say = self.config.train, self.config.model, display.say
         split, val = self.manifest.splits["train"], self.manifest.splits["val"]
         device, tokens = jax.devices()[0], train.batch_tokens * train.max_steps
-        say(f"model    {parameter_count(model):,} parameters: {model.n_layer} layers, "
+        say(
+            f"model    {parameter_count(model):,} parameters: {model.n_layer} layers, "
             f"{model.n_head} heads, {model.n_embd} wide, context {model.n_ctx}, vocabulary "
-            f"{model.n_vocab:,} (padded to {model.padded_vocab:,}), {model.dtype}")  # fmt: skip
-        say(f"data     {self.manifest.directory}: {split.tokens:,} training tokens in "
+            f"{model.n_vocab:,} (padded to {model.padded_vocab:,}), {model.dtype}"
+        )
+        say(
+            f"data     {self.manifest.directory}: {split.tokens:,} training tokens in "
             f"{len(split.shards)} shards, {val.tokens:,} for validation, tokenizer "
-            f"{self.manifest.tokenizer}")  # fmt: skip
+            f"{self.manifest.tokenizer}"
+        )
         say(f"devices  {self.layout.n_devices} x {device.device_kind} ({device.platform})")
         say(f"batch    {self.layout}")
         if self.layout.micro_batch < train.micro_batch:
             say(f"         (micro-batch lowered from {train.micro_batch} to fill every device)")
-        say(f"updates  {step:,} to {train.max_steps:,}; {tokens:,} tokens in all, "
-            f"{tokens / split.tokens:.2f} epochs")  # fmt: skip
+        say(
+            f"updates  {step:,} to {train.max_steps:,}; {tokens:,} tokens in all, "
+            f"{tokens / split.tokens:.2f} epochs"
+        )
         rows = [
             (name, " x ".join(map(str, shape)), "yes" if decayed else "no")
             for name, shape, decayed in decay_table(parameter_shapes(model))

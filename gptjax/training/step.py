@@ -81,7 +81,7 @@ def make_train_step(
             "skipped": optax.tree.get(opt_state, "notfinite_count"),
         }
         params = optax.apply_updates(state.params, updates)
-        return TrainState(accumulator.gradient_step, params, opt_state), metrics
+        return TrainState(jnp.asarray(accumulator.gradient_step), params, opt_state), metrics
 
     sharded = jax.shard_map(
         update,

@@ -28,7 +28,9 @@ def language_modelling(cfg: ModelConfig) -> RowLoss:
     def row_loss(params: Params, batch: Batch, key: Array | None) -> Array:
         inputs_BT, targets_BT = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
         rngs = None if key is None else {"dropout": key}
-        logits_BTV = model.apply({"params": params}, inputs_BT, train=key is not None, rngs=rngs)
+        logits_BTV: Any = model.apply(
+            {"params": params}, inputs_BT, train=key is not None, rngs=rngs
+        )
         return cross_entropy_rows(logits_BTV, targets_BT, batch["weights"])
 
     return row_loss

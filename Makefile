@@ -1,0 +1,38 @@
+# Two commands do all set-up: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup setup-reference quickstart test test-slow lint clean
+
+# The stamp is newer than what the environment was made from, or the environment is made again.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt -e '.[dev]'
+	touch $@
+
+setup: $(VENV)/installed
+
+# torch and transformers, for the comparisons that are skipped without them
+setup-reference: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,reference]'
+
+quickstart: setup
+	$(BIN)/python -m gptjax.train --config quickstart
+	$(BIN)/python -m gptjax.generate --run runs/quickstart --prompt "def " --max-new-tokens 120
+	@echo
+	@echo "curves: runs/quickstart/loss.png   the same command again resumes or shows it is complete"
+
+test: setup
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,377 @@
+"""Flags override a config's fields with their types, and one message lists all that is wrong."""
+
+import ast
+import dataclasses
+import re
+import subprocess
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, run_verb
+
+from gptjax.cli import ConfigCommand, main, parse, parse_config
+from gptjax.config import Config
+from gptjax.errors import ConfigError, UserError
+from gptjax.presets import load_preset, preset_names
+
+VERBS = ["train", "prepare", "generate"]
+CONFIG_SOURCE = ast.parse((ROOT / "gptjax" / "config.py").read_text())
+
+
+@dataclass(frozen=True)
+class Command(ConfigCommand):
+    """A verb for these tests."""
+
+    run_dir: Path | None = None
+    """Where to."""
+    fresh: bool = False
+    """Start over."""
+
+
+def read(*argv: str) -> Command:
+    return parse_config(Command, argv, "verb")
+
+
+def problems_of(*argv: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read(*argv)
+    return caught.value.problems
+
+
+def overridden(name: str, **sections: dict[str, Any]) -> Config:
+    config = load_preset(name)
+    parts = {s: dataclasses.replace(getattr(config, s), **fields) for s, fields in sections.items()}
+    return dataclasses.replace(config, **parts)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_config_without_flags_is_the_file_s(name):
+    assert read("--config", name).run == load_preset(name)
+    assert read(f"--config={name}").config == name
+
+
+@pytest.mark.parametrize(
+    ("argv", "section", "fields"),
+    [
+        (["--model.n-head", "4"], "model", {"n_head": 4}),
+        (["--model.n-head=4"], "model", {"n_head": 4}),
+        (["--model.n_head", "4"], "model", {"n_head": 4}),
+        (["--model.n_head=4"], "model", {"n_head": 4}),
+        (["--model.n-head", "4", "--model.n-head", "8"], "model", {"n_head": 8}),
+        (["--model.no-qkv-bias"], "model", {"qkv_bias": False}),
+        (["--model.no-qkv-bias", "--model.qkv_bias"], "model", {"qkv_bias": True}),
+        (["--model.norm", "post"], "model", {"norm": "post"}),
+        (["--model.dtype", "bfloat16"], "model", {"dtype": "bfloat16"}),
+        (["--model.embd-pdrop", ".5"], "model", {"embd_pdrop": 0.5}),
+        (["--optim.peak-lr", "1e-3"], "optim", {"peak_lr": 1e-3}),
+        (["--optim.peak-lr", "1"], "optim", {"peak_lr": 1.0}),
+        (["--optim.clip-norm", "None"], "optim", {"clip_norm": None}),
+        (["--optim.decay-steps", "50"], "optim", {"decay_steps": 50}),
+        (["--train.eval-tokens=None"], "train", {"eval_tokens": None}),
+        (["--train.context", "32", "--train.seed", "0"], "train", {"context": 32, "seed": 0}),
+        (["--data.inputs", "a b.txt", "c"], "data", {"inputs": ("a b.txt", "c")}),
+        (["--data.source", "None"], "data", {"source": None}),
+        (["--data.tokenizer", "bpe:300"], "data", {"tokenizer": "bpe:300"}),
+        (["--sample.prompt", "two words"], "sample", {"prompt": "two words"}),
+        (["--sample.prompt="], "sample", {"prompt": ""}),
+        (["--sample.prompt=--model.n-head=3"], "sample", {"prompt": "--model.n-head=3"}),
+        (["--sample.top-k", "None"], "sample", {"top_k": None}),
+    ],
+    ids=" ".join,
+)
+def test_a_flag_changes_its_field_and_no_other(argv, section, fields):
+    for words in (["--config", "tiny", *argv], [*argv, "--config", "tiny"]):
+        run = read(*words).run
+        assert run == overridden("tiny", **{section: fields})
+        assert all(type(getattr(getattr(run, section), k)) is type(v) for k, v in fields.items())
+
+
+def test_a_verb_s_own_flags_stay_out_of_the_config():
+    command = read("--config", "tiny", "--run-dir", "some/where", "--fresh")
+    assert (command.run_dir, command.fresh, command.config) == (Path("some/where"), True, "tiny")
+    assert command.run == load_preset("tiny")
+    assert type(command.run) is Config
+
+
+def test_everything_that_is_wrong_is_said_at_once():
+    problems = problems_of(
+        "--config", "tinny", "--model.n-heads", "4", "--model.n-layer", "many",
+        "--train.batch-tokens", "1000",
+    )  # fmt: skip
+    assert [p.split(";")[0] for p in problems[:3]] == [
+        "unknown config 'tinny' (did you mean tiny?)",
+        "unknown option --model.n-heads (did you mean --model.n-head?)",
+        "--model.n-layer must be int, not many",
+    ]
+    assert problems[3].startswith("train.batch_tokens 1000 is not divisible by")
+    assert len(problems) == 4
+
+
+def test_flags_that_were_right_count_when_others_were_wrong():
+    wrong = ["--model.n-layer", "many", "--bogus"]
+    alone = problems_of("--config", "tiny", *wrong)
+    assert len(alone) == 2
+    combined = problems_of("--config", "tiny", *wrong, "--model.n-embd=33", "--train.seed", "5")
+    assert combined[:2] == alone
+    assert [p.split(" is ")[0] for p in combined[2:]] == ["model.n_embd 33"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["--model.n-head", "4.0"], "--model.n-head must be int, not 4.0"),
+        (["--model.n_head", "x"], "--model.n_head must be int, not x"),
+        (["--model.n-head"], "--model.n-head must be int, not nothing"),
+        (["--model.n-head="], "--model.n-head must be int, not nothing"),
+        (["--optim.peak-lr", "fast"], "--optim.peak-lr must be float, not fast"),
+        (["--optim.clip-norm=no"], "--optim.clip-norm must be float or None, not no"),
+        (["--model.norm", "mid"], "--model.norm must be one of pre, post, not mid"),
+        (["--model.n-head", "3"], "model.n_embd 32 is not divisible by model.n_head 3"),
+        (["--modle.n-head", "4"], "unknown option --modle.n-head (did you mean --model.n-head?)"),
+        (["--n-head", "4"], "unknown option --n-head (did you mean --model.n-head?)"),
+        (["--fresh=yes"], "--fresh must be bool, not yes"),
+        (["--data.PATH", "x"], "unknown option --data.PATH (did you mean --data.path?)"),
+        (["--zzzzzzzzzzzz"], "unknown option --zzzzzzzzzzzz"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_flag_is_named_with_what_was_expected(argv, problem):
+    (only,) = problems_of("--config", "tiny", *argv)
+    assert only.startswith(problem)
+    assert ("did you mean" in only) == ("did you mean" in problem)
+
+
+def test_a_stray_word_is_an_error():
+    assert problems_of("stray", "--config", "tiny") == [
+        "unexpected argument 'stray': options begin with --"
+    ]
+    (only,) = problems_of("--config", "tiny", "stray")
+    assert "stray" in only
+
+
+@pytest.mark.parametrize("argv", [[], ["--fresh"], ["--train.seed", "1"]], ids=str)
+def test_a_missing_config_is_told_with_those_that_exist(argv):
+    (only,) = problems_of(*argv)
+    assert only == f"--config is missing; there are: {', '.join(preset_names())}"
+
+
+def test_a_verb_may_do_without_a_config():
+    argv = ["--model.n-layer", "3"]
+    run = parse_config(Command, argv, "verb", required=False).run
+    assert run == dataclasses.replace(
+        Config(), model=dataclasses.replace(Config().model, n_layer=3)
+    )
+
+
+NAMED = """
+from dataclasses import replace
+from gptjax.presets import load_preset
+
+def get_config():
+    config = load_preset("tiny")
+    return replace(config, model=replace(config.model, n_vocab=257))
+"""
+
+
+@pytest.mark.parametrize("path", [["--data.path", "d"], ["--data.path=d"]], ids=str)
+@pytest.mark.parametrize(
+    ("flags", "tokenizer", "n_vocab"),
+    [
+        ([], None, None),
+        (["--data.tokenizer", "gpt2"], "gpt2", None),
+        (["--model.n-vocab=300"], None, 300),
+        (["--model.n_vocab", "300", "--data.tokenizer=bytes"], "bytes", 300),
+    ],
+    ids=str,
+)
+def test_other_data_bring_their_own_tokenizer_unless_it_is_typed(
+    path, flags, tokenizer, n_vocab, tmp_path
+):
+    config = tmp_path / "named.py"
+    config.write_text(NAMED)
+    before = read("--config", str(config)).run
+    assert (before.data.tokenizer, before.model.n_vocab) == ("bytes", 257)
+    run = read("--config", str(config), *path, *flags).run
+    assert (run.data.tokenizer, run.model.n_vocab) == (tokenizer, n_vocab)
+    changes = {
+        "data": {"path": "d", "tokenizer": tokenizer},
+        "model": {"n_vocab": n_vocab},
+    }
+    assert run == overridden(str(config), **changes)
+
+
+def field_docs() -> dict[str, str]:
+    """Docstrings of all config fields, by flag, as the source has them."""
+    docs = {}
+    classes = {node.name: node for node in CONFIG_SOURCE.body if isinstance(node, ast.ClassDef)}
+    for section, kind in typing.get_type_hints(Config).items():
+        body = classes[kind.__name__].body
+        for field, following in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign):
+                assert isinstance(following, ast.Expr), f"{ast.unparse(field)} has no docstring"
+                flag = f"--{section}.{ast.unparse(field.target).replace('_', '-')}"
+                docs[flag] = ast.literal_eval(following.value)
+    return docs
+
+
+def squeezed(text: str) -> str:
+    """Without white space and frames, so that line breaks do not matter."""
+    return re.sub(r"[\s\u2500-\u257f]", "", text)
+
+
+@pytest.fixture(scope="module")
+def help_texts(tmp_path_factory) -> dict[str, str]:
+    cwd = tmp_path_factory.mktemp("help")
+    results = {verb: run_verb(verb, "--help", cwd=cwd) for verb in VERBS}
+    assert {verb: (r.returncode, r.stderr) for verb, r in results.items()} == dict.fromkeys(
+        VERBS, (0, "")
+    )
+    return {verb: result.stdout for verb, result in results.items()}
+
+
+def test_help_shows_every_field_with_its_docstring(help_texts):
+    shown, docs = squeezed(help_texts["train"]), field_docs()
+    fields = [(s, f.name) for s, kind in typing.get_type_hints(Config).items()
+              for f in dataclasses.fields(kind)]  # fmt: skip
+    assert list(docs) == [f"--{s}.{name.replace('_', '-')}" for s, name in fields]
+    missing = [flag for flag, doc in docs.items() if squeezed(flag) not in shown or
+               squeezed(doc) not in shown]  # fmt: skip
+    assert missing == []
+
+
+def test_help_names_the_command(help_texts):
+    for verb, text in help_texts.items():
+        assert text.startswith(f"usage: python -m gptjax.{verb} ")
+
+
+def test_help_of_a_config_shows_its_own_defaults(capsys):
+    with pytest.raises(SystemExit) as caught:
+        read("--config", "tiny", "--model.n-head", "x", "--help")
+    assert caught.value.code == 0
+    shown = squeezed(capsys.readouterr().out)
+    assert "Transformerblocks(N).(default:2)" in shown
+
+
+def test_neither_help_nor_an_error_imports_jax(tmp_path):
+    script = f"""
+import runpy, sys
+import gptjax.cli, gptjax.config, gptjax.errors, gptjax.files, gptjax.presets
+assert "jax" not in sys.modules, "nouns"
+for verb in {VERBS}:
+    for argv in (["--help"], ["--bogus"], ["--config", "tinny"], ["--run", "nowhere"]):
+        sys.argv = [verb, *argv]
+        try:
+            runpy.run_module("gptjax." + verb, run_name="__main__")
+        except SystemExit as stop:
+            print(verb, argv, stop.code, file=sys.stderr)
+        assert "jax" not in sys.modules, (verb, argv)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    codes = [line.rsplit(" ", 1)[1] for line in result.stderr.splitlines() if "[" in line]
+    assert codes == ["0", "2", "2", "2"] * 2 + ["0", "2", "2", "1"]
+
+
+def exit_of(verb, monkeypatch, capsys, argv: Sequence[str] = ()) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["verb", *argv])
+    with pytest.raises(SystemExit) as caught:
+        main(verb)
+    output = capsys.readouterr()
+    return caught.value.code, output.out, output.err
+
+
+def raiser(error: BaseException):
+    def verb(argv):
+        raise error
+
+    return verb
+
+
+@pytest.mark.parametrize(
+    ("verb", "code", "message"),
+    [
+        (lambda argv: None, 0, ""),
+        (lambda argv: 0, 0, ""),
+        (lambda argv: 143, 143, ""),
+        (raiser(UserError("no data in x")), 1, "error: no data in x\n"),
+        (raiser(ConfigError(["a", "b"])), 2,
+         "error: the configuration has 2 problems:\n  - a\n  - b\n"),
+        (raiser(KeyboardInterrupt()), 130, "stopped\n"),
+    ],
+    ids=["none", "zero", "code", "user error", "config error", "ctrl-c"],
+)  # fmt: skip
+def test_main_exits_with_a_code_and_one_message(verb, code, message, monkeypatch, capsys):
+    assert exit_of(verb, monkeypatch, capsys) == (code, "", message)
+
+
+def test_main_gives_the_verb_its_arguments(monkeypatch, capsys):
+    code, out, _ = exit_of(lambda argv: print(argv), monkeypatch, capsys, ["--a", "b c"])
+    assert (code, out) == (0, "['--a', 'b c']\n")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["verb"])
+    with pytest.raises(ZeroDivisionError):
+        main(lambda argv: 1 // 0)
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    script = "from gptjax.cli import main\nmain(lambda argv: print('x' * 10**7))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
+@pytest.mark.parametrize(
+    ("verb", "argv", "code", "words"),
+    [
+        ("train", ["--config", "tinny", "--model.n-layers=3"], 2,
+         ["did you mean tiny?", "did you mean --model.n-layer?"]),
+        ("train", [], 2, ["--config is missing", "tiny"]),
+        ("train", ["--config", "gpt2_124m"], 1, ["no prepared data", "gptjax.prepare --input"]),
+        ("prepare", [], 2, ["--input and --out missing"]),
+        ("prepare", ["--config", "tinny"], 2, ["did you mean tiny?"]),
+        ("prepare", ["--config", "gpt2_124m"], 1, ["--input"]),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else None,
+)  # fmt: skip
+def test_a_verb_tells_of_a_mistake_without_a_traceback(verb, argv, code, words, tmp_path):
+    result = run_verb(verb, *argv, cwd=tmp_path)
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    assert [word for word in words if word not in result.stderr] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A verb without a config."""
+
+    count: int = 1
+    """How many."""
+    names: tuple[str, ...] = ()
+    """Which."""
+
+
+def test_a_verb_without_a_config_reads_its_flags_alone():
+    assert parse(Plain, ["--count", "3", "--names", "a", "b"], "verb") == Plain(3, ("a", "b"))
+    with pytest.raises(ConfigError) as caught:
+        parse(Plain, ["--count", "x", "--name", "a"], "verb")
+    assert caught.value.problems == [
+        "--count must be int, not x",
+        "unknown option --name (did you mean --names?)",
+    ]

@@ -1,0 +1,263 @@
+"""A config says everything that is wrong with it at once, and survives the way to JSON and back."""
+
+import dataclasses
+import json
+import typing
+from typing import Any
+
+import pytest
+
+from gptjax.config import Config, DataConfig, ModelConfig, from_json, to_json, type_name, validate
+from gptjax.errors import ConfigError
+from gptjax.presets import load_preset, preset_names
+
+FIELDS = {
+    f"{section}.{field.name}": typing.get_type_hints(kind)[field.name]
+    for section, kind in typing.get_type_hints(Config).items()
+    for field in dataclasses.fields(kind)
+}
+AT_LEAST_ONE = [
+    "model.n_layer", "model.n_head", "model.n_embd", "model.n_ctx", "model.n_vocab", "model.unroll",
+    "train.batch_tokens", "train.micro_batch", "train.context", "train.max_steps",
+    "train.eval_tokens", "train.keep_latest", "optim.decay_steps", "sample.max_new_tokens",
+    "sample.top_k",
+]  # fmt: skip
+NOT_NEGATIVE = [
+    "optim.warmup_steps", "optim.peak_lr", "optim.final_lr", "optim.weight_decay",
+    "train.eval_every_steps", "train.save_every_steps", "train.sample_every_steps", "train.seed",
+    "sample.temperature",
+]  # fmt: skip
+PROBABILITIES = [
+    "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop", "optim.beta1", "optim.beta2",
+]  # fmt: skip
+
+
+def with_fields(fields: dict[str, Any]) -> Config:
+    """The default config with other values under dotted names."""
+    config = Config()
+    for name, value in fields.items():
+        section, field = name.split(".")
+        part = dataclasses.replace(getattr(config, section), **{field: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def problems_of(config: Config) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        validate(config)
+    return caught.value.problems
+
+
+def test_the_default_config_is_valid():
+    validate(Config())
+
+
+def test_settings_beside_their_limits_are_valid():
+    limits = dict.fromkeys(NOT_NEGATIVE + PROBABILITIES, 0) | {
+        "model.n_vocab": 1, "model.unroll": 1, "train.keep_latest": 1, "train.eval_tokens": 1,
+        "sample.max_new_tokens": 1, "sample.top_k": 1, "train.seed": 2**32 - 1,
+        "data.val_fraction": 0.5, "data.tokenizer": "bpe:257", "optim.eps": 1e-30,
+        "optim.clip_norm": 1e-30, "optim.warmup_steps": 5, "optim.decay_steps": 5,
+        "train.context": 1024, "train.batch_tokens": 16 * 1024, "train.micro_batch": 16,
+    }  # fmt: skip
+    validate(with_fields(limits))
+
+
+RULES = [
+    *[(name, bad, "must be at least 1", bad) for name in AT_LEAST_ONE for bad in (0, -1)],
+    *[(name, -1, "must be 0 or more", -1) for name in NOT_NEGATIVE],
+    *[(name, float("nan"), "must be 0 or more", "nan") for name in NOT_NEGATIVE
+      if FIELDS[name] is float],
+    *[(name, bad, "must be in [0, 1)", bad) for name in PROBABILITIES
+      for bad in (1.0, -0.1, float("nan"))],
+    ("data.val_fraction", 0.51, "must be in [0, 0.5]", 0.51),
+    ("data.val_fraction", -0.01, "must be in [0, 0.5]", -0.01),
+    ("data.val_fraction", float("nan"), "must be in [0, 0.5]", "nan"),
+    ("optim.eps", 0.0, "must be above 0", 0.0),
+    ("optim.eps", float("nan"), "must be above 0", "nan"),
+    ("optim.clip_norm", 0.0, "must be above 0", "None does not clip"),
+    ("optim.clip_norm", float("nan"), "must be above 0", "nan"),
+    ("train.seed", 2**32, "must be below 2**32", 2**32),
+    ("data.tokenizer", "gtp2", "must be gpt2, bytes or bpe:N", "did you mean gpt2?"),
+    ("data.tokenizer", "byte", "must be gpt2, bytes or bpe:N", "did you mean bytes?"),
+    ("data.tokenizer", "bpe:256", "N of 257 or more", "'bpe:256'"),
+    ("data.tokenizer", "bpe:", "N of 257 or more", "'bpe:'"),
+    ("data.tokenizer", "bpe", "N of 257 or more", "'bpe'"),
+    ("data.tokenizer", "bpe:4k", "N of 257 or more", "'bpe:4k'"),
+    ("data.tokenizer", "bpe:\u00b2", "N of 257 or more", "'bpe:\u00b2'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "bad", "expected", "got"), RULES)
+def test_a_broken_rule_names_the_field_what_was_expected_and_what_came(name, bad, expected, got):
+    problems = problems_of(with_fields({name: bad}))
+    assert len(problems) == 1, problems
+    assert problems[0].startswith(f"{name} "), problems
+    assert expected in problems[0]
+    assert str(got) in problems[0]
+
+
+COMBINATIONS = [
+    ({"model.n_head": 5}, ["model.n_embd 768", "model.n_head 5", "not divisible"]),
+    ({"train.context": 2048, "train.micro_batch": 1},
+     ["train.context 2048", "longer", "model.n_ctx 1024"]),
+    ({"train.batch_tokens": 50_000},
+     ["train.batch_tokens 50000", "1024 x 16 = 16384", "try 49152"]),
+    ({"train.batch_tokens": 1}, ["train.batch_tokens 1 ", "try 16384"]),
+    ({"optim.warmup_steps": 19_074}, ["optim.warmup_steps 19074", "longer", "19073 updates"]),
+    ({"optim.decay_steps": 699}, ["optim.warmup_steps 700", "longer", "699 updates"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "words"), COMBINATIONS)
+def test_an_impossible_combination_names_every_number_in_it(fields, words):
+    problems = problems_of(with_fields(fields))
+    assert len(problems) == 1, problems
+    assert [word for word in words if word not in problems[0]] == []
+
+
+@pytest.mark.parametrize("tokens", [1, 5_000, 20_000, 100_000, 2**19 + 1])
+def test_the_batch_that_is_suggested_is_a_valid_one(tokens):
+    suggested = problems_of(with_fields({"train.batch_tokens": tokens}))[0].split("try ")[1]
+    validate(with_fields({"train.batch_tokens": int(suggested)}))
+
+
+WRONG = {
+    int: (1.0, "1", True, None),
+    float: ("0.1", True, None),
+    bool: (1, 0, "yes", None),
+    str: (1, b"x", None),
+    int | None: (1.0, "1", False),
+    float | None: ("1", True),
+    str | None: (1, b"gpt2"),
+    tuple[str, ...]: (["a"], "a", ("a", 1), None),
+}
+
+
+def wrong_values(kind: Any) -> tuple[Any, ...]:
+    choices = (kind, *typing.get_args(kind))
+    is_choice = any(typing.get_origin(choice) is typing.Literal for choice in choices)
+    return ("none of these", 1) if is_choice else WRONG[kind]
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"), [(name, bad) for name, kind in FIELDS.items() for bad in wrong_values(kind)]
+)
+def test_a_value_of_the_wrong_type_is_refused(name, bad):
+    expected = f"{name} must be {type_name(FIELDS[name])}, not {bad!r}"
+    assert problems_of(with_fields({name: bad})) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (int, "int"),
+        (float | None, "float or None"),
+        (tuple[str, ...], "a list of str"),
+        (typing.Literal["pre", "post"], "one of pre, post"),
+        (typing.Literal["stdlib"] | None, "one of stdlib or None"),
+    ],
+)
+def test_types_are_named_as_a_person_would(kind, words):
+    assert type_name(kind) == words
+
+
+def test_a_section_of_the_wrong_kind_is_refused():
+    problems = problems_of(Config(model=DataConfig(), train=None))  # pyright: ignore
+    assert [p.split(" ")[0] for p in problems] == ["model", "train"]
+
+
+@pytest.mark.parametrize("name", [name for name, kind in FIELDS.items() if float in (
+    kind, *typing.get_args(kind))])  # fmt: skip
+def test_float_fields_accept_integers(name):
+    validate(with_fields({name: 1 if name in ("optim.eps", "optim.clip_norm") else 0}))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"model.n_layer": "12", "model.bias": 1, "optim.beta1": None, "data.inputs": ["a"]},
+        dict.fromkeys(AT_LEAST_ONE + NOT_NEGATIVE + PROBABILITIES, -1),
+        {"model.n_head": 7, "train.batch_tokens": 3, "optim.warmup_steps": 99_999},
+        {"model.n_layer": "12", "train.seed": -1},
+        {"train.seed": -1, "model.n_head": 7},
+        {"optim.eps": 0.0, "train.max_steps": 0, "data.tokenizer": "x", "train.context": 4096},
+    ],
+    ids=["types", "ranges", "combinations", "type+range", "range+combination", "all over"],
+)
+def test_every_problem_is_listed_at_once(bad):
+    problems = problems_of(with_fields(bad))
+    unnamed = [name for name in bad if not any(name in problem for problem in problems)]
+    assert unnamed == []
+
+
+def test_the_message_counts_and_lists_the_problems():
+    with pytest.raises(ConfigError, match=r"has 1 problem:\n  - train\.seed") as one:
+        validate(with_fields({"train.seed": -1}))
+    with pytest.raises(ConfigError, match=r"has 2 problems:\n  - .*\n  - ") as two:
+        validate(with_fields({"train.seed": -1, "model.n_layer": 0}))
+    assert [len(one.value.problems), len(two.value.problems)] == [1, 2]
+    assert one.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_shipped_config_survives_json(name):
+    config = load_preset(name)
+    again = from_json(to_json(config), "config.json")
+    assert again == config
+    assert to_json(again) == to_json(config)
+
+
+def test_json_holds_every_field_of_every_section():
+    written = json.loads(to_json(Config()))
+    assert {f"{s}.{name}" for s, fields in written.items() for name in fields} == set(FIELDS)
+
+
+def test_unusual_values_survive_json():
+    unusual = {
+        "data.inputs": ('a"b', "\u00e9\n"), "sample.prompt": "\ud800", "optim.eps": 1e-30,
+        "optim.clip_norm": None, "train.context": 1024, "optim.weight_decay": 0,
+    }  # fmt: skip
+    config = with_fields(unusual)
+    assert from_json(to_json(config), "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["config.json"]),
+        ("{", ["config.json"]),
+        ("[]", ["config.json"]),
+        ("null", ["config.json"]),
+        ('"model"', ["config.json"]),
+        ('{"model": 3}', ["config.json"]),
+        ('{"modle": {}}', ["config.json", "modle"]),
+        ('{"model": {"n_layers": 3}}', ["config.json", "n_layers"]),
+        ('{"model": {"n_layer": "3"}}', ["model.n_layer must be int, not '3'"]),
+        ('{"data": {"inputs": [1]}}', ["data.inputs must be a list of str"]),
+        ('{"train": {"seed": -1}, "optim": {"eps": 0}}', ["train.seed", "optim.eps"]),
+    ],
+)
+def test_json_that_is_no_config_is_refused_by_name(text, words):
+    with pytest.raises(ConfigError) as caught:
+        from_json(text, "runs/x/config.json")
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("n_vocab", "rows"), [(1, 128), (128, 128), (129, 256), (257, 384), (50257, 50304)]
+)
+def test_the_vocabulary_is_padded_to_whole_tiles(n_vocab, rows):
+    assert ModelConfig(n_vocab=n_vocab).padded_vocab == rows
+
+
+def test_an_unknown_vocabulary_cannot_be_padded():
+    with pytest.raises(ValueError, match="n_vocab is not known yet"):
+        _ = ModelConfig().padded_vocab
+
+
+def test_context_and_rows_follow_from_the_other_fields():
+    assert (Config().context, Config().batch_rows) == (1024, 512)
+    shorter = with_fields({"train.context": 256})
+    assert (shorter.context, shorter.batch_rows) == (256, 2048)
+    assert ModelConfig(n_embd=96, n_head=6).head_dim == 16

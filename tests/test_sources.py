@@ -1,0 +1,270 @@
+"""A file in pieces is the file, tokenised as if whole; splits are for good; inputs are checked."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import regex
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gptjax.data import sources
+from gptjax.data.sources import (
+    Document,
+    content_hash,
+    split_documents,
+    standard_library,
+    text_files,
+)
+from gptjax.data.tokenizers import GPT2_PATTERN, BPETokenizer, gpt2, train_bpe
+from gptjax.errors import UserError
+
+BOM = b"\xef\xbb\xbf"
+BLANKS = " \n\t\r\x0b\x0c\x1c\x1f\x85\u00a0\u2028\u3000"
+# bytes that make and break characters of one to four bytes, byte-order marks and line ends
+AWKWARD_BYTES = st.lists(
+    st.sampled_from([BOM, b"\r\n", b" ", b"a", "é".encode(), "漢".encode(), "🙂".encode()])
+    | st.binary(max_size=3)
+).map(b"".join)
+BLANK_TEXT = st.text(alphabet=BLANKS + "ab7'.,-é漢🙂") | st.lists(
+    st.sampled_from(["the sea", "  shells", "\n\n", "\n    ", " \n ", "\r\n", "'ll", " 12", " --"])
+).map("".join)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("text")
+
+
+@pytest.fixture(scope="module")
+def trained() -> BPETokenizer:
+    words = [" the sea shells", "\n\n", "\n    ", "  \n", "\r\n\r\n", "12 --", "\t\t", " \u00a0"]
+    text = "".join(a + b for a in words for b in words)
+    return train_bpe([text], 290)
+
+
+def document(path: Path, content: bytes) -> Document:
+    path.write_bytes(content)
+    return Document(path, 0, len(content))
+
+
+def pieces(document: Document, piece_bytes: int) -> list[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "PIECE_BYTES", piece_bytes)
+        return list(document.pieces())
+
+
+@example(raw=BOM + b"a\r\nb\r\n" + BOM, start=0, piece_bytes=3)
+@example(raw="a 漢🙂é ".encode() * 9, start=0, piece_bytes=5)
+@example(raw=b"a b \xff\xc3 c \xf0\x9f", start=0, piece_bytes=3)
+@given(
+    raw=AWKWARD_BYTES,
+    start=st.integers(0, 9),
+    piece_bytes=st.integers(len(BOM), 40),
+)
+@settings(deadline=None, derandomize=True, max_examples=300)
+def test_pieces_joined_are_the_text(directory: Path, raw: bytes, start: int, piece_bytes: int):
+    whole = document(directory / "pieces.txt", raw)
+    start = min(start, len(raw))
+    part = Document(whole.path, start, len(raw))
+    text = raw.removeprefix(BOM) if start == 0 else raw[start:]
+    assert "".join(pieces(part, piece_bytes)) == text.decode("utf-8", "replace")
+
+
+@example(text="one  two\n\n  three \n four\r\n five  ", piece_bytes=4)
+@given(text=BLANK_TEXT, piece_bytes=st.integers(4, 40))
+@settings(deadline=None, derandomize=True, max_examples=500)
+def test_encoding_piece_by_piece_is_encoding_the_whole(
+    directory: Path, trained: BPETokenizer, text: str, piece_bytes: int
+):
+    made = pieces(document(directory / "blanks.txt", text.encode()), piece_bytes)
+    assert all(made)
+    words = [word for piece in made for word in regex.findall(GPT2_PATTERN, piece)]
+    assert words == regex.findall(GPT2_PATTERN, text)
+    ids = [token for piece in made for token in trained.encode(piece)]
+    assert ids == trained.encode(text).tolist()
+
+
+def test_gpt2_reads_a_play_in_pieces_as_it_reads_the_whole(
+    test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    names = {
+        "vocab.bpe": "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
+        "encoder.json": "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
+    }
+    for name, cached in names.items():
+        shutil.copyfile(test_data / "tiktoken_cache" / cached, tmp_path / name)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
+    tokenizer, path = gpt2(tmp_path), test_data / "tinyshakespeare.txt"
+    made = pieces(Document(path, 0, path.stat().st_size), 1000)
+    assert len(made) > 1000
+    assert max(map(len, made)) < 2000
+    ids = np.concatenate([tokenizer.encode(piece) for piece in made])
+    np.testing.assert_array_equal(ids, tokenizer.encode(path.read_text()))
+
+
+@pytest.mark.parametrize("unit", ["x", "é", "\n", "ab\t"])
+def test_text_without_a_place_to_cut_is_still_read_in_bounded_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
+):
+    monkeypatch.setattr(sources, "UNBROKEN_CHARS", 512)
+    text = unit * 10_000
+    made = pieces(document(tmp_path / "long.txt", text.encode()), 64)
+    assert max(map(len, made)) <= 512 + 64
+    assert "".join(made) == text
+
+
+def test_a_file_that_shrinks_while_it_is_read_ends_early(tmp_path: Path):
+    whole = document(tmp_path / "a.txt", b"one two three")
+    whole.path.write_bytes(b"one")
+    assert list(whole.pieces()) == ["one"]
+
+
+def test_a_file_that_went_away_is_named(tmp_path: Path):
+    gone = document(tmp_path / "gone.txt", b"text")
+    gone.path.unlink()
+    with pytest.raises(UserError, match=re.escape(str(gone.path))):
+        list(gone.pieces())
+
+
+@pytest.fixture(scope="module")
+def tiny_documents(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
+    directory = tmp_path_factory.mktemp("tiny")
+    return [document(directory / f"{i}.txt", f"text {i}\n".encode()) for i in range(2000)]
+
+
+@pytest.mark.parametrize("val_fraction", [0.02, 0.1, 0.5])
+def test_the_hash_splits_whole_documents_at_about_the_fraction(
+    tiny_documents: list[Document], val_fraction: float
+):
+    parts = split_documents(tiny_documents, val_fraction)
+    whole = [(d.path, d.start, d.stop) for d in tiny_documents]
+    assert [(d.path, d.start, d.stop) for d in parts] == whole
+    assert {d.split for d in parts} == {"train", "val"}
+    held_out = sum(d.split == "val" for d in parts)
+    deviation = (2000 * val_fraction * (1 - val_fraction)) ** 0.5
+    assert abs(held_out - 2000 * val_fraction) < 4 * deviation
+
+
+def test_the_split_of_a_document_does_not_depend_on_order_name_or_company(
+    tiny_documents: list[Document], tmp_path: Path
+):
+    split_of = {d.path: d.split for d in split_documents(tiny_documents, 0.1)}
+    for others in (tiny_documents[::-1], tiny_documents[700:1500], tiny_documents[::3]):
+        for part in split_documents(others, 0.1):
+            assert part.split == split_of[part.path]
+    moved = [document(tmp_path / d.path.stem, d.path.read_bytes()) for d in tiny_documents[:500]]
+    for part in split_documents(moved, 0.1):
+        assert part.split == split_of[tiny_documents[int(part.path.name)].path]
+
+
+def test_a_larger_fraction_only_adds_documents_to_validation(tiny_documents: list[Document]):
+    small, large = (
+        {d.path for d in split_documents(tiny_documents, fraction) if d.split == "val"}
+        for fraction in (0.05, 0.2)
+    )
+    assert small < large
+
+
+def test_no_fraction_holds_nothing_out(tiny_documents: list[Document]):
+    assert split_documents(tiny_documents, 0.0) == tiny_documents
+
+
+@pytest.mark.parametrize("val_fraction", [0.01, 0.05, 0.3, 0.5])
+@pytest.mark.parametrize("word", ["one", "漢字🙂"])
+def test_the_last_lines_of_a_single_document_are_held_out(
+    tmp_path: Path, word: str, val_fraction: float
+):
+    raw = "".join(f"{word * (1 + i % 7)} line {i}\n" for i in range(300)).encode()
+    train, val = split_documents([document(tmp_path / "a.txt", raw)], val_fraction)
+    assert (train.split, val.split) == ("train", "val")
+    assert (train.start, train.stop, val.stop) == (0, val.start, len(raw))
+    assert raw[train.stop - 1 : train.stop] == b"\n"
+    longest = max(map(len, raw.splitlines(keepends=True)))
+    assert 0 <= val_fraction * len(raw) - val.size <= longest
+
+
+def test_of_few_documents_each_gives_its_end_in_order(tmp_path: Path):
+    few = [document(tmp_path / f"{i}", b"a line\n" * (500 + i)) for i in range(5)]
+    parts = split_documents(few, 0.02)
+    assert [d.split for d in parts] == ["train", "val"] * 5
+    assert [d.path for d in parts[::2]] == [d.path for d in parts[1::2]] == [d.path for d in few]
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\nshort\n"])
+@pytest.mark.parametrize("lead", ["", "x", "xy", "xyz"])
+def test_a_line_too_long_to_end_soon_is_cut_between_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lead: str, ending: str
+):
+    monkeypatch.setattr(sources, "PIECE_BYTES", 16)
+    text = lead + "漢🙂" * 50 + ending
+    whole = document(tmp_path / "a.txt", text.encode())
+    train, val = split_documents([whole], 0.2)
+    assert (train.split, val.split) == ("train", "val")
+    assert (train.start, train.stop, val.stop) == (0, val.start, whole.size)
+    assert "".join(train.pieces()) + "".join(val.pieces()) == text
+    assert 0 < val.size <= 0.2 * whole.size + 1
+
+
+def test_text_files_keep_their_order_and_leave_out_empty_ones(tmp_path: Path):
+    for name, content in {"b": "bb", "empty": "", "a": "a"}.items():
+        (tmp_path / name).write_text(content)
+    paths = [str(tmp_path / name) for name in ("b", "empty", "a")]
+    expected = [Document(tmp_path / "b", 0, 2), Document(tmp_path / "a", 0, 1)]
+    assert text_files(paths) == expected
+
+
+def test_every_path_that_is_no_file_is_named_at_once(tmp_path: Path):
+    (tmp_path / "good.txt").write_text("text")
+    (tmp_path / "directory").mkdir()
+    bad = [str(tmp_path / "missing.txt"), str(tmp_path / "directory")]
+    with pytest.raises(UserError) as caught:
+        text_files([bad[0], str(tmp_path / "good.txt"), bad[1]])
+    assert all(path in str(caught.value) for path in bad)
+    assert "good.txt" not in str(caught.value)
+
+
+def test_nothing_but_empty_files_is_an_error_that_names_them(tmp_path: Path):
+    paths = [str(tmp_path / name) for name in ("a", "b")]
+    for path in paths:
+        Path(path).write_text("")
+    with pytest.raises(UserError, match=f"{re.escape(paths[0])}, {re.escape(paths[1])}"):
+        text_files(paths)
+
+
+def test_the_standard_library_is_there_sorted_readable_and_nobody_elses():
+    documents = standard_library()
+    paths = [d.path for d in documents]
+    assert len(paths) > 500
+    assert paths == sorted(set(paths))
+    assert Path(re.__file__) in paths
+    assert not any({"site-packages", "dist-packages"} & set(p.parts) for p in paths)
+    assert not any(p.is_relative_to(Path(sys.modules["pytest"].__file__).parent) for p in paths)
+    assert all(d.path.read_bytes().decode() and d.size == d.path.stat().st_size for d in documents)
+
+
+def hash_of(directory: Path, *contents: bytes, prefix: str = "") -> str:
+    documents = [document(directory / f"{prefix}{i}", c) for i, c in enumerate(contents)]
+    return content_hash(documents)
+
+
+@given(raw=st.binary(min_size=1, max_size=50), where=st.integers(0), by=st.integers(1, 255))
+@settings(deadline=None, derandomize=True)
+def test_the_content_hash_changes_with_any_byte(directory: Path, raw: bytes, where: int, by: int):
+    where %= len(raw)
+    changed = raw[:where] + bytes([raw[where] ^ by]) + raw[where + 1 :]
+    assert hash_of(directory, raw) != hash_of(directory, changed)
+
+
+def test_the_content_hash_changes_with_documents_and_not_with_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    different = [(b"abc",), (b"a", b"bc"), (b"ab", b"c"), (b"bc", b"a"), (b"abc", b"abc")]
+    hashes = [hash_of(tmp_path, *contents) for contents in different]
+    assert len(set(hashes)) == len(different)
+    assert hash_of(tmp_path, b"a", b"bc", prefix="other") == hashes[1]
+    monkeypatch.setattr(sources, "PIECE_BYTES", 2)
+    assert [hash_of(tmp_path, *contents) for contents in different] == hashes
