@@ -218,7 +218,6 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
     ]  # fmt: skip
     if any(bad for bad, _ in rules):
         return rules  # the combinations below divide by these numbers
-    last = t.max_steps if o.decay_steps is None else o.decay_steps
     row, micro_tokens = c.context, c.context * t.micro_batch
     near = max(1, round(t.batch_tokens / micro_tokens)) * micro_tokens
     return [
@@ -231,8 +230,9 @@ def _rules(c: Config) -> list[tuple[bool, str]]:
         (t.batch_tokens % micro_tokens != 0,
          f"train.batch_tokens {t.batch_tokens} is not divisible by context x train.micro_batch = "
          f"{row} x {t.micro_batch} = {micro_tokens}: try {near}"),
-        (o.warmup_steps > last,
-         f"optim.warmup_steps {o.warmup_steps} is longer than the schedule, {last} updates"),
+        (o.decay_steps is not None and o.warmup_steps > o.decay_steps,
+         f"optim.warmup_steps {o.warmup_steps} is longer than the whole schedule, "
+         f"optim.decay_steps {o.decay_steps}"),
     ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@
 #   launch/node.sh gpt2_124m [any flag of gptjax.train]
 #
 # Arithmetic for gpt2_124m: 124.4M parameters x 10e9 tokens x 6 = 7.5e18 FLOP, and 0.6e18 for causal
-# attention. At 40% of 989 TFLOP/s (one H100, bf16) that is 5.7 hours; on eight, 43 minutes.
+# attention. At 40% of 989 TFLOP/s (one H100, bf16) that is 5.6 hours; on eight, 42 minutes.
 #
 # Exit codes of a run: 0 is done, 2 is a mistake in the command, 130 and 143 a stop asked for by Ctrl-C
 # and SIGTERM: those end the script. Everything else is tried again, from the last checkpoint, up to

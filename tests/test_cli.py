@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import re
 import subprocess
 import sys
@@ -211,7 +212,7 @@ def field_docs() -> dict[str, str]:
     classes = {node.name: node for node in CONFIG_SOURCE.body if isinstance(node, ast.ClassDef)}
     for section, kind in typing.get_type_hints(Config).items():
         body = classes[kind.__name__].body
-        for field, following in zip(body, body[1:], strict=False):
+        for field, following in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign):
                 assert isinstance(following, ast.Expr), f"{ast.unparse(field)} has no docstring"
                 flag = f"--{section}.{ast.unparse(field.target).replace('_', '-')}"
@@ -340,7 +341,7 @@ def test_a_reader_that_goes_away_is_no_error():
         ("train", ["--config", "tinny", "--model.n-layers=3"], 2,
          ["did you mean tiny?", "did you mean --model.n-layer?"]),
         ("train", [], 2, ["--config is missing", "tiny"]),
-        ("train", ["--config", "gpt2_124m"], 1, ["no prepared data", "gptjax.prepare --input"]),
+        ("train", ["--config", "gpt2_124m"], 1, ["no prepared data", "gptjax.prepare"]),
         ("prepare", [], 2, ["--input and --out missing"]),
         ("prepare", ["--config", "tinny"], 2, ["did you mean tiny?"]),
         ("prepare", ["--config", "gpt2_124m"], 1, ["--input"]),

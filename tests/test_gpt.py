@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from functools import cache, partial
 from math import comb
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,7 @@ from gptjax.model.layers import Block
 from gptjax.training.tasks import language_modelling
 from gptjax.tree import named_leaves
 
-BASE = ModelConfig(
-    n_layer=3, n_head=2, n_embd=16, n_ctx=12, n_vocab=200, dtype="float32", resid_pdrop=0.1
-)
+BASE = ModelConfig(2, 2, 16, n_ctx=12, n_vocab=200, dtype="float32", resid_pdrop=0.1)
 ORDERS = [{"norm": "pre"}, {"norm": "post", "final_norm": False}]
 BIASES = {"attn/c_proj", "mlp/c_fc", "mlp/c_proj", "ln_1", "ln_2"}
 # every switch, another value than BASE has, and the leaves that come or go with it
@@ -36,7 +35,7 @@ SWITCHES = {
     "attn_pdrop": (0.3, set()),
     "resid_pdrop": (0.3, set()),
     "dtype": ("bfloat16", set()),
-    "unroll": (3, set()),
+    "unroll": (2, set()),
 }
 SIZES = {"n_layer", "n_head", "n_embd", "n_ctx", "n_vocab"}
 WIDE = ModelConfig(4, 2, 64, 64, 512, tied_head=False)  # enough scalars for statistics
@@ -102,18 +101,12 @@ def test_rows_of_a_batch_do_not_see_each_other():
     assert (before[0] != after[0]).any()
 
 
-@pytest.mark.parametrize("unroll", [2, 3])
-def test_unrolling_the_layers_changes_no_logit(unroll):
-    cfg, params = replace(BASE, unroll=unroll), perturbed(BASE)
-    np.testing.assert_allclose(
-        logits_of(cfg, params, some_tokens()), logits_of(BASE, params, some_tokens()), atol=1e-5
-    )
-
-
-def test_unrolling_the_layers_changes_no_gradient():
-    unrolled, rolled = (
-        named_leaves(gradients_of(replace(BASE, unroll=unroll), perturbed(BASE), some_tokens()))
-        for unroll in (3, 1)
+def test_unrolling_the_layers_changes_no_number():
+    one, all_layers = BASE, replace(BASE, unroll=BASE.n_layer)
+    logits = [logits_of(cfg, perturbed(BASE), some_tokens()) for cfg in (one, all_layers)]
+    np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
+    rolled, unrolled = (
+        named_leaves(gradients_of(cfg, perturbed(BASE), some_tokens())) for cfg in (one, all_layers)
     )
     for name, grad in rolled.items():
         atol = 1e-5 * abs(grad).max()
@@ -121,7 +114,7 @@ def test_unrolling_the_layers_changes_no_gradient():
 
 
 def test_more_unrolling_than_layers_is_all_of_them():
-    assert program(replace(BASE, unroll=100)) == program(replace(BASE, unroll=3))
+    assert program(replace(BASE, unroll=100)) == program(replace(BASE, unroll=BASE.n_layer))
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -130,7 +123,7 @@ def test_the_scan_is_the_blocks_one_after_the_other(order):
     params, tokens_BT = perturbed(cfg), some_tokens()
     x_BTD = params["wte"]["embedding"][tokens_BT] + params["wpe"]["embedding"][None, :12]
     for layer in range(cfg.n_layer):
-        block = jax.tree.map(lambda leaf: leaf[layer], params["h"])  # noqa: B023
+        block = jax.tree.map(itemgetter(layer), params["h"])
         x_BTD = Block(cfg).apply({"params": block}, x_BTD, False)
     if cfg.final_norm:
         x_BTD = ops.layer_norm(x_BTD, **{f"{k}_D": v for k, v in params["ln_f"].items()})
@@ -205,13 +198,17 @@ def test_every_field_of_the_model_is_a_size_or_a_switch_tested_here():
     assert {f.name for f in dataclasses.fields(ModelConfig)} == SIZES | set(SWITCHES)
 
 
+def text(function, cfg, *args):
+    """The program that `function` traces to, without addresses."""
+    jaxpr = jax.make_jaxpr(partial(function, cfg))(*args)
+    return re.sub(r"0x[0-9a-f]+", "", str(jaxpr))
+
+
 def program(cfg):
     """Text of drawing the parameters and of a training-mode forward pass."""
-    init = jax.make_jaxpr(partial(init_params, cfg))(jax.random.key(0))
-    forward = jax.make_jaxpr(partial(training_logits_of, cfg))(
-        parameter_shapes(cfg), some_tokens(), jax.random.key(0)
-    )
-    return re.sub(r"0x[0-9a-f]+", "", f"{init}\n{forward}")
+    key = jax.random.key(0)
+    training = text(training_logits_of, cfg, parameter_shapes(cfg), some_tokens(), key)
+    return text(init_params, cfg, key) + training
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
@@ -236,15 +233,15 @@ def test_switches_of_the_arithmetic_change_the_logits(switch):
 def test_each_dropout_site_alone_acts_in_training_and_never_in_evaluation(site):
     off = replace(BASE, resid_pdrop=0.0)
     on, params, tokens_BT = replace(off, **{site: 0.3}), perturbed(BASE), some_tokens()
-    evaluated = logits_of(off, params, tokens_BT)
-    np.testing.assert_array_equal(logits_of(on, params, tokens_BT), evaluated)
+    evaluation = text(logits_of, off, params, tokens_BT)
+    assert text(logits_of, on, params, tokens_BT) == evaluation
+    trained = [text(training_logits_of, c, params, tokens_BT, jax.random.key(0)) for c in (on, off)]
+    assert ["random_bits" in program for program in trained] == [True, False]
+
     draws = [training_logits_of(on, params, tokens_BT, jax.random.key(s)) for s in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert abs(draws[0] - draws[2]).max() > 1e-2
-    assert abs(draws[0] - evaluated).max() > 1e-2
-    np.testing.assert_allclose(
-        training_logits_of(off, params, tokens_BT, jax.random.key(0)), evaluated, atol=1e-5
-    )
+    assert abs(draws[0] - logits_of(BASE, params, tokens_BT)).max() > 1e-2
 
 
 @pytest.mark.parametrize(("site", "masks"), [("embd_pdrop", 1), ("resid_pdrop", 6)])
@@ -269,18 +266,18 @@ def test_every_dropout_of_every_layer_draws_its_own_mask(site, masks):
 
 def test_bfloat16_stays_close_to_float32_over_float32_parameters():
     cfg, tokens_BT = replace(BASE, dtype="bfloat16"), some_tokens()
-    assert {leaf.dtype for leaf in jax.tree.leaves(parameter_shapes(cfg))} == {jnp.dtype("float32")}
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(parameter_shapes(cfg)))
     params = perturbed(BASE)
     logits_BTV, exact_BTV = (logits_of(c, params, tokens_BT) for c in (cfg, BASE))
     assert logits_BTV.dtype == jnp.float32
     error = (logits_BTV - exact_BTV)[..., :200]
-    assert error.std() < 0.01 * exact_BTV[..., :200].std()
+    assert error.std() < 0.02 * exact_BTV[..., :200].std()
 
     ours, theirs = (named_leaves(gradients_of(c, params, tokens_BT)) for c in (cfg, BASE))
     for name, grad in ours.items():
         assert grad.dtype == jnp.float32
         error = np.linalg.norm(grad - theirs[name]) / np.linalg.norm(theirs[name])
-        assert error < 0.03, name
+        assert error < 0.04, name
 
 
 def test_more_tokens_than_the_context_are_refused():

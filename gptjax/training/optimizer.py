@@ -36,13 +36,14 @@ def learning_rate_schedule(cfg: OptimConfig, max_steps: int) -> optax.Schedule:
     """Linear warm-up to the peak, then a cosine to `final_lr`, where it stays.
 
     Update i of w warm-up updates has rate `peak (i + 1) / (w + 1)`: unlike a warm-up from zero, the
-    first update learns.
+    first update learns. A run shorter than its warm-up never leaves it.
     """
+    end = max_steps if cfg.decay_steps is None else cfg.decay_steps
     return optax.warmup_cosine_decay_schedule(
         init_value=cfg.peak_lr / (cfg.warmup_steps + 1),
         peak_value=cfg.peak_lr,
         warmup_steps=cfg.warmup_steps,
-        decay_steps=max(max_steps if cfg.decay_steps is None else cfg.decay_steps, 1),
+        decay_steps=max(end, cfg.warmup_steps + 1),
         end_value=cfg.final_lr,
     )
 

@@ -1,0 +1,238 @@
+"""Generating is a function of (checkpoint, prompt, seed); only the text goes to standard output."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import run_verb
+
+from gptjax.cli import main
+from gptjax.generate import generate
+from gptjax.model.gpt import GPT, parameter_shapes
+from gptjax.training.checkpoint import Checkpointer
+from gptjax.training.mesh import make_mesh, replicated
+from gptjax.training.run_dir import RunDir
+from gptjax.tree import placed
+
+STEPS = [10, 20]
+PROMPT = "def f\u00fcr("
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, prepared) -> Path:
+    """A run of 20 updates with two checkpoints."""
+    cwd = tmp_path_factory.mktemp("generate")
+    settings = {
+        "config": "tiny", "data.path": prepared.directory.resolve(), "run-dir": "run",
+        "train.max-steps": 20, "train.save-every-steps": 10, "train.eval-every-steps": 10,
+        "train.eval-tokens": 512,
+    }  # fmt: skip
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    trained = run_verb("train", *flags, cwd=cwd)
+    assert trained.returncode == 0, trained.stderr
+    return cwd / "run"
+
+
+@pytest.fixture
+def text(run, capsys):
+    """Call the verb in this process: what it writes after the options it is given."""
+
+    def generated(*argv: object) -> str:
+        words = ["--run", run, "--prompt", PROMPT, "--max-new-tokens", 24, *argv]
+        assert generate([str(word) for word in words]) == 0
+        return capsys.readouterr().out
+
+    return generated
+
+
+def test_the_same_seed_gives_the_same_text_and_another_another(text):
+    first = text("--seed", 1)
+    assert text("--seed", 1) == first
+    assert text("--seed", 2) != first
+    assert text() == text("--seed", 0)
+
+
+def test_the_prompt_comes_first_and_its_continuation_is_as_long_as_asked(text):
+    shown = text("--max-new-tokens", 5)
+    assert shown.startswith(PROMPT)
+    assert 1 <= len(shown.removeprefix(PROMPT).removesuffix("\n").encode("utf-8", "replace"))
+    assert len(shown.removeprefix(PROMPT).removesuffix("\n")) <= 5
+    assert text("--max-new-tokens", 12).startswith(shown.rstrip("\n\ufffd"))
+
+
+def test_an_empty_prompt_starts_a_document(text):
+    alone = text("--prompt", "")
+    assert alone.endswith("\n")
+    assert not alone.startswith("def")
+    assert alone == text("--prompt=")
+
+
+def test_at_temperature_zero_the_seed_does_not_matter(text):
+    coldest = text("--temperature", 0)
+    assert text("--temperature", 0, "--seed", 5) == coldest
+    assert text("--top-k", 1, "--seed", 6) == coldest
+    assert text("--temperature", 0, "--top-k", "None") == coldest
+
+
+def greedy(run: Path, step: int, prompt: str, n: int) -> str:
+    """The likeliest continuation, by running the model over everything for each byte."""
+    config = RunDir(run).read_config()
+    checkpointer = Checkpointer(run / "checkpoints", read_only=True)
+    params = checkpointer.restore_params(
+        step, placed(parameter_shapes(config.model), replicated(make_mesh(1)))
+    )
+    checkpointer.close()
+    model = jax.jit(lambda tokens_BT: GPT(config.model).apply({"params": params}, tokens_BT))
+    tokens = list(prompt.encode())
+    for _ in range(n):
+        padded_BT = np.zeros((1, config.model.n_ctx), np.int32)
+        padded_BT[0, : len(tokens)] = tokens
+        logits_V = model(jnp.asarray(padded_BT))[0, len(tokens) - 1, : config.model.n_vocab]
+        tokens.append(int(np.argmax(logits_V)))
+    assert max(tokens) < 256
+    return bytes(tokens).decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_text_is_that_of_the_chosen_checkpoint(step, run, text):
+    expected = greedy(run, step, PROMPT, 12)
+    shown = text("--checkpoint", step, "--temperature", 0, "--max-new-tokens", 12)
+    assert shown == expected + "\n"
+
+
+def test_latest_and_best_are_names_of_checkpoints(run, text, capsys):
+    hot = ["--temperature", 1.5, "--top-k", "None"]
+    by_step = {step: text("--checkpoint", step, *hot) for step in STEPS}
+    assert by_step[10] != by_step[20]
+    assert text("--checkpoint", "latest", *hot) == by_step[20]
+    checkpointer = Checkpointer(run / "checkpoints", read_only=True)
+    best = checkpointer.best_step()
+    checkpointer.close()
+    assert best in STEPS
+    assert text("--checkpoint", "best", *hot) == text(*hot) == by_step[best]
+
+
+def test_samples_are_told_apart_and_the_first_is_the_one_alone(text):
+    samples = text("--num-samples", 3, "--top-k", "None").split("\n---\n")
+    assert len(samples) == 3
+    assert len(set(samples)) == 3
+    assert all(sample.startswith(PROMPT) for sample in samples)
+    assert samples[0].removesuffix("\n") == text("--top-k", "None").removesuffix("\n")
+
+
+def test_only_the_text_is_on_standard_output(run, text):
+    result = run_verb(
+        "generate", "--run", run.name, "--prompt", PROMPT, "--max-new-tokens", 24,
+        "--checkpoint", 20, cwd=run.parent,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == text("--checkpoint", 20)
+    assert result.stderr == "checkpoint of update 20 in run\n"
+
+
+def test_generating_changes_nothing_in_the_run(run, text):
+    def files():
+        return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*")}
+
+    before = files()
+    text()
+    assert files() == before
+
+
+def failure(monkeypatch, capsys, *argv: object) -> tuple[int, str]:
+    """Exit code and message of a command that must fail with nothing on standard output."""
+    monkeypatch.setattr(sys, "argv", ["generate", *map(str, argv)])
+    with pytest.raises(SystemExit) as caught:
+        main(generate)
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: ")
+    return caught.value.code, output.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "problems"),
+    [
+        (["--max-new-tokens", 0], ["--max-new-tokens must be at least 1, not 0"]),
+        (["--temperature", -0.5], ["--temperature must be 0 or more, not -0.5"]),
+        (["--temperature", "nan"], ["--temperature must be 0 or more, not nan"]),
+        (["--top-k", 0], ["--top-k must be at least 1, not 0 (None keeps all)"]),
+        (["--num-samples", 0], ["--num-samples must be at least 1, not 0"]),
+        (["--seed", -1], ["--seed must be in [0, 2**32), not -1"]),
+        (["--seed", 2**32], ["--seed must be in [0, 2**32), not 4294967296"]),
+        (["--top-k", "many"], ["--top-k must be int or None, not many"]),
+        (["--promt", "x"], ["unknown option --promt (did you mean --prompt?)"]),
+        (["--config", "tiny"], ["unknown option --config"]),
+        (["--seed", -1, "--top-k", 0, "--temperature", -1, "--max-new-tokens", 0,
+          "--num-samples", -2],
+         ["--max-new-tokens", "--temperature", "--top-k", "--num-samples", "--seed"]),
+        (["--seed", "x", "--promt", "y"], ["--seed must be int, not x", "--promt"]),
+    ],
+    ids=lambda words: " ".join(map(str, words)) if "must" not in str(words) else "",
+)  # fmt: skip
+def test_bad_options_are_listed_together(argv, problems, run, monkeypatch, capsys):
+    code, message = failure(monkeypatch, capsys, "--run", run, *argv)
+    assert code == 2
+    listed = [line[4:] for line in message.splitlines() if line.startswith("  - ")]
+    assert len(listed) == len(problems)
+    assert [p for p, line in zip(problems, listed, strict=True) if p not in line] == []
+
+
+@pytest.mark.parametrize("which", ["7", "newest", "", "-1", "\u00b2"])
+def test_a_checkpoint_that_does_not_exist_is_told_with_those_that_do(
+    which, run, monkeypatch, capsys
+):
+    code, message = failure(monkeypatch, capsys, "--run", run, f"--checkpoint={which}")
+    assert code == 1
+    assert f"there is no checkpoint {which!r} in " in message
+    assert "expected best, latest or one of 10, 20\n" in message
+
+
+def test_what_is_no_run_is_told_so(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "untrained").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(run / name, tmp_path / "untrained")
+    for path, words in (
+        ("nowhere", "there is no run in nowhere: train one first"),
+        ("file", "there is no run in file"),
+        ("empty", "empty is no run of gptjax (no config.json)"),
+        ("untrained", "there is no checkpoint in "),
+    ):
+        code, message = failure(monkeypatch, capsys, "--run", path)
+        assert (code, message.count("\n")) == (1, 1)
+        assert words in message
+    assert sorted(os.listdir(tmp_path / "untrained")) == ["config.json", "tokenizer.json"]
+
+
+def test_a_damaged_checkpoint_is_named(run, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    largest = max(
+        (copy / "checkpoints" / "20" / "params").rglob("*"), key=lambda p: p.stat().st_size
+    )
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    code, message = failure(monkeypatch, capsys, "--run", copy, "--checkpoint", 20)
+    assert code == 1
+    assert "checkpoints/20 is damaged" in message
+    assert largest.name in message
+    assert generate(["--run", str(copy), "--checkpoint", "10", "--max-new-tokens", "1"]) == 0
+
+
+def test_an_error_in_a_shell_is_one_message_without_a_traceback(run, tmp_path):
+    for argv, code in ((["--run", "nowhere"], 1), (["--run", run, "--checkpoint", 7], 1),
+                       (["--run", run, "--top-k", 0], 2)):  # fmt: skip
+        result = run_verb("generate", *argv, cwd=tmp_path)
+        assert (result.returncode, result.stdout) == (code, "")
+        assert result.stderr.startswith("error: ")
+        assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,213 @@
+"""Gradients cross the network once per update: read off the compiled program, where numbers cannot.
+
+An update that averages gradients in every micro-step gives the same parameters, so only the HLO
+shows it. The checker is tried on programs known to be wrong before it is believed.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+from gptjax.config import ModelConfig, OptimConfig
+from gptjax.model.gpt import parameter_shapes
+from gptjax.training import step as step_module
+from gptjax.training.loss import cross_entropy_rows
+from gptjax.training.mesh import make_mesh, put_rows, replicated
+from gptjax.training.optimizer import learning_rate_schedule, make_optimizer
+from gptjax.training.state import TrainState
+from gptjax.training.tasks import language_modelling
+from gptjax.tree import count, placed
+
+DEVICES, CONTEXT, VOCAB = 8, 8, 50
+MODEL = ModelConfig(
+    n_layer=2, n_head=2, n_embd=16, n_ctx=CONTEXT, n_vocab=VOCAB, dtype="float32", tied_head=False
+)
+COLLECTIVE = re.compile(
+    r"= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all"
+    r"|collective-permute|collective-broadcast)(-start)?\("
+)
+CALLEE = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.-]+)")
+BODY = re.compile(r"\bbody=%?([\w.-]+)")
+BRANCH = re.compile(r"\b(?:true_computation|false_computation)=%?([\w.-]+)")
+BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
+Computations = dict[str, list[str]]
+
+
+class Collective(NamedTuple):
+    """An operation that crosses the network: its size and what makes it run."""
+
+    kind: str
+    elements: int
+    bytes: int
+    is_gated: bool
+    is_looped: bool
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """Every collective of a compiled module."""
+    entry, computations = _computations(hlo)
+    ungated = _reachable([entry], computations, _callees)
+    bodies = [b for lines in computations.values() for line in lines for b in BODY.findall(line)]
+    looped = _reachable(bodies, computations, lambda line: _callees(line) + _branches(line))
+    return [
+        Collective(match["kind"], *_size(match["shapes"]), name not in ungated, name in looped)
+        for name, lines in computations.items()
+        for line in lines
+        if (match := COLLECTIVE.search(line))
+    ]
+
+
+def _computations(hlo: str) -> tuple[str, Computations]:
+    """Name of the entry computation, and the instructions of each computation."""
+    entry, name, found = "", "", {}
+    for line in hlo.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            name = header[2]
+            found[name] = []
+            entry = name if header[1] else entry
+        elif name:
+            found[name].append(line)
+    return entry, found
+
+
+def _callees(line: str) -> list[str]:
+    return CALLEE.findall(line)
+
+
+def _branches(line: str) -> list[str]:
+    listed = [name for names in BRANCHES.findall(line) for name in re.findall(r"[\w.-]+", names)]
+    return BRANCH.findall(line) + listed
+
+
+def _reachable(
+    start: Iterable[str], computations: Computations, leads_to: Callable[[str], list[str]]
+) -> set[str]:
+    seen, waiting = set(), list(start)
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += [callee for line in computations[name] for callee in leads_to(line)]
+    return seen
+
+
+def _size(shapes: str) -> tuple[int, int]:
+    """Elements and bytes of a result, which may be a tuple."""
+    parts = [
+        (math.prod(int(d) for d in dims.split(",") if d), BYTES[kind])
+        for kind, dims in re.findall(r"\b(\w+)\[([\d,]*)\]", shapes)
+    ]
+    return sum(n for n, _ in parts), sum(n * width for n, width in parts)
+
+
+def problems(hlo: str, n_parameters: int, micro_steps: int) -> set[str]:
+    """What is wrong with a program that should send every gradient once per update."""
+    found = collectives(hlo)
+    large, scalars = [c for c in found if c.elements > 1], [c for c in found if c.elements <= 1]
+    looped = micro_steps > 1
+    wrong = {
+        "something else than an all-reduce": any(c.kind != "all-reduce" for c in found),
+        "not one all-reduce of all gradients": [c.elements for c in large] != [n_parameters],
+        "not four bytes a parameter": sum(c.bytes for c in large) != 4 * n_parameters,
+        "gradients cross in every micro-step": looped and not all(c.is_gated for c in large),
+        "scalars cross in every micro-step": looped and any(c.is_looped for c in scalars),
+    }  # fmt: skip
+    return {name for name, is_wrong in wrong.items() if is_wrong}
+
+
+def compiled(row_loss: Callable, params: Any, micro_steps: int) -> str:
+    """The HLO of the update on eight devices."""
+    mesh, optim = make_mesh(DEVICES), OptimConfig(warmup_steps=2)
+    optimizer = make_optimizer(optim, 10)
+    state = jax.eval_shape(lambda p: TrainState(jnp.int32(0), p, optimizer.init(p)), params)
+    tokens = np.zeros((micro_steps, DEVICES, CONTEXT + 1), np.int32)
+    batch = {"tokens": tokens, "weights": np.ones(tokens[..., 1:].shape, np.float32)}
+    key = jax.device_put(jax.random.key(0), replicated(mesh))
+    step = step_module.make_train_step(
+        row_loss, optimizer, learning_rate_schedule(optim, 10), mesh, micro_steps, dropout=False
+    )
+    abstract = placed(state, replicated(mesh))
+    return step.lower(abstract, put_rows(mesh, batch, axis=1), key).compile().as_text()
+
+
+BIGRAM = {
+    "wte": {"embedding": jax.ShapeDtypeStruct((VOCAB, 8), np.float32)},
+    "head": {
+        "kernel": jax.ShapeDtypeStruct((8, VOCAB), np.float32),
+        "bias": jax.ShapeDtypeStruct((VOCAB,), np.float32),
+    },
+}
+
+
+def bigram_loss(params: Any, batch: Any, _: Any) -> jax.Array:
+    """The smallest task with every kind of leaf: it compiles in a fraction of a second."""
+    x_BTD = params["wte"]["embedding"][batch["tokens"][:, :-1]]
+    logits_BTV = x_BTD @ params["head"]["kernel"] + params["head"]["bias"][None, None]
+    return cross_entropy_rows(logits_BTV, batch["tokens"][:, 1:], batch["weights"])
+
+
+@pytest.mark.parametrize("micro_steps", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_gradients_of_a_gpt_cross_the_network_once_per_update(micro_steps):
+    params = parameter_shapes(MODEL)
+    assert count(params) > 2 * 128 * MODEL.n_embd  # both tables with their padded rows
+    hlo = compiled(language_modelling(MODEL), params, micro_steps)
+    assert problems(hlo, count(params), micro_steps) == set()
+    large = [c for c in collectives(hlo) if c.elements > 1]
+    assert [(c.kind, c.elements, c.bytes) for c in large] == [
+        ("all-reduce", count(params), 4 * count(params))
+    ]
+
+
+@cache
+def bigram_hlo(micro_steps: int) -> str:
+    return compiled(bigram_loss, BIGRAM, micro_steps)
+
+
+@pytest.mark.parametrize("micro_steps", [1, 4])
+def test_gradients_of_any_task_do(micro_steps):
+    hlo = bigram_hlo(micro_steps)
+    assert problems(hlo, count(BIGRAM), micro_steps) == set()
+    assert [c.elements for c in collectives(hlo) if not c.is_gated] == [1, 1]  # tokens and loss
+
+
+def without_gate(inner: Any, micro_steps: int, axis: str) -> optax.MultiSteps:
+    """MultiSteps as its documentation suggests: the average is the inner chain's first part."""
+
+    def update(updates: Any, state: Any, params: Any = None, **_: Any):
+        return inner.update(lax.pmean(updates, axis), state, params)
+
+    chain = optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.MultiSteps(chain, every_k_schedule=micro_steps)
+
+
+def test_the_checker_sees_an_average_in_every_micro_step(monkeypatch):
+    monkeypatch.setattr(step_module, "accumulate", without_gate)
+    hlo = compiled(bigram_loss, BIGRAM, micro_steps=4)
+    assert problems(hlo, count(BIGRAM), 4) == {"gradients cross in every micro-step"}
+
+
+def test_the_checker_sees_the_sum_that_autodiff_inserts_without_the_cast(monkeypatch):
+    no_cast = SimpleNamespace(**{**vars(lax), "pcast": lambda x, *_, **__: x})
+    monkeypatch.setattr(step_module, "lax", no_cast)
+    hlo = compiled(bigram_loss, BIGRAM, micro_steps=4)
+    assert "gradients cross in every micro-step" in problems(hlo, count(BIGRAM), 4)
+
+
+def test_the_checker_counts_what_crosses():
+    hlo = bigram_hlo(4)
+    assert problems(hlo, count(BIGRAM) + 1, 4) == {
+        "not one all-reduce of all gradients", "not four bytes a parameter"
+    }  # fmt: skip
+    gathered = hlo.replace(" all-reduce(", " all-gather(")
+    assert problems(gathered, count(BIGRAM), 4) == {"something else than an all-reduce"}

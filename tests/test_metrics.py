@@ -1,0 +1,144 @@
+"""metrics.jsonl is cut back on resume and never half written; rates leave pauses out."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from gptjax.training import metrics
+from gptjax.training.metrics import MetricsLog, Throughput, read_rows
+
+ROWS = [{"step": step, "train_loss": 1.0 / step} for step in range(1, 6)]
+
+
+def written(path: Path, rows=ROWS, step: int = 0) -> Path:
+    log = MetricsLog(path, step)
+    for row in rows:
+        log.append(row)
+    log.close()
+    return path
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return written(tmp_path / "metrics.jsonl")
+
+
+def test_a_row_is_a_line_of_json_on_disk_as_soon_as_it_is_appended(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    for i, row in enumerate(ROWS, 1):
+        log.append(row)
+        assert path.read_text() == "".join(json.dumps(r) + "\n" for r in ROWS[:i])
+    assert log.rows == ROWS
+    log.close()
+    assert read_rows(path) == ROWS
+
+
+def test_numbers_come_back_exactly(tmp_path):
+    row = {"step": 1, "train_loss": math.pi * 1e-30, "learning_rate": 1 / 3, "tokens": 2**53 + 1}
+    assert read_rows(written(tmp_path / "m", [row])) == [row]
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 5, 9])
+def test_opening_at_a_step_cuts_off_what_came_later(path, step):
+    log = MetricsLog(path, step)
+    assert log.rows == ROWS[:step]
+    assert read_rows(path) == ROWS[:step]
+    log.close()
+
+
+@pytest.mark.parametrize("step", [0, 2, 5])
+def test_a_resumed_log_is_byte_for_byte_an_unbroken_one(path, step):
+    unbroken = path.read_bytes()
+    assert written(path, ROWS[step:], step).read_bytes() == unbroken
+
+
+def test_a_last_line_cut_off_anywhere_is_ignored(path):
+    whole = path.read_bytes()
+    start = whole.rindex(b"\n", 0, len(whole) - 1) + 1
+    for end in range(start, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        assert read_rows(path) == ROWS[:-1]
+    path.write_bytes(whole[:-1])
+    assert read_rows(path) == ROWS
+
+
+def test_a_cut_off_line_is_gone_after_reopening(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    log = MetricsLog(path, 5)
+    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:-1])
+    log.append(ROWS[-1])
+    log.close()
+    assert path.read_bytes() == whole
+
+
+def test_rows_of_zero_bytes_after_a_power_failure_are_ignored(path):
+    with path.open("ab") as file:
+        file.write(b"\0" * 100)
+    assert read_rows(path) == ROWS
+
+
+def test_a_log_that_is_not_there_has_no_rows(tmp_path):
+    assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+def test_what_was_not_measured_is_left_out(tmp_path):
+    row = {"step": 1, "a": None, "b": math.nan, "c": math.inf, "d": -math.inf, "e": 0.0, "f": 0}
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    log.append(row)
+    log.close()
+    assert log.rows == read_rows(path) == [{"step": 1, "e": 0.0, "f": 0}]
+    assert row["a"] is None
+
+
+def test_reopening_that_fails_leaves_the_old_file_as_it_was(path, monkeypatch):
+    whole = path.read_bytes()
+
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="disk full"):
+        MetricsLog(path, 2)
+    assert path.read_bytes() == whole
+
+
+def test_sync_forces_this_very_file_to_the_disk(path, monkeypatch):
+    synced = []
+    log = MetricsLog(path, 5)
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
+    log.sync()
+    log.close()
+    assert synced == [path.stat().st_ino]
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_throughput_is_tokens_over_the_time_between_ends(clock):
+    throughput = Throughput()
+    assert throughput.measure(64) is None
+    clock[0] += 2.0
+    assert throughput.measure(64) == 32.0
+    clock[0] += 0.5
+    assert throughput.measure(64) == 128.0
+
+
+def test_throughput_leaves_pauses_out(clock):
+    throughput = Throughput()
+    throughput.measure(64)
+    clock[0] += 1.0
+    throughput.pause()
+    clock[0] += 1000.0
+    assert throughput.measure(64) is None
+    clock[0] += 4.0
+    assert throughput.measure(64) == 16.0

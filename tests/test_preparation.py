@@ -1,0 +1,407 @@
+"""Prepared shards hold every token of every document, whole or not at all, in bounded memory."""
+
+import dataclasses
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_verb
+
+from gptjax.config import DataConfig
+from gptjax.data import preparation, sources
+from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
+from gptjax.data.preparation import find_documents, prepare
+from gptjax.data.sources import Document, text_files
+from gptjax.data.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
+from gptjax.errors import UserError
+
+SHARD = 1000
+# every pair of bytes has an id: the smallest natural table that needs uint32
+PAIRS = {bytes([b]): b for b in range(256)} | {
+    bytes([a, b]): 256 * (a + 1) + b for a in range(256) for b in range(256)
+}
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    """120 different documents of 6 to 9,000 bytes."""
+    words = ["sea", "shells ", "\n", "\r\n", "漢字 ", "🙂", "  the", "\0", "<|endoftext|>", "'ll"]
+    picks = np.random.default_rng(0).integers(len(words), size=(120, 2000))
+    lengths = [2000 if i % 40 == 7 else i for i in range(120)]
+    return [f"{i:06d}" + "".join(words[j] for j in picks[i, :n]) for i, n in enumerate(lengths)]
+
+
+@pytest.fixture
+def data(texts: list[str], tmp_path: Path) -> DataConfig:
+    """Says to prepare `texts` as bytes into `out`."""
+    (tmp_path / "text").mkdir()
+    paths = [tmp_path / "text" / f"{i:03d}.txt" for i in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes(text.encode())
+    return DataConfig(str(tmp_path / "out"), "bytes", None, tuple(map(str, paths)), 0.1)
+
+
+def prepared_from(data: DataConfig, shard_tokens: int = SHARD) -> Manifest:
+    return prepare(data, find_documents(data), shard_tokens=shard_tokens)
+
+
+def stream(manifest: Manifest, split: str) -> np.ndarray:
+    """All tokens of a split, read without gptjax's reader."""
+    files = [manifest.directory / shard.name for shard in manifest.splits[split].shards]
+    parts = [
+        np.fromfile(f, "<u2" if manifest.dtype == "uint16" else "<u4", -1, "", 1024) for f in files
+    ]
+    return np.concatenate([np.zeros(0, np.uint16), *parts])
+
+
+def documents_in(tokens: np.ndarray, eot: int) -> list[list[int]]:
+    """What lies before each end-of-text; nothing may follow the last."""
+    ends = np.flatnonzero(tokens == eot)
+    assert ends[-1] == len(tokens) - 1
+    return [part[:-1].tolist() for part in np.split(tokens, ends + 1)[:-1]]
+
+
+def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:
+    return {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in directory.iterdir()}
+
+
+def refuse(name: str) -> Tokenizer:
+    raise AssertionError(f"tokenised again with {name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("bytes", "uint16"), ("bpe:280", "uint16"), ("gpt2", "uint32")]
+)
+def test_every_token_of_every_document_is_there_in_order_and_closed(
+    data: DataConfig, texts: list[str], monkeypatch: pytest.MonkeyPatch, name: str, dtype: str
+):
+    monkeypatch.setattr(sources, "PIECE_BYTES", 500)
+    if name == "gpt2":
+        monkeypatch.setattr(preparation, "make_tokenizer", lambda name: BPETokenizer(name, PAIRS))
+    manifest = prepared_from(dataclasses.replace(data, tokenizer=name))
+    tokenizer = read_tokenizer(manifest)
+    assert (manifest.dtype, manifest.tokenizer) == (dtype, name)
+    assert manifest.n_vocab == tokenizer.n_vocab
+    found = {
+        split: documents_in(stream(manifest, split), tokenizer.eot_id) for split in ("train", "val")
+    }
+    for split, split_documents in found.items():
+        listed = manifest.splits[split]
+        numbers = [int(tokenizer.decode(ids)[:6]) for ids in split_documents]
+        assert numbers == sorted(numbers)
+        assert split_documents == [tokenizer.encode(texts[i]).tolist() for i in numbers]
+        assert listed.documents == len(numbers)
+        assert listed.bytes == sum(len(texts[i].encode()) for i in numbers)
+        assert listed.tokens == sum(map(len, split_documents)) + len(numbers)
+    everything = [tuple(ids) for split in found.values() for ids in split]
+    assert len(set(everything)) == len(everything) == len(texts)
+    assert 0 < len(found["val"]) < 40
+    if name == "bytes":
+        joined = [list(text.encode()) for text in texts]
+        assert sorted(found["train"] + found["val"]) == sorted(joined)
+
+
+def test_shards_are_full_but_the_last_and_hashed_and_nothing_else_is_there(data: DataConfig):
+    manifest = prepared_from(data)
+    names = ["manifest.json", "tokenizer.json"]
+    for split, listed in manifest.splits.items():
+        shards = listed.shards
+        names += [f"{split}_{i:06d}.bin" for i in range(len(shards))]
+        assert [s.tokens for s in shards[:-1]] == [SHARD] * (len(shards) - 1)
+        assert 0 < shards[-1].tokens <= SHARD
+        assert sum(s.tokens for s in shards) == listed.tokens
+        for shard in shards:
+            raw = (manifest.directory / shard.name).read_bytes()
+            assert shard.sha256 == hashlib.sha256(raw).hexdigest()
+            assert len(raw) == 1024 + 2 * shard.tokens
+    assert len(manifest.splits["train"].shards) > 9
+    assert sorted(os.listdir(manifest.directory)) == sorted(names)
+    assert not list(manifest.directory.parent.glob("out.*"))
+    assert read_manifest(Path(data.path)) == manifest
+
+
+@pytest.mark.parametrize("size", [SHARD - 2, SHARD - 1, SHARD, 3 * SHARD - 1, 3 * SHARD])
+def test_a_document_may_end_anywhere_in_a_shard(tmp_path: Path, size: int):
+    (tmp_path / "a.txt").write_text("x" * size)
+    data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(tmp_path / "a.txt"),), 0.0)
+    manifest = prepared_from(data)
+    counts = [shard.tokens for shard in manifest.splits["train"].shards]
+    full, rest = divmod(size + 1, SHARD)
+    assert counts == [SHARD] * full + [rest] * (rest > 0)
+    assert stream(manifest, "train").tolist() == [ord("x")] * size + [256]
+    assert (manifest.splits["val"].tokens, manifest.splits["val"].shards) == (0, ())
+
+
+def test_the_tail_of_a_single_document_is_validation(tmp_path: Path):
+    text = "".join(f"line {i}\n" for i in range(1000))
+    (tmp_path / "a.txt").write_text(text)
+    data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(tmp_path / "a.txt"),), 0.1)
+    manifest = prepared_from(data)
+    (train,), (val,) = (documents_in(stream(manifest, s), 256) for s in ("train", "val"))
+    assert bytes(train + val).decode() == text
+    assert train[-1] == ord("\n")
+    assert 0.09 < len(val) / len(text) <= 0.1
+
+
+def test_a_bpe_is_trained_on_the_training_text_alone(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("abababab " * 900 + "\n" + "zqzqzqzq " * 100)
+    data = DataConfig(str(tmp_path / "out"), "bpe:260", None, (str(tmp_path / "a.txt"),), 0.1)
+    tokenizer = read_tokenizer(prepared_from(data))
+    merged = [tokenizer.token_bytes(i) for i in range(256, 259)]
+    assert b"ab" in merged
+    assert not any(set(b"zq") & set(token) for token in merged)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_number_of_workers_changes_nothing(
+    data: DataConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: int
+):
+    monkeypatch.setattr(sources, "PIECE_BYTES", 300)
+    expected = prepared_from(data)
+    monkeypatch.setattr(os, "cpu_count", lambda: workers)
+    again = prepared_from(dataclasses.replace(data, path=str(tmp_path / "again")))
+    assert again.splits == expected.splits
+    assert again.fingerprint == expected.fingerprint
+
+
+def test_few_pieces_are_in_memory_at_a_time(data: DataConfig, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sources, "PIECE_BYTES", 100)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    read, finished, most = 0, 0, 0
+    pieces = Document.pieces
+
+    def counted(document: Document):
+        nonlocal read, most
+        for piece in pieces(document):
+            read += 1
+            most = max(most, read - finished)
+            yield piece
+
+    def progress(size: int) -> None:
+        nonlocal finished
+        finished += 1
+
+    monkeypatch.setattr(Document, "pieces", counted)
+    prepare(data, text_files(data.inputs), progress)
+    assert read == finished > 300
+    assert 2 <= most <= 4 * 2 + 1
+
+
+def test_progress_adds_up_to_the_bytes_of_the_text(data: DataConfig, texts: list[str]):
+    sizes: list[int] = []
+    prepare(data, text_files(data.inputs), sizes.append)
+    assert sum(sizes) == sum(len(text.encode()) for text in texts)
+
+
+def test_the_same_settings_again_return_what_is_there(
+    data: DataConfig, monkeypatch: pytest.MonkeyPatch
+):
+    first = prepared_from(data)
+    before = snapshot(first.directory)
+    monkeypatch.setattr(preparation, "make_tokenizer", refuse)
+    assert prepared_from(data) == first
+    assert snapshot(first.directory) == before
+
+
+def test_other_settings_are_refused_with_the_difference(data: DataConfig):
+    first = prepared_from(data)
+    before = snapshot(first.directory)
+    changes = {
+        "tokenizer was 'bytes', now 'bpe:300'": dataclasses.replace(data, tokenizer="bpe:300"),
+        "val_fraction was 0.1, now 0.2": dataclasses.replace(data, val_fraction=0.2),
+        "bytes was": dataclasses.replace(data, inputs=data.inputs[1:]),
+        "content was": dataclasses.replace(data, inputs=data.inputs[::-1]),
+    }
+    for says, changed in changes.items():
+        with pytest.raises(UserError, match=f"{re.escape(data.path)}.*{re.escape(says)}"):
+            prepared_from(changed)
+    with pytest.raises(UserError, match=f"shard_tokens was {SHARD}, now 500"):
+        prepared_from(data, shard_tokens=500)
+    Path(data.inputs[3]).write_text("another text")
+    with pytest.raises(UserError, match="content was"):
+        prepared_from(data)
+    assert snapshot(first.directory) == before
+    assert not list(first.directory.parent.glob("out.*"))
+
+
+def test_a_directory_of_something_else_is_refused_and_untouched(data: DataConfig):
+    out = Path(data.path)
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    before = snapshot(out)
+    with pytest.raises(UserError, match=f"{re.escape(data.path)} exists and is no prepared"):
+        prepared_from(data)
+    assert snapshot(out) == before
+
+
+def test_a_file_in_the_way_is_refused_and_untouched(data: DataConfig):
+    Path(data.path).write_text("years of work")
+    with pytest.raises(UserError, match=re.escape(data.path)):
+        prepared_from(data)
+    assert Path(data.path).read_text() == "years of work"
+
+
+def test_an_empty_directory_and_one_whose_parents_are_missing_are_both_fine(
+    data: DataConfig, tmp_path: Path
+):
+    Path(data.path).mkdir()
+    first = prepared_from(data)
+    deep = dataclasses.replace(data, path=str(tmp_path / "a" / "b" / "out"))
+    assert prepared_from(deep).splits == first.splits
+
+
+def test_what_a_killed_preparation_left_does_not_matter(data: DataConfig, tmp_path: Path):
+    expected = prepared_from(dataclasses.replace(data, path=str(tmp_path / "clean")))
+    left = Path(data.path + ".preparing")
+    left.mkdir()
+    for name in ("manifest.json", "train_000000.bin", "train_009999.bin", "tokenizer.json"):
+        (left / name).write_text("half")
+    assert prepared_from(data).splits == expected.splits
+    assert sorted(os.listdir(data.path)) == sorted(os.listdir(expected.directory))
+    assert not left.exists()
+
+
+def test_a_failure_half_way_leaves_no_data_and_the_next_try_succeeds(
+    data: DataConfig, monkeypatch: pytest.MonkeyPatch
+):
+    encode, calls = ByteTokenizer.encode, iter(range(1000))
+
+    def breaks(self: ByteTokenizer, text: str) -> np.ndarray:
+        if next(calls) == 60:
+            raise RuntimeError("a worker broke")
+        return encode(self, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ByteTokenizer, "encode", breaks)
+        with pytest.raises(RuntimeError, match="a worker broke"):
+            prepared_from(data)
+    assert not Path(data.path).exists()
+    assert prepared_from(data).splits["train"].tokens > 10 * SHARD
+
+
+def test_an_id_beyond_the_vocabulary_is_never_written(
+    data: DataConfig, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ByteTokenizer, "encode", lambda self, text: np.array([1, 257], np.uint32))
+    with pytest.raises(ValueError, match="bytes gave id 257"):
+        prepared_from(data)
+    assert not Path(data.path).exists()
+
+
+def test_nothing_to_prepare_says_what_to_give():
+    with pytest.raises(UserError, match="--input"):
+        find_documents(DataConfig())
+
+
+def test_the_standard_library_needs_no_files_and_given_files_come_first(data: DataConfig):
+    library = find_documents(DataConfig(source="stdlib"))
+    assert library[0].path.suffix == ".py"
+    given = find_documents(dataclasses.replace(data, source="stdlib"))
+    assert [str(d.path) for d in given] == list(data.inputs)
+
+
+def test_the_command_line_prepares_and_says_what_came_of_it(texts: list[str], tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes(texts[47].encode())
+    arguments = ["--input", "a.txt", "--tokenizer", "bytes", "--out", "data/a"]
+    for _ in range(2):  # the second time it is there already
+        done = run_verb("prepare", *arguments, "--val-fraction", 0.2, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        manifest = read_manifest(tmp_path / "data" / "a")
+        for split in manifest.splits.values():
+            assert f"{split.tokens:,} tokens in {len(split.shards)} shards" in done.stdout
+    assert manifest.source == "a.txt"
+    tokens = np.concatenate([stream(manifest, split) for split in ("train", "val")])
+    assert bytes(tokens[tokens < 256].tolist()).decode() == texts[47]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ("", 2, ["--input and --out missing"]),
+        ("--input a.txt", 2, ["--out missing"]),
+        ("--input a.txt --out out --tokenizer gpt3", 2, ["gpt3", "gpt2, bytes or bpe:N"]),
+        ("--input a.txt --out out --tokenizer bpe:256", 2, ["bpe:256", "257 or more"]),
+        ("--input a.txt --out out --val-fraction 0.7", 2, ["val_fraction", "0.7"]),
+        ("--input a.txt --out out --tokeniser bytes", 2, ["did you mean --tokenizer?"]),
+        ("--config no_such_config", 2, ["unknown config 'no_such_config'"]),
+        ("--input a.txt b.txt . --out out", 1, ["no such text file: b.txt, ."]),
+        ("--input empty.txt --out out", 1, ["no text in empty.txt"]),
+        ("--input a.txt --out out --tokenizer bpe:9999", 1, ["not 9999", "ask for bpe:"]),
+        ("--input a.txt --out thesis", 1, ["thesis exists and is no prepared data set"]),
+        ("--input a.txt --out a.txt", 1, ["a.txt exists and is no prepared data set"]),
+        ("--input a.txt --out a.txt/out", 1, ["a.txt/out"]),
+        ("--input ../a.txt --out .", 1, ["--out"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_message_without_a_traceback(
+    tmp_path: Path, arguments: str, code: int, says: list[str]
+):
+    for directory in (tmp_path, tmp_path / "work"):
+        (directory / "thesis").mkdir(parents=True)
+        (directory / "thesis" / "thesis.tex").write_text("years of work")
+        (directory / "a.txt").write_text("one line\n" * 50)
+        (directory / "empty.txt").write_text("")
+    done = run_verb("prepare", *arguments.split(), cwd=tmp_path / "work")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == code
+    assert done.stderr.startswith("error: ")
+    assert all(part in done.stderr for part in says)
+    kept = ["a.txt", "empty.txt", "thesis"]
+    assert [n for n in sorted(os.listdir(tmp_path / "work")) if "preparing" not in n] == kept
+
+
+def test_a_text_that_may_not_be_read_is_named(data: DataConfig, monkeypatch: pytest.MonkeyPatch):
+    opened = Path.open
+
+    def guarded(path: Path, *args: object, **kwargs: object):
+        if str(path) == data.inputs[5]:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    with pytest.raises(UserError, match=re.escape(data.inputs[5])):
+        prepared_from(data)
+    assert not Path(data.path).exists()
+
+
+def test_an_empty_working_directory_as_out_is_made_or_refused_without_a_traceback(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("one line\n" * 50)
+    (tmp_path / "work").mkdir()
+    done = run_verb("prepare", "--input", "../a.txt", "--out", ".", cwd=tmp_path / "work")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 or done.stderr.startswith("error: ")
+
+
+MEASURE = """
+import os, re, sys
+os.cpu_count = lambda: 2
+from gptjax.config import DataConfig
+from gptjax.data.preparation import find_documents, prepare
+text, out, tokenizer = sys.argv[1:]
+data = DataConfig(path=out, tokenizer=tokenizer, inputs=(text,), val_fraction=0.05)
+tokens = prepare(data, find_documents(data)).splits["train"].tokens
+print(tokens, re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's peak of memory")
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:400"])
+def test_memory_does_not_grow_with_the_text(tmp_path: Path, text_file: Path, tokenizer: str):
+    peaks = []
+    for size in (8 * 2**20, 64 * 2**20):
+        path, out = tmp_path / f"{size}.txt", tmp_path / f"{size}"
+        raw = text_file.read_bytes()
+        path.write_bytes((raw * (size // len(raw) + 1))[:size])
+        command = [sys.executable, "-c", MEASURE, path, out, tokenizer]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        tokens, peak_kB = map(int, done.stdout.split())
+        assert tokens > size / 5
+        peaks.append(peak_kB * 1024)
+    assert peaks[1] - peaks[0] < 40 * 2**20

@@ -1,0 +1,260 @@
+"""A run's directory is never mixed with anything else, and what decides a run cannot change."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from gptjax.config import Config, DataConfig, to_json
+from gptjax.data.preparation import prepare
+from gptjax.data.sources import text_files
+from gptjax.data.tokenizers import ByteTokenizer, fingerprint
+from gptjax.errors import ConfigError, UserError
+from gptjax.presets import load_preset
+from gptjax.train import train
+from gptjax.training import loop, run_dir
+from gptjax.training.checkpoint import Checkpointer
+from gptjax.training.run_dir import RunDir
+from gptjax.training.setup import Setup
+from gptjax.training.state import TrainState
+
+FIXED = {
+    "model.n_layer": 3, "model.n_head": 4, "model.n_embd": 64, "model.n_ctx": 128,
+    "model.n_vocab": 300, "model.norm": "post", "model.final_norm": False,
+    "model.scale_residual_init": False, "model.qkv_bias": False, "model.bias": False,
+    "model.tied_head": False, "train.batch_tokens": 1024, "train.context": 32, "train.seed": 1,
+}  # fmt: skip
+FREE = {
+    "model.embd_pdrop": 0.1, "model.attn_pdrop": 0.1, "model.resid_pdrop": 0.1,
+    "model.dtype": "bfloat16", "model.unroll": 1, "data.path": "elsewhere",
+    "data.tokenizer": "gpt2", "data.source": None, "data.inputs": ("a.txt",),
+    "data.val_fraction": 0.3, "optim.peak_lr": 1.0, "optim.final_lr": 1.0, "optim.warmup_steps": 3,
+    "optim.decay_steps": 70, "optim.weight_decay": 0.3, "optim.beta1": 0.5, "optim.beta2": 0.5,
+    "optim.eps": 1e-5, "optim.clip_norm": None, "train.micro_batch": 2, "train.max_steps": 200,
+    "train.eval_every_steps": 7, "train.eval_tokens": None, "train.save_every_steps": 9,
+    "train.keep_latest": 5, "train.sample_every_steps": 11, "sample.prompt": "x",
+    "sample.max_new_tokens": 5, "sample.temperature": 0.0, "sample.top_k": None,
+}  # fmt: skip
+TINY = load_preset("tiny")
+
+
+def value(config: Config, name: str) -> Any:
+    section, field = name.split(".")
+    return getattr(getattr(config, section), field)
+
+
+def changed(fields: dict[str, Any]) -> Config:
+    config = TINY
+    for name, new in fields.items():
+        section, field = name.split(".")
+        part = dataclasses.replace(getattr(config, section), **{field: new})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def begun(tmp_path) -> RunDir:
+    """A run that has begun and has a checkpoint."""
+    run = RunDir(tmp_path / "runs" / "x")
+    assert run.begin(TINY, ByteTokenizer()) == []
+    (run.checkpoints / "25").mkdir(parents=True)
+    return run
+
+
+def test_beginning_writes_config_and_tokenizer_and_nothing_else(tmp_path):
+    run = RunDir(tmp_path / "a" / "b")
+    assert run.begin(TINY, ByteTokenizer()) == []
+    assert set(contents(run.path)) == {"config.json", "tokenizer.json"}
+    assert run.config.read_text() == to_json(TINY)
+    assert run.read_config() == TINY
+    assert fingerprint(run.read_tokenizer()) == fingerprint(ByteTokenizer())
+
+
+def test_every_field_is_either_fixed_or_free():
+    fields = {f"{s.name}.{f.name}" for s in dataclasses.fields(Config)
+              for f in dataclasses.fields(getattr(TINY, s.name))}  # fmt: skip
+    assert set(FIXED) | set(FREE) == fields
+    assert set(FIXED) & set(FREE) == set()
+    assert [name for name, new in (FIXED | FREE).items() if value(TINY, name) == new] == []
+
+
+def test_the_same_config_goes_on(begun):
+    before = contents(begun.path)
+    assert begun.begin(TINY, ByteTokenizer()) == []
+    assert contents(begun.path) == before
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_run_with_checkpoints_does_not_go_on_with_another(name, begun):
+    before = contents(begun.path)
+    with pytest.raises(UserError) as caught:
+        begun.begin(changed({name: FIXED[name]}), ByteTokenizer())
+    said = str(caught.value)
+    assert f"- {name} was {value(TINY, name)!r}, now {FIXED[name]!r}" in said
+    assert str(begun.path) in said
+    assert "--fresh" in said
+    assert contents(begun.path) == before
+
+
+def test_a_refusal_lists_everything_that_is_fixed_and_nothing_that_is_free(begun):
+    with pytest.raises(UserError) as caught:
+        begun.begin(changed(FIXED | FREE), ByteTokenizer())
+    listed = [line[4:].split(" was ")[0] for line in str(caught.value).splitlines()
+              if line.startswith("  - ")]  # fmt: skip
+    assert sorted(listed) == sorted(FIXED)
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_a_free_field_may_change_and_is_reported(name, begun):
+    config = changed({name: FREE[name]})
+    differences = begun.begin(config, ByteTokenizer())
+    assert differences == [f"{name} was {value(TINY, name)!r}, now {FREE[name]!r}"]
+    assert begun.read_config() == config
+
+
+def test_all_free_fields_may_change_together(begun):
+    differences = begun.begin(changed(FREE), ByteTokenizer())
+    assert sorted(d.split(" was ")[0] for d in differences) == sorted(FREE)
+
+
+@pytest.mark.parametrize("others", [[], ["checkpoints"]], ids=["nothing", "none yet"])
+def test_a_run_without_checkpoints_may_become_any_other(others, tmp_path):
+    run = RunDir(tmp_path)
+    run.begin(TINY, ByteTokenizer())
+    for name in others:
+        (tmp_path / name).mkdir()
+    other = changed(FIXED)
+    assert run.begin(other, ByteTokenizer()) == []
+    assert run.read_config() == other
+
+
+def test_a_damaged_config_is_named(begun):
+    begun.config.write_text('{"model": {"n_lay')
+    with pytest.raises(ConfigError, match=r"config\.json is not a config"):
+        begun.begin(TINY, ByteTokenizer())
+
+
+def test_a_directory_that_is_no_run_is_told_so(tmp_path):
+    with pytest.raises(UserError, match=r"is no run of gptjax \(no config\.json\)"):
+        RunDir(tmp_path).read_config()
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
+        RunDir(tmp_path).read_tokenizer()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer file"):
+        RunDir(tmp_path).read_tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("files", "fine"),
+    [
+        (None, True),
+        ([], True),
+        (["config.json"], True),
+        (["config.json", "log.txt", "thesis.tex"], True),
+        (["log.txt"], True),
+        (["thesis.tex"], False),
+        (["log.txt", "thesis.tex"], False),
+        ([".hidden"], False),
+        (["checkpoints/1/params"], False),
+    ],
+    ids=str,
+)
+def test_only_a_run_or_an_empty_directory_will_do(files, fine, tmp_path):
+    path = tmp_path / "x"
+    for name in files or ():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(name)
+    if files == []:
+        path.mkdir()
+    refusal = pytest.raises(UserError, match=r"no run of gptjax.*choose another --run-dir")
+    with contextlib.nullcontext() if fine else refusal:
+        RunDir(path).check()
+    assert path.exists() == (files is not None)
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "x").write_text("x")
+    with pytest.raises(UserError, match=r"is a file.*choose another --run-dir"):
+        RunDir(tmp_path / "x").check()
+
+
+def test_setting_aside_nothing_does_nothing(tmp_path):
+    assert RunDir(tmp_path / "x").set_aside() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_setting_aside_keeps_every_byte_however_often(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_dir.time, "strftime", lambda _: "20250101-000000")
+    kept = {}
+    for i in range(4):
+        run = RunDir(tmp_path / "x")
+        run.begin(changed({"train.seed": i}), ByteTokenizer())
+        (run.checkpoints / "1").mkdir(parents=True)
+        (run.checkpoints / "1" / "params").write_bytes(bytes([i]))
+        before = contents(run.path)
+        target = run.set_aside()
+        assert not run.path.exists()
+        assert target.parent == tmp_path
+        assert target.name.startswith("x.20250101-000000")
+        kept[target] = before
+    assert len(kept) == 4
+    assert {path: contents(path) for path in tmp_path.iterdir()} == kept
+
+
+@pytest.mark.parametrize("spelling", [".", "..", "../x", "../x/", "../x/."])
+def test_setting_aside_works_or_is_refused_however_the_path_is_spelt(begun, monkeypatch, spelling):
+    before = contents(begun.path)
+    monkeypatch.chdir(begun.checkpoints if spelling == ".." else begun.path)
+    target = begun.path
+    with contextlib.suppress(UserError):
+        target = RunDir(Path(spelling)).set_aside().resolve()
+    runs = begun.path.parent
+    assert {path.resolve() for path in runs.iterdir()} == {runs / target.name}
+    assert contents(runs / target.name) == before
+
+
+def test_starting_afresh_does_not_move_what_is_no_run(tmp_path, prepared, monkeypatch):
+    monkeypatch.setattr(loop, "fit", lambda config, path: 0)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.tex").write_text("x")
+    words = f"--config tiny --data.path {prepared.directory} --run-dir {tmp_path}/work --fresh"
+    with pytest.raises(UserError, match="no run of gptjax"):
+        train(words.split())
+    assert contents(tmp_path) == {"work/thesis.tex": b"x"}
+
+
+def zero_state(setup: Setup) -> TrainState:
+    zeros = jax.tree.map(
+        lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), setup.abstract_state()
+    )
+    return zeros._replace(step=np.int32(1))
+
+
+def test_a_start_that_other_data_refuse_leaves_the_run_as_it_was(tmp_path):
+    manifests = []
+    for name, text in (("ones", "one two three four five six "), ("abc", "abcde fghij klmno pq ")):
+        file = tmp_path / f"{name}.txt"
+        file.write_text("".join(text[i % 17 :] for i in range(2000)))
+        data = DataConfig(str(tmp_path / name), "bpe:260", inputs=(str(file),), val_fraction=0.2)
+        manifests.append(prepare(data, text_files(data.inputs)))
+    assert len({m.tokenizer_fingerprint for m in manifests}) == 2
+    configs = [changed({"data.path": str(m.directory), "data.tokenizer": None}) for m in manifests]
+
+    setup, run = Setup(configs[0]), RunDir(tmp_path / "run")
+    run.begin(setup.config, setup.tokenizer)
+    checkpointer = Checkpointer(run.checkpoints)
+    checkpointer.save(zero_state(setup), {}, {"data": setup.manifest.fingerprint})
+    checkpointer.close()
+    before = contents(run.path)
+    with pytest.raises(UserError):
+        loop.fit(configs[1], run.path)
+    after = contents(run.path)
+    assert {name: after[name] for name in before} == before
