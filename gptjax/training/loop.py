@@ -39,8 +39,9 @@ def fit(config: Config, run_path: Path) -> int:
     run_dir = RunDir(run_path)
     run_dir.check()
     setup = Setup(config)
-    changed = run_dir.begin(setup.config, setup.tokenizer)
     with ExitStack() as stack:
+        stack.enter_context(run_dir.locked())
+        changed = run_dir.begin(setup.config, setup.tokenizer)
         stop = stack.enter_context(StopRequest())
         display = stack.enter_context(closing(Display(run_dir.log)))
         keep_latest = setup.config.train.keep_latest
@@ -86,11 +87,17 @@ def _restore_or_start(
     if restored is None:
         return setup.initial_state()
     state, cursor = restored
-    if cursor["data"] != setup.manifest.fingerprint:
+    identity = setup.data_identity
+    if cursor["data"] != identity["data"]:
         raise UserError(
-            f"{run_dir.path} was trained on other data (fingerprint {cursor['data']}) "
-            f"than {setup.manifest.directory} ({setup.manifest.fingerprint}): give "
-            "that data's --data.path, or start over with --fresh"
+            f"{run_dir.path} was trained on other data (fingerprint {cursor['data']}) than "
+            f"{setup.manifest.directory} ({identity['data']}): give that data's --data.path, or "
+            "start over with --fresh"
+        )
+    if cursor.get("grain") != identity["grain"]:
+        display.say(
+            f"note: the run began with Grain {cursor.get('grain')}, this is {identity['grain']}: "
+            "windows may come in another order from here on"
         )
     display.say(f"resuming {run_dir.path} after update {int(state.step)}")
     return state
@@ -209,7 +216,7 @@ class _Loop:
     def _save(self, state: TrainState, validation: Validation | None) -> None:
         """Start saving; after a failed save, wait until this one is safe."""
         self.log.sync()
-        cursor: dict[str, str | float] = {"data": self.setup.manifest.fingerprint}
+        cursor: dict[str, str | float] = dict(self.setup.data_identity)
         if validation is not None:
             cursor["val_loss"] = validation.loss
         try:

@@ -5,7 +5,10 @@ the data must then be the same.
 """
 
 import dataclasses
+import fcntl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from gptjax.data.tokenizers import from_json as tokenizer_from_json
 from gptjax.errors import UserError
 from gptjax.files import write_atomically
 
+LOCK = ".lock"
 # Fields that may differ when a run goes on: where data lies, how fast things run, what is shown.
 FREE = (
     "data.", "optim.", "sample.", "train.max_steps", "train.micro_batch", "train.eval_",
@@ -81,12 +85,30 @@ class RunDir:
             raise UserError(
                 f"{self.path} is a file; expected a run's directory: choose another --run-dir"
             )
-        foreign = self.path.is_dir() and any(self.path.iterdir()) and not self.config.exists()
-        if foreign and not (self.log.exists() and len(list(self.path.iterdir())) == 1):
-            raise UserError(
-                f"{self.path} is not empty and no run of gptjax (no config.json): "
-                "choose another --run-dir"
-            )
+        if self.path.is_dir() and not self.config.exists():
+            foreign = [p.name for p in self.path.iterdir() if p.name != LOCK]
+            if foreign:
+                raise UserError(
+                    f"{self.path} is not empty and no run of gptjax (no config.json): choose "
+                    "another --run-dir"
+                )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory, creating it; raises `UserError` while another process does.
+
+        The system releases the lock of a process however it ends.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"another process is training in {self.path}: wait for it, stop it, or choose "
+                    "another --run-dir"
+                ) from error
+            yield
 
     def begin(self, config: Config, tokenizer: Tokenizer) -> list[str]:
         """Write config and tokenizer; returns what differs from the run that is already here.
@@ -105,7 +127,6 @@ class RunDir:
                 )
         else:
             differences = []
-        self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, to_json(config).encode())
         write_atomically(self.tokenizer, tokenizer.to_json().encode())
         return differences

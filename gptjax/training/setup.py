@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ class Setup:
         )
         self._val_windows = TokenWindows(self.manifest, "val", config.context)
         self.val_bytes = self._count_val_bytes() if train.eval_every_steps else 0
+
+    @property
+    def data_identity(self) -> dict[str, str]:
+        """What decides the order of the data besides config and step; kept with checkpoints."""
+        return {"data": self.manifest.fingerprint, "grain": version("grain")}
 
     def abstract_state(self) -> TrainState:
         """Shapes and placement of the state, for restoring into."""
