@@ -149,12 +149,13 @@ def test_the_tail_of_a_single_document_is_validation(tmp_path: Path):
 
 
 def test_a_bpe_is_trained_on_the_training_text_alone(tmp_path: Path):
-    (tmp_path / "a.txt").write_text("abababab " * 900 + "\n" + "zqzqzqzq " * 100)
-    data = DataConfig(str(tmp_path / "out"), "bpe:260", None, (str(tmp_path / "a.txt"),), 0.1)
-    tokenizer = read_tokenizer(prepared_from(data))
-    merged = [tokenizer.token_bytes(i) for i in range(256, 259)]
-    assert b"ab" in merged
-    assert not any(set(b"zq") & set(token) for token in merged)
+    (tmp_path / "a.txt").write_text("ab cdefghijklmnopqrst\n" * 100 + "zq " * 300)
+    data = DataConfig(str(tmp_path / "out"), "bpe:260", None, (str(tmp_path / "a.txt"),), 0.3)
+    manifest = prepared_from(data)
+    tokenizer = read_tokenizer(manifest)
+    val = tokenizer.decode(stream(manifest, "val"))
+    assert val.count("zq") == 300
+    assert not any(set(b"zq") & set(tokenizer.token_bytes(i)) for i in range(256, 259))
 
 
 @pytest.mark.parametrize("workers", [1, 3])

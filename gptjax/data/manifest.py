@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptjax.data.shards import ShardInfo, check_shard
+from gptjax.data.shards import DTYPES, ShardInfo, check_shard
 from gptjax.data.tokenizers import Tokenizer, fingerprint, from_json
 from gptjax.errors import UserError
 from gptjax.files import write_atomically
@@ -78,6 +78,8 @@ def read_manifest(directory: Path) -> Manifest:
             for name, s in table.pop("splits").items()
         }
         manifest = Manifest(directory=directory, splits=splits, **table)
+        if manifest.dtype not in DTYPES:
+            raise ValueError(f"dtype {manifest.dtype}, expected one of {', '.join(DTYPES)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a readable manifest ({type(error).__name__}: {error}): "
@@ -94,8 +96,8 @@ def read_tokenizer(manifest: Manifest) -> Tokenizer:
     path = manifest.directory / TOKENIZER
     try:
         tokenizer = from_json(path.read_text(), str(path))
-    except OSError as error:
-        raise UserError(f"{path} is missing: prepare the data again") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): prepare the data again") from error
     if fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
         raise UserError(
             f"{path} is not the tokenizer that the manifest names: fingerprint "

@@ -58,14 +58,17 @@ def prepare(
     A finished data set made with the same settings is returned as it is. Raises `UserError` if
     `data.path` holds anything else.
     """
-    out = Path(data.path)
+    out = Path(data.path).absolute()
     settings = _settings(data, documents, shard_tokens)
     if existing := _existing(out, settings):
         return existing
     work = out.with_name(out.name + ".preparing")
-    if work.exists():
-        shutil.rmtree(work)  # what a killed preparation left; never anyone's data
-    work.mkdir(parents=True)
+    try:
+        if work.exists():
+            shutil.rmtree(work)  # what a killed preparation left; never anyone's data
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot make {data.path}: {error.strerror}") from error
     parts = split_documents(documents, data.val_fraction)
     tokenizer = _tokenizer(data.tokenizer or "bytes", parts)
     write_atomically(work / TOKENIZER, tokenizer.to_json().encode())

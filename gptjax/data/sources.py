@@ -121,9 +121,12 @@ def content_hash(documents: Sequence[Document]) -> str:
     """16 hexadecimal digits of all the text, which tell a changed corpus from the same one."""
     digest = hashlib.blake2b(digest_size=8)
     for document in documents:
-        with document.path.open("rb") as file:
-            while raw := file.read(PIECE_BYTES):
-                digest.update(raw)
+        try:
+            with document.path.open("rb") as file:
+                while raw := file.read(PIECE_BYTES):
+                    digest.update(raw)
+        except OSError as error:
+            raise UserError(f"cannot read {document.path}: {error.strerror}") from error
         digest.update(b"\xff")  # no byte of UTF-8: where a document ends counts too
     return digest.hexdigest()
 
@@ -153,9 +156,9 @@ def _hold_out_end(document: Document, val_fraction: float) -> list[Document]:
     wanted = document.start + int(document.size * (1 - val_fraction))
     with document.path.open("rb") as file:
         file.seek(wanted)
-        file.readline(PIECE_BYTES)
+        line = file.readline(PIECE_BYTES)
         cut = file.tell()
-        if cut >= document.stop:  # one long line: cut it, but never inside a character
+        if cut >= document.stop or not line.endswith(b"\n"):  # cut the line, but no character
             file.seek(wanted)
             cut = wanted
             while (byte := file.read(1)) and byte[0] & 0xC0 == 0x80:

@@ -9,7 +9,8 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -158,7 +159,7 @@ def gpt2(files: Path | None = None) -> BPETokenizer:
         # tiktoken deletes a cached file whose hash is wrong; where that is not allowed it raises
         # OSError, which to the user is the same thing as having no file
         ranks = openai_public.gpt2()["mergeable_ranks"]
-    except (requests.RequestException, OSError) as error:
+    except (requests.RequestException, OSError, ValueError) as error:
         raise UserError(
             "the gpt2 tokenizer's files are neither cached nor to be downloaded from here. Either "
             "set TIKTOKEN_CACHE_DIR to a directory that tiktoken filled on a machine with a "
@@ -177,7 +178,8 @@ def _gpt2_ranks_from_files(directory: Path) -> dict[bytes, int]:
             f"the gpt2 tokenizer needs {' and '.join(missing)}: OpenAI's files of the GPT-2 release"
         )
     try:
-        ranks = data_gym_to_mergeable_bpe_ranks(str(paths[0]), str(paths[1]))
+        with _no_tiktoken_cache():
+            ranks = data_gym_to_mergeable_bpe_ranks(str(paths[0]), str(paths[1]))
     except Exception as error:
         raise UserError(
             f"{paths[0]} and {paths[1]} are not OpenAI's GPT-2 files: {error}"
@@ -185,6 +187,19 @@ def _gpt2_ranks_from_files(directory: Path) -> dict[bytes, int]:
     if len(ranks) != GPT2_VOCAB - 1:
         raise UserError(f"{paths[0]} has {len(ranks)} tokens, expected {GPT2_VOCAB - 1}")
     return ranks
+
+
+@contextmanager
+def _no_tiktoken_cache() -> Iterator[None]:
+    """Keep tiktoken from caching files under their path's name: it would read those ever after."""
+    before = os.environ.get("TIKTOKEN_CACHE_DIR")
+    os.environ["TIKTOKEN_CACHE_DIR"] = ""
+    try:
+        yield
+    finally:
+        del os.environ["TIKTOKEN_CACHE_DIR"]
+        if before is not None:
+            os.environ["TIKTOKEN_CACHE_DIR"] = before
 
 
 def train_bpe(texts: Iterable[str], n_vocab: int) -> BPETokenizer:
@@ -196,7 +211,8 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> BPETokenizer:
     import rustbpe
 
     trainer = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]
-    trainer.train_from_iterator(iter(texts), n_vocab - 1, pattern=GPT2_PATTERN)
+    # texts are pieces of 1 MiB: its default of 8192 of them at once would be the whole corpus
+    trainer.train_from_iterator(iter(texts), n_vocab - 1, buffer_size=8, pattern=GPT2_PATTERN)
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < n_vocab - 1:
         raise UserError(
@@ -213,6 +229,8 @@ def from_json(text: str, name: str) -> Tokenizer:
         if table["name"] == "bytes":
             return ByteTokenizer()
         ranks = {base64.b64decode(token): i for i, token in enumerate(table["tokens"])}
+        if not all(bytes([b]) in ranks for b in range(256)):
+            raise ValueError("not every byte has a token")
         return BPETokenizer(table["name"], ranks, table["pattern"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -141,7 +141,7 @@ class RunDir:
         """The run's config; raises `UserError` where there is no run."""
         try:
             return from_json(self.config.read_text(), str(self.config))
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{self.path} is no run of gptjax (no config.json); expected the "
                 "directory of a run, such as runs/quickstart"
@@ -151,9 +151,9 @@ class RunDir:
         """The run's tokenizer; raises `UserError` where it is missing or damaged."""
         try:
             return tokenizer_from_json(self.tokenizer.read_text(), str(self.tokenizer))
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{self.tokenizer} is missing: copy tokenizer.json from the data directory"
+                f"{self.tokenizer} cannot be read: copy tokenizer.json from the data directory"
             ) from error
 
 
