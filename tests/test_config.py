@@ -104,8 +104,9 @@ COMBINATIONS = [
     ({"train.batch_tokens": 50_000},
      ["train.batch_tokens 50000", "1024 x 16 = 16384", "try 49152"]),
     ({"train.batch_tokens": 1}, ["train.batch_tokens 1 ", "try 16384"]),
-    ({"optim.warmup_steps": 19_074}, ["optim.warmup_steps 19074", "longer", "19073 updates"]),
-    ({"optim.decay_steps": 699}, ["optim.warmup_steps 700", "longer", "699 updates"]),
+    ({"optim.decay_steps": 699}, ["optim.warmup_steps 700", "longer", "optim.decay_steps 699"]),
+    ({"optim.warmup_steps": 6, "optim.decay_steps": 5},
+     ["optim.warmup_steps 6", "longer", "optim.decay_steps 5"]),
 ]  # fmt: skip
 
 
@@ -114,6 +115,10 @@ def test_an_impossible_combination_names_every_number_in_it(fields, words):
     problems = problems_of(with_fields(fields))
     assert len(problems) == 1, problems
     assert [word for word in words if word not in problems[0]] == []
+
+
+def test_a_run_may_end_within_its_warm_up():
+    validate(with_fields({"optim.warmup_steps": 100, "train.max_steps": 10}))
 
 
 @pytest.mark.parametrize("tokens", [1, 5_000, 20_000, 100_000, 2**19 + 1])
@@ -178,7 +183,7 @@ def test_float_fields_accept_integers(name):
     [
         {"model.n_layer": "12", "model.bias": 1, "optim.beta1": None, "data.inputs": ["a"]},
         dict.fromkeys(AT_LEAST_ONE + NOT_NEGATIVE + PROBABILITIES, -1),
-        {"model.n_head": 7, "train.batch_tokens": 3, "optim.warmup_steps": 99_999},
+        {"model.n_head": 7, "train.batch_tokens": 3, "optim.decay_steps": 1},
         {"model.n_layer": "12", "train.seed": -1},
         {"train.seed": -1, "model.n_head": 7},
         {"optim.eps": 0.0, "train.max_steps": 0, "data.tokenizer": "x", "train.context": 4096},

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
@@ -67,12 +68,18 @@ def test_the_same_rows_give_the_same_picture_and_others_another(tmp_path):
     assert not np.array_equal(first, drawn(VALIDATED, tmp_path, tokens_per_step=2**20))
 
 
-def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tmp_path):
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "loss.png"
     plot_curves(TRAINING, 512, "a run", path)
     before = path.read_bytes()
-    with pytest.raises(TypeError):
-        plot_curves([{"step": 1, "train_loss": "high"}], 512, "a run", path)
+
+    def half(_, name):
+        Path(name).write_bytes(before[:100])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", half)
+    with pytest.raises(OSError, match="disk full"):
+        plot_curves(TRAINING[:5], 512, "a run", path)
     assert path.read_bytes() == before
 
 

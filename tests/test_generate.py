@@ -1,5 +1,6 @@
 """Generating is a function of (checkpoint, prompt, seed); only the text goes to standard output."""
 
+import json
 import os
 import shutil
 import sys
@@ -14,8 +15,9 @@ from conftest import run_verb
 from gptjax.cli import main
 from gptjax.generate import generate
 from gptjax.model.gpt import GPT, parameter_shapes
-from gptjax.training.checkpoint import Checkpointer
+from gptjax.training.checkpoint import CURSOR_FILE, INTEGRITY, Checkpointer
 from gptjax.training.mesh import make_mesh, replicated
+from gptjax.training.metrics import read_rows
 from gptjax.training.run_dir import RunDir
 from gptjax.tree import placed
 
@@ -60,8 +62,7 @@ def test_the_same_seed_gives_the_same_text_and_another_another(text):
 def test_the_prompt_comes_first_and_its_continuation_is_as_long_as_asked(text):
     shown = text("--max-new-tokens", 5)
     assert shown.startswith(PROMPT)
-    assert 1 <= len(shown.removeprefix(PROMPT).removesuffix("\n").encode("utf-8", "replace"))
-    assert len(shown.removeprefix(PROMPT).removesuffix("\n")) <= 5
+    assert 1 <= len(shown.removeprefix(PROMPT).removesuffix("\n")) <= 5
     assert text("--max-new-tokens", 12).startswith(shown.rstrip("\n\ufffd"))
 
 
@@ -76,7 +77,6 @@ def test_at_temperature_zero_the_seed_does_not_matter(text):
     coldest = text("--temperature", 0)
     assert text("--temperature", 0, "--seed", 5) == coldest
     assert text("--top-k", 1, "--seed", 6) == coldest
-    assert text("--temperature", 0, "--top-k", "None") == coldest
 
 
 def greedy(run: Path, step: int, prompt: str, n: int) -> str:
@@ -105,16 +105,23 @@ def test_the_text_is_that_of_the_chosen_checkpoint(step, run, text):
     assert shown == expected + "\n"
 
 
-def test_latest_and_best_are_names_of_checkpoints(run, text, capsys):
-    hot = ["--temperature", 1.5, "--top-k", "None"]
+def test_latest_and_best_are_names_of_checkpoints(run, text, tmp_path):
+    hot = ["--top-k", "None"]
     by_step = {step: text("--checkpoint", step, *hot) for step in STEPS}
     assert by_step[10] != by_step[20]
     assert text("--checkpoint", "latest", *hot) == by_step[20]
-    checkpointer = Checkpointer(run / "checkpoints", read_only=True)
-    best = checkpointer.best_step()
-    checkpointer.close()
-    assert best in STEPS
-    assert text("--checkpoint", "best", *hot) == text(*hot) == by_step[best]
+    losses = {row["step"]: row["val_loss"] for row in read_rows(run / "metrics.jsonl")
+              if "val_loss" in row}  # fmt: skip
+    assert list(losses) == STEPS
+    assert text("--checkpoint", "best", *hot) == text(*hot) == by_step[min(losses, key=losses.get)]
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for step, loss in ((10, 0.5), (20, 0.6)):
+        cursor = copy / "checkpoints" / str(step) / CURSOR_FILE
+        cursor.write_text(json.dumps(json.loads(cursor.read_text()) | {"val_loss": loss}))
+        (copy / "checkpoints" / str(step) / INTEGRITY).unlink()
+    assert text("--run", copy, *hot) == by_step[10]
 
 
 def test_samples_are_told_apart_and_the_first_is_the_one_alone(text):
@@ -229,10 +236,8 @@ def test_a_damaged_checkpoint_is_named(run, tmp_path, monkeypatch, capsys):
 
 
 def test_an_error_in_a_shell_is_one_message_without_a_traceback(run, tmp_path):
-    for argv, code in ((["--run", "nowhere"], 1), (["--run", run, "--checkpoint", 7], 1),
-                       (["--run", run, "--top-k", 0], 2)):  # fmt: skip
-        result = run_verb("generate", *argv, cwd=tmp_path)
-        assert (result.returncode, result.stdout) == (code, "")
-        assert result.stderr.startswith("error: ")
-        assert "Traceback" not in result.stderr
+    result = run_verb("generate", "--run", run, "--checkpoint", 7, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: there is no checkpoint '7'")
+    assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

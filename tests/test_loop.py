@@ -112,3 +112,11 @@ def test_a_sample_that_imitates_a_heading_does_not_stop_a_resumed_run(tmp_path):
     path.write_text(imitation + sample(40))
     _forget_samples_after(path, 20)
     assert path.read_text() == imitation
+
+
+def test_samples_that_are_kept_are_kept_byte_for_byte(tmp_path):
+    path = tmp_path / "samples.md"
+    content = b"## update 20\n\n~~~text\r\nab\rcd\n~~~\n\n"
+    path.write_bytes(content + sample(40).encode())
+    _forget_samples_after(path, 20)
+    assert path.read_bytes() == content

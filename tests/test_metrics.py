@@ -96,6 +96,14 @@ def test_what_was_not_measured_is_left_out(tmp_path):
     assert row["a"] is None
 
 
+def test_reopening_swaps_the_file_under_a_reader_and_leaves_nothing_behind(path):
+    whole = path.read_text()
+    with path.open() as reader:
+        MetricsLog(path, 2).close()
+        assert reader.read() == whole
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_reopening_that_fails_leaves_the_old_file_as_it_was(path, monkeypatch):
     whole = path.read_bytes()
 

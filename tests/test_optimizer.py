@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from gptjax.config import Config, ModelConfig, OptimConfig, TrainConfig, validate
+from gptjax.config import Config, ModelConfig, OptimConfig, validate
 from gptjax.errors import ConfigError
 from gptjax.model.gpt import parameter_shapes
 from gptjax.training.optimizer import (
@@ -120,25 +120,27 @@ def test_decay_steps_replaces_max_steps_as_the_end_of_the_cosine(decay_steps, ma
     assert got[5] > 0.051
 
 
-def validates(config: Config) -> bool:
-    try:
-        validate(config)
-    except ConfigError:
-        return False
-    return True
+def test_a_run_shorter_than_its_warm_up_never_leaves_it():
+    cfg = OptimConfig(peak_lr=1.0, final_lr=0.0, warmup_steps=9)
+    for max_steps in (1, 5, 9):
+        np.testing.assert_allclose(rates(cfg, max_steps, 9), np.arange(1, 10) / 10, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("warmup_steps", "is_valid"), [(0, True), (9, True), (11, False)])
-def test_the_warm_up_may_not_be_longer_than_the_schedule(warmup_steps, is_valid):
-    optim = OptimConfig(warmup_steps=warmup_steps)
-    assert validates(Config(optim=optim, train=TrainConfig(max_steps=10))) == is_valid
-
-
-@pytest.mark.parametrize("warmup_steps", range(12))
-def test_every_warm_up_that_validates_reaches_the_peak(warmup_steps):
-    optim = OptimConfig(peak_lr=1.0, warmup_steps=warmup_steps)
-    if validates(Config(optim=optim, train=TrainConfig(max_steps=10))):
-        assert max(rates(optim, 10, 12)) == pytest.approx(1.0)
+@pytest.mark.parametrize(
+    ("warmup_steps", "is_valid"), [(0, True), (9, True), (10, True), (11, False)]
+)
+def test_a_warm_up_longer_than_decay_steps_is_refused_and_any_other_reaches_the_peak(
+    warmup_steps, is_valid
+):
+    optim = OptimConfig(peak_lr=1.0, final_lr=0.1, warmup_steps=warmup_steps, decay_steps=10)
+    if not is_valid:
+        with pytest.raises(ConfigError, match=r"optim.warmup_steps 11 is longer"):
+            validate(Config(optim=optim))
+        return
+    validate(Config(optim=optim))
+    got = rates(optim, 1000, 20)
+    assert max(got) == got[warmup_steps] == pytest.approx(1.0)
+    np.testing.assert_allclose(got[11:], 0.1, rtol=1e-6)
 
 
 def some_params(seed: int = 0) -> dict:

@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from gptjax.config import Config, DataConfig, to_json
 from gptjax.data.preparation import prepare
@@ -57,21 +60,28 @@ def changed(fields: dict[str, Any]) -> Config:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    """Every file that is not hidden."""
+    files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    return {str(p.relative_to(path)): p.read_bytes() for p in files}
+
+
+def begin(run: RunDir, config: Config) -> list[str]:
+    with run.locked():
+        return run.begin(config, ByteTokenizer())
 
 
 @pytest.fixture
 def begun(tmp_path) -> RunDir:
     """A run that has begun and has a checkpoint."""
     run = RunDir(tmp_path / "runs" / "x")
-    assert run.begin(TINY, ByteTokenizer()) == []
+    assert begin(run, TINY) == []
     (run.checkpoints / "25").mkdir(parents=True)
     return run
 
 
 def test_beginning_writes_config_and_tokenizer_and_nothing_else(tmp_path):
     run = RunDir(tmp_path / "a" / "b")
-    assert run.begin(TINY, ByteTokenizer()) == []
+    assert begin(run, TINY) == []
     assert set(contents(run.path)) == {"config.json", "tokenizer.json"}
     assert run.config.read_text() == to_json(TINY)
     assert run.read_config() == TINY
@@ -88,7 +98,7 @@ def test_every_field_is_either_fixed_or_free():
 
 def test_the_same_config_goes_on(begun):
     before = contents(begun.path)
-    assert begun.begin(TINY, ByteTokenizer()) == []
+    assert begin(begun, TINY) == []
     assert contents(begun.path) == before
 
 
@@ -96,7 +106,7 @@ def test_the_same_config_goes_on(begun):
 def test_a_run_with_checkpoints_does_not_go_on_with_another(name, begun):
     before = contents(begun.path)
     with pytest.raises(UserError) as caught:
-        begun.begin(changed({name: FIXED[name]}), ByteTokenizer())
+        begin(begun, changed({name: FIXED[name]}))
     said = str(caught.value)
     assert f"- {name} was {value(TINY, name)!r}, now {FIXED[name]!r}" in said
     assert str(begun.path) in said
@@ -106,7 +116,7 @@ def test_a_run_with_checkpoints_does_not_go_on_with_another(name, begun):
 
 def test_a_refusal_lists_everything_that_is_fixed_and_nothing_that_is_free(begun):
     with pytest.raises(UserError) as caught:
-        begun.begin(changed(FIXED | FREE), ByteTokenizer())
+        begin(begun, changed(FIXED | FREE))
     listed = [line[4:].split(" was ")[0] for line in str(caught.value).splitlines()
               if line.startswith("  - ")]  # fmt: skip
     assert sorted(listed) == sorted(FIXED)
@@ -115,37 +125,37 @@ def test_a_refusal_lists_everything_that_is_fixed_and_nothing_that_is_free(begun
 @pytest.mark.parametrize("name", FREE)
 def test_a_free_field_may_change_and_is_reported(name, begun):
     config = changed({name: FREE[name]})
-    differences = begun.begin(config, ByteTokenizer())
+    differences = begin(begun, config)
     assert differences == [f"{name} was {value(TINY, name)!r}, now {FREE[name]!r}"]
     assert begun.read_config() == config
 
 
 def test_all_free_fields_may_change_together(begun):
-    differences = begun.begin(changed(FREE), ByteTokenizer())
+    differences = begin(begun, changed(FREE))
     assert sorted(d.split(" was ")[0] for d in differences) == sorted(FREE)
 
 
 @pytest.mark.parametrize("others", [[], ["checkpoints"]], ids=["nothing", "none yet"])
 def test_a_run_without_checkpoints_may_become_any_other(others, tmp_path):
     run = RunDir(tmp_path)
-    run.begin(TINY, ByteTokenizer())
+    begin(run, TINY)
     for name in others:
         (tmp_path / name).mkdir()
     other = changed(FIXED)
-    assert run.begin(other, ByteTokenizer()) == []
+    assert begin(run, other) == []
     assert run.read_config() == other
 
 
 def test_a_damaged_config_is_named(begun):
     begun.config.write_text('{"model": {"n_lay')
     with pytest.raises(ConfigError, match=r"config\.json is not a config"):
-        begun.begin(TINY, ByteTokenizer())
+        begin(begun, TINY)
 
 
 def test_a_directory_that_is_no_run_is_told_so(tmp_path):
     with pytest.raises(UserError, match=r"is no run of gptjax \(no config\.json\)"):
         RunDir(tmp_path).read_config()
-    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
         RunDir(tmp_path).read_tokenizer()
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer file"):
@@ -159,9 +169,9 @@ def test_a_directory_that_is_no_run_is_told_so(tmp_path):
         ([], True),
         (["config.json"], True),
         (["config.json", "log.txt", "thesis.tex"], True),
-        (["log.txt"], True),
+        ([".lock"], True),
         (["thesis.tex"], False),
-        (["log.txt", "thesis.tex"], False),
+        ([".lock", "thesis.tex"], False),
         ([".hidden"], False),
         (["checkpoints/1/params"], False),
     ],
@@ -186,6 +196,29 @@ def test_a_file_is_no_directory(tmp_path):
         RunDir(tmp_path / "x").check()
 
 
+def test_only_one_process_at_a_time_holds_a_run(tmp_path):
+    run = RunDir(tmp_path / "a" / "x")
+    with run.locked():
+        with pytest.raises(UserError, match=r"another process .*choose another --run-dir"):
+            begin(RunDir(run.path), TINY)
+        assert contents(run.path) == {}
+        run.check()
+    assert begin(run, TINY) == []
+
+
+def test_a_process_that_was_killed_holds_nothing(tmp_path):
+    script = f"""
+import os
+from pathlib import Path
+from gptjax.training.run_dir import RunDir
+with RunDir(Path({str(tmp_path)!r})).locked():
+    os.kill(os.getpid(), 9)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT)})
+    assert ended.returncode == -9
+    assert begin(RunDir(tmp_path), TINY) == []
+
+
 def test_setting_aside_nothing_does_nothing(tmp_path):
     assert RunDir(tmp_path / "x").set_aside() is None
     assert list(tmp_path.iterdir()) == []
@@ -196,7 +229,7 @@ def test_setting_aside_keeps_every_byte_however_often(tmp_path, monkeypatch):
     kept = {}
     for i in range(4):
         run = RunDir(tmp_path / "x")
-        run.begin(changed({"train.seed": i}), ByteTokenizer())
+        begin(run, changed({"train.seed": i}))
         (run.checkpoints / "1").mkdir(parents=True)
         (run.checkpoints / "1" / "params").write_bytes(bytes([i]))
         before = contents(run.path)
@@ -221,14 +254,39 @@ def test_setting_aside_works_or_is_refused_however_the_path_is_spelt(begun, monk
     assert contents(runs / target.name) == before
 
 
-def test_starting_afresh_does_not_move_what_is_no_run(tmp_path, prepared, monkeypatch):
+@pytest.fixture
+def start_afresh(prepared, monkeypatch):
+    """`train --fresh` up to where it would train."""
     monkeypatch.setattr(loop, "fit", lambda config, path: 0)
+
+    def start(path: Path) -> int:
+        flags = ["--data.path", str(prepared.directory), "--run-dir", str(path), "--fresh"]
+        return train(["--config", "tiny", *flags])
+
+    return start
+
+
+def test_starting_afresh_keeps_the_old_run_and_says_where(begun, start_afresh, capsys):
+    before = contents(begun.path)
+    assert start_afresh(begun.path) == 0
+    (kept,) = [p for p in begun.path.parent.iterdir() if p != begun.path]
+    assert contents(kept) == before
+    assert f"the old run is kept in {kept}" in capsys.readouterr().out
+
+
+def test_starting_afresh_does_not_move_what_is_no_run(start_afresh, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").write_text("x")
-    words = f"--config tiny --data.path {prepared.directory} --run-dir {tmp_path}/work --fresh"
     with pytest.raises(UserError, match="no run of gptjax"):
-        train(words.split())
+        start_afresh(tmp_path / "work")
     assert contents(tmp_path) == {"work/thesis.tex": b"x"}
+
+
+def test_starting_afresh_does_not_move_a_run_that_another_process_holds(begun, start_afresh):
+    with begun.locked():
+        with pytest.raises(UserError, match="another process"):
+            start_afresh(begun.path)
+        assert list(begun.path.parent.iterdir()) == [begun.path]
 
 
 def zero_state(setup: Setup) -> TrainState:
@@ -249,9 +307,10 @@ def test_a_start_that_other_data_refuse_leaves_the_run_as_it_was(tmp_path):
     configs = [changed({"data.path": str(m.directory), "data.tokenizer": None}) for m in manifests]
 
     setup, run = Setup(configs[0]), RunDir(tmp_path / "run")
-    run.begin(setup.config, setup.tokenizer)
+    with run.locked():
+        run.begin(setup.config, setup.tokenizer)
     checkpointer = Checkpointer(run.checkpoints)
-    checkpointer.save(zero_state(setup), {}, {"data": setup.manifest.fingerprint})
+    checkpointer.save(zero_state(setup), {}, setup.data_identity)
     checkpointer.close()
     before = contents(run.path)
     with pytest.raises(UserError):

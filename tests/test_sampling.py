@@ -14,7 +14,7 @@ from gptjax.data.tokenizers import ByteTokenizer
 from gptjax.model.gpt import GPT, parameter_shapes
 from gptjax.sampling import continue_tokens, sample_token, stream_text
 
-CFG = ModelConfig(2, 2, 16, n_ctx=12, n_vocab=50, dtype="float32", bias=False, qkv_bias=False)
+CFG = ModelConfig(2, 2, 16, n_ctx=8, n_vocab=50, dtype="float32", bias=False, qkv_bias=False)
 LOGITS_V = jnp.asarray(np.random.default_rng(0).permutation(8) / 2.0, jnp.float32)
 TEXT = "a é→𝄞!"  # one to four bytes a character, and no byte twice
 
@@ -73,20 +73,20 @@ def naive_greedy(params, prompt, number):
 
 
 def test_continuing_equals_the_naive_loop_before_and_after_the_context_is_full(params, monkeypatch):
-    monkeypatch.setattr(sampling, "SHORTEST_WINDOW", 4)  # windows of 8 and 12
-    prompt = [3, 14, 15, 9, 26]
+    monkeypatch.setattr(sampling, "SHORTEST_WINDOW", 4)  # windows of 4 and 8
+    prompt = [3, 14, 15]
     tokens = continued(params, prompt, temperature=0.0, max_new_tokens=24)
     assert tokens == naive_greedy(params, prompt, 24)
-    assert len(set(tokens)) > 10
+    assert len(set(tokens)) > 5
 
 
 def test_a_prompt_longer_than_the_context_is_cropped_from_the_left(params):
-    prompt = list(range(30))
+    prompt = list(range(20))
     tokens = continued(params, prompt, temperature=0.0)
     assert tokens == continued(params, prompt[-CFG.n_ctx :], temperature=0.0)
     assert tokens == naive_greedy(params, prompt, 16)
     assert tokens != continued(params, prompt[-CFG.n_ctx + 1 :], temperature=0.0)
-    assert prompt == list(range(30))
+    assert prompt == list(range(20))
 
 
 @pytest.mark.parametrize(

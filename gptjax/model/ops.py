@@ -25,9 +25,10 @@ def layer_norm(x_BTD: Array, scale_D: Array, bias_D: Array | None, eps: float = 
     x = x_BTD.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
-    y = centred * jax.lax.rsqrt(variance + eps) * scale_D.astype(jnp.float32)
+    along_last = (1,) * (x.ndim - 1) + (-1,)
+    y = centred * jax.lax.rsqrt(variance + eps) * scale_D.reshape(along_last)
     if bias_D is not None:
-        y = y + bias_D.astype(jnp.float32)
+        y = y + bias_D.reshape(along_last)
     return y.astype(x_BTD.dtype)
 
 

@@ -47,7 +47,7 @@ def make_train_step(
         tokens = lax.psum(batch["weights"].sum(), AXIS)
         # MultiSteps averages over micro-steps and the gate over devices: with this factor the
         # mean of the scaled sums is exactly the sum of all losses over the count of all tokens
-        scale = micro_steps * lax.axis_size(AXIS) / jnp.maximum(tokens, 1.0)
+        scale = micro_steps * lax.axis_size(AXIS) / jnp.where(tokens > 0, tokens, 1.0)
         params = lax.pcast(state.params, AXIS, to="varying")
 
         def scaled_loss(params: Params, batch: Batch, key: Array) -> Array:
@@ -104,7 +104,7 @@ def make_eval_step(row_loss: RowLoss, mesh: Mesh) -> Callable[[Params, Batch], M
 
     def evaluate(params: Params, batch: Batch) -> Metrics:
         loss_B, tokens_B = row_loss(params, batch, None), batch["weights"].sum(1)
-        mean_B = loss_B / jnp.maximum(tokens_B, 1.0)
+        mean_B = loss_B / jnp.where(tokens_B > 0, tokens_B, 1.0)
         sums = {
             "loss": loss_B.sum(),
             "tokens": tokens_B.sum(),

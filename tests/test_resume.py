@@ -1,0 +1,203 @@
+"""A run that is killed at any moment and started again ends as an unbroken one, bit for bit.
+
+Runs are processes, killed with SIGKILL at moments spread over the run: before the first
+checkpoint, between checkpoints, right after one, while compiling, near the end. Afterwards every
+number in metrics.jsonl but the speed, every sample, every parameter and every moment of Adam is
+compared with an unbroken run.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, run_verb
+
+from gptjax.data.manifest import Manifest
+from gptjax.training.checkpoint import Checkpointer
+from gptjax.training.mesh import make_mesh, replicated
+from gptjax.training.optimizer import make_optimizer
+from gptjax.training.run_dir import RunDir
+from gptjax.training.state import TrainState, abstract_state
+from gptjax.tree import named_leaves
+
+pytestmark = pytest.mark.slow
+STEPS = 400
+SAVE_EVERY = 20
+
+
+def options(data: Manifest, dropout: float) -> list[str]:
+    rates = ("--model.embd-pdrop", "--model.attn-pdrop", "--model.resid-pdrop")
+    values = [
+        *("--config", "tiny", "--run-dir", "run", "--data.path", data.directory),
+        *("--model.unroll", 1, "--train.max-steps", STEPS, "--optim.warmup-steps", 10),
+        *("--train.save-every-steps", SAVE_EVERY, "--train.eval-every-steps", 50),
+        *("--train.sample-every-steps", 150, "--sample.max-new-tokens", 8),
+        *(word for name in rates for word in (name, dropout)),
+    ]
+    return [str(value) for value in values]
+
+
+def start(args: list[str], cwd: Path) -> subprocess.Popen:
+    """The same process as `run_verb`'s, left running."""
+    flags = "--xla_force_host_platform_device_count=1"
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "gptjax.train", *args]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Look often; a process that ends meanwhile ends the waiting as well."""
+    while not happened() and process.poll() is None:
+        time.sleep(0.001)
+
+
+def rows(cwd: Path) -> list[dict]:
+    """Everything in metrics.jsonl that has to be the same: all but the speed."""
+    lines = (cwd / "run" / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in found]
+
+
+def written(cwd: Path) -> int:
+    path = cwd / "run" / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def checkpoints(cwd: Path) -> set[int]:
+    path = cwd / "run" / "checkpoints"
+    return {int(p.name) for p in path.iterdir() if p.name.isdigit()} if path.exists() else set()
+
+
+def final_state(cwd: Path) -> TrainState:
+    run_dir = RunDir(cwd / "run")
+    config, said = run_dir.read_config(), []
+    optimizer = make_optimizer(config.optim, config.train.max_steps)
+    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
+    assert checkpointer.steps()[-1] == STEPS
+    target = abstract_state(config.model, optimizer, replicated(make_mesh(1)))
+    state, _ = checkpointer.restore(target, said.append)
+    checkpointer.close()
+    assert said == []
+    return state
+
+
+def assert_same_run(broken: Path, unbroken: Path) -> None:
+    assert rows(broken) == rows(unbroken)
+    assert [row["step"] for row in rows(broken)] == list(range(1, STEPS + 1))
+    samples = [(cwd / "run" / "samples.md").read_bytes() for cwd in (broken, unbroken)]
+    assert samples[0] == samples[1]
+    expected = named_leaves(final_state(unbroken))
+    for name, leaf in named_leaves(final_state(broken)).items():
+        np.testing.assert_array_equal(leaf, expected[name], strict=True, err_msg=name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_compilation_for_all(tmp_path_factory) -> Iterator[None]:
+    """Let the processes of this file share compiled programs: they are the same ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def dropout(request) -> float:
+    """Given by each test."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def unbroken(prepared, tmp_path_factory, dropout) -> Path:
+    directory = tmp_path_factory.mktemp("unbroken")
+    result = run_verb("train", *options(prepared, dropout), cwd=directory)
+    assert result.returncode == 0, result.stderr
+    return directory
+
+
+def has_new_rows(cwd: Path, count: int) -> Callable[[], bool]:
+    """`count` rows, in a file that the process which is starting now has made."""
+    path = cwd / "run" / "metrics.jsonl"
+    old = path.stat().st_ino if path.exists() else None
+    return lambda: path.exists() and path.stat().st_ino != old and written(cwd) >= count
+
+
+def has_new_checkpoint(cwd: Path) -> Callable[[], bool]:
+    old = max(checkpoints(cwd), default=0)
+    return lambda: max(checkpoints(cwd), default=0) > old
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1], indirect=True)
+def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
+    prepared, tmp_path, unbroken, dropout
+):
+    moments = [
+        lambda: has_new_rows(tmp_path, 5),  # before the first checkpoint
+        lambda: has_new_checkpoint(tmp_path),  # committed, and perhaps not yet signed
+        lambda: has_new_rows(tmp_path, 100),
+        lambda: has_new_rows(tmp_path, 0),  # restored, and compiling
+        lambda: has_new_rows(tmp_path, 250),
+    ]
+    delays = random.Random(0)
+    for number, moment in enumerate(moments):
+        happened = moment()
+        process = start(options(prepared, dropout), tmp_path)
+        wait_until(happened, process)
+        if number != 1:
+            time.sleep(delays.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert written(tmp_path) < STEPS
+    assert checkpoints(tmp_path)
+
+    result = run_verb("train", *options(prepared, dropout), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "resuming run after update" in result.stdout
+    assert_same_run(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("dropout", [0.1], indirect=True)
+def test_sigterm_saves_and_the_next_start_goes_on(prepared, tmp_path, unbroken, dropout):
+    happened = has_new_rows(tmp_path, 30)
+    process = start(options(prepared, dropout), tmp_path)
+    wait_until(happened, process)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate()
+    assert process.returncode == 143, errors
+    assert "Traceback" not in output + errors
+    stopped_after = len(rows(tmp_path))
+    assert 30 <= stopped_after < STEPS
+    assert f"stopped by SIGTERM after update {stopped_after}; everything is saved in run" in output
+    assert max(checkpoints(tmp_path)) == stopped_after
+
+    result = run_verb("train", *options(prepared, dropout), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"resuming run after update {stopped_after}" in result.stdout
+    expected = rows(unbroken)
+    if "val_loss" not in rows(tmp_path)[stopped_after - 1]:  # a stop does not wait to validate
+        for name in ("val_loss", "val_stderr", "val_bits_per_byte"):
+            expected[stopped_after - 1].pop(name, None)
+    assert rows(tmp_path) == expected
+    ours, theirs = final_state(tmp_path), final_state(unbroken)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_directory_is_trained_in_by_one_process_at_a_time(prepared, tmp_path):
+    happened = has_new_rows(tmp_path, 1)
+    process = start(options(prepared, 0.0), tmp_path)
+    wait_until(happened, process)
+    second = run_verb("train", *options(prepared, 0.0), cwd=tmp_path)
+    process.kill()
+    process.communicate()
+    assert second.returncode == 1
+    assert "error: another process is training in run" in second.stderr
