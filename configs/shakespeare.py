@@ -4,7 +4,7 @@ Every number is nanoGPT's CPU recipe for its character-level Shakespeare: 4 laye
 wide, context 64, batch 12 x 64 = 768 tokens, 2,000 updates, learning rate 1e-3 to 1e-4 with 100
 of warm-up, beta2 0.99, no biases, no dropout, the last tenth of the file for validation.
 Tokens are bytes unless the data say otherwise: the text is ASCII, so a byte is a character.
-1,536,000 tokens, 1.5 epochs. Expected: nanoGPT reports a validation loss of 1.88 nats per character.
+1,536,000 tokens, 1.5 epochs. Expected: nanoGPT reports a validation loss of 1.88 nats a character.
 
     python -m gptjax.prepare --config shakespeare --input tinyshakespeare.txt
     python -m gptjax.train --config shakespeare

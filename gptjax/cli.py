@@ -8,6 +8,7 @@ with all those that were right.
 import contextlib
 import dataclasses
 import io
+import os
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,10 @@ from typing import Any, TypeVar
 
 import tyro
 
-from gptjax.config import Config, type_name, validate
+from gptjax.config import Config
 from gptjax.errors import ConfigError, UserError, did_you_mean
 from gptjax.presets import load_preset, preset_names
+from gptjax.validation import find_problems, type_name
 
 T = TypeVar("T")
 C = TypeVar("C", bound="ConfigCommand")
@@ -41,6 +43,7 @@ def main(verb: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     """Run a verb and exit: its code, or a `UserError` as one message on standard error."""
     try:
         code = verb(sys.argv[1:]) or 0
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
@@ -48,7 +51,7 @@ def main(verb: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
         print("stopped", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     sys.exit(code)
 
@@ -72,7 +75,7 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
     they describe the file's own data; flags typed beside it do.
     """
     problems: list[str] = []
-    name, preset = _flag(argv, "--config"), Config()
+    name, preset = _flag(argv, "--config"), None
     if name is None:
         if required and not ("-h" in argv or "--help" in argv):
             problems.append(f"--config is missing; there are: {', '.join(preset_names())}")
@@ -81,10 +84,11 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
             preset = load_preset(name)
         except ConfigError as error:
             problems += error.problems
-    sections = {f.name: getattr(preset, f.name) for f in dataclasses.fields(Config)}
+    base = Config() if preset is None else preset
+    sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(Config)}
     if _flag(argv, "--data.path") is not None:
-        sections["data"] = dataclasses.replace(preset.data, tokenizer=None)
-        sections["model"] = dataclasses.replace(preset.model, n_vocab=None)
+        sections["data"] = dataclasses.replace(base.data, tokenizer=None)
+        sections["model"] = dataclasses.replace(base.model, n_vocab=None)
     default = command(**sections, config=name or "")
     try:
         parsed = parse(command, argv, prog, default)
@@ -92,10 +96,13 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
         found, good = _diagnose(command, argv, {"default": default})
         problems += found
         parsed = _quietly(command, good, {"default": default})
-    try:
-        validate(parsed.run)
-    except ConfigError as error:
-        problems += error.problems
+    # without the preset, a rule can be judged only by fields that were all typed
+    typed = None if preset is not None else _typed(argv)
+    problems += [
+        problem.message
+        for problem in find_problems(parsed.run)
+        if typed is None or typed.issuperset(problem.fields)
+    ]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return parsed
@@ -110,12 +117,17 @@ def _quietly(command: type[T], argv: Sequence[str], known: dict[str, Any]) -> T:
 def _flag(argv: Sequence[str], flag: str) -> str | None:
     """The last value given to `flag`, in either spelling: `--flag value` or `--flag=value`."""
     value = None
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         if word == flag:
             value = following
         elif word.startswith(flag + "="):
             value = word.split("=", 1)[1]
     return value
+
+
+def _typed(argv: Sequence[str]) -> set[str]:
+    """Names of the fields that were given on the command line."""
+    return {w.split("=", 1)[0][2:].replace("-", "_") for w in argv if w.startswith("--")}
 
 
 def _diagnose(

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, checked as a whole, written to and read from JSON.
+"""What a run is: frozen dataclasses, written as JSON.
 
 A file in `configs/` returns a `Config`; the command line overrides single fields. Field names are
 OpenAI's and Hugging Face's where they exist; every count carries its unit. Nothing here imports
@@ -8,12 +8,8 @@ jax, so `--help` is instant.
 import dataclasses
 import json
 import math
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from gptjax.errors import ConfigError, did_you_mean
+from typing import Literal
 
 VOCAB_MULTIPLE = 128  # rows of the embedding table are padded to whole tensor-core tiles
 
@@ -170,138 +166,7 @@ class Config:
         return self.train.batch_tokens // self.context
 
 
-def validate(config: Config) -> None:
-    """Check types, ranges and combinations; raise one `ConfigError` that lists every problem."""
-    problems = list(_wrong_types(config))
-    if not problems:
-        problems = [message for bad, message in _rules(config) if bad]
-    if problems:
-        raise ConfigError(problems)
-
-
-def _rules(c: Config) -> list[tuple[bool, str]]:
-    """Each rule as (is it broken, what to say): what was expected, what came, what to do."""
-    m, d, o, t, s = c.model, c.data, c.optim, c.train, c.sample
-    at_least_one = {
-        "model.n_layer": m.n_layer, "model.n_head": m.n_head, "model.n_embd": m.n_embd,
-        "model.n_ctx": m.n_ctx, "model.unroll": m.unroll, "train.batch_tokens": t.batch_tokens,
-        "train.micro_batch": t.micro_batch, "train.max_steps": t.max_steps,
-        "train.keep_latest": t.keep_latest, "sample.max_new_tokens": s.max_new_tokens,
-        "model.n_vocab": m.n_vocab, "train.context": t.context, "train.eval_tokens": t.eval_tokens,
-        "optim.decay_steps": o.decay_steps, "sample.top_k": s.top_k,
-    }  # fmt: skip
-    not_negative = {
-        "optim.warmup_steps": o.warmup_steps, "optim.peak_lr": o.peak_lr,
-        "optim.final_lr": o.final_lr, "optim.weight_decay": o.weight_decay,
-        "train.eval_every_steps": t.eval_every_steps, "train.save_every_steps": t.save_every_steps,
-        "train.sample_every_steps": t.sample_every_steps, "train.seed": t.seed,
-        "sample.temperature": s.temperature,
-    }  # fmt: skip
-    probabilities = {
-        "model.embd_pdrop": m.embd_pdrop, "model.attn_pdrop": m.attn_pdrop,
-        "model.resid_pdrop": m.resid_pdrop, "optim.beta1": o.beta1, "optim.beta2": o.beta2,
-    }  # fmt: skip
-    rules = [(v is not None and v < 1, f"{k} must be at least 1, not {v}")
-             for k, v in at_least_one.items()]  # fmt: skip
-    rules += [(not v >= 0, f"{k} must be 0 or more, not {v}") for k, v in not_negative.items()]
-    rules += [(not 0 <= v < 1, f"{k} must be in [0, 1), not {v}") for k, v in probabilities.items()]
-    rules += [
-        (not 0 <= d.val_fraction <= 0.5,
-         f"data.val_fraction must be in [0, 0.5], not {d.val_fraction}"),
-        (not o.eps > 0, f"optim.eps must be above 0, not {o.eps}"),
-        (o.clip_norm is not None and not o.clip_norm > 0,
-         f"optim.clip_norm must be above 0, not {o.clip_norm} (None does not clip)"),
-        (d.tokenizer is not None and not is_tokenizer_name(d.tokenizer),
-         f"data.tokenizer must be gpt2, bytes or bpe:N with N of 257 or more, not {d.tokenizer!r}"
-         + did_you_mean(str(d.tokenizer), ["gpt2", "bytes", "bpe:4096"])),
-        (t.seed >= 2**32, f"train.seed must be below 2**32, not {t.seed}"),
-    ]  # fmt: skip
-    if any(bad for bad, _ in rules):
-        return rules  # the combinations below divide by these numbers
-    row, micro_tokens = c.context, c.context * t.micro_batch
-    near = max(1, round(t.batch_tokens / micro_tokens)) * micro_tokens
-    return [
-        *rules,
-        (m.n_embd % m.n_head != 0,
-         f"model.n_embd {m.n_embd} is not divisible by model.n_head {m.n_head}: every head needs "
-         "the same width"),
-        (row > m.n_ctx,
-         f"train.context {row} is longer than the model's model.n_ctx {m.n_ctx}"),
-        (t.batch_tokens % micro_tokens != 0,
-         f"train.batch_tokens {t.batch_tokens} is not divisible by context x train.micro_batch = "
-         f"{row} x {t.micro_batch} = {micro_tokens}: try {near}"),
-        (o.decay_steps is not None and o.warmup_steps > o.decay_steps,
-         f"optim.warmup_steps {o.warmup_steps} is longer than the whole schedule, "
-         f"optim.decay_steps {o.decay_steps}"),
-    ]  # fmt: skip
-
-
-def is_tokenizer_name(name: str) -> bool:
-    """Whether `name` is one that `gptjax.data.tokenizers` can make: gpt2, bytes or bpe:N."""
-    kind, _, size = name.partition(":")
-    return name in ("gpt2", "bytes") or (kind == "bpe" and size.isdigit() and int(size) >= 257)
-
-
-def _wrong_types(section: Any, prefix: str = "") -> list[str]:
-    """Name every field whose value does not have the declared type."""
-    hints = typing.get_type_hints(type(section))
-    problems = []
-    for f in dataclasses.fields(section):
-        value, expected = getattr(section, f.name), hints[f.name]
-        if dataclasses.is_dataclass(expected):
-            if isinstance(value, typing.cast(type, expected)):
-                problems += _wrong_types(value, f"{prefix}{f.name}.")
-                continue
-        elif _fits(value, expected):
-            continue
-        problems.append(f"{prefix}{f.name} must be {type_name(expected)}, not {value!r}")
-    return problems
-
-
-def _fits(value: Any, expected: Any) -> bool:
-    origin, args = typing.get_origin(expected), typing.get_args(expected)
-    if origin is Literal:
-        return value in args
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, a) for a in args)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
-    if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, expected)
-
-
-def type_name(expected: Any) -> str:
-    """Say a field's type as a person would: `int or None`, `one of pre, post`."""
-    origin, args = typing.get_origin(expected), typing.get_args(expected)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(type_name(a) for a in args)
-    if origin is tuple:
-        return f"a list of {type_name(args[0])}"
-    return "None" if expected is type(None) else expected.__name__
-
-
 def to_json(config: Config) -> str:
     """Write a config as indented JSON, section by section."""
     sections = {f.name: getattr(config, f.name) for f in dataclasses.fields(Config)}
     return json.dumps({k: dataclasses.asdict(v) for k, v in sections.items()}, indent=2) + "\n"
-
-
-def from_json(text: str, name: str) -> Config:
-    """Read what `to_json` wrote; `name` is the file, for messages. Raises `ConfigError`."""
-    try:
-        raw = json.loads(text)
-        config = Config(**{k: _section(k, v) for k, v in raw.items()})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError([f"{name} is not a config that this version wrote: {error}"]) from error
-    validate(config)
-    return config
-
-
-def _section(name: str, values: dict[str, Any]) -> Any:
-    kind = typing.get_type_hints(Config)[name]
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

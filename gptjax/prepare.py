@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptjax.cli import main, parse
-from gptjax.config import Config, validate
+from gptjax.config import Config
 from gptjax.errors import ConfigError, UserError
 from gptjax.presets import load_preset
+from gptjax.validation import validate
 
 
 @dataclass(frozen=True)

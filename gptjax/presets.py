@@ -8,8 +8,9 @@ import re
 import runpy
 from pathlib import Path
 
-from gptjax.config import Config, validate
+from gptjax.config import Config
 from gptjax.errors import ConfigError, did_you_mean
+from gptjax.validation import validate
 
 _PACKAGE = Path(__file__).parent
 
@@ -50,11 +51,11 @@ def load_preset(name_or_path: str) -> Config:
     path = find_preset(name_or_path)
     try:
         namespace = runpy.run_path(str(path))
+        if "get_config" not in namespace:
+            raise ConfigError([f"{path} has no get_config: define get_config() -> Config"])
         config = namespace["get_config"]()
     except ConfigError:
         raise
-    except KeyError as error:
-        raise ConfigError([f"{path} has no {error}: define get_config() -> Config"]) from error
     except Exception as error:
         raise ConfigError([f"{path}: {_explain(error)}"]) from error
     if not isinstance(config, Config):

@@ -357,7 +357,7 @@ def test_a_save_that_fails_in_the_background_surfaces_and_can_be_done_again(save
         with pytest.raises(SaveError, match="checkpoint of step 4 could not be written"):
             poll_for_ten_seconds(checkpointer)
     assert checkpointer.steps() == [1, 2, 3]
-    assert checkpointer.best_step() == 2
+    assert (checkpointer.best_step(), checkpointer.best_loss()) == (2, 1.0)
     checkpointer.poll()
     save(checkpointer, 4, 0.1)
     checkpointer.close()

@@ -102,14 +102,15 @@ def test_a_verb_s_own_flags_stay_out_of_the_config():
 def test_everything_that_is_wrong_is_said_at_once():
     problems = problems_of(
         "--config", "tinny", "--model.n-heads", "4", "--model.n-layer", "many",
-        "--train.batch-tokens", "1000",
+        "--model.n-embd", "100", "--model.n-head", "3", "--train.batch-tokens", "1000",
     )  # fmt: skip
     assert [p.split(";")[0] for p in problems[:3]] == [
         "unknown config 'tinny' (did you mean tiny?)",
         "unknown option --model.n-heads (did you mean --model.n-head?)",
         "--model.n-layer must be int, not many",
     ]
-    assert problems[3].startswith("train.batch_tokens 1000 is not divisible by")
+    # the batch cannot be judged without the config, width and heads can
+    assert problems[3].startswith("model.n_embd 100 is not divisible by model.n_head 3")
     assert len(problems) == 4
 
 

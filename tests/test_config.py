@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from gptjax.config import Config, DataConfig, ModelConfig, from_json, to_json, type_name, validate
+from gptjax.config import Config, DataConfig, ModelConfig, to_json
 from gptjax.errors import ConfigError
 from gptjax.presets import load_preset, preset_names
+from gptjax.validation import from_json, type_name, validate
 
 FIELDS = {
     f"{section}.{field.name}": typing.get_type_hints(kind)[field.name]

@@ -125,11 +125,11 @@ def test_latest_and_best_are_names_of_checkpoints(run, text, tmp_path):
 
 
 def test_samples_are_told_apart_and_the_first_is_the_one_alone(text):
-    samples = text("--num-samples", 3, "--top-k", "None").split("\n---\n")
+    samples = text("--num-samples", 3, "--top-k", "None").removesuffix("\n").split("\n\n---\n")
     assert len(samples) == 3
     assert len(set(samples)) == 3
     assert all(sample.startswith(PROMPT) for sample in samples)
-    assert samples[0].removesuffix("\n") == text("--top-k", "None").removesuffix("\n")
+    assert samples[0] == text("--top-k", "None").removesuffix("\n")
 
 
 def test_only_the_text_is_on_standard_output(run, text):

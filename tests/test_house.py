@@ -18,6 +18,7 @@ from conftest import ROOT
 LAYERS = [
     ["errors", "files", "tree"],
     ["config"],
+    ["validation"],
     [
         "presets",
         *["model.ops", "model.layers", "model.gpt"],

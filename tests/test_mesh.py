@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from gptjax.config import Config, ModelConfig, TrainConfig, validate
+from gptjax.config import Config, ModelConfig, TrainConfig
 from gptjax.errors import ConfigError
 from gptjax.training.mesh import batch_layout, make_mesh, put_rows, replicated
+from gptjax.validation import validate
 
 
 def config(rows: int, micro_batch: int, context: int = 16) -> Config:

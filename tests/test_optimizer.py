@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from gptjax.config import Config, ModelConfig, OptimConfig, validate
+from gptjax.config import Config, ModelConfig, OptimConfig
 from gptjax.errors import ConfigError
 from gptjax.model.gpt import parameter_shapes
 from gptjax.training.optimizer import (
@@ -23,6 +23,7 @@ from gptjax.training.optimizer import (
     make_optimizer,
 )
 from gptjax.tree import named_leaves
+from gptjax.validation import validate
 
 FULL_GPT = ModelConfig(
     n_layer=3, n_head=2, n_embd=8, n_ctx=4, n_vocab=7, tied_head=False, qkv_bias=True, bias=True

@@ -15,11 +15,12 @@ import pytest
 from conftest import ROOT
 
 from gptjax.cli import ConfigCommand, parse, parse_config
-from gptjax.config import Config, OptimConfig, validate
+from gptjax.config import Config, OptimConfig
 from gptjax.errors import ConfigError
 from gptjax.model.gpt import parameter_count, parameter_shapes
 from gptjax.presets import find_preset, load_preset, preset_names, presets_dir
 from gptjax.tree import count
+from gptjax.validation import validate
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 COMMAND = re.compile(r"^ +python -m gptjax\.(\w+)((?: .*)?)$", re.MULTILINE)

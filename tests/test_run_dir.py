@@ -67,7 +67,9 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def begin(run: RunDir, config: Config) -> list[str]:
     with run.locked():
-        return run.begin(config, ByteTokenizer())
+        differences = run.compare(config)
+        run.begin(config, ByteTokenizer())
+        return differences
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from gptjax.files import write_atomically
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 SHARD_TOKENS = 2**20
-DTYPES = ("uint16", "uint32")
-_FORMATS = dict(zip(DTYPES, [(20240520, 1), (20240801, 7)], strict=True))
+_FORMATS: dict[str, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
+DTYPES = tuple(_FORMATS)
 
 
 @dataclass(frozen=True)

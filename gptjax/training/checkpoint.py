@@ -93,7 +93,7 @@ class Checkpointer:
         if which == "best":
             best = self.best_step()
             return steps[-1] if best is None else best
-        if which.isdigit() and int(which) in steps:
+        if which.isdecimal() and int(which) in steps:
             return int(which)
         raise UserError(
             f"there is no checkpoint {which!r} in {self.directory}: expected best, "

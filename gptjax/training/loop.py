@@ -6,6 +6,7 @@ finished and its row written first, so that no checkpoint knows more than metric
 """
 
 import json
+import re
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from gptjax.training.state import TrainState
 from gptjax.training.step import Metrics
 
 GIVE_UP_AFTER = 20  # updates skipped in a row, their gradients not being finite
-SAMPLE_HEADING = "## update "
+SAMPLE_HEADING = re.compile(rb"^## update (\d+)\n\n~~~text$", re.MULTILINE)
 
 
 def fit(config: Config, run_path: Path) -> int:
@@ -41,7 +42,7 @@ def fit(config: Config, run_path: Path) -> int:
     setup = Setup(config)
     with ExitStack() as stack:
         stack.enter_context(run_dir.locked())
-        changed = run_dir.begin(setup.config, setup.tokenizer)
+        changed = run_dir.compare(setup.config)
         stop = stack.enter_context(StopRequest())
         display = stack.enter_context(closing(Display(run_dir.log)))
         keep_latest = setup.config.train.keep_latest
@@ -49,6 +50,7 @@ def fit(config: Config, run_path: Path) -> int:
         for difference in changed:
             display.say(f"changed since the last start: {difference}")
         state = _restore_or_start(setup, checkpointer, run_dir, display)
+        run_dir.begin(setup.config, setup.tokenizer)
         step = int(state.step)
         log = stack.enter_context(closing(MetricsLog(run_dir.metrics, step)))
         if step >= setup.config.train.max_steps:
@@ -209,8 +211,8 @@ class _Loop:
             if self.stop:
                 return
         text = config.sample.prompt + "".join(pieces)
-        with self.run_dir.samples.open("a") as file:
-            file.write(f"{SAMPLE_HEADING}{step}\n\n~~~text\n{text}\n~~~\n\n")
+        with self.run_dir.samples.open("ab") as file:
+            file.write(f"## update {step}\n\n~~~text\n{text}\n~~~\n\n".encode("utf-8", "replace"))
         self.display.say(f"sample after update {step}:\n{text}")
 
     def _save(self, state: TrainState, validation: Validation | None) -> None:
@@ -270,6 +272,6 @@ def _forget_samples_after(path: Path, step: int) -> None:
     """Drop the samples of updates that will be done again."""
     if not path.exists():
         return
-    head, *sections = path.read_text().split(SAMPLE_HEADING)
-    kept = [s for s in sections if int(s.split("\n", 1)[0]) <= step]
-    write_atomically(path, "".join([head, *(SAMPLE_HEADING + s for s in kept)]).encode())
+    content = path.read_bytes()
+    later = (m.start() for m in SAMPLE_HEADING.finditer(content) if int(m[1]) > step)
+    write_atomically(path, content[: next(later, len(content))])

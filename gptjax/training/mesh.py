@@ -3,6 +3,7 @@
 Parameters and optimizer state are on every device; each device has its own rows of a batch.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +63,12 @@ def batch_layout(config: Config, n_devices: int) -> BatchLayout:
     """
     rows = config.batch_rows
     if rows % n_devices:
+        fitting = math.lcm(config.train.micro_batch, n_devices)
         raise ConfigError(
             [
                 f"train.batch_tokens {config.train.batch_tokens} is {rows} sequences of "
                 f"{config.context} tokens, which do not divide among {n_devices} devices: try "
-                f"{-(-rows // n_devices) * n_devices * config.context}"
+                f"{math.ceil(rows / fitting) * fitting * config.context}"
             ]
         )
     per_device = rows // n_devices

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptjax.config import Config, from_json, to_json
+from gptjax.config import Config, to_json
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.data.tokenizers import from_json as tokenizer_from_json
 from gptjax.errors import UserError
 from gptjax.files import write_atomically
+from gptjax.validation import from_json
 
 LOCK = ".lock"
 # Fields that may differ when a run goes on: where data lies, how fast things run, what is shown.
@@ -70,13 +71,22 @@ class RunDir:
         return self.path / "log.txt"
 
     def set_aside(self) -> Path | None:
-        """Move an existing run out of the way; returns where to, None if there was nothing."""
+        """Move an existing run out of the way; returns where to, None if there was nothing.
+
+        Raises `UserError` for a directory that is no run, or one that is being trained in.
+        """
+        self.check()
         if not self.path.exists():
             return None
-        target = self.path.with_name(f"{self.path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        path = self.path.resolve()
+        target = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         while target.exists():
             target = target.with_name(target.name + "x")
-        self.path.rename(target)
+        with self.locked():
+            try:
+                path.rename(target)
+            except OSError as error:
+                raise UserError(f"cannot move {path} to {target}: {error.strerror}") from error
         return target
 
     def check(self) -> None:
@@ -110,26 +120,26 @@ class RunDir:
                 ) from error
             yield
 
-    def begin(self, config: Config, tokenizer: Tokenizer) -> list[str]:
-        """Write config and tokenizer; returns what differs from the run that is already here.
+    def compare(self, config: Config) -> list[str]:
+        """Say what differs from the run that is already here.
 
         Raises `UserError` if it goes on from checkpoints of what is another run.
         """
+        if not any(self.checkpoints.glob("[0-9]*")):
+            return []
         differences = self._differences(config)
-        if any(self.checkpoints.glob("[0-9]*")):
-            fixed = [d for d in differences if not d.startswith(FREE)]
-            if fixed:
-                listed = "".join(f"\n  - {d}" for d in fixed)
-                raise UserError(
-                    f"{self.path} holds a run with other settings:{listed}\nchoose "
-                    "another --run-dir, or start over with --fresh, which keeps the "
-                    "old run beside the new"
-                )
-        else:
-            differences = []
+        if fixed := [d for d in differences if not d.startswith(FREE)]:
+            listed = "".join(f"\n  - {d}" for d in fixed)
+            raise UserError(
+                f"{self.path} holds a run with other settings:{listed}\nchoose another --run-dir, "
+                "or start over with --fresh, which keeps the old run beside the new"
+            )
+        return differences
+
+    def begin(self, config: Config, tokenizer: Tokenizer) -> None:
+        """Write config and tokenizer, once it is certain that the run can go on with them."""
         write_atomically(self.config, to_json(config).encode())
         write_atomically(self.tokenizer, tokenizer.to_json().encode())
-        return differences
 
     def _differences(self, config: Config) -> list[str]:
         if not self.config.exists():
