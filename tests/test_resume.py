@@ -1,7 +1,7 @@
 """A run that is killed at any moment and started again ends as an unbroken one, bit for bit.
 
 Runs are processes, killed with SIGKILL at moments spread over the run: before the first
-checkpoint, between checkpoints, right after one, while compiling, near the end. Afterwards every
+checkpoint, right after one, right after a sample, while compiling, near the end. Afterwards every
 number in metrics.jsonl but the speed, every sample, every parameter and every moment of Adam is
 compared with an unbroken run.
 """
@@ -31,7 +31,7 @@ from gptjax.tree import named_leaves
 
 pytestmark = pytest.mark.slow
 STEPS = 400
-SAVE_EVERY = 20
+SAVE_EVERY, SAMPLE_EVERY = 40, 130
 
 
 def options(data: Manifest, dropout: float) -> list[str]:
@@ -40,7 +40,7 @@ def options(data: Manifest, dropout: float) -> list[str]:
         *("--config", "tiny", "--run-dir", "run", "--data.path", data.directory),
         *("--model.unroll", 1, "--train.max-steps", STEPS, "--optim.warmup-steps", 10),
         *("--train.save-every-steps", SAVE_EVERY, "--train.eval-every-steps", 50),
-        *("--train.sample-every-steps", 150, "--sample.max-new-tokens", 8),
+        *("--train.sample-every-steps", SAMPLE_EVERY, "--sample.max-new-tokens", 8),
         *(word for name in rates for word in (name, dropout)),
     ]
     return [str(value) for value in values]
@@ -136,24 +136,28 @@ def has_new_checkpoint(cwd: Path) -> Callable[[], bool]:
     return lambda: max(checkpoints(cwd), default=0) > old
 
 
+def has_sample(cwd: Path) -> Callable[[], bool]:
+    path = cwd / "run" / "samples.md"
+    return lambda: path.exists() and f"## update {SAMPLE_EVERY}\n" in path.read_text()
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1], indirect=True)
 def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
     prepared, tmp_path, unbroken, dropout
 ):
     moments = [
-        lambda: has_new_rows(tmp_path, 5),  # before the first checkpoint
-        lambda: has_new_checkpoint(tmp_path),  # committed, and perhaps not yet signed
-        lambda: has_new_rows(tmp_path, 100),
-        lambda: has_new_rows(tmp_path, 0),  # restored, and compiling
-        lambda: has_new_rows(tmp_path, 250),
+        (lambda: has_new_rows(tmp_path, 5), 0.02),  # before the first checkpoint
+        (lambda: has_new_checkpoint(tmp_path), 0),  # committed, and perhaps not yet signed
+        (lambda: has_sample(tmp_path), 0),  # after a sample that no checkpoint knows of
+        (lambda: has_new_rows(tmp_path, 0), 1.0),  # restored, and compiling
+        (lambda: has_new_rows(tmp_path, 250), 0.1),
     ]
     delays = random.Random(0)
-    for number, moment in enumerate(moments):
+    for moment, longest_delay in moments:
         happened = moment()
         process = start(options(prepared, dropout), tmp_path)
         wait_until(happened, process)
-        if number != 1:
-            time.sleep(delays.uniform(0, 0.05))
+        time.sleep(delays.uniform(0, longest_delay))
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL

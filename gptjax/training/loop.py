@@ -137,11 +137,12 @@ class _Loop:
                     self._write(self._row(*previous))
                 previous = (step, metrics)
                 self._poll()
-                now = due(train, step, bool(self.stop), self.save_failed)
+                stopping = bool(self.stop)  # read once: a signal may come at any moment
+                now = due(train, step, stopping, self.save_failed)
                 if now:
                     self._boundary(now, state, self._row(*previous))
                     previous = None
-                if step == train.max_steps or self.stop:
+                if step == train.max_steps or stopping:
                     break
         return self._end(step)
 
