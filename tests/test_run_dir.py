@@ -21,7 +21,7 @@ from gptjax.presets import load_preset
 from gptjax.train import train
 from gptjax.training import loop, run_dir
 from gptjax.training.checkpoint import Checkpointer
-from gptjax.training.run_dir import RunDir
+from gptjax.training.run_dir import LOCK, RunDir
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState
 
@@ -186,7 +186,7 @@ def test_only_a_run_or_an_empty_directory_will_do(files, fine, tmp_path):
         (path / name).write_text(name)
     if files == []:
         path.mkdir()
-    refusal = pytest.raises(UserError, match=r"no run of gptjax.*choose another --run-dir")
+    refusal = pytest.raises(UserError, match=r"no config\.json.*choose another --run-dir")
     with contextlib.nullcontext() if fine else refusal:
         RunDir(path).check()
     assert path.exists() == (files is not None)
@@ -212,7 +212,7 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path):
     script = f"""
 import os
 from pathlib import Path
-from gptjax.training.run_dir import RunDir
+from gptjax.training.run_dir import LOCK, RunDir
 with RunDir(Path({str(tmp_path)!r})).locked():
     os.kill(os.getpid(), 9)
 """
@@ -319,3 +319,18 @@ def test_a_start_that_other_data_refuse_leaves_the_run_as_it_was(tmp_path):
         loop.fit(configs[1], run.path)
     after = contents(run.path)
     assert {name: after[name] for name in before} == before
+
+
+def test_what_a_run_killed_while_it_started_left_is_no_obstacle(tmp_path):
+    run = RunDir(tmp_path)
+    run.checkpoints.mkdir()
+    for name in (LOCK, "log.txt", "tokenizer.json", ".config.json.1.tmp"):
+        (tmp_path / name).write_text("")
+    run.check()
+    assert begin(run, TINY) == []
+
+
+def test_checkpoints_without_a_config_are_not_taken_for_a_new_run(tmp_path):
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"checkpoints but no config\.json"):
+        RunDir(tmp_path).check()

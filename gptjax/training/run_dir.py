@@ -95,13 +95,21 @@ class RunDir:
             raise UserError(
                 f"{self.path} is a file; expected a run's directory: choose another --run-dir"
             )
-        if self.path.is_dir() and not self.config.exists():
-            foreign = [p.name for p in self.path.iterdir() if p.name != LOCK]
-            if foreign:
-                raise UserError(
-                    f"{self.path} is not empty and no run of gptjax (no config.json): choose "
-                    "another --run-dir"
-                )
+        if not self.path.is_dir() or self.config.exists():
+            return
+        # a run that was killed while it started left no more than these
+        own = {LOCK, *(p.name for p in (self.log, self.checkpoints, self.tokenizer))}
+        names = {p.name for p in self.path.iterdir() if p.suffix != ".tmp"}
+        if names - own:
+            raise UserError(
+                f"{self.path} is not empty and no run of gptjax (no config.json): choose another "
+                "--run-dir"
+            )
+        if any(self.checkpoints.glob("[0-9]*")):
+            raise UserError(
+                f"{self.path} has checkpoints but no config.json: copy it back from a checkpoint's "
+                "config/metadata, or choose another --run-dir"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
