@@ -41,6 +41,9 @@ class ConfigCommand(Config):
 
 def main(verb: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     """Run a verb and exit: its code, or a `UserError` as one message on standard error."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter must not end a run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code = verb(sys.argv[1:]) or 0
         sys.stdout.flush()
@@ -71,8 +74,8 @@ def parse(command: type[T], argv: Sequence[str], prog: str, default: T | None = 
 def parse_config(command: type[C], argv: Sequence[str], prog: str, required: bool = True) -> C:
     """Parse `--config` and its overrides; the result's `run` is checked.
 
-    With another `--data.path` the config file's tokenizer and vocabulary no longer apply, since
-    they describe the file's own data; flags typed beside it do.
+    With another `--data.path` the config file's source, tokenizer and vocabulary no longer apply,
+    since they describe the file's own data; flags typed beside it do.
     """
     problems: list[str] = []
     name, preset = _flag(argv, "--config"), None
@@ -85,9 +88,11 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
         except ConfigError as error:
             problems += error.problems
     base = Config() if preset is None else preset
+    good = argv
     sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(Config)}
-    if _flag(argv, "--data.path") is not None:
-        sections["data"] = dataclasses.replace(base.data, tokenizer=None)
+    if _flag(argv, "--data.path") not in (None, base.data.path):
+        data = dataclasses.replace(base.data, tokenizer=None, source=None, inputs=())
+        sections["data"] = data
         sections["model"] = dataclasses.replace(base.model, n_vocab=None)
     default = command(**sections, config=name or "")
     try:
@@ -97,7 +102,7 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
         problems += found
         parsed = _quietly(command, good, {"default": default})
     # without the preset, a rule can be judged only by fields that were all typed
-    typed = None if preset is not None else _typed(argv)
+    typed = None if preset is not None else _typed(good)
     problems += [
         problem.message
         for problem in find_problems(parsed.run)
@@ -150,8 +155,18 @@ def _diagnose(
                 _quietly(command, group, known)
                 good += group
             except SystemExit:
-                problems.append(f"{flag} must be {type_name(flags[name])}, not {given}")
+                problems.append(f"{flag} {_expectation(flags[name], flag)}, not {given}")
     return problems, good
+
+
+def _expectation(expected: Any, flag: str) -> str:
+    """What a flag takes; switches take nothing."""
+    if expected is not bool:
+        return f"must be {type_name(expected)}"
+    section, _, name = flag.removeprefix("--").rpartition(".")
+    prefix = f"--{section}." if section else "--"
+    on = name.removeprefix("no-")
+    return f"is a switch: write {prefix}{on} or {prefix}no-{on} and no value"
 
 
 def _groups(argv: Sequence[str]) -> Iterator[list[str]]:

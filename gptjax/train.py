@@ -26,7 +26,6 @@ def train(argv: Sequence[str]) -> int:
     from gptjax.data.preparation import how_to_prepare, prepare_with_progress
     from gptjax.errors import UserError
     from gptjax.training.loop import fit
-    from gptjax.training.run_dir import RunDir
 
     run, data_dir = command.run, Path(command.data.path)
     if not is_prepared(data_dir):
@@ -36,9 +35,7 @@ def train(argv: Sequence[str]) -> int:
                 f"`{how_to_prepare(command.config, run)}` first"
             )
         prepare_with_progress(run.data)
-    if command.fresh and (kept := RunDir(run_path).set_aside()):
-        print(f"the old run is kept in {kept}")
-    return fit(run, run_path)
+    return fit(run, run_path, command.fresh)
 
 
 if __name__ == "__main__":

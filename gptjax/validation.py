@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 from gptjax.config import Config
 from gptjax.errors import ConfigError, did_you_mean
 
+SECTIONS = dataclasses.fields(Config)
+
 
 class Problem(NamedTuple):
     """A broken rule: the fields it is about, and what to tell the user."""
@@ -35,6 +37,8 @@ def from_json(text: str, name: str) -> Config:
     """
     try:
         raw = json.loads(text)
+        if set(raw) != {f.name for f in SECTIONS}:
+            raise ValueError(f"its sections are {', '.join(map(str, raw))}")
         config = Config(**{k: _section(k, v) for k, v in raw.items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError([f"{name} is not a config that this version wrote: {error}"]) from error

@@ -136,7 +136,7 @@ def test_flags_that_were_right_count_when_others_were_wrong():
         (["--model.n-head", "3"], "model.n_embd 32 is not divisible by model.n_head 3"),
         (["--modle.n-head", "4"], "unknown option --modle.n-head (did you mean --model.n-head?)"),
         (["--n-head", "4"], "unknown option --n-head (did you mean --model.n-head?)"),
-        (["--fresh=yes"], "--fresh must be bool, not yes"),
+        (["--fresh=yes"], "--fresh is a switch: write --fresh or --no-fresh and no value, not yes"),
         (["--data.PATH", "x"], "unknown option --data.PATH (did you mean --data.path?)"),
         (["--zzzzzzzzzzzz"], "unknown option --zzzzzzzzzzzz"),
     ],
@@ -201,7 +201,7 @@ def test_other_data_bring_their_own_tokenizer_unless_it_is_typed(
     run = read("--config", str(config), *path, *flags).run
     assert (run.data.tokenizer, run.model.n_vocab) == (tokenizer, n_vocab)
     changes = {
-        "data": {"path": "d", "tokenizer": tokenizer},
+        "data": {"path": "d", "tokenizer": tokenizer, "source": None, "inputs": ()},
         "model": {"n_vocab": n_vocab},
     }
     assert run == overridden(str(config), **changes)

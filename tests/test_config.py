@@ -228,6 +228,12 @@ def test_unusual_values_survive_json():
     assert from_json(to_json(config), "config.json") == config
 
 
+def whole(changes: dict) -> str:
+    """JSON with all sections, some of their fields changed."""
+    sections = {f.name: {} for f in dataclasses.fields(Config)}
+    return json.dumps(sections | changes)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -237,11 +243,12 @@ def test_unusual_values_survive_json():
         ("null", ["config.json"]),
         ('"model"', ["config.json"]),
         ('{"model": 3}', ["config.json"]),
+        ("{}", ["config.json", "sections"]),
         ('{"modle": {}}', ["config.json", "modle"]),
-        ('{"model": {"n_layers": 3}}', ["config.json", "n_layers"]),
-        ('{"model": {"n_layer": "3"}}', ["model.n_layer must be int, not '3'"]),
-        ('{"data": {"inputs": [1]}}', ["data.inputs must be a list of str"]),
-        ('{"train": {"seed": -1}, "optim": {"eps": 0}}', ["train.seed", "optim.eps"]),
+        (whole({"model": {"n_layers": 3}}), ["config.json", "n_layers"]),
+        (whole({"model": {"n_layer": "3"}}), ["model.n_layer must be int, not '3'"]),
+        (whole({"data": {"inputs": [1]}}), ["data.inputs must be a list of str"]),
+        (whole({"train": {"seed": -1}, "optim": {"eps": 0}}), ["train.seed", "optim.eps"]),
     ],
 )
 def test_json_that_is_no_config_is_refused_by_name(text, words):

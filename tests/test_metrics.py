@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gptjax.errors import UserError
 from gptjax.training import metrics
 from gptjax.training.metrics import MetricsLog, Throughput, read_rows
 
@@ -150,3 +151,26 @@ def test_throughput_leaves_pauses_out(clock):
     assert throughput.measure(64) is None
     clock[0] += 4.0
     assert throughput.measure(64) == 16.0
+
+
+@pytest.mark.parametrize("line", [b"5", b"[]", b"null", b'{"a": 1}', b"\xff\xfe", b'{"step": "1"}'])
+def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    content = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged in line 2"):
+        MetricsLog(path, 3)
+    assert path.read_bytes() == content
+
+
+def test_the_last_row_can_be_amended(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    log.append({"step": 1})
+    log.append({"step": 2, "train_loss": 1.0})
+    log.amend({"val_loss": 2.0})
+    log.append({"step": 3})
+    log.close()
+    assert read_rows(path) == [
+        {"step": 1}, {"step": 2, "train_loss": 1.0, "val_loss": 2.0}, {"step": 3}
+    ]  # fmt: skip

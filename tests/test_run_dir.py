@@ -259,7 +259,7 @@ def test_setting_aside_works_or_is_refused_however_the_path_is_spelt(begun, monk
 @pytest.fixture
 def start_afresh(prepared, monkeypatch):
     """`train --fresh` up to where it would train."""
-    monkeypatch.setattr(loop, "fit", lambda config, path: 0)
+    monkeypatch.setattr(loop._Loop, "train", lambda self, state, step: 0)
 
     def start(path: Path) -> int:
         flags = ["--data.path", str(prepared.directory), "--run-dir", str(path), "--fresh"]

@@ -177,7 +177,11 @@ def test_other_data_is_refused_and_leaves_the_run_as_it_is(finished, text_file, 
 
 def test_missing_data_is_answered_with_the_command_that_makes_it(tmp_path):
     result = run_verb("train", "--config", "shakespeare", cwd=tmp_path)
-    assert_refused(result, "there is no prepared data in", "`python -m gptjax.prepare --input")
+    assert_refused(
+        result,
+        "there is no prepared data in",
+        "`python -m gptjax.prepare --config shakespeare --input",
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,6 +19,7 @@ from gptjax.files import write_atomically
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 FORMAT = 1
+SPLITS = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def read_manifest(directory: Path) -> Manifest:
         manifest = Manifest(directory=directory, splits=splits, **table)
         if manifest.dtype not in DTYPES:
             raise ValueError(f"dtype {manifest.dtype}, expected one of {', '.join(DTYPES)}")
+        if set(splits) != set(SPLITS) or not isinstance(manifest.n_vocab, int):
+            raise ValueError("its splits or its vocabulary size are not what this version writes")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a readable manifest ({type(error).__name__}: {error}): "
@@ -103,5 +106,10 @@ def read_tokenizer(manifest: Manifest) -> Tokenizer:
             f"{path} is not the tokenizer that the manifest names: fingerprint "
             f"{fingerprint(tokenizer)}, expected {manifest.tokenizer_fingerprint} "
             f"({manifest.tokenizer}); prepare the data again"
+        )
+    if tokenizer.n_vocab != manifest.n_vocab:
+        raise UserError(
+            f"{manifest.directory / MANIFEST} says a vocabulary of {manifest.n_vocab}, but {path} "
+            f"has {tokenizer.n_vocab}: prepare the data again"
         )
     return tokenizer

@@ -5,6 +5,7 @@ preparation leaves nothing that could be taken for data.
 """
 
 import os
+import shlex
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from gptjax.config import Config, DataConfig
 from gptjax.data.manifest import (
     MANIFEST,
+    SPLITS,
     TOKENIZER,
     Manifest,
     Split,
@@ -33,7 +35,7 @@ from gptjax.data.sources import (
 )
 from gptjax.data.tokenizers import Tokenizer, fingerprint, make_tokenizer, train_bpe
 from gptjax.errors import UserError
-from gptjax.files import write_atomically
+from gptjax.files import locked, write_atomically
 
 Progress = Callable[[int], None]  # called with the number of bytes just finished
 
@@ -64,19 +66,41 @@ def prepare(
         return existing
     work = out.with_name(out.name + ".preparing")
     try:
-        if work.exists():
-            shutil.rmtree(work)  # what a killed preparation left; never anyone's data
-        work.mkdir(parents=True)
+        work.parent.mkdir(parents=True, exist_ok=True)
+        with locked(work.with_suffix(".lock")) as is_free:
+            if not is_free:
+                raise UserError(f"another process is preparing {data.path}: wait for it")
+            shutil.rmtree(work, ignore_errors=True)  # what a killed preparation left
+            work.mkdir()
+            try:
+                _write(data, documents, settings, work, progress)
+                work.rename(out)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+                work.with_suffix(".lock").unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make {data.path}: {error.strerror}") from error
+        raise UserError(
+            f"cannot write {data.path}: {error.strerror or error}; nothing was left there"
+        ) from error
+    return read_manifest(out)
+
+
+def _write(
+    data: DataConfig,
+    documents: Sequence[Document],
+    settings: dict[str, Any],
+    work: Path,
+    progress: Progress,
+) -> None:
+    """Write tokenizer, shards and, last, the manifest into the directory `work`."""
     parts = split_documents(documents, data.val_fraction)
     tokenizer = _tokenizer(data.tokenizer or "bytes", parts)
     write_atomically(work / TOKENIZER, tokenizer.to_json().encode())
     splits = {
-        name: _write_split(name, parts, tokenizer, work, shard_tokens, progress)
-        for name in ("train", "val")
+        name: _write_split(name, parts, tokenizer, work, settings["shard_tokens"], progress)
+        for name in SPLITS
     }
-    manifest = Manifest(
+    Manifest(
         directory=work,
         source=settings["source"],
         tokenizer=tokenizer.name,
@@ -85,10 +109,7 @@ def prepare(
         dtype=token_dtype(tokenizer.n_vocab),
         splits=splits,
         settings=settings,
-    )
-    manifest.write()
-    work.rename(out)
-    return read_manifest(out)
+    ).write()
 
 
 def prepare_with_progress(data: DataConfig) -> Manifest:
@@ -97,6 +118,9 @@ def prepare_with_progress(data: DataConfig) -> Manifest:
 
     documents = find_documents(data)
     total = sum(document.size for document in documents)
+    for document in documents:
+        if not document.is_utf8():
+            print(f"note: {document.path} is not UTF-8 text: what is not becomes U+FFFD")
     print(
         f"preparing {data.path}: {len(documents):,} documents, {total / 1e6:,.1f} MB, tokenizer "
         f"{data.tokenizer or 'bytes'}",
@@ -117,12 +141,12 @@ def prepare_with_progress(data: DataConfig) -> Manifest:
 
 def how_to_prepare(config_name: str, config: Config) -> str:
     """The command that makes the data of a config, for error messages."""
-    data = config.data
-    if data.source is not None:
-        return f"python -m gptjax.prepare --config {config_name}"
-    files = " ".join(data.inputs) or "FILE..."
-    tokenizer = data.tokenizer or "bytes"
-    return f"python -m gptjax.prepare --input {files} --tokenizer {tokenizer} --out {data.path}"
+    words = ["python -m gptjax.prepare --config", shlex.quote(config_name)]
+    if config.data.source is None:
+        words += ["--input", *(map(shlex.quote, config.data.inputs or ["FILE..."]))]
+    return " ".join([*words, "--out", shlex.quote(config.data.path)]).replace(
+        "'FILE...'", "FILE..."
+    )
 
 
 def _settings(data: DataConfig, documents: Sequence[Document], shard_tokens: int) -> dict[str, Any]:
@@ -214,8 +238,11 @@ def _encode(
     """Token ids piece by piece in order, tokenised by all cores with few pieces in flight."""
     eot = np.array([tokenizer.eot_id], dtype=np.uint32)
 
-    def encode(text: str) -> tuple[np.ndarray, int]:
-        return tokenizer.encode(text), len(text.encode("utf-8", "replace"))
+    def encode(text: str, path: Path) -> tuple[np.ndarray, int]:
+        try:
+            return tokenizer.encode(text), len(text.encode("utf-8", "replace"))
+        except ValueError as error:  # tiktoken's regular expressions end at a million blanks
+            raise UserError(f"{tokenizer.name} cannot tokenise {path}: {error}") from error
 
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
@@ -231,7 +258,7 @@ def _encode(
 
         for document in documents:
             for text in document.pieces():
-                in_flight.append(pool.submit(encode, text))
+                in_flight.append(pool.submit(encode, text, document.path))
                 while len(in_flight) > 4 * workers:
                     yield finish()
             in_flight.append(None)  # end-of-text closes the document

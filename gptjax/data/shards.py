@@ -1,8 +1,8 @@
 """Token shards on disk, in the format of llm.c: a header of 256 int32, then the tokens.
 
 Header: magic, version, count, zeros. uint16 tokens have magic 20240520 and version 1; uint32
-tokens, for vocabularies above 65,536, have magic 20240801 and version 7. All little-endian. What
-other trainers published can be read here, and they can read ours.
+tokens, for vocabularies above 65,536, have magic 20240801 and version 7. All little-endian.
+Trainers that read that format read these shards.
 """
 
 import hashlib

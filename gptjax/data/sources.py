@@ -66,6 +66,16 @@ class Document:
         if rest:
             yield rest
 
+    def is_utf8(self) -> bool:
+        """Whether the document's first 64 KiB are UTF-8 text."""
+        with self.path.open("rb") as file:
+            head = file.read(HASHED_BYTES)
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(head)
+        except UnicodeDecodeError:
+            return False
+        return b"\0" not in head
+
     def fraction(self) -> float:
         """A number in [0, 1) that the document's first 64 KiB alone decide."""
         with self.path.open("rb") as file:

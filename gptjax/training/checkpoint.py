@@ -106,10 +106,9 @@ class Checkpointer:
 
     def _val_loss(self, step: int) -> float | None:
         try:
-            cursor = json.loads((self.directory / str(step) / CURSOR_FILE).read_text())
-        except (OSError, ValueError):
+            return json.loads((self.directory / str(step) / CURSOR_FILE).read_text())["val_loss"]
+        except (OSError, ValueError, LookupError, TypeError):  # not measured, or damaged
             return None
-        return cursor.get("val_loss")
 
     def save(self, state: TrainState, config: dict, cursor: dict) -> None:
         """Start writing a step in the background; returns when the state may be overwritten.
@@ -200,9 +199,9 @@ class Checkpointer:
                 try:
                     return self._restore(step, abstract)
                 except Exception as error:
-                    problem = f"{type(error).__name__} on reading it"
+                    problem = _reason(error)
             self._set_aside(step, problem, say)
-        if found:
+        if found or (self.directory.parent / DAMAGED).exists():
             raise UserError(
                 f"none of the checkpoints in {self.directory} can be read; they are in "
                 f"{self.directory.parent / DAMAGED} now. Copy one back from a backup, "
@@ -230,7 +229,7 @@ class Checkpointer:
                 args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
                 return self._manager.restore(step, args=args)["params"]
             except Exception as error:
-                problem = f"{type(error).__name__} on reading it"
+                problem = _reason(error)
         raise UserError(f"checkpoint {self.directory / str(step)} is damaged: {problem}")
 
     def _set_aside(self, step: int, problem: str, say: Say) -> None:
@@ -263,8 +262,8 @@ def verify(step_dir: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        expected = json.loads(path.read_text())
-    except ValueError:
+        expected = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
         return f"{INTEGRITY} is not readable"
     for name, recorded in expected.items():
         file = step_dir / name
@@ -273,6 +272,12 @@ def verify(step_dir: Path) -> str | None:
         if _checksum(file) != recorded:
             return f"{name} has changed since it was written"
     return None
+
+
+def _reason(error: Exception) -> str:
+    """What Orbax said, in one line."""
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__} on reading it: {first_line[:200]}"
 
 
 def _files(step_dir: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 Messages also go to log.txt.
 """
 
+import os
 import time
 from pathlib import Path
 
@@ -15,13 +16,21 @@ from gptjax.training.metrics import Row
 LINE_SECONDS = 5.0  # between plain progress lines
 
 
+class _Console(Console):
+    """A console that goes silent when its reader has gone, as in `... | head`: a run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """Write to nowhere from now on."""
+        self.file = open(os.devnull, "w")  # noqa: SIM115
+
+
 class Display:
     """Terminal and log.txt of one run."""
 
     def __init__(self, log_path: Path):
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._console = Console(highlight=False, markup=False, emoji=False)
-        self._log = log_path.open("a", buffering=1)
+        self._console = _Console(highlight=False, markup=False, emoji=False)
+        self._log = log_path.open("a", buffering=1, encoding="utf-8", errors="replace")
         self._progress: Progress | None = None
         self._next_line = 0.0
 
@@ -42,7 +51,8 @@ class Display:
 
     def start(self, step: int, max_steps: int) -> None:
         """Begin showing progress."""
-        self._max_steps, self._started, self._first = max_steps, time.monotonic(), step
+        self._max_steps = max_steps
+        self._second: tuple[int, float] | None = None  # step and time of the first line shown
         if self._console.is_terminal:
             self._progress = Progress(
                 TextColumn("update {task.completed}/{task.total}"),
@@ -64,9 +74,16 @@ class Display:
         if "val_loss" in row:
             self.say(f"update {step}/{self._max_steps}  {_numbers(row)}")
         elif self._progress is None and now >= self._next_line:
-            left = (now - self._started) / max(1, step - self._first) * (self._max_steps - step)
-            self.say(f"update {step}/{self._max_steps}  {_numbers(row)}  left {_clock(left)}")
+            self.say(f"update {step}/{self._max_steps}  {_numbers(row)}{self._left(step, now)}")
             self._next_line = now + LINE_SECONDS
+
+    def _left(self, step: int, now: float) -> str:
+        """Time to the end at the mean rate so far, without the first update and its compilation."""
+        if self._second is None:
+            self._second = (step, now)
+            return ""
+        done, seconds = step - self._second[0], now - self._second[1]
+        return f"  left {_clock(seconds / done * (self._max_steps - step))}"
 
     def stop(self) -> None:
         """End the progress line, so that messages follow it."""

@@ -6,6 +6,7 @@ finished and its row written first, so that no checkpoint knows more than metric
 """
 
 import json
+import math
 import re
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -32,21 +33,25 @@ GIVE_UP_AFTER = 20  # updates skipped in a row, their gradients not being finite
 SAMPLE_HEADING = re.compile(rb"^## update (\d+)\n\n~~~text$", re.MULTILINE)
 
 
-def fit(config: Config, run_path: Path) -> int:
+def fit(config: Config, run_path: Path, fresh: bool = False) -> int:
     """Train until `max_steps`, resuming the run in `run_path`; returns the exit code.
 
-    0 for a complete run, 128 + signal number for one that a signal ended, after a save.
+    `fresh` moves an older run aside first. 0 for a complete run, 128 + signal number for one that
+    a signal ended, after a save.
     """
     run_dir = RunDir(run_path)
     run_dir.check()
-    setup = Setup(config)
     with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        setup = Setup(config)
+        kept = run_dir.set_aside() if fresh else None
         stack.enter_context(run_dir.locked())
         changed = run_dir.compare(setup.config)
-        stop = stack.enter_context(StopRequest())
         display = stack.enter_context(closing(Display(run_dir.log)))
         keep_latest = setup.config.train.keep_latest
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
+        if kept is not None:
+            display.say(f"the old run is kept in {kept}")
         for difference in changed:
             display.say(f"changed since the last start: {difference}")
         state = _restore_or_start(setup, checkpointer, run_dir, display)
@@ -60,6 +65,9 @@ def fit(config: Config, run_path: Path) -> int:
             )
             return 0
         setup.announce(step, display)
+        if stop:
+            display.say("stopped before the first update")
+            return stop.exit_code
         return _Loop(setup, run_dir, checkpointer, log, display, stop).train(state, step)
 
 
@@ -126,6 +134,7 @@ class _Loop:
         """Update by update to the end, or to a stop request; returns the exit code."""
         train, display = self.setup.config.train, self.display
         _forget_samples_after(self.run_dir.samples, step)
+        self._make_up_validation(state, step)
         display.say("compiling the update ...")
         display.start(step, train.max_steps)
         previous: tuple[int, Metrics] | None = None
@@ -137,13 +146,12 @@ class _Loop:
                     self._write(self._row(*previous))
                 previous = (step, metrics)
                 self._poll()
-                stopping = bool(self.stop)  # read once: a signal may come at any moment
-                now = due(train, step, stopping, self.save_failed)
+                now = due(train, step, bool(self.stop), self.save_failed)
                 if now:
-                    self._boundary(now, state, self._row(*previous))
+                    stopping = self._boundary(now, state, self._row(*previous))
                     previous = None
-                if step == train.max_steps or stopping:
-                    break
+                    if step == train.max_steps or stopping:
+                        break
         return self._end(step)
 
     def _row(self, step: int, metrics: Metrics) -> Row:
@@ -170,21 +178,33 @@ class _Loop:
         self.log.append(row)
         self.display.update(self.log.rows[-1])
 
-    def _boundary(self, now: set[str], state: TrainState, row: Row) -> None:
-        """Validate, write the row, then sample and save, as far as each is due."""
+    def _boundary(self, now: set[str], state: TrainState, row: Row) -> bool:
+        """Validate, write the row, then sample and save, as far as each is due.
+
+        Returns whether a stop request came; it is saved then, due or not.
+        """
         step, best = row["step"], self.checkpointer.best_loss()
         validation = self._validate(state) if "validate" in now else None
         if validation is not None:
-            row["val_loss"], row["val_stderr"] = validation.loss, validation.stderr
-            row["val_bits_per_byte"] = validation.bits_per_byte
+            row |= _validation_values(validation)
         self._write(row)
         if "sample" in now:
             self._sample(state, step)
-        if "save" in now or (validation is not None and validation.loss < best):
+        stopping = bool(self.stop)  # read once: a signal may come at any moment
+        if "save" in now or stopping or (validation is not None and validation.loss < best):
             self._save(state, validation)
         if "validate" in now:
             self._plot()
         self.throughput.pause()
+        return stopping
+
+    def _make_up_validation(self, state: TrainState, step: int) -> None:
+        """Measure what was due at the restored update, if a stop request cut it short."""
+        every = self.setup.config.train.eval_every_steps
+        if not step or not every or step % every or "val_loss" in self.log.rows[-1]:
+            return
+        if validation := self._validate(state):
+            self.log.amend(_validation_values(validation))
 
     def _validate(self, state: TrainState) -> Validation | None:
         """The validation loss; None if a stop request came meanwhile."""
@@ -220,7 +240,7 @@ class _Loop:
         """Start saving; after a failed save, wait until this one is safe."""
         self.log.sync()
         cursor: dict[str, str | float] = dict(self.setup.data_identity)
-        if validation is not None:
+        if validation is not None and math.isfinite(validation.loss):
             cursor["val_loss"] = validation.loss
         try:
             self.checkpointer.save(state, json.loads(to_json(self.setup.config)), cursor)
@@ -267,6 +287,15 @@ class _Loop:
             f'python -m gptjax.generate --run {self.run_dir.path} --prompt "..."'
         )
         return 0
+
+
+def _validation_values(validation: Validation) -> Row:
+    """A validation as it stands in metrics.jsonl."""
+    return {
+        "val_loss": validation.loss,
+        "val_stderr": validation.stderr,
+        "val_bits_per_byte": validation.bits_per_byte,
+    }
 
 
 def _forget_samples_after(path: Path, step: int) -> None:

@@ -9,8 +9,9 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from gptjax.errors import UserError
 from gptjax.files import write_atomically
 
 Row = dict[str, Any]
@@ -22,15 +23,20 @@ class MetricsLog:
     def __init__(self, path: Path, step: int):
         """Open the log of a run that goes on after `step`; later rows are cut off."""
         self.rows = [row for row in read_rows(path) if row["step"] <= step]
-        lines = [json.dumps(row) + "\n" for row in self.rows]
-        write_atomically(path, "".join(lines).encode())
-        self._file = path.open("a", buffering=1)
+        self._path = path
+        self._file = _rewritten(path, self.rows)
 
     def append(self, row: Row) -> None:
         """Add a row; values that are None or not finite were not measured and are left out."""
         row = {k: v for k, v in row.items() if _is_measured(v)}
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")
+
+    def amend(self, values: Row) -> None:
+        """Add values to the last row, whose validation a stop request cut short."""
+        self.rows[-1] |= values
+        self._file.close()
+        self._file = _rewritten(self._path, self.rows)
 
     def sync(self) -> None:
         """Force the rows to the disk: called before a checkpoint that relies on them."""
@@ -41,15 +47,33 @@ class MetricsLog:
         self._file.close()
 
 
+def _rewritten(path: Path, rows: list[Row]) -> TextIO:
+    """The file with just these rows, open at its end."""
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return path.open("a", buffering=1)
+
+
 def read_rows(path: Path) -> list[Row]:
-    """All whole rows of a metrics file; a last line cut off by a crash is ignored."""
+    """All rows of a metrics file; a last line cut off by a crash is ignored.
+
+    Raises `UserError` that names the line where the file is damaged otherwise.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
     rows: list[Row] = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise ValueError(row["step"])
+        except (ValueError, TypeError, LookupError) as error:
+            if number == len(lines) and not line.endswith(b"\n"):
                 break
+            raise UserError(
+                f"{path} is damaged in line {number}: mend or move it, and run the same command"
+            ) from error
+        rows.append(row)
     return rows
 
 

@@ -5,7 +5,7 @@ the data must then be the same.
 """
 
 import dataclasses
-import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from gptjax.config import Config, to_json
 from gptjax.data.tokenizers import Tokenizer
 from gptjax.data.tokenizers import from_json as tokenizer_from_json
 from gptjax.errors import UserError
-from gptjax.files import write_atomically
+from gptjax.files import locked, write_atomically
 from gptjax.validation import from_json
 
 LOCK = ".lock"
@@ -78,7 +78,7 @@ class RunDir:
         self.check()
         if not self.path.exists():
             return None
-        path = self.path.resolve()
+        path = Path(os.path.abspath(self.path))  # a link is moved itself, not what it points to
         target = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         while target.exists():
             target = target.with_name(target.name + "x")
@@ -117,15 +117,16 @@ class RunDir:
 
         The system releases the lock of a process however it ends.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {self.path}: {error.strerror}") from error
+        with locked(self.path / LOCK) as is_free:
+            if not is_free:
                 raise UserError(
                     f"another process is training in {self.path}: wait for it, stop it, or choose "
                     "another --run-dir"
-                ) from error
+                )
             yield
 
     def compare(self, config: Config) -> list[str]:

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a request that the loop reads, so that a run always ends with a save."""
 
+import os
 import signal
 from types import FrameType
 
@@ -25,6 +26,7 @@ class StopRequest:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
+        os.write(2, f"\n{self.signal.name}: stopping as soon as this update is saved\n".encode())
 
     @property
     def exit_code(self) -> int:
