@@ -3,7 +3,7 @@
 The corpus is the source of Python's own standard library, which is on every machine: about 1,630
 files, 29 MB, 9.3 million tokens of a BPE of 2,048 that is trained on it (3.1 bytes a token).
 Numbers are our own, chosen by trial: 4 layers, 4 heads, 128 wide, context 256, 8 x 256 = 2,048
-tokens an update, 1,100 updates (2.3 million tokens, a quarter epoch), learning rate 4e-3 to
+tokens an update, 800 updates (1.6 million tokens, a sixth of an epoch), learning rate 4e-3 to
 4e-4. At equal time a wider model (192) ended higher. Dropout is off: nothing is seen twice.
 Expected: about XXX bits per byte of validation text at the end.
 
@@ -25,11 +25,11 @@ def get_config() -> Config:
         train=TrainConfig(
             batch_tokens=2048,
             micro_batch=8,
-            max_steps=1100,
+            max_steps=800,
             eval_every_steps=100,
             eval_tokens=2**15,
             save_every_steps=100,
-            sample_every_steps=500,
+            sample_every_steps=400,
         ),
         sample=SampleConfig(prompt="def ", max_new_tokens=96),
     )

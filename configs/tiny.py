@@ -2,7 +2,7 @@
 
 Shape and schedule are our own, made to finish 100 updates in seconds on one core: 2 layers, 2
 heads, 32 wide, context 64, two micro-steps of 4 sequences, 51,200 bytes in all. It learns which
-bytes are common (about 3.3 nats per byte) and no more. Any prepared data will do.
+bytes are common (about 2.9 nats per byte) and no more. Any prepared data will do.
 
     python -m gptjax.train --config tiny
     python -m gptjax.train --config tiny --data.path data/NAME

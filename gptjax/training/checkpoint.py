@@ -52,7 +52,8 @@ class Checkpointer:
     """The checkpoints of one run directory. Call `poll` at every step and `close` at the end."""
 
     def __init__(self, directory: Path, keep_latest: int = 2, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every thread it starts
+        for name in ("absl", "asyncio"):  # Orbax narrates its threads, and every error many times
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.directory = directory.resolve()
         self._read_only, self._keep_latest = read_only, keep_latest
         self._workers = ThreadPoolExecutor(1)
@@ -190,7 +191,8 @@ class Checkpointer:
         """The newest step that verifies, placed as `abstract` says, and its cursor; None if empty.
 
         Damaged steps are moved to a directory `damaged` beside the others' and named through `say`.
-        Raises `UserError` if there are steps but none can be read.
+        Raises `UserError` if there are steps but none can be read, or if one that verifies cannot
+        be: then memory or permissions are short, and the step stays where it is.
         """
         found = self.steps()
         for step in reversed(found):
@@ -200,6 +202,11 @@ class Checkpointer:
                     return self._restore(step, abstract)
                 except Exception as error:
                     problem = _reason(error)
+                    if (self.directory / str(step) / INTEGRITY).exists():
+                        raise UserError(
+                            f"checkpoint {self.directory / str(step)} is undamaged but cannot be "
+                            f"restored: {problem}"
+                        ) from error
             self._set_aside(step, problem, say)
         if found or (self.directory.parent / DAMAGED).exists():
             raise UserError(

@@ -58,6 +58,8 @@ def fit(config: Config, run_path: Path, fresh: bool = False) -> int:
         run_dir.begin(setup.config, setup.tokenizer)
         step = int(state.step)
         log = stack.enter_context(closing(MetricsLog(run_dir.metrics, step)))
+        loop = _Loop(setup, run_dir, checkpointer, log, display, stop)
+        loop.make_up_validation(state, step)
         if step >= setup.config.train.max_steps:
             display.say(
                 f"{run_dir.path} is complete at update {step}: raise --train.max-steps to "
@@ -68,7 +70,7 @@ def fit(config: Config, run_path: Path, fresh: bool = False) -> int:
         if stop:
             display.say("stopped before the first update")
             return stop.exit_code
-        return _Loop(setup, run_dir, checkpointer, log, display, stop).train(state, step)
+        return loop.train(state, step)
 
 
 def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set[str]:
@@ -134,7 +136,6 @@ class _Loop:
         """Update by update to the end, or to a stop request; returns the exit code."""
         train, display = self.setup.config.train, self.display
         _forget_samples_after(self.run_dir.samples, step)
-        self._make_up_validation(state, step)
         display.say("compiling the update ...")
         display.start(step, train.max_steps)
         previous: tuple[int, Metrics] | None = None
@@ -198,10 +199,10 @@ class _Loop:
         self.throughput.pause()
         return stopping
 
-    def _make_up_validation(self, state: TrainState, step: int) -> None:
+    def make_up_validation(self, state: TrainState, step: int) -> None:
         """Measure what was due at the restored update, if a stop request cut it short."""
-        every = self.setup.config.train.eval_every_steps
-        if not step or not every or step % every or "val_loss" in self.log.rows[-1]:
+        is_due = "validate" in due(self.setup.config.train, step, False, False)
+        if not is_due or not self.log.rows or "val_loss" in self.log.rows[-1]:
             return
         if validation := self._validate(state):
             self.log.amend(_validation_values(validation))
