@@ -1,11 +1,12 @@
 """Ten minutes from nothing to a model that writes Python-like text, on two CPU cores.
 
 The corpus is the source of Python's own standard library, which is on every machine: about 1,630
-files, 29 MB, 9.3 million tokens of a BPE of 2,048 that is trained on it (3.1 bytes a token).
+files, 29 MB, 9.6 million tokens of a BPE of 2,048 that is trained on it (3.0 bytes a token).
 Numbers are our own, chosen by trial: 4 layers, 4 heads, 128 wide, context 256, 8 x 256 = 2,048
 tokens an update, 800 updates (1.6 million tokens, a sixth of an epoch), learning rate 4e-3 to
 4e-4. At equal time a wider model (192) ended higher. Dropout is off: nothing is seen twice.
-Expected: about XXX bits per byte of validation text at the end.
+Expected: 1.99 bits per byte of validation text at the end. More updates go on lowering it: 1,100
+end at 1.87.
 
     python -m gptjax.train --config quickstart
     python -m gptjax.generate --run runs/quickstart --prompt "def "
