@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -45,6 +46,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Manif
     out = tmp_path_factory.mktemp("data") / "bytes"
     data = DataConfig(path=str(out), tokenizer="bytes", inputs=(str(text_file),), val_fraction=0.1)
     return prepare(data, text_files(data.inputs), shard_tokens=4096)
+
+
+@pytest.fixture(scope="module")
+def one_compilation_for_all(tmp_path_factory) -> Iterator[None]:
+    """Let the processes of one file share compiled programs: they are the same ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
 
 
 def run_verb(verb: str, *args: object, cwd: Path, devices: int = 1) -> subprocess.CompletedProcess:

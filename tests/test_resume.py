@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from gptjax.training.run_dir import RunDir
 from gptjax.training.state import TrainState, abstract_state
 from gptjax.tree import named_leaves
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_compilation_for_all")]
 STEPS = 400
 SAVE_EVERY, SAMPLE_EVERY = 40, 130
 
@@ -98,15 +98,6 @@ def assert_same_run(broken: Path, unbroken: Path) -> None:
     expected = named_leaves(final_state(unbroken))
     for name, leaf in named_leaves(final_state(broken)).items():
         np.testing.assert_array_equal(leaf, expected[name], strict=True, err_msg=name)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_compilation_for_all(tmp_path_factory) -> Iterator[None]:
-    """Let the processes of this file share compiled programs: they are the same ones."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        yield
 
 
 @pytest.fixture(scope="module")

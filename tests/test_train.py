@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib.image
@@ -21,6 +20,7 @@ from gptjax.data.shards import HEADER_BYTES
 from gptjax.data.sources import text_files
 from gptjax.training.run_dir import LOCK
 
+pytestmark = pytest.mark.usefixtures("one_compilation_for_all")
 STEPS = 12
 TINY = [
     *("--config", "tiny", "--run-dir", "run"),
@@ -28,15 +28,6 @@ TINY = [
     *("--train.eval-every-steps", 5, "--train.save-every-steps", 4),
     *("--train.sample-every-steps", 6, "--sample.max-new-tokens", 8),
 ]  # a later value of a flag wins over an earlier one
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_compilation_for_all(tmp_path_factory) -> Iterator[None]:
-    """Let the processes of this file share compiled programs: they are the same ones."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        yield
 
 
 @pytest.fixture(scope="module")
