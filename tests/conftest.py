@@ -1,13 +1,19 @@
 """What every test shares: eight virtual devices in this process, small data, subprocess runs."""
 
 import os
+import random
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# LLVM's optimisation of what XLA emits takes a third of the suite's time and proves nothing here
+COMPILE_QUICKLY = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{COMPILE_QUICKLY} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gptjax-tests-")  # not the user's caches
 
 import jax
 import pytest
@@ -33,9 +39,17 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """About 150 kB of text: the source of gptjax, repeated."""
-    text = "\n".join(p.read_text() for p in sorted((ROOT / "gptjax").rglob("*.py")))
-    path = tmp_path_factory.mktemp("text") / "gptjax.txt"
+    """About 200 kB of sentences of made-up words, the same for ever: what is learnt from it too."""
+    chance = random.Random(0)
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er")]
+    words = ["".join(chance.choices(syllables, k=chance.choice((1, 2, 2, 3)))) for _ in range(2000)]
+    frequencies = [1 / rank for rank in range(1, len(words) + 1)]  # Zipf's law
+    sentences = []
+    for _ in range(4000):
+        sentence = " ".join(chance.choices(words, frequencies, k=chance.randint(4, 16)))
+        sentences.append(sentence.capitalize() + chance.choice(".,:!?\n") + "\n")
+    text = "".join(sentences)
+    path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text(text)
     return path
 
@@ -57,9 +71,28 @@ def one_compilation_for_all(tmp_path_factory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The one number that `time.perf_counter` shows from now on."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
+
+
+def without_speed(row: dict) -> dict:
+    """A row of metrics.jsonl without what differs between two runs of the same."""
+    return {k: v for k, v in row.items() if k not in ("tokens_per_second", "mfu", "data_wait")}
+
+
+def environment_on(devices: int) -> dict[str, str]:
+    """What a process of gptjax runs in, anywhere, on so many virtual devices."""
+    flags = f"{COMPILE_QUICKLY} --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+
+
 def run_verb(verb: str, *args: object, cwd: Path, devices: int = 1) -> subprocess.CompletedProcess:
-    """Run `python -m gptjax.VERB` as a user would, on so many virtual devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    """Run `python -m gptjax.VERB` as a user would."""
     command = [sys.executable, "-m", f"gptjax.{verb}", *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=cwd, env=environment_on(devices), capture_output=True, text=True
+    )

@@ -395,7 +395,7 @@ print(tokens, re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read()
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe:400"])
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, text_file: Path, tokenizer: str):
     peaks = []
-    for size in (8 * 2**20, 64 * 2**20):
+    for size in (32 * 2**20, 80 * 2**20):  # both fill every buffer between reader and writer
         path, out = tmp_path / f"{size}.txt", tmp_path / f"{size}"
         raw = text_file.read_bytes()
         path.write_bytes((raw * (size // len(raw) + 1))[:size])
@@ -405,4 +405,4 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, text_file: Path, tok
         tokens, peak_kB = map(int, done.stdout.split())
         assert tokens > size / 5
         peaks.append(peak_kB * 1024)
-    assert peaks[1] - peaks[0] < 40 * 2**20
+    assert peaks[1] - peaks[0] < 24 * 2**20  # half of what was added
