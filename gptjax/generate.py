@@ -45,9 +45,12 @@ def generate(argv: Sequence[str]) -> int:
     from gptjax.model.gpt import parameter_shapes
     from gptjax.sampling import stream_text
     from gptjax.training.checkpoint import Checkpointer
+    from gptjax.training.compiler import enable_compilation_cache
     from gptjax.training.mesh import make_mesh, replicated
     from gptjax.training.run_dir import RunDir
     from gptjax.tree import placed
+
+    enable_compilation_cache()
 
     run_dir = RunDir(command.run)
     config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()

@@ -5,6 +5,7 @@ up to a power of two so that few window lengths are ever compiled.
 """
 
 import codecs
+import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -42,7 +43,9 @@ def _next_token(
     top_k: int | None,
 ) -> Array:
     """The token after the first `length` of a padded window; the padding is never looked at."""
-    logits_TV = GPT(cfg).apply({"params": params}, window_T[None])[0]
+    # short windows, and perhaps another machine than the one that trained: not cuDNN's attention
+    portable = dataclasses.replace(cfg, attention="auto")
+    logits_TV = GPT(portable).apply({"params": params}, window_T[None])[0]
     return sample_token(logits_TV[length - 1, : cfg.n_vocab], key, temperature, top_k)
 
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gptjax.budget import parameter_count
 from gptjax.config import ModelConfig
 from gptjax.model import ops
-from gptjax.model.gpt import GPT, PADDING_LOGIT, init_params, parameter_count, parameter_shapes
+from gptjax.model.gpt import GPT, PADDING_LOGIT, init_params, parameter_shapes
 from gptjax.model.layers import Block
 from gptjax.training.tasks import language_modelling
 from gptjax.tree import named_leaves
@@ -36,6 +37,8 @@ SWITCHES = {
     "resid_pdrop": (0.3, set()),
     "dtype": ("bfloat16", set()),
     "unroll": (2, set()),
+    "attention": ("blockwise", set()),
+    "remat": ("full", set()),
 }
 WIDE = ModelConfig(4, 2, 64, 64, 512, tied_head=False)  # enough scalars for statistics
 
@@ -65,7 +68,7 @@ def training_forward(cfg, params, tokens_BT, key):
 
 def backward(cfg, params, tokens_BT):
     batch = {"tokens": tokens_BT, "weights": jnp.ones((len(tokens_BT), tokens_BT.shape[1] - 1))}
-    return jax.grad(lambda p: language_modelling(cfg)(p, batch, None).sum())(params)
+    return jax.grad(lambda p: language_modelling(cfg).loss(p, batch, None))(params)
 
 
 def as_numpy(function):
@@ -194,7 +197,9 @@ def test_scaling_the_residual_init_narrows_the_residual_projections_alone():
 
 def test_every_field_of_the_model_is_a_size_or_a_switch_tested_here():
     sizes = {"n_layer", "n_head", "n_embd", "n_ctx", "n_vocab"}
-    assert {f.name for f in dataclasses.fields(ModelConfig)} == sizes | SWITCHES.keys()
+    of_the_step = {"float32_matmul"}
+    fields = {f.name for f in dataclasses.fields(ModelConfig)}
+    assert fields == sizes | of_the_step | SWITCHES.keys()
 
 
 def text(function, cfg, *args):

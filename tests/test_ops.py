@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.model.ops import attention, causal_mask, dropout, gelu, layer_norm
+from gptjax.model.ops import dropout, gelu, layer_norm
 
 
 def reference_layer_norm(x_BTD, scale_D, bias_D, eps=1e-5):
@@ -15,38 +15,35 @@ def reference_layer_norm(x_BTD, scale_D, bias_D, eps=1e-5):
     return y if bias_D is None else y + np.float64(bias_D)
 
 
-def reference_attention(q_BTHK, k_BSHK, v_BSHK, mask_TS):
-    q, k, v = (np.asarray(x, np.float64) for x in (q_BTHK, k_BSHK, v_BSHK))
-    y_BTHK = np.zeros(q.shape[:3] + v.shape[3:])
-    for b, t, h in np.ndindex(q.shape[:3]):
-        allowed = np.flatnonzero(mask_TS[t])
-        scores = k[b, allowed, h] @ q[b, t, h] / np.sqrt(q.shape[-1])
-        weights = np.exp(scores - scores.max())
-        y_BTHK[b, t, h] = weights / weights.sum() @ v[b, allowed, h]
-    return y_BTHK
-
-
 def normal(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
 
 
-def queries_keys_values(time=6, keys=9, head_dim=4):
-    q_BTHK = 2 * normal(2, time, 3, head_dim, seed=1)
-    k_BSHK = 2 * normal(2, keys, 3, head_dim, seed=2)
-    return q_BTHK, k_BSHK, normal(2, keys, 3, head_dim, seed=3)
+def reference_gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def random_mask(time=6, keys=9):
-    """Arbitrary positions, at least one in every row."""
-    mask_TS = np.random.default_rng(4).random((time, keys)) < 0.5
-    mask_TS[np.arange(time), np.arange(time)] = True
-    return mask_TS
+def slopes(f, x, dy, step=1e-5):
+    """Gradient of `sum(f(x) * dy)` in `x` by central differences, element by element."""
+    x, gradient = np.array(x, np.float64), np.zeros(np.shape(x))
+    for i in np.ndindex(x.shape):
+        centre = x[i]
+        x[i] = centre + step
+        above = (f(x) * dy).sum()
+        x[i] = centre - step
+        gradient[i] = (above - (f(x) * dy).sum()) / (2 * step)
+        x[i] = centre
+    return gradient
+
+
+def pulled_back(f, dy, *inputs):
+    """Gradients of `sum(f(inputs) * dy)` in all inputs, compiled."""
+    return jax.jit(lambda dy, *inputs: jax.vjp(f, *inputs)[1](dy))(dy, *inputs)
 
 
 def test_gelu_is_the_tanh_form():
     x = np.linspace(-12, 12, 4001, dtype=np.float32)
-    wide = x.astype(np.float64)
-    expected = 0.5 * wide * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
+    expected = reference_gelu(x.astype(np.float64))
     np.testing.assert_allclose(gelu(x), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -87,59 +84,6 @@ def test_bfloat16_layer_norm_keeps_float32_statistics():
     np.testing.assert_allclose(np.float64(y_BTD), expected, rtol=2**-8, atol=1e-5)
 
 
-def test_the_causal_mask_shows_the_past_and_the_present():
-    expected = [[s <= t for s in range(5)] for t in range(5)]
-    np.testing.assert_array_equal(causal_mask(5), expected)
-    assert causal_mask(5).dtype == bool
-
-
-@pytest.mark.parametrize("mask_TS", [np.tri(6, 9, 3, bool), random_mask()], ids=["causal", "any"])
-def test_attention_matches_numpy(mask_TS):
-    q_BTHK, k_BSHK, v_BSHK = queries_keys_values()
-    y_BTHK = attention(q_BTHK, k_BSHK, v_BSHK, mask_TS)
-    expected = reference_attention(q_BTHK, k_BSHK, v_BSHK, mask_TS)
-    np.testing.assert_allclose(y_BTHK, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_masked_positions_have_exactly_no_influence():
-    q_BTHK, k_BSHK, v_BSHK = queries_keys_values()
-    mask_TS = random_mask()
-    mask_TS[:, [2, 7]] = False
-    before = attention(q_BTHK, k_BSHK, v_BSHK, mask_TS)
-    k_BSHK[:, [2, 7]] = 1e30
-    v_BSHK[:, [2, 7]] = -1e30
-    np.testing.assert_array_equal(attention(q_BTHK, k_BSHK, v_BSHK, mask_TS), before)
-
-    one_hot_BSHS = np.broadcast_to(np.eye(9, dtype=np.float32)[None, :, None], (2, 9, 3, 9))
-    weights_BTHS = np.asarray(attention(q_BTHK, k_BSHK, one_hot_BSHS, mask_TS))
-    allowed = np.broadcast_to(mask_TS[None, :, None], weights_BTHS.shape)
-    assert (weights_BTHS[~allowed] == 0).all()
-    assert (weights_BTHS[allowed] > 0).all()
-    np.testing.assert_allclose(weights_BTHS.sum(-1), 1, rtol=1e-6)
-
-
-def test_no_gradient_reaches_keys_and_values_behind_the_mask():
-    q_BTHK, k_BSHK, v_BSHK = queries_keys_values(time=9)
-    probe_BHK = normal(2, 3, 4, seed=9)
-
-    def output_at_4(k_BSHK, v_BSHK):
-        return (attention(q_BTHK, k_BSHK, v_BSHK, causal_mask(9))[:, 4] * probe_BHK).sum()
-
-    for grad in map(np.asarray, jax.grad(output_at_4, argnums=(0, 1))(k_BSHK, v_BSHK)):
-        assert (grad[:, :5] != 0).all()
-        assert (grad[:, 5:] == 0).all()
-
-
-def test_bfloat16_attention_keeps_scores_and_softmax_in_float32():
-    q_BTHK, k_BSHK, v_BSHK = (normal(2, 7, 3, 16, seed=i).astype(jnp.bfloat16) for i in range(3))
-    q_BTHK[..., 0], k_BSHK[..., 0] = 16, 64  # 256 in every score, where bfloat16 counts by twos
-    mask_TS = np.tri(7, dtype=bool)
-    y_BTHK = attention(jnp.asarray(q_BTHK), jnp.asarray(k_BSHK), jnp.asarray(v_BSHK), mask_TS)
-    assert y_BTHK.dtype == jnp.bfloat16
-    expected = reference_attention(q_BTHK, k_BSHK, v_BSHK, mask_TS)
-    np.testing.assert_allclose(np.float64(y_BTHK), expected, rtol=2**-7, atol=2**-7)
-
-
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_zeroes_at_its_rate_and_scales_the_rest(rate):
     x = 1 + np.abs(normal(200, 500))
@@ -165,16 +109,88 @@ def test_dropout_depends_on_its_key_and_keeps_the_type():
     assert draws[0].dtype == jnp.bfloat16
 
 
-def test_attention_drops_single_weights_and_scales_the_rest():
-    q_BTHK, k_BSHK, _ = queries_keys_values(64, 64)
-    one_hot_BSHS = np.broadcast_to(np.eye(64, dtype=np.float32)[None, :, None], (2, 64, 3, 64))
-    mask_TS, key = causal_mask(64), jax.random.key(0)
-    weights = np.asarray(attention(q_BTHK, k_BSHK, one_hot_BSHS, mask_TS))
-    dropped = np.asarray(attention(q_BTHK, k_BSHK, one_hot_BSHS, mask_TS, 0.25, key))
-    kept = dropped != 0
-    np.testing.assert_allclose(dropped[kept], weights[kept] / 0.75, rtol=1e-5)
-    seen = weights > 0
-    assert abs(kept[seen].mean() - 0.75) < 5 * np.sqrt(0.75 * 0.25 / seen.sum())
-    np.testing.assert_array_equal(
-        attention(q_BTHK, k_BSHK, one_hot_BSHS, mask_TS, 0.25, None), weights
-    )
+def test_the_gradient_of_gelu_is_its_slope():
+    x, dy = np.linspace(-12, 12, 4001, dtype=np.float32), normal(4001)
+    (dx,) = pulled_back(gelu, dy, x)
+    wide, h = x.astype(np.float64), 1e-5
+    slope = (reference_gelu(wide + h) - reference_gelu(wide - h)) / (2 * h)
+    # from about 4.9 on float32's tanh is 1 but for its last bit, which weighs 10 to 30 here
+    np.testing.assert_allclose(dx, slope * dy, rtol=1e-5, atol=3e-5)
+    (by_autodiff,) = pulled_back(lambda x: jax.nn.gelu(x, approximate=True), dy, x)
+    np.testing.assert_allclose(dx, by_autodiff, rtol=1e-5, atol=3e-5)
+
+
+def test_bfloat16_gelu_stays_bfloat16_and_close():
+    x_BTF, dy_BTF = (jnp.asarray(4 * normal(2, 5, 64, seed=i), jnp.bfloat16) for i in range(2))
+    (dx_BTF,) = pulled_back(gelu, dy_BTF, x_BTF)
+    assert gelu(x_BTF).dtype == dx_BTF.dtype == jnp.bfloat16
+    x, dy = np.float64(x_BTF), np.float64(dy_BTF)
+    # the tanh has bfloat16's 8 bits, and 1 + tanh no more where the tanh is near -1
+    np.testing.assert_allclose(np.float64(gelu(x_BTF)), reference_gelu(x), rtol=0.02, atol=0.02)
+    slope = (reference_gelu(x + 1e-5) - reference_gelu(x - 1e-5)) / 2e-5
+    np.testing.assert_allclose(np.float64(dx_BTF), slope * dy, rtol=0.02, atol=0.08)
+
+
+def test_the_backward_pass_of_gelu_keeps_its_input_and_nothing_else():
+    kept = jax.tree.leaves(jax.vjp(gelu, jnp.ones((4, 8)))[1])
+    assert [x.shape for x in kept] == [(4, 8)]
+
+
+def naive_layer_norm(x_BTD, scale_D, bias_D):
+    centred = x_BTD - x_BTD.mean(-1, keepdims=True)
+    y = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    y = y * jnp.broadcast_to(scale_D, x_BTD.shape)
+    return y if bias_D is None else y + jnp.broadcast_to(bias_D, x_BTD.shape)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 24), (7, 24), (24,)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_the_gradients_of_layer_norm_are_its_slopes(shape, with_bias):
+    x, dy, scale_D = 3 * normal(*shape) + 1, normal(*shape, seed=9), normal(24, seed=1)
+    bias_D = normal(24, seed=2) if with_bias else None
+    dx, dscale_D, dbias_D = pulled_back(layer_norm, dy, x, scale_D, bias_D)
+    near = {"rtol": 1e-5, "atol": 5e-6}
+    expected = slopes(lambda x: reference_layer_norm(x, scale_D, bias_D), x, dy)
+    np.testing.assert_allclose(dx, expected, **near)
+    expected_D = slopes(lambda scale: reference_layer_norm(x, scale, bias_D), scale_D, dy)
+    np.testing.assert_allclose(dscale_D, expected_D, **near)
+    if with_bias:
+        np.testing.assert_allclose(dbias_D, dy.reshape(-1, 24).sum(0), **near)
+    else:
+        assert dbias_D is None
+    by_autodiff = pulled_back(naive_layer_norm, dy, x, scale_D, bias_D)
+    for gradient, other in zip((dx, dscale_D), by_autodiff[:2], strict=True):
+        np.testing.assert_allclose(gradient, other, **near)
+
+
+def test_bfloat16_layer_norm_has_float32_gradients_of_its_parameters():
+    x_BTD, dy_BTD = (jnp.asarray(normal(4, 512, 16, seed=i), jnp.bfloat16) for i in range(2))
+    scale_D, bias_D = normal(16, seed=3), normal(16, seed=4)
+    dx_BTD, *of_parameters = pulled_back(layer_norm, dy_BTD, x_BTD, scale_D, bias_D)
+    wide = [jnp.asarray(a, jnp.float32) for a in (dy_BTD, x_BTD, scale_D, bias_D)]
+    dx_in_float32, *others = pulled_back(layer_norm, *wide)
+    assert dx_BTD.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float64(dx_BTD), dx_in_float32, rtol=2**-8, atol=1e-6)
+    for gradient, other in zip(of_parameters, others, strict=True):
+        assert gradient.dtype == jnp.float32
+        np.testing.assert_allclose(gradient, other, rtol=1e-6, atol=1e-5)
+
+
+def test_the_backward_pass_of_layer_norm_keeps_its_input_and_two_numbers_a_row():
+    kept = jax.tree.leaves(jax.vjp(layer_norm, jnp.ones((2, 3, 8)), jnp.ones(8), jnp.ones(8))[1])
+    assert sorted(x.size for x in kept) == [6, 6, 8, 8, 48]
+
+
+def test_the_gradient_of_dropout_is_its_own_mask():
+    x, dy, key = normal(50, 60), normal(50, 60, seed=1), jax.random.key(3)
+    dx = pulled_back(lambda x: dropout(x, 0.3, key), dy, x)[0]
+    kept = np.asarray(dropout(jnp.ones((50, 60)), 0.3, key)) != 0
+    np.testing.assert_allclose(dx, np.where(kept, dy / 0.7, 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [2**-16, 1 - 2**-16])
+def test_dropout_is_exact_at_extreme_rates(rate):
+    kept = np.asarray(dropout(jnp.ones((1000, 1000)), rate, jax.random.key(0))) != 0
+    rare = kept.sum() if rate > 0.5 else (~kept).sum()
+    expected = 1e6 * 2**-16
+    assert abs(rare - expected) < 5 * np.sqrt(expected)

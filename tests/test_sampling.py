@@ -1,5 +1,6 @@
 """Sampling draws what it says, from exactly the context it says, and streams whole characters."""
 
+import dataclasses
 from functools import partial
 from itertools import pairwise
 
@@ -170,3 +171,8 @@ def test_nothing_follows_end_of_text(speak, monkeypatch):
 def test_bytes_that_are_no_text_become_replacement_characters(speak, monkeypatch):
     monkeypatch.setattr(sampling, "continue_tokens", lambda *args: iter([0xFF, *b"ok", 0xC3, 0x28]))
     assert "".join(speak("")) == "�ok�("
+
+
+def test_a_model_that_trained_with_cudnns_attention_continues_anywhere(params):
+    cfg = dataclasses.replace(CFG, attention="cudnn")
+    assert continued(params, [1, 2, 3], cfg=cfg) == continued(params, [1, 2, 3])

@@ -6,6 +6,8 @@ The N blocks are one block scanned over stacked parameters, so every leaf below 
 axis N; `unroll` chooses between fast compilation and fast steps without changing the parameters.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,7 @@ from jax import Array
 
 from gptjax.config import ModelConfig
 from gptjax.model import ops
-from gptjax.model.layers import INIT_STD, Block, LayerNorm
-from gptjax.tree import count
+from gptjax.model.layers import INIT_STD, Block, LayerNorm, rematerialised
 
 PADDING_LOGIT = -1e9  # keeps rows that only pad the table out of every softmax
 
@@ -22,57 +23,68 @@ PADDING_LOGIT = -1e9  # keeps rows that only pad the table out of every softmax
 class GPT(nn.Module):
     """A decoder-only transformer: GPT-2 by default, GPT-1 by five fields of its config.
 
-    Radford et al. (2018, 2019). Token ids [B, T] to float32 logits [B, T, V], V padded to a
-    multiple of 128 with the padding masked.
+    Radford et al. (2018, 2019). `features` is all of it but the head; a loss that never forms all
+    logits starts from there.
     """
 
     cfg: ModelConfig
 
-    @nn.compact
     def __call__(self, tokens_BT: Array, train: bool = False) -> Array:
-        """Return next-token logits; `train` needs a `dropout` key if any rate is above 0."""
+        """Next-token logits: ids [B, T] to float32 [B, T, V], padding of the vocabulary masked."""
+        x_BTD, head_VD = self.features(tokens_BT, train)
+        return logits(x_BTD, head_VD, self.cfg.n_vocab or 0)
+
+    @nn.compact
+    def features(self, tokens_BT: Array, train: bool = False) -> tuple[Array, Array]:
+        """What the head reads, [B, T, D], and the head itself, float32 [V, D].
+
+        `train` needs a `dropout` key if any rate is above 0.
+        """
         cfg = self.cfg
         time = tokens_BT.shape[1]
         if time > cfg.n_ctx:
             raise ValueError(f"{time} tokens do not fit the context of {cfg.n_ctx}")
-        dtype, init = jnp.dtype(cfg.dtype), nn.initializers.normal(INIT_STD)
-        wte = nn.Embed(cfg.padded_vocab, cfg.n_embd, dtype=dtype, embedding_init=init, name="wte")
-        wpe = nn.Embed(cfg.n_ctx, cfg.n_embd, dtype=dtype, embedding_init=init, name="wpe")
+        init = nn.initializers.normal(INIT_STD)
+        wte = nn.Embed(cfg.padded_vocab, cfg.n_embd, embedding_init=init, name="wte")
+        wpe = nn.Embed(cfg.n_ctx, cfg.n_embd, embedding_init=init, name="wpe")
 
-        x_BTD = wte(tokens_BT) + wpe(jnp.arange(time))[None]
+        # looked up in float32, so that gradients of frequent tokens add up in float32
+        x_BTD = (wte(tokens_BT) + wpe(jnp.arange(time))[None]).astype(cfg.dtype)
         key = self.make_rng("dropout") if train and cfg.embd_pdrop else None
         x_BTD = ops.dropout(x_BTD, cfg.embd_pdrop, key)
+
+        def layer(block: nn.Module, x_BTD: Array, _: None) -> tuple[Array, None]:
+            return block(x_BTD, train), None  # pyright: ignore[reportCallIssue]
+
         x_BTD, _ = nn.scan(
-            lambda block, x_BTD, _: (block(x_BTD, train), None),
+            layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             length=cfg.n_layer,
             unroll=min(cfg.unroll, cfg.n_layer),
-        )(Block(cfg, name="h"), x_BTD, None)
+        )(rematerialised(Block, cfg.remat)(cfg, name="h"), x_BTD, None)
         if cfg.final_norm:
             x_BTD = LayerNorm(cfg.bias, name="ln_f")(x_BTD)
-
         if cfg.tied_head:
-            head_VD = wte.embedding.astype(dtype)
-        else:
-            head_VD = self.param("lm_head", init, (cfg.padded_vocab, cfg.n_embd)).astype(dtype)
-        logits_BTV = jnp.einsum("btd,vd->btv", x_BTD, head_VD, preferred_element_type=jnp.float32)
-        is_padding_V = jnp.arange(cfg.padded_vocab) >= (cfg.n_vocab or 0)
-        return jnp.where(is_padding_V[None, None], PADDING_LOGIT, logits_BTV)
+            return x_BTD, wte.embedding
+        return x_BTD, self.param("lm_head", init, (cfg.padded_vocab, cfg.n_embd))
+
+
+def logits(x_BTD: Array, head_VD: Array, n_vocab: int) -> Array:
+    """Score every token of the vocabulary: float32 [B, T, V], rows beyond `n_vocab` masked."""
+    logits_BTV = jnp.einsum(
+        "btd,vd->btv", x_BTD, head_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32
+    )
+    is_padding_V = jnp.arange(head_VD.shape[0]) >= n_vocab
+    return jnp.where(is_padding_V[None, None], PADDING_LOGIT, logits_BTV)
 
 
 def init_params(cfg: ModelConfig, key: Array) -> dict:
     """Draw float32 parameters: N(0, 0.02), residual projections narrower, norms 1, biases 0."""
-    return dict(GPT(cfg).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
+    portable = dataclasses.replace(cfg, attention="xla")  # a single token is no input for cuDNN
+    return dict(GPT(portable).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 def parameter_shapes(cfg: ModelConfig) -> dict:
     """The parameter tree as shapes and types, computed without allocating anything."""
     return jax.eval_shape(lambda key: init_params(cfg, key), jax.random.key(0))
-
-
-def parameter_count(cfg: ModelConfig) -> int:
-    """Number of parameters as papers count them: padding of the vocabulary left out."""
-    tables = 1 if cfg.tied_head else 2
-    padding = (cfg.padded_vocab - (cfg.n_vocab or 0)) * cfg.n_embd * tables
-    return count(parameter_shapes(cfg)) - padding

@@ -6,12 +6,17 @@ them to the compute type.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from gptjax.config import ModelConfig
 from gptjax.model import ops
+from gptjax.model.attention import ATTENTIONS
+from gptjax.model.products import product
 
+PRODUCT, ATTENDED = "product", "attended"  # what a rematerialisation policy may keep
 INIT_STD = 0.02  # GPT-1 and GPT-2, section "model specifications": N(0, 0.02)
 
 
@@ -29,22 +34,30 @@ class LayerNorm(nn.Module):
         return ops.layer_norm(x_BTD, scale_D, bias_D)
 
 
-def projection(cfg: ModelConfig, features: int, name: str, bias: bool, residual: bool = False):
-    """A dense layer [..., in] to [..., features].
+class Projection(nn.Module):
+    """A dense layer. Shapes: [..., in] to [..., features]."""
 
-    `residual` marks the two projections of a block that write into the residual stream; GPT-2
-    divides their initial scale by sqrt(2 N) (section 2.3 of the paper).
-    """
-    std = INIT_STD
-    if residual and cfg.scale_residual_init:
-        std /= (2 * cfg.n_layer) ** 0.5
-    return nn.Dense(
-        features,
-        use_bias=bias,
-        dtype=jnp.dtype(cfg.dtype),
-        kernel_init=nn.initializers.normal(std),
-        name=name,
-    )
+    cfg: ModelConfig
+    features: int
+    bias: bool
+    is_residual: bool = False
+    """Writes into the residual stream: GPT-2 divides the initial scale of these by sqrt(2 N)
+    (section 2.3 of the paper)."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Multiply and add."""
+        std = INIT_STD
+        if self.is_residual and self.cfg.scale_residual_init:
+            std /= (2 * self.cfg.n_layer) ** 0.5
+        shape = (x.shape[-1], self.features)
+        kernel_DF = self.param("kernel", nn.initializers.normal(std), shape)
+        y_MF = product(x.reshape(-1, x.shape[-1]), kernel_DF)
+        if self.bias:
+            bias_F = self.param("bias", nn.initializers.zeros, (self.features,))
+            # added in float32, so that the bias's gradient is a float32 sum
+            y_MF = (y_MF + bias_F[None]).astype(y_MF.dtype)
+        return checkpoint_name(y_MF.reshape(*x.shape[:-1], self.features), PRODUCT)
 
 
 class CausalSelfAttention(nn.Module):
@@ -57,14 +70,14 @@ class CausalSelfAttention(nn.Module):
         """Attend; dropout falls on the weights when `train`."""
         cfg = self.cfg
         batch, time, width = x_BTD.shape
-        qkv = projection(cfg, 3 * width, "c_attn", cfg.qkv_bias)(x_BTD)
+        qkv = Projection(cfg, 3 * width, cfg.qkv_bias, name="c_attn")(x_BTD)
         q_BTHK, k_BTHK, v_BTHK = (
             part.reshape(batch, time, cfg.n_head, cfg.head_dim) for part in jnp.split(qkv, 3, -1)
         )
         key = self.make_rng("dropout") if train and cfg.attn_pdrop else None
-        y_BTHK = ops.attention(q_BTHK, k_BTHK, v_BTHK, ops.causal_mask(time), cfg.attn_pdrop, key)
-        y_BTD = y_BTHK.reshape(batch, time, width)
-        return projection(cfg, width, "c_proj", cfg.bias, residual=True)(y_BTD)
+        y_BTHK = ATTENTIONS[cfg.attention](q_BTHK, k_BTHK, v_BTHK, cfg.attn_pdrop, key)
+        y_BTD = checkpoint_name(y_BTHK.reshape(batch, time, width), ATTENDED)
+        return Projection(cfg, width, cfg.bias, is_residual=True, name="c_proj")(y_BTD)
 
 
 class MLP(nn.Module):
@@ -75,8 +88,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
         """Widen, bend, narrow."""
-        h_BTF = projection(self.cfg, 4 * self.cfg.n_embd, "c_fc", self.cfg.bias)(x_BTD)
-        return projection(self.cfg, self.cfg.n_embd, "c_proj", self.cfg.bias, residual=True)(
+        cfg = self.cfg
+        h_BTF = Projection(cfg, 4 * cfg.n_embd, cfg.bias, name="c_fc")(x_BTD)
+        return Projection(cfg, cfg.n_embd, cfg.bias, is_residual=True, name="c_proj")(
             ops.gelu(h_BTF)
         )
 
@@ -105,3 +119,21 @@ class Block(nn.Module):
         """Drop elements of a sub-layer's output before it joins the residual stream."""
         key = self.make_rng("dropout") if train and self.cfg.resid_pdrop else None
         return ops.dropout(y_BTD, self.cfg.resid_pdrop, key)
+
+
+def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
+    """`Block` that keeps only what `remat` names for its backward pass and computes the rest again.
+
+    Chen et al. (2016). `none` keeps everything; `dots` the products and the attention's output, so
+    that norms, GELUs, dropout and sums are done twice; `block` the attention's output besides the
+    block's input; `full` the block's input alone.
+    """
+    policies = jax.checkpoint_policies
+    kept = {
+        "dots": policies.save_only_these_names(PRODUCT, ATTENDED),
+        "block": policies.save_only_these_names(ATTENDED),
+        "full": policies.nothing_saveable,
+    }
+    if remat == "none":
+        return block
+    return nn.remat(block, policy=kept[remat], static_argnums=(2,), prevent_cse=False)
