@@ -4,36 +4,58 @@ A row here and a config make a new kind of training; there is never a second tra
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax import Array
 
 from gptjax.config import ModelConfig
-from gptjax.model.gpt import GPT
-from gptjax.training.loss import cross_entropy_rows
+from gptjax.model.gpt import GPT, logits
+from gptjax.training.loss import cross_entropy, cross_entropy_rows, token_losses
 
 Params = dict[str, Any]
 Batch = dict[str, Array]
-# (params, batch, dropout key or None) -> weighted sum of each row's loss in nats, [B]
-RowLoss = Callable[[Params, Batch, Array | None], Array]
+EVALUATION_CHUNK = 2048  # tokens; evaluation never needs all logits at once
 
 
-def language_modelling(cfg: ModelConfig) -> RowLoss:
+class Task(NamedTuple):
+    """The two losses of a kind of training, both weighted sums in nats."""
+
+    loss: Callable[[Params, Batch, Array | None], Array]
+    """(params, batch, dropout key or None) -> scalar, for gradients; a key turns dropout on."""
+    row_losses: Callable[[Params, Batch], Array]
+    """(params, batch) -> one sum a row [B], for evaluation."""
+
+
+def language_modelling(cfg: ModelConfig, loss_chunk_tokens: int = 0) -> Task:
     """Predict every next token: `tokens` [B, T + 1] against themselves, shifted by one.
 
-    With a key the model runs in training mode, with dropout; without one it evaluates.
+    The training loss holds the logits of `loss_chunk_tokens` tokens at once; 0 means all.
     """
-    model = GPT(cfg)
+    model, n_vocab = GPT(cfg), cfg.n_vocab or 0
 
-    def row_loss(params: Params, batch: Batch, key: Array | None) -> Array:
-        inputs_BT, targets_BT = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    def features(params: Params, batch: Batch, key: Array | None) -> tuple[Array, Array]:
         rngs = None if key is None else {"dropout": key}
-        logits_BTV: Any = model.apply(
-            {"params": params}, inputs_BT, train=key is not None, rngs=rngs
+        inputs_BT = batch["tokens"][:, :-1]
+        found: Any = model.apply(
+            {"params": params}, inputs_BT, train=key is not None, rngs=rngs, method="features"
         )
-        return cross_entropy_rows(logits_BTV, targets_BT, batch["weights"])
+        return found
 
-    return row_loss
+    def loss(params: Params, batch: Batch, key: Array | None) -> Array:
+        x_BTD, head_VD = features(params, batch, key)
+        targets_BT, weights_BT = batch["tokens"][:, 1:], batch["weights"]
+        if loss_chunk_tokens == 0:
+            logits_BTV = logits(x_BTD, head_VD, n_vocab)
+            return cross_entropy_rows(logits_BTV, targets_BT, weights_BT).sum()
+        return cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, n_vocab, loss_chunk_tokens)
+
+    def row_losses(params: Params, batch: Batch) -> Array:
+        x_BTD, head_VD = features(params, batch, None)
+        targets_BT = batch["tokens"][:, 1:]
+        losses_BT = token_losses(x_BTD, head_VD, targets_BT, n_vocab, EVALUATION_CHUNK)
+        return (losses_BT * batch["weights"]).sum(1)
+
+    return Task(loss, row_losses)
 
 
-TASKS: dict[str, Callable[[ModelConfig], RowLoss]] = {"lm": language_modelling}
+TASKS: dict[str, Callable[[ModelConfig, int], Task]] = {"lm": language_modelling}
