@@ -40,7 +40,7 @@ def config(rows: int, micro_batch: int, context: int = 16) -> Config:
 def test_micro_steps_follow_from_the_batch(
     rows, micro_batch, n_devices, micro_steps, rows_per_device
 ):
-    layout = batch_layout(config(rows, micro_batch), n_devices)
+    layout = batch_layout(config(rows, micro_batch), n_devices, micro_batch)
     assert (layout.micro_steps, layout.micro_batch) == (micro_steps, rows_per_device)
     assert (layout.n_devices, layout.context) == (n_devices, 16)
 
@@ -49,7 +49,7 @@ def test_a_layout_covers_the_batch_with_the_largest_micro_batch_that_divides_it(
     for rows in range(1, 65):
         for n_devices in (n for n in range(1, 9) if rows % n == 0):
             for limit in (1, 2, 3, 5, 8, 64):
-                layout = batch_layout(config(rows, limit), n_devices)
+                layout = batch_layout(config(rows, limit), n_devices, limit)
                 per_device = rows // n_devices
                 fitting = [m for m in range(1, limit + 1) if per_device % m == 0]
                 assert layout.micro_batch == max(fitting)
@@ -57,13 +57,13 @@ def test_a_layout_covers_the_batch_with_the_largest_micro_batch_that_divides_it(
 
 
 def test_the_layout_says_its_product():
-    text = str(batch_layout(config(64, 4), 8))
+    text = str(batch_layout(config(64, 4), 8, 4))
     assert text == ("2 micro-steps x 8 devices x 4 sequences x 16 tokens = 1,024 tokens an update")
 
 
 def test_rows_that_do_not_divide_among_devices_are_refused_with_the_numbers():
     with pytest.raises(ConfigError) as caught:
-        batch_layout(config(20, 4), 8)
+        batch_layout(config(20, 4), 8, 4)
     assert "train.batch_tokens 320 is 20 sequences of 16 tokens" in str(caught.value)
     assert "among 8 devices: try 384" in str(caught.value)
 
@@ -73,12 +73,12 @@ def test_the_batch_that_the_refusal_proposes_is_accepted(rows, micro_batch, n_de
     refused = config(rows, micro_batch)
     validate(refused)
     with pytest.raises(ConfigError) as caught:
-        batch_layout(refused, n_devices)
+        batch_layout(refused, n_devices, 4)
     proposed = int(re.search(r"try (\d+)", str(caught.value))[1])
     train = dataclasses.replace(refused.train, batch_tokens=proposed)
     accepted = dataclasses.replace(refused, train=train)
     validate(accepted)
-    assert batch_layout(accepted, n_devices).n_devices == n_devices
+    assert batch_layout(accepted, n_devices, 4).n_devices == n_devices
 
 
 @pytest.mark.parametrize(("asked", "got"), [(None, 8), (8, 8), (2, 2), (1, 1)])

@@ -1,29 +1,35 @@
 """The optimizer does what its docstrings say, number by number.
 
-Proven against literal lists, hand-computed schedules and an AdamW written in NumPy at double
-precision: which leaves decay, what rate each update has, what one update does, and that gradients
-which are not finite leave no trace but a count.
+Proven against literal lists and an AdamW written in NumPy at double
+precision: which leaves decay, what one update does, that gradients which are not finite leave no
+trace but a count, what is averaged, and that every optimizer there is can be donated, run on a mesh
+and restored. Schedules, rules and the guard have files of their own.
 """
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from gptjax.config import Config, ModelConfig, OptimConfig
-from gptjax.errors import ConfigError
+from gptjax.config import ModelConfig, OptimConfig
 from gptjax.model.gpt import parameter_shapes
+from gptjax.training.checkpoint import Checkpointer
+from gptjax.training.mesh import AXIS, make_mesh, replicated
 from gptjax.training.optimizer import (
+    averaged_parameters,
     decay_mask,
     decay_table,
-    learning_rate_schedule,
     make_optimizer,
+    on_last_micro_step,
 )
-from gptjax.tree import named_leaves
-from gptjax.validation import validate
+from gptjax.training.state import TrainState
+from gptjax.tree import named_leaves, placed
 
 FULL_GPT = ModelConfig(
     n_layer=3, n_head=2, n_embd=8, n_ctx=4, n_vocab=7, tied_head=False, qkv_bias=True, bias=True
@@ -87,61 +93,6 @@ def test_an_unknown_leaf_is_refused_by_name(name):
     params = {"h": {"ln_1": {"scale": np.ones(2)}}, name: np.ones((2, 2))}
     with pytest.raises(ValueError, match=f"parameter {name} is matched by no pattern"):
         decay_mask(params)
-
-
-def rates(cfg: OptimConfig, max_steps: int, updates: int) -> list[float]:
-    schedule = learning_rate_schedule(cfg, max_steps)
-    return [float(schedule(i)) for i in range(updates)]
-
-
-def test_the_schedule_by_hand():
-    cfg = OptimConfig(peak_lr=0.8, final_lr=0.2, warmup_steps=3)
-    cosine = [0.2 + 0.6 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(5)]
-    expected = [0.2, 0.4, 0.6, *cosine, 0.2, 0.2]
-    np.testing.assert_allclose(rates(cfg, max_steps=7, updates=10), expected, rtol=1e-6)
-
-
-def test_the_first_update_already_learns_and_the_last_of_the_warm_up_is_below_the_peak():
-    got = rates(OptimConfig(peak_lr=1.0, final_lr=0.0, warmup_steps=99), 1000, 101)
-    np.testing.assert_allclose(got[:100], np.arange(1, 101) / 100, rtol=1e-5)
-    assert got[100] < got[99] == 1.0
-
-
-def test_without_warm_up_the_first_update_has_the_peak():
-    cfg = OptimConfig(peak_lr=0.5, final_lr=0.1, warmup_steps=0)
-    np.testing.assert_allclose(rates(cfg, 2, 4), [0.5, 0.3, 0.1, 0.1], rtol=1e-6)
-
-
-@pytest.mark.parametrize(("decay_steps", "max_steps"), [(None, 6), (6, 100), (6, 3)])
-def test_decay_steps_replaces_max_steps_as_the_end_of_the_cosine(decay_steps, max_steps):
-    cfg = OptimConfig(peak_lr=0.5, final_lr=0.05, warmup_steps=2, decay_steps=decay_steps)
-    got = rates(cfg, max_steps, 200)
-    np.testing.assert_allclose(got[2], 0.5, rtol=1e-6)
-    np.testing.assert_allclose(got[6:], 0.05, rtol=1e-6)
-    assert got[5] > 0.051
-
-
-def test_a_run_shorter_than_its_warm_up_never_leaves_it():
-    cfg = OptimConfig(peak_lr=1.0, final_lr=0.0, warmup_steps=9)
-    for max_steps in (1, 5, 9):
-        np.testing.assert_allclose(rates(cfg, max_steps, 9), np.arange(1, 10) / 10, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("warmup_steps", "is_valid"), [(0, True), (9, True), (10, True), (11, False)]
-)
-def test_a_warm_up_longer_than_decay_steps_is_refused_and_any_other_reaches_the_peak(
-    warmup_steps, is_valid
-):
-    optim = OptimConfig(peak_lr=1.0, final_lr=0.1, warmup_steps=warmup_steps, decay_steps=10)
-    if not is_valid:
-        with pytest.raises(ConfigError, match=r"optim.warmup_steps 11 is longer"):
-            validate(Config(optim=optim))
-        return
-    validate(Config(optim=optim))
-    got = rates(optim, 1000, 20)
-    assert max(got) == got[warmup_steps] == pytest.approx(1.0)
-    np.testing.assert_allclose(got[11:], 0.1, rtol=1e-6)
 
 
 def some_params(seed: int = 0) -> dict:
@@ -244,3 +195,141 @@ def schedule_count(state: optax.OptState) -> int:
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState))
     (found,) = [int(x.count) for x in leaves if isinstance(x, optax.ScaleByScheduleState)]
     return found
+
+
+def test_no_average_is_kept_unless_asked_for():
+    state = make_optimizer(ADAMW, 10).init(some_params())
+    assert averaged_parameters(state) is None
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.999])
+def test_the_average_is_that_of_the_parameters_after_each_accepted_update(decay):
+    cfg = dataclasses.replace(ADAMW, ema_decay=decay)
+    optimizer, params = make_optimizer(cfg, 10), some_params()
+    poisoned = jax.tree.map(lambda g: g * np.float32(np.nan), some_gradients(1)[0])
+    gradients = some_gradients(7)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    expected = {name: np.float64(leaf) for name, leaf in named_leaves(params).items()}
+    for t, gradient in enumerate(gradients):
+        if t == 4:  # skipped: the average must not move, nor its warm-up
+            updates, state = update(poisoned, state, params)
+            params = optax.apply_updates(params, updates)
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        kept = min(decay, (1 + t) / (10 + t))
+        for name, leaf in named_leaves(params).items():
+            expected[name] = kept * expected[name] + (1 - kept) * np.float64(leaf)
+    average = named_leaves(averaged_parameters(state))
+    assert list(average) == list(expected)
+    for name, leaf in average.items():
+        np.testing.assert_allclose(leaf, expected[name], rtol=1e-6, atol=1e-6)
+    unaveraged, _ = apply(make_optimizer(ADAMW, 10), some_params(), gradients)
+    jax.tree.map(np.testing.assert_array_equal, params, unaveraged)
+
+
+def test_the_average_starts_as_the_parameters_and_stays_float32_with_moments_in_bfloat16():
+    cfg = dataclasses.replace(ADAMW, ema_decay=0.9, moments_dtype="bfloat16")
+    params = some_params()
+    average = averaged_parameters(make_optimizer(cfg, 10).init(params))
+    jax.tree.map(lambda a, p: np.testing.assert_array_equal(a, p, strict=True), average, params)
+    _, state = apply(make_optimizer(cfg, 10), params, some_gradients(2))
+    assert {x.dtype for x in jax.tree.leaves(averaged_parameters(state))} == {np.dtype("float32")}
+    assert optax.tree.get(state, "mu")["lm_head"].dtype == "bfloat16"
+    assert optax.tree.get(state, "grad_norm").dtype == np.float32
+
+
+def test_the_order_is_clip_rule_decay_rate():
+    """Lion's sign hides the clipping, so what is left is the rate times sign and decay."""
+    cfg = dataclasses.replace(ADAMW, name="lion", clip_norm=1e-6)
+    params, (gradient,) = some_params(), some_gradients(1)
+    got, _ = apply(make_optimizer(cfg, 1000), params, [gradient])
+    for name, leaf in named_leaves(params).items():
+        decay = 0.3 * leaf if name.endswith(("kernel", "embedding", "head")) else 0.0
+        expected = leaf - 0.01 * (np.sign(named_leaves(gradient)[name]) + decay)
+        np.testing.assert_allclose(named_leaves(got)[name], expected, rtol=1e-5, atol=1e-6)
+
+
+EVERYTHING = [
+    OptimConfig(name=name, peak_lr=0.2, final_lr=0.0, warmup_steps=1, weight_decay=0.0,
+                schedule="linear", moments_dtype=moments, ema_decay=ema)
+    for name in ("adamw", "lion", "adafactor", "muon")
+    for moments, ema in (("float32", None), ("bfloat16", 0.9))
+]  # fmt: skip
+every_optimizer = pytest.mark.parametrize(
+    "cfg", EVERYTHING, ids=lambda cfg: f"{cfg.name}-{cfg.moments_dtype}"
+)
+
+
+@every_optimizer
+def test_a_quadratic_is_brought_down_with_everything_donated(cfg):
+    """The state keeps structure, shapes and types, or donation and recompilation would show it."""
+    optimizer, target = make_optimizer(cfg, 150), some_params(seed=5)
+
+    def loss(params: dict) -> jax.Array:
+        return jnp.square(optax.tree.norm(optax.tree.sub(params, target)))
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def update(params, state):
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.asarray, some_params())
+    state = optimizer.init(params)
+    before = jax.tree.map(lambda x: (x.shape, x.dtype), (params, state))
+    start = float(loss(params))
+    for _ in range(150):
+        old, (params, state) = (params, state), update(params, state)
+        assert all(x.is_deleted() for x in jax.tree.leaves(old))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), (params, state)) == before
+    assert update._cache_size() == 1
+    assert float(loss(params)) < 0.02 * start
+    if cfg.ema_decay is not None:
+        assert float(loss(averaged_parameters(state))) < 0.02 * start
+
+
+@every_optimizer
+def test_the_chain_runs_behind_the_gate_of_a_mesh(cfg):
+    """Types that vary over the devices, in either branch of either gate, would be refused."""
+    optimizer, params, mesh = make_optimizer(cfg, 10), some_params(), make_mesh(8)
+    gated = on_last_micro_step(optimizer, AXIS)
+    state, (gradient,) = optimizer.init(params), some_gradients(1)
+
+    def update(gradient, state, params, emit):
+        return gated.update(gradient, state, params, emit=emit)
+
+    sharded = jax.jit(
+        jax.shard_map(update, mesh=mesh, in_specs=(P(AXIS), P(), P(), P()), out_specs=P())
+    )
+    eight = jax.tree.map(lambda g: np.concatenate([g] * 8), gradient)
+    updates, after = sharded(eight, state, params, True)
+    expected, _ = jax.jit(optimizer.update)(gradient, state, params)
+    for name, leaf in named_leaves(updates).items():
+        np.testing.assert_allclose(leaf, named_leaves(expected)[name], rtol=1e-4, atol=1e-7)
+    assert schedule_count(after) == 1
+    updates, earlier = sharded(eight, state, params, False)
+    assert all(not np.any(u) for u in jax.tree.leaves(updates))
+    jax.tree.map(np.testing.assert_array_equal, earlier, state)
+
+
+@every_optimizer
+def test_every_state_comes_back_from_a_checkpoint(cfg, tmp_path):
+    optimizer = make_optimizer(cfg, 10, dynamic_loss_scale=True)
+    params, opt_state = apply(optimizer, some_params(), some_gradients(2))
+    state = jax.device_put(TrainState(jnp.int32(2), params, opt_state), replicated(make_mesh(1)))
+    checkpointer = Checkpointer(tmp_path / "checkpoints")
+    checkpointer.save(state, {}, {})
+    checkpointer.close()
+    abstract = placed(state, replicated(make_mesh(2)))
+    restored, _ = Checkpointer(tmp_path / "checkpoints").restore(abstract, print)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), restored, state)
+
+
+def test_a_scaled_loss_gives_the_updates_of_the_plain_one():
+    gradients = some_gradients(3)
+    scaled = [jax.tree.map(lambda g: g * np.float32(2**15), g) for g in gradients]
+    plain, _ = apply(make_optimizer(ADAMW, 10), some_params(), gradients)
+    got, state = apply(make_optimizer(ADAMW, 10, dynamic_loss_scale=True), some_params(), scaled)
+    jax.tree.map(np.testing.assert_array_equal, got, plain)
+    assert float(optax.tree.get(state, "loss_scale")) == 2**15
+    assert float(optax.tree.get(state, "grad_norm")) == pytest.approx(numpy_norm(gradients[2]))

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gptjax.config import Config
 from gptjax.errors import ConfigError
+from gptjax.ramp import batch_ramp
 
 AXIS = "data"
 
@@ -54,24 +55,43 @@ class BatchLayout:
         )
 
 
-def batch_layout(config: Config, n_devices: int) -> BatchLayout:
-    """Derive the micro-steps from the batch; they are never set by hand.
+def rows_per_device(config: Config, n_devices: int) -> int:
+    """Rows of the smallest update that each device has to do; they are cut into micro-batches.
 
-    Where there are so many devices that the rows do not fill `train.micro_batch` on each, the
-    largest smaller micro-batch that divides them is taken. Raises `ConfigError` if the rows do not
-    divide among the devices.
+    Raises `ConfigError` if the rows do not divide among the devices.
     """
-    rows = config.batch_rows
+    rows = batch_ramp(config).first
     if rows % n_devices:
-        fitting = math.lcm(config.train.micro_batch, n_devices)
+        name = "batch_tokens" if config.train.ramp_from_tokens is None else "ramp_from_tokens"
+        micro_batch = config.train.micro_batch
+        fitting = math.lcm(1 if micro_batch == "auto" else micro_batch, n_devices)
         raise ConfigError(
             [
-                f"train.batch_tokens {config.train.batch_tokens} is {rows} sequences of "
-                f"{config.context} tokens, which do not divide among {n_devices} devices: try "
+                f"train.{name} {rows * config.context} is {rows} sequences of {config.context} "
+                f"tokens, which do not divide among {n_devices} devices: try "
                 f"{math.ceil(rows / fitting) * fitting * config.context}"
             ]
         )
-    per_device = rows // n_devices
-    largest = min(config.train.micro_batch, per_device)
+    return rows // n_devices
+
+
+def batch_layout(config: Config, n_devices: int, micro_batch: int) -> BatchLayout:
+    """Derive the micro-steps from the batch; they are never set by hand.
+
+    Where there are so many devices that the rows do not fill `micro_batch` on each, the largest
+    smaller one that divides them is taken.
+    """
+    per_device = rows_per_device(config, n_devices)
+    largest = min(micro_batch, per_device)
     micro = next(m for m in range(largest, 0, -1) if per_device % m == 0)
-    return BatchLayout(per_device // micro, micro, n_devices, config.context)
+    return BatchLayout(config.batch_rows // n_devices // micro, micro, n_devices, config.context)
+
+
+def abstract_batch(mesh: Mesh, layout: BatchLayout) -> Any:
+    """Shapes, types and placement of one update's batch, for compiling before there is data."""
+    rows = (layout.micro_steps, layout.micro_batch * layout.n_devices)
+    sharding = NamedSharding(mesh, PartitionSpec(None, AXIS))
+    return {
+        "tokens": jax.ShapeDtypeStruct((*rows, layout.context + 1), "int32", sharding=sharding),
+        "weights": jax.ShapeDtypeStruct((*rows, layout.context), "float32", sharding=sharding),
+    }

@@ -1,15 +1,21 @@
-"""The optimizer as one Optax chain: clip, Adam, masked decay, schedule; accumulated by MultiSteps.
+"""The optimizer as one guarded chain: clip, rule, masked decay, schedule; behind MultiSteps.
 
 `optax.MultiSteps` runs its inner optimizer on every micro-step and throws the result away on all
 but the last, the collective with it. The inner chain therefore sits behind a gate
-(`on_last_micro_step`): gradients cross the network, and Adam runs, once per update.
+(`on_last_micro_step`): gradients cross the network, and the chain runs, once per update.
 """
 
+from typing import Any, NamedTuple
+
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
 from gptjax.config import OptimConfig
+from gptjax.training.guard import clip, skip_unless_finite
+from gptjax.training.schedules import learning_rate_schedule
+from gptjax.training.update_rules import RULES
 from gptjax.tree import Tree, leaf_names, mask_by_name
 
 DECAYED = (r".*/kernel", r".*/embedding", r"lm_head")
@@ -32,39 +38,62 @@ def decay_table(params: Tree) -> list[tuple[str, tuple[int, ...], bool]]:
     return [(name, leaf.shape, decayed) for name, leaf, decayed in leaves]
 
 
-def learning_rate_schedule(cfg: OptimConfig, max_steps: int) -> optax.Schedule:
-    """Linear warm-up to the peak, then a cosine to `final_lr`, where it stays.
+class AverageState(NamedTuple):
+    """Accepted updates, int32 scalar, and the average, float32 and shaped like the parameters."""
 
-    Update i of w warm-up updates has rate `peak (i + 1) / (w + 1)`: unlike a warm-up from zero, the
-    first update learns. A run shorter than its warm-up never leaves it.
+    count: Array
+    ema: Tree
+
+
+def average_parameters(decay: float) -> optax.GradientTransformation:
+    """Keep a running average of the parameters as each update leaves them.
+
+    The average of Polyak and Juditsky 1992, made exponential to forget the beginning: it starts as
+    the initial parameters, and update t, from 0, decays it by `min(decay, (1 + t) / (10 + t))`. Has
+    to be the last link of a chain, for it takes the updates as final, and passes them on.
     """
-    end = max_steps if cfg.decay_steps is None else cfg.decay_steps
-    return optax.warmup_cosine_decay_schedule(
-        init_value=cfg.peak_lr / (cfg.warmup_steps + 1),
-        peak_value=cfg.peak_lr,
-        warmup_steps=cfg.warmup_steps,
-        decay_steps=max(end, cfg.warmup_steps + 1),
-        end_value=cfg.final_lr,
-    )
+
+    def init(params: Tree) -> AverageState:
+        # a copy, since the state and the parameters are donated together
+        return AverageState(jnp.int32(0), jax.tree.map(_float32_copy, params))
+
+    def update(updates: Tree, state: Any, params: Tree = None):
+        kept = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+        ema = jax.tree.map(
+            lambda average, new: average + (1 - kept) * (new - average),
+            state.ema,
+            optax.apply_updates(params, updates),
+        )
+        return updates, AverageState(state.count + 1, ema)
+
+    return optax.GradientTransformation(init, update)
 
 
-def make_optimizer(cfg: OptimConfig, max_steps: int) -> optax.GradientTransformation:
+def averaged_parameters(opt_state: optax.OptState) -> Tree | None:
+    """The running average of the parameters in `opt_state`; None where none is kept."""
+    return optax.tree.get(opt_state, "ema", default=None)
+
+
+def make_optimizer(
+    cfg: OptimConfig, max_steps: int, dynamic_loss_scale: bool = False
+) -> optax.GradientTransformationExtraArgs:
     """The chain of one update, for gradients that are already averaged over all devices.
 
-    Clipping at the global norm (Pascanu et al. 2013), Adam (Kingma and Ba 2015), decay decoupled
-    from it (Loshchilov and Hutter 2019) but scaled by the learning rate. An update with any
-    gradient that is not finite is skipped: parameters, moments and schedule stay as they were.
+    Clipping at the global norm, the rule `cfg.name`, decay decoupled from it (Loshchilov and Hutter
+    2019) but scaled by the learning rate, the schedule, and last the average if there is one. An
+    update with any gradient that is not finite is skipped: parameters, moments, average and
+    schedule stay as they were. With `dynamic_loss_scale` the gradients are those of a loss that was
+    multiplied by `loss_scale` of the state: see `skip_unless_finite`.
     """
-    clip = optax.identity() if cfg.clip_norm is None else optax.clip_by_global_norm(cfg.clip_norm)
-    chain = optax.chain(
-        optax.snapshot("grad_norm", optax.tree.norm),  # before clipping, as it is to be logged
-        clip,
-        optax.scale_by_adam(b1=cfg.beta1, b2=cfg.beta2, eps=cfg.eps),
+    links = [
+        clip(cfg.clip_norm),
+        RULES[cfg.name](cfg),
         optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask),
         optax.scale_by_learning_rate(learning_rate_schedule(cfg, max_steps)),
-    )
-    # never give up skipping: beyond its limit apply_if_finite would let the NaN in
-    return optax.apply_if_finite(chain, max_consecutive_errors=2**31 - 1)
+    ]
+    if cfg.ema_decay is not None:
+        links.append(average_parameters(cfg.ema_decay))
+    return skip_unless_finite(optax.chain(*links), dynamic_loss_scale)
 
 
 def on_last_micro_step(
@@ -94,3 +123,7 @@ def accumulate(
 ) -> optax.MultiSteps:
     """Average gradients over `micro_steps` and devices, then apply `inner`, once."""
     return optax.MultiSteps(on_last_micro_step(inner, axis), every_k_schedule=micro_steps)
+
+
+def _float32_copy(x: Array) -> Array:
+    return jnp.array(x, jnp.float32, copy=True)

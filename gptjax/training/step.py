@@ -19,19 +19,21 @@ from jax.sharding import PartitionSpec as P
 from gptjax.training.mesh import AXIS, replicated
 from gptjax.training.optimizer import accumulate
 from gptjax.training.state import TrainState
-from gptjax.training.tasks import Batch, Params, RowLoss
+from gptjax.training.tasks import Batch, Params, Task
 
 Metrics = dict[str, Array]
+MATMUL_PRECISION = {"highest": "highest", "tf32": "tensorfloat32"}  # of float32 products, on GPUs
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    row_loss: RowLoss,
+    task: Task,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     mesh: Mesh,
     micro_steps: int,
     dropout: bool,
+    float32_matmul: str = "highest",
 ) -> TrainStep:
     """Compile-ready `step(state, batch, key) -> (state, metrics)`; `state` is donated.
 
@@ -40,48 +42,34 @@ def make_train_step(
     `learning_rate` and `tokens` (weighted) of this update, `skipped` (updates skipped so far in a
     row because a gradient was not finite).
     """
-    steps = accumulate(optimizer, micro_steps, AXIS)
 
     def update(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(AXIS))
         tokens = lax.psum(batch["weights"].sum(), AXIS)
-        # MultiSteps averages over micro-steps and the gate over devices: with this factor the
-        # mean of the scaled sums is exactly the sum of all losses over the count of all tokens
-        scale = micro_steps * lax.axis_size(AXIS) / jnp.where(tokens > 0, tokens, 1.0)
+        loss_scale = optax.tree.get(state.opt_state, "loss_scale")
+        # gradients are averaged over micro-steps and devices: with these weights the mean of the
+        # sums is exactly the sum of all losses over the count of all tokens
+        share = micro_steps * lax.axis_size(AXIS) / jnp.where(tokens > 0, tokens, 1.0)
+        batch = {**batch, "weights": batch["weights"] * (share * loss_scale)}
         params = lax.pcast(state.params, AXIS, to="varying")
 
-        def scaled_loss(params: Params, batch: Batch, key: Array) -> Array:
-            return row_loss(params, batch, key if dropout else None).sum() * scale
+        def loss_and_gradients(index: Array | int, micro_batch: Batch) -> tuple[Array, Params]:
+            micro_key = jax.random.fold_in(key, index) if dropout else None
+            return jax.value_and_grad(task.loss)(params, micro_batch, micro_key)
 
-        def micro_step(carry: tuple[Any, optax.MultiStepsState], item: tuple[Array, Batch]):
-            _, accumulator = carry
-            index, micro_batch = item
-            loss, grads = jax.value_and_grad(scaled_loss)(
-                params, micro_batch, jax.random.fold_in(key, index)
+        with jax.default_matmul_precision(MATMUL_PRECISION[float32_matmul]):
+            updates, opt_state, losses_A = _accumulated(
+                loss_and_gradients, optimizer, state, batch, micro_steps
             )
-            is_last = accumulator.mini_step == micro_steps - 1
-            return steps.update(grads, accumulator, state.params, emit=is_last), loss
-
-        zeros = optax.tree.zeros_like(state.params)
-        accumulator = optax.MultiStepsState(
-            mini_step=jnp.int32(0),
-            gradient_step=state.step,
-            inner_opt_state=state.opt_state,
-            acc_grads=lax.pcast(zeros, AXIS, to="varying"),
-        )
-        (updates, accumulator), losses_A = lax.scan(
-            micro_step, (zeros, accumulator), (jnp.arange(micro_steps), batch)
-        )
-        opt_state = accumulator.inner_opt_state
         metrics = {
-            "loss": lax.pmean(losses_A.mean(), AXIS),
+            "loss": lax.pmean(losses_A.mean(), AXIS) / loss_scale,
             "grad_norm": optax.tree.get(opt_state, "grad_norm"),
             "learning_rate": schedule(_schedule_count(state.opt_state)),
             "tokens": tokens,
             "skipped": optax.tree.get(opt_state, "notfinite_count"),
         }
         params = optax.apply_updates(state.params, updates)
-        return TrainState(jnp.asarray(accumulator.gradient_step), params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state), metrics
 
     sharded = jax.shard_map(
         update,
@@ -94,7 +82,48 @@ def make_train_step(
     return jax.jit(sharded, donate_argnums=0, out_shardings=replicated(mesh))
 
 
-def make_eval_step(row_loss: RowLoss, mesh: Mesh) -> Callable[[Params, Batch], Metrics]:
+def _accumulated(
+    loss_and_gradients: Callable[[Array | int, Batch], tuple[Array, Params]],
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Batch,
+    micro_steps: int,
+) -> tuple[Any, Any, Array]:
+    """Parameter updates, new optimizer state and the loss of every micro-step [A].
+
+    A single micro-step has nothing to accumulate, and MultiSteps would still pass over every
+    parameter several times.
+    """
+    if micro_steps == 1:
+        loss, grads = loss_and_gradients(0, jax.tree.map(lambda x: x[0], batch))
+        mean = lax.pmean(grads, AXIS)
+        updates, opt_state = optimizer.update(mean, state.opt_state, state.params)
+        return updates, opt_state, loss[None]
+
+    steps = accumulate(optimizer, micro_steps, AXIS)
+    zeros = optax.tree.zeros_like(state.params)
+    accumulator = optax.MultiStepsState(
+        mini_step=jnp.int32(0),
+        gradient_step=state.step,
+        inner_opt_state=state.opt_state,
+        acc_grads=lax.pcast(zeros, AXIS, to="varying"),
+    )
+
+    def micro_step(carry: tuple[Any, optax.MultiStepsState], item: tuple[Array, Batch]):
+        _, accumulator = carry
+        loss, grads = loss_and_gradients(*item)
+        is_last = accumulator.mini_step == micro_steps - 1
+        return steps.update(grads, accumulator, state.params, emit=is_last), loss
+
+    (updates, accumulator), losses_A = lax.scan(
+        micro_step, (zeros, accumulator), (jnp.arange(micro_steps), batch)
+    )
+    return updates, accumulator.inner_opt_state, losses_A
+
+
+def make_eval_step(
+    task: Task, mesh: Mesh, float32_matmul: str = "highest"
+) -> Callable[[Params, Batch], Metrics]:
     """Compile-ready `step(params, batch) -> sums` over the rows of all devices.
 
     The batch has a leading axis [B]. Sums are replicated float32 scalars: `loss` (nats) and
@@ -103,7 +132,9 @@ def make_eval_step(row_loss: RowLoss, mesh: Mesh) -> Callable[[Params, Batch], M
     """
 
     def evaluate(params: Params, batch: Batch) -> Metrics:
-        loss_B, tokens_B = row_loss(params, batch, None), batch["weights"].sum(1)
+        with jax.default_matmul_precision(MATMUL_PRECISION[float32_matmul]):
+            loss_B = task.row_losses(params, batch)
+        tokens_B = batch["weights"].sum(1)
         mean_B = loss_B / jnp.where(tokens_B > 0, tokens_B, 1.0)
         sums = {
             "loss": loss_B.sum(),
