@@ -22,7 +22,7 @@ from gptjax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleCo
 def get_config() -> Config:
     """The run described above."""
     return Config(
-        model=ModelConfig(n_layer=12, n_head=12, n_embd=768, n_ctx=1024, n_vocab=50257),
+        model=ModelConfig(n_layer=12, n_head=12, n_embd=768, n_ctx=1024, n_vocab=50257, unroll=12),
         data=DataConfig(path="data/fineweb_edu_10b", tokenizer="gpt2", val_fraction=0.01),
         optim=OptimConfig(
             peak_lr=6e-4,
@@ -35,7 +35,7 @@ def get_config() -> Config:
         ),
         train=TrainConfig(
             batch_tokens=2**19,
-            micro_batch=16,
+            micro_batch="auto",
             max_steps=19_073,
             eval_every_steps=250,
             eval_tokens=10 * 2**20,

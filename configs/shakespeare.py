@@ -34,10 +34,10 @@ def get_config() -> Config:
             batch_tokens=12 * 64,
             micro_batch=12,
             max_steps=2000,
-            eval_every_steps=250,
+            eval_every_steps=1000,
             eval_tokens=None,
             save_every_steps=500,
-            sample_every_steps=1000,
+            sample_every_steps=2000,
         ),
-        sample=SampleConfig(prompt="ROMEO:", max_new_tokens=300),
+        sample=SampleConfig(prompt="ROMEO:", max_new_tokens=100),
     )

@@ -46,8 +46,17 @@ class ModelConfig:
     """Dropout probability of attention weights."""
     resid_pdrop: float = 0.0
     """Dropout probability of each sub-layer's output."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of activations and matrix products; parameters, norms, softmax and loss stay float32."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Type of activations and matrix products; parameters, norms, softmax and loss stay float32.
+    float16 is for GPUs without bfloat16 and brings dynamic loss scaling with it."""
+    float32_matmul: Literal["highest", "tf32"] = "highest"
+    """How a GPU multiplies float32 matrices: exactly, or several times faster in TF32."""
+    attention: Literal["auto", "xla", "blockwise", "cudnn"] = "auto"
+    """Attention: xla forms all T x T weights; blockwise never holds more than a tile of them; cudnn
+    is flash attention on GPUs; auto takes the fastest that works here and says which."""
+    remat: Literal["none", "dots", "block", "full"] = "none"
+    """What the backward pass recomputes to save memory: nothing; norms, GELUs and dropout (dots);
+    the whole block but its attention (block); the whole block (full)."""
     unroll: int = 1
     """Layers per iteration of the loop over the stack: 1 compiles fastest, n_layer runs fastest."""
 
@@ -83,16 +92,23 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with global-norm clipping, decoupled masked decay and a warmup-cosine schedule."""
+    """An optimizer with global-norm clipping, decoupled masked decay and a warm-up schedule."""
+
+    name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
+    """Update rule; muon is for the matrices of the blocks, with AdamW for everything else."""
 
     peak_lr: float = 6e-4
     """Learning rate at the end of the warm-up."""
     final_lr: float = 6e-5
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the schedule."""
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    """Shape after the warm-up: cosine, straight line, or flat with a linear cooldown (wsd)."""
     warmup_steps: int = 700
     """Linear warm-up, in updates."""
     decay_steps: int | None = None
-    """Update at which the cosine ends, warm-up included; None means train.max_steps."""
+    """Update at which the schedule ends, warm-up included; None means train.max_steps."""
+    cooldown_fraction: float = 0.2
+    """Share of the schedule that cools down at its end (wsd only; 0 to 1)."""
     weight_decay: float = 0.1
     """Decoupled decay per unit of learning rate; biases and norms are never decayed."""
     beta1: float = 0.9
@@ -103,6 +119,11 @@ class OptimConfig:
     """Adam's epsilon, added to the root of the second moment."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; None does not clip."""
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the optimizer's moments are stored between updates."""
+    ema_decay: float | None = None
+    """Decay per update of a running average of the parameters, which is what is then validated and
+    sampled; None keeps none."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +132,15 @@ class TrainConfig:
 
     batch_tokens: int = 2**19
     """Tokens per update over all devices and micro-steps."""
-    micro_batch: int = 16
-    """Sequences a device holds at once, at most; the number of micro-steps follows from it."""
+    micro_batch: int | Literal["auto"] = 16
+    """Sequences a device holds at once, at most; the number of micro-steps follows from it. auto
+    takes the most that fit by the compiler's own account of memory."""
+    ramp_from_tokens: int | None = None
+    """Tokens of the first updates, batch_tokens divided by a power of two; None does not ramp."""
+    ramp_steps: int = 0
+    """Updates over which the batch doubles, in equal stages, up to batch_tokens."""
+    loss_chunk_tokens: int = 2048
+    """Tokens whose logits exist at once in training; 0 forms all logits of a micro-batch."""
     context: int | None = None
     """Tokens in a training window (T); None means model.n_ctx."""
     max_steps: int = 19073
@@ -129,6 +157,8 @@ class TrainConfig:
     """Updates between sampled texts; 0 never samples."""
     seed: int = 1337
     """Seed of initialisation, dropout and data order."""
+    profile: str | None = None
+    """STEP:COUNT writes a trace of COUNT updates after update STEP into the run's directory."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """Train a model: `python -m gptjax.train --config NAME`, again to resume."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptjax.cli import ConfigCommand, main, parse_config
+
+IMPORTED = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,12 @@ def train(argv: Sequence[str]) -> int:
     from gptjax.data.manifest import is_prepared
     from gptjax.data.preparation import how_to_prepare, prepare_with_progress
     from gptjax.errors import UserError
+    from gptjax.training.compiler import enable_compilation_cache, keep_freed_memory
     from gptjax.training.loop import fit
+    from gptjax.training.profile import Startup, process_began
 
+    startup = Startup(process_began(IMPORTED))
+    startup.end("imports")
     run, data_dir = command.run, Path(command.data.path)
     if not is_prepared(data_dir):
         if run.data.source is None:
@@ -35,7 +42,10 @@ def train(argv: Sequence[str]) -> int:
                 f"`{how_to_prepare(command.config, run)}` first"
             )
         prepare_with_progress(run.data)
-    return fit(run, run_path, command.fresh)
+        startup.end("preparation")
+    enable_compilation_cache()
+    keep_freed_memory()
+    return fit(run, run_path, command.fresh, startup)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def _ranges(c: Config) -> Iterator[Problem]:
     at_least_one = {
         "model.n_layer": m.n_layer, "model.n_head": m.n_head, "model.n_embd": m.n_embd,
         "model.n_ctx": m.n_ctx, "model.unroll": m.unroll, "train.batch_tokens": t.batch_tokens,
-        "train.micro_batch": t.micro_batch, "train.max_steps": t.max_steps,
+        "train.micro_batch": None if t.micro_batch == "auto" else t.micro_batch,
+        "train.max_steps": t.max_steps, "train.ramp_from_tokens": t.ramp_from_tokens,
         "train.keep_latest": t.keep_latest, "sample.max_new_tokens": s.max_new_tokens,
         "model.n_vocab": m.n_vocab, "train.context": t.context, "train.eval_tokens": t.eval_tokens,
         "optim.decay_steps": o.decay_steps, "sample.top_k": s.top_k,
@@ -93,7 +94,8 @@ def _ranges(c: Config) -> Iterator[Problem]:
         "optim.final_lr": o.final_lr, "optim.weight_decay": o.weight_decay,
         "train.eval_every_steps": t.eval_every_steps, "train.save_every_steps": t.save_every_steps,
         "train.sample_every_steps": t.sample_every_steps, "train.seed": t.seed,
-        "sample.temperature": s.temperature,
+        "sample.temperature": s.temperature, "train.loss_chunk_tokens": t.loss_chunk_tokens,
+        "train.ramp_steps": t.ramp_steps,
     }  # fmt: skip
     probabilities = {
         "model.embd_pdrop": m.embd_pdrop, "model.attn_pdrop": m.attn_pdrop,
@@ -116,6 +118,15 @@ def _ranges(c: Config) -> Iterator[Problem]:
     if o.clip_norm is not None and not o.clip_norm > 0:
         message = f"optim.clip_norm must be above 0, not {o.clip_norm} (None does not clip)"
         yield Problem(("optim.clip_norm",), message)
+    if not 0 <= o.cooldown_fraction <= 1:
+        message = f"optim.cooldown_fraction must be in [0, 1], not {o.cooldown_fraction}"
+        yield Problem(("optim.cooldown_fraction",), message)
+    if o.ema_decay is not None and not 0 <= o.ema_decay < 1:
+        message = f"optim.ema_decay must be in [0, 1), not {o.ema_decay} (None keeps no average)"
+        yield Problem(("optim.ema_decay",), message)
+    if t.profile is not None and profile_window(t.profile) is None:
+        message = f"train.profile must be STEP:COUNT with a COUNT of 1 or more, not {t.profile!r}"
+        yield Problem(("train.profile",), message)
     if d.tokenizer is not None and not is_tokenizer_name(d.tokenizer):
         near = did_you_mean(d.tokenizer, ["gpt2", "bytes", "bpe:4096"])
         message = "data.tokenizer must be gpt2, bytes or bpe:N with N of 257 or more"
@@ -126,7 +137,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
 
 def _combinations(c: Config) -> Iterator[Problem]:
     """Rules about several fields: which of them do not go together, and what would."""
-    m, o, t = c.model, c.optim, c.train
+    m, o = c.model, c.optim
     if m.n_embd % m.n_head:
         yield Problem(
             ("model.n_embd", "model.n_head"),
@@ -138,7 +149,50 @@ def _combinations(c: Config) -> Iterator[Problem]:
             ("train.context", "model.n_ctx"),
             f"train.context {c.context} is longer than the model's model.n_ctx {m.n_ctx}",
         )
-    micro_tokens = c.context * t.micro_batch
+    yield from _batch(c)
+    if o.decay_steps is not None and o.warmup_steps > o.decay_steps:
+        yield Problem(
+            ("optim.warmup_steps", "optim.decay_steps"),
+            f"optim.warmup_steps {o.warmup_steps} is longer than the whole schedule, "
+            f"optim.decay_steps {o.decay_steps}",
+        )
+    if o.moments_dtype == "bfloat16" and o.name == "adafactor":
+        yield Problem(
+            ("optim.moments_dtype", "optim.name"),
+            "optim.moments_dtype bfloat16 is not for optim.name adafactor, whose statistics are "
+            "small and would stand still: leave it at float32",
+        )
+    elif o.moments_dtype == "bfloat16" and max(o.beta1, o.beta2) > 1 - 2**-8:
+        yield Problem(
+            ("optim.moments_dtype", "optim.beta1", "optim.beta2"),
+            f"optim.moments_dtype bfloat16 has 8 bits, and a moment that keeps {o.beta1} or "
+            f"{o.beta2} of itself would stand still: take betas below 0.996, or float32",
+        )
+    if m.remat != "none" and m.unroll >= m.n_layer > 1:
+        yield Problem(
+            ("model.remat", "model.unroll", "model.n_layer"),
+            f"model.remat {m.remat} saves nothing where model.unroll {m.unroll} leaves no loop "
+            f"over the {m.n_layer} layers: take model.unroll 1, or model.remat none",
+        )
+    if m.attention == "cudnn" and m.dtype == "float32":
+        yield Problem(
+            ("model.attention", "model.dtype"),
+            "model.attention cudnn computes in bfloat16 or float16, not in model.dtype float32: "
+            "take another dtype, or model.attention blockwise",
+        )
+    if m.attention == "cudnn" and m.attn_pdrop:
+        yield Problem(
+            ("model.attention", "model.attn_pdrop"),
+            f"model.attention cudnn cannot drop attention weights (model.attn_pdrop "
+            f"{m.attn_pdrop}): take model.attention blockwise or xla, which do, or "
+            "model.attn_pdrop 0",
+        )
+
+
+def _batch(c: Config) -> Iterator[Problem]:
+    """Rules about how an update's tokens are cut."""
+    t = c.train
+    micro_tokens = c.context * (1 if t.micro_batch == "auto" else t.micro_batch)
     if t.batch_tokens % micro_tokens:
         near = max(1, round(t.batch_tokens / micro_tokens)) * micro_tokens
         yield Problem(
@@ -146,12 +200,33 @@ def _combinations(c: Config) -> Iterator[Problem]:
             f"train.batch_tokens {t.batch_tokens} is not divisible by context x train.micro_batch "
             f"= {c.context} x {t.micro_batch} = {micro_tokens}: try {near}",
         )
-    if o.decay_steps is not None and o.warmup_steps > o.decay_steps:
+    if (t.ramp_from_tokens is None) != (t.ramp_steps == 0):
         yield Problem(
-            ("optim.warmup_steps", "optim.decay_steps"),
-            f"optim.warmup_steps {o.warmup_steps} is longer than the whole schedule, "
-            f"optim.decay_steps {o.decay_steps}",
+            ("train.ramp_from_tokens", "train.ramp_steps"),
+            "train.ramp_from_tokens and train.ramp_steps go together: the first batch, and the "
+            f"updates until the whole one, not {t.ramp_from_tokens} and {t.ramp_steps}",
         )
+    elif t.ramp_from_tokens is not None:
+        ratio, rest = divmod(t.batch_tokens, t.ramp_from_tokens)
+        if rest or ratio < 2 or ratio & (ratio - 1):
+            yield Problem(
+                ("train.ramp_from_tokens", "train.batch_tokens"),
+                f"train.ramp_from_tokens {t.ramp_from_tokens} must be train.batch_tokens "
+                f"{t.batch_tokens} divided by 2, 4, 8, ...",
+            )
+        elif t.ramp_from_tokens % micro_tokens:
+            yield Problem(
+                ("train.ramp_from_tokens", "train.micro_batch", "train.context", "model.n_ctx"),
+                f"train.ramp_from_tokens {t.ramp_from_tokens} is not divisible by context x "
+                f"train.micro_batch = {micro_tokens}: take a smaller micro-batch or a larger start",
+            )
+
+
+def profile_window(text: str) -> tuple[int, int] | None:
+    """Read STEP:COUNT; None where it is something else."""
+    step, _, count = text.partition(":")
+    numbers = [int(n) if n.isdecimal() and len(n) < 16 else -1 for n in (step, count)]
+    return None if numbers[0] < 0 or numbers[1] < 1 else (numbers[0], numbers[1])
 
 
 def is_tokenizer_name(name: str) -> bool:

@@ -82,6 +82,21 @@ def test_a_config_without_flags_is_the_file_s(name):
         (["--sample.prompt="], "sample", {"prompt": ""}),
         (["--sample.prompt=--model.n-head=3"], "sample", {"prompt": "--model.n-head=3"}),
         (["--sample.top-k", "None"], "sample", {"top_k": None}),
+        (["--train.micro-batch", "auto"], "train", {"micro_batch": "auto"}),
+        (["--train.micro-batch", "2"], "train", {"micro_batch": 2}),
+        (
+            ["--train.ramp-from-tokens", "256", "--train.ramp-steps", "4"],
+            "train",
+            {"ramp_from_tokens": 256, "ramp_steps": 4},
+        ),
+        (["--train.profile", "3:2"], "train", {"profile": "3:2"}),
+        (
+            ["--optim.name", "muon", "--optim.ema-decay", ".9"],
+            "optim",
+            {"name": "muon", "ema_decay": 0.9},
+        ),
+        (["--optim.schedule=wsd"], "optim", {"schedule": "wsd"}),
+        (["--model.float32-matmul", "tf32"], "model", {"float32_matmul": "tf32"}),
     ],
     ids=" ".join,
 )
@@ -134,6 +149,18 @@ def test_flags_that_were_right_count_when_others_were_wrong():
         (["--optim.clip-norm=no"], "--optim.clip-norm must be float or None, not no"),
         (["--model.norm", "mid"], "--model.norm must be one of pre, post, not mid"),
         (["--model.n-head", "3"], "model.n_embd 32 is not divisible by model.n_head 3"),
+        (["--train.micro-batch", "all"], "--train.micro-batch must be int or one of auto, not all"),
+        (
+            ["--train.ramp-steps", "3"],
+            "train.ramp_from_tokens and train.ramp_steps go together: the first batch, and the "
+            "updates until the whole one, not None and 3",
+        ),
+        (
+            ["--train.ramp-from-tokens", "128", "--train.ramp-steps", "3"],
+            "train.ramp_from_tokens 128 is not divisible by context x train.micro_batch = 256",
+        ),
+        (["--model.attention", "cudnn"], "model.attention cudnn computes in bfloat16 or float16"),
+        (["--train.profile", "3"], "train.profile must be STEP:COUNT"),
         (["--modle.n-head", "4"], "unknown option --modle.n-head (did you mean --model.n-head?)"),
         (["--n-head", "4"], "unknown option --n-head (did you mean --model.n-head?)"),
         (["--fresh=yes"], "--fresh is a switch: write --fresh or --no-fresh and no value, not yes"),

@@ -10,7 +10,7 @@ import pytest
 from gptjax.config import Config, DataConfig, ModelConfig, to_json
 from gptjax.errors import ConfigError
 from gptjax.presets import load_preset, preset_names
-from gptjax.validation import from_json, type_name, validate
+from gptjax.validation import from_json, profile_window, type_name, validate
 
 FIELDS = {
     f"{section}.{field.name}": typing.get_type_hints(kind)[field.name]
@@ -21,12 +21,12 @@ AT_LEAST_ONE = [
     "model.n_layer", "model.n_head", "model.n_embd", "model.n_ctx", "model.n_vocab", "model.unroll",
     "train.batch_tokens", "train.micro_batch", "train.context", "train.max_steps",
     "train.eval_tokens", "train.keep_latest", "optim.decay_steps", "sample.max_new_tokens",
-    "sample.top_k",
+    "sample.top_k", "train.ramp_from_tokens",
 ]  # fmt: skip
 NOT_NEGATIVE = [
     "optim.warmup_steps", "optim.peak_lr", "optim.final_lr", "optim.weight_decay",
     "train.eval_every_steps", "train.save_every_steps", "train.sample_every_steps", "train.seed",
-    "sample.temperature",
+    "sample.temperature", "train.loss_chunk_tokens", "train.ramp_steps",
 ]  # fmt: skip
 PROBABILITIES = [
     "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop", "optim.beta1", "optim.beta2",
@@ -60,8 +60,10 @@ def test_settings_beside_their_limits_are_valid():
         "data.val_fraction": 0.5, "data.tokenizer": "bpe:257", "optim.eps": 1e-30,
         "optim.clip_norm": 1e-30, "optim.warmup_steps": 5, "optim.decay_steps": 5,
         "train.context": 1024, "train.batch_tokens": 16 * 1024, "train.micro_batch": 16,
+        "optim.cooldown_fraction": 0, "optim.ema_decay": 0, "train.profile": "0:1",
     }  # fmt: skip
     validate(with_fields(limits))
+    validate(with_fields({"optim.cooldown_fraction": 1, "optim.ema_decay": 0.9999}))
 
 
 RULES = [
@@ -78,6 +80,12 @@ RULES = [
     ("optim.eps", float("nan"), "must be above 0", "nan"),
     ("optim.clip_norm", 0.0, "must be above 0", "None does not clip"),
     ("optim.clip_norm", float("nan"), "must be above 0", "nan"),
+    *[("optim.cooldown_fraction", bad, "must be in [0, 1]", bad)
+      for bad in (-0.1, 1.1, float("nan"))],
+    *[("optim.ema_decay", bad, "must be in [0, 1)", "None keeps no average")
+      for bad in (-0.1, 1, 1.5, float("nan"))],
+    *[("train.profile", bad, "must be STEP:COUNT with a COUNT of 1 or more", repr(bad))
+      for bad in ("", "3", ":", "3:", ":2", "3:0", "-1:2", "3:-2", "a:b", "1:2:3", "1.5:2")],
     ("train.seed", 2**32, "must be below 2**32", 2**32),
     ("data.tokenizer", "gtp2", "must be gpt2, bytes or bpe:N", "did you mean gpt2?"),
     ("data.tokenizer", "byte", "must be gpt2, bytes or bpe:N", "did you mean bytes?"),
@@ -108,6 +116,29 @@ COMBINATIONS = [
     ({"optim.decay_steps": 699}, ["optim.warmup_steps 700", "longer", "optim.decay_steps 699"]),
     ({"optim.warmup_steps": 6, "optim.decay_steps": 5},
      ["optim.warmup_steps 6", "longer", "optim.decay_steps 5"]),
+    ({"optim.moments_dtype": "bfloat16", "optim.name": "adafactor"},
+     ["optim.moments_dtype bfloat16", "optim.name adafactor", "float32"]),
+    ({"optim.moments_dtype": "bfloat16", "optim.beta2": 0.999},
+     ["optim.moments_dtype bfloat16", "0.9 or 0.999", "below 0.996"]),
+    ({"optim.moments_dtype": "bfloat16", "optim.beta1": 0.997, "optim.name": "lion"},
+     ["optim.moments_dtype bfloat16", "0.997 or 0.95"]),
+    ({"model.attention": "cudnn", "model.dtype": "float32"},
+     ["model.attention cudnn", "model.dtype float32", "blockwise"]),
+    ({"model.attention": "cudnn", "model.attn_pdrop": 0.1},
+     ["model.attention cudnn", "model.attn_pdrop 0.1", "blockwise"]),
+    ({"train.ramp_steps": 100},
+     ["train.ramp_from_tokens and train.ramp_steps go together", "not None and 100"]),
+    ({"train.ramp_from_tokens": 2**18},
+     ["train.ramp_from_tokens and train.ramp_steps go together", "not 262144 and 0"]),
+    *[({"train.ramp_from_tokens": tokens, "train.ramp_steps": 100, "train.micro_batch": 1},
+       [f"train.ramp_from_tokens {tokens} must be train.batch_tokens 524288 divided by 2, 4, 8"])
+      for tokens in (2**19, 2**20, 1023, 3 * 2**17)],
+    ({"train.batch_tokens": 3 * 2**17, "train.ramp_from_tokens": 2**17, "train.ramp_steps": 100},
+     ["train.ramp_from_tokens 131072 must be train.batch_tokens 393216 divided by 2, 4, 8"]),
+    ({"train.ramp_from_tokens": 2**13, "train.ramp_steps": 100},
+     ["train.ramp_from_tokens 8192", "context x train.micro_batch = 16384", "smaller micro-batch"]),
+    ({"train.ramp_from_tokens": 512, "train.ramp_steps": 100, "train.micro_batch": "auto"},
+     ["train.ramp_from_tokens 512", "context x train.micro_batch = 1024"]),
 ]  # fmt: skip
 
 
@@ -116,6 +147,39 @@ def test_an_impossible_combination_names_every_number_in_it(fields, words):
     problems = problems_of(with_fields(fields))
     assert len(problems) == 1, problems
     assert [word for word in words if word not in problems[0]] == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"train.ramp_from_tokens": 2**14, "train.ramp_steps": 1},
+        {"train.ramp_from_tokens": 1024, "train.ramp_steps": 9, "train.micro_batch": "auto"},
+        {"optim.moments_dtype": "bfloat16", "optim.beta2": 0.99},
+        {"optim.moments_dtype": "bfloat16", "optim.name": "muon"},
+        {"optim.name": "adafactor", "optim.beta2": 0.999},
+        {"model.attention": "cudnn", "model.dtype": "float16", "model.resid_pdrop": 0.1},
+        {"model.attention": "auto", "model.dtype": "float32", "model.attn_pdrop": 0.1},
+        {"train.micro_batch": "auto"},
+    ],
+    ids=str,
+)
+def test_combinations_beside_the_impossible_ones_are_valid(fields):
+    validate(with_fields(fields))
+
+
+@pytest.mark.parametrize(
+    ("text", "window"), [("0:1", (0, 1)), ("10:5", (10, 5)), ("007:2", (7, 2)), ("5:0", None)]
+)
+def test_a_profile_is_read_as_step_and_count(text, window):
+    assert profile_window(text) == window
+
+
+def test_an_automatic_micro_batch_needs_only_whole_sequences():
+    problems = problems_of(with_fields({"train.micro_batch": "auto", "train.batch_tokens": 1500}))
+    assert problems == [
+        "train.batch_tokens 1500 is not divisible by context x train.micro_batch = 1024 x auto = "
+        "1024: try 1024"
+    ]
 
 
 def test_a_run_may_end_within_its_warm_up():
@@ -143,7 +207,9 @@ WRONG = {
 def wrong_values(kind: Any) -> tuple[Any, ...]:
     choices = (kind, *typing.get_args(kind))
     is_choice = any(typing.get_origin(choice) is typing.Literal for choice in choices)
-    return ("none of these", 1) if is_choice else WRONG[kind]
+    if not is_choice:
+        return WRONG[kind]
+    return ("none of these", 1.5, True) if int in choices else ("none of these", 1)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +289,7 @@ def test_unusual_values_survive_json():
     unusual = {
         "data.inputs": ('a"b', "\u00e9\n"), "sample.prompt": "\ud800", "optim.eps": 1e-30,
         "optim.clip_norm": None, "train.context": 1024, "optim.weight_decay": 0,
+        "train.micro_batch": "auto", "optim.ema_decay": 0.5,
     }  # fmt: skip
     config = with_fields(unusual)
     assert from_json(to_json(config), "config.json") == config

@@ -112,6 +112,26 @@ def test_numbers_that_were_not_measured_are_left_out(log, clock, capsys):
     assert capsys.readouterr().out.split() == ["update", "5/5"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "end"),
+    [
+        ({"mfu": 0.4123}, "12,000 tok/s  41.2% MFU"),
+        ({"tokens": 6000, "data_wait": 0.0049}, "12,000 tok/s"),
+        ({"tokens": 6000, "data_wait": 0.1}, "12,000 tok/s  20% waiting for data"),
+        ({"tokens": 6000, "data_wait": 0.1, "mfu": 0.5}, "50.0% MFU  20% waiting for data"),
+    ],
+)
+def test_utilisation_and_a_wait_that_matters_are_shown(log, clock, changes, end):
+    shown = Display(log)
+    shown.start(step=0, max_steps=5)
+    shown.update({"step": 1, **ROW, "tokens_per_second": 12000.0, **changes})
+    shown.update({"step": 2, **VALIDATION, "tokens": 6000, "data_wait": 9.0})  # rate unknown
+    shown.close()
+    first, second = logged(log)
+    assert first.endswith(end)
+    assert "waiting" not in second
+
+
 def test_the_first_update_after_a_start_has_no_time_to_go_by(log, clock):
     shown = Display(log)
     shown.start(step=7, max_steps=9)

@@ -18,24 +18,28 @@ from conftest import ROOT
 LAYERS = [
     ["errors", "files", "tree"],
     ["config"],
-    ["validation"],
+    ["validation", "budget", "ramp"],
     [
         "presets",
-        *["model.ops", "model.layers", "model.gpt"],
+        *["model.ops", "model.products", "model.attention", "model.layers", "model.gpt"],
         *["data.shards", "data.tokenizers", "data.sources", "data.manifest"],
         *["data.windows", "data.loader", "data.preparation"],
         "evals.perplexity",
-        *["training.loss", "training.mesh", "training.metrics", "training.optimizer"],
-        *["training.curves", "training.display", "training.signals"],
+        *["training.mesh", "training.metrics", "training.curves", "training.display"],
+        *["training.guard", "training.schedules", "training.update_rules", "training.optimizer"],
+        *["training.compiler", "training.profile", "training.signals"],
     ],
-    ["cli", "sampling", "training.run_dir", "training.state", "training.tasks"],
-    ["training.checkpoint", "training.step"],
+    [
+        *["cli", "sampling", "training.run_dir", "training.state", "training.loss"],
+        *["training.tasks", "training.fitting"],
+    ],
+    ["training.checkpoint", "training.step", "training.samples"],
     ["training.setup"],
     ["training.loop"],
     ["train", "prepare", "generate"],
 ]
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
-WITHOUT_JAX = ["errors", "files", "config", "presets", "cli"]
+WITHOUT_JAX = ["errors", "files", "config", "budget", "ramp", "presets", "cli"]
 LONGEST_FILE = 320
 NO_NAMES = {"utils", "util", "helpers", "misc", "common"}
 

@@ -26,9 +26,14 @@ from gptjax.data.preparation import prepare
 from gptjax.data.sources import text_files
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
+from gptjax.ramp import BatchRamp
 
 T = 256
 ENDLESS = 10**12
+
+
+def constant(rows: int) -> BatchRamp:
+    return BatchRamp(rows, rows, 0)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +57,7 @@ def global_rows(windows: TokenWindows, steps: range, processes: int, rows: int =
     """The rows of all processes, each iterating by itself: [steps, rows, T + 1]."""
     parts = []
     for process in range(processes):
-        source = StepSource(windows, rows, steps.stop, 7, process, processes)
+        source = StepSource(windows, constant(rows), steps.stop, 7, process, processes)
         with batches_from(source, steps.start) as batches:
             parts.append(np.stack(list(batches)))
         assert parts[-1].shape == (len(steps), rows // processes, T + 1)
@@ -63,7 +68,7 @@ def test_every_window_is_seen_once_an_epoch_each_time_in_another_order(
     windows: TokenWindows, number_of: dict[bytes, int]
 ):
     n, epochs = len(windows), 4
-    rows = rows_of(StepSource(windows, 10, ENDLESS, seed=7), range(1 + n * epochs // 10))
+    rows = rows_of(StepSource(windows, constant(10), ENDLESS, seed=7), range(1 + n * epochs // 10))
     order = np.array([number_of[row.tobytes()] for row in rows[: n * epochs]]).reshape(epochs, n)
     np.testing.assert_array_equal(np.sort(order), np.tile(np.arange(n), (epochs, 1)))
     for first in range(epochs):
@@ -78,9 +83,9 @@ def test_the_seed_alone_decides_the_order(windows: TokenWindows):
     n = len(windows)
     first = {}
     for seed in (0, 1, 7, 8, 2**32 - 1):
-        rows = rows_of(StepSource(windows, n, ENDLESS, seed), range(3))
+        rows = rows_of(StepSource(windows, constant(n), ENDLESS, seed), range(3))
         again = rows_of(
-            StepSource(TokenWindows(windows.manifest, "train", T), n, 3, seed), range(3)
+            StepSource(TokenWindows(windows.manifest, "train", T), constant(n), 3, seed), range(3)
         )
         np.testing.assert_array_equal(rows, again)
         first[seed] = rows.reshape(3, n, T + 1)
@@ -93,7 +98,7 @@ def test_the_order_is_what_it_always_was(tmp_path: Path):
     (tmp_path / "a.txt").write_text("".join(f"{i:04d}\n" for i in range(10_000)))
     data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(tmp_path / "a.txt"),), 0.0)
     manifest = prepare(data, text_files(data.inputs), shard_tokens=5000)
-    source = StepSource(TokenWindows(manifest, "train", 50), 4, ENDLESS, seed=1337)
+    source = StepSource(TokenWindows(manifest, "train", 50), constant(4), ENDLESS, seed=1337)
     steps = [*range(3), *range(10**6, 10**6 + 3)]
     numbers = [int(bytes(row[:4].tolist())) // 10 for step in steps for row in source[step]]
     assert numbers == [
@@ -128,7 +133,7 @@ def test_a_run_handed_from_eight_processes_to_two_to_one_sees_what_one_sees(
 
 @pytest.mark.parametrize("step", [0, 1, 57, 199])
 def test_starting_at_a_step_is_the_same_as_getting_there(windows: TokenWindows, step: int):
-    source = StepSource(windows, 8, 200, seed=3)
+    source = StepSource(windows, constant(8), 200, seed=3)
     with batches_from(source, 0) as batches:
         walked = list(islice(batches, step, None))
     with batches_from(source, step) as batches:
@@ -139,7 +144,7 @@ def test_starting_at_a_step_is_the_same_as_getting_there(windows: TokenWindows, 
 
 
 def test_the_end_of_the_run_ends_the_batches(windows: TokenWindows):
-    with batches_from(StepSource(windows, 8, 20, seed=3), 20) as batches:
+    with batches_from(StepSource(windows, constant(8), 20, seed=3), 20) as batches:
         assert list(batches) == []
 
 
@@ -147,7 +152,7 @@ def test_a_step_a_billion_updates_away_is_there_at_once(
     windows: TokenWindows, number_of: dict[bytes, int]
 ):
     step, n = 10**9, len(windows)
-    source = StepSource(windows, 8, ENDLESS, seed=7)
+    source = StepSource(windows, constant(8), ENDLESS, seed=7)
     with batches_from(source, step) as batches:
         near = [next(batches) for _ in range(3)]
     np.testing.assert_array_equal(np.concatenate(near), rows_of(source, range(step, step + 3)))
@@ -163,7 +168,7 @@ def test_a_damaged_shard_reaches_the_consumer_as_a_user_error(prepared: Manifest
     raw = path.read_bytes()
     path.write_bytes(raw[:1024] + b"\xff" * (len(raw) - 1024))
     damaged = dataclasses.replace(prepared, directory=tmp_path / "data")
-    source = StepSource(TokenWindows(damaged, "train", T), 8, 1000, seed=7)
+    source = StepSource(TokenWindows(damaged, "train", T), constant(8), 1000, seed=7)
     with (
         batches_from(source, 0) as batches,
         pytest.raises(UserError, match=f"{re.escape(str(path))} holds token id 65535"),
@@ -177,13 +182,13 @@ def test_too_few_tokens_for_one_window_is_a_user_error(prepared: Manifest, split
     with pytest.raises(
         UserError, match=f"{re.escape(str(prepared.directory))} has too few {split}"
     ):
-        StepSource(TokenWindows(prepared, split, tokens), 8, 10, seed=0)
-    assert len(StepSource(TokenWindows(prepared, split, tokens - 1), 8, 10, seed=0)) == 10
+        StepSource(TokenWindows(prepared, split, tokens), constant(8), 10, seed=0)
+    assert len(StepSource(TokenWindows(prepared, split, tokens - 1), constant(8), 10, seed=0)) == 10
 
 
 def test_rows_that_do_not_divide_among_processes_are_a_user_error(windows: TokenWindows):
     with pytest.raises(UserError, match="6 sequences an update do not divide among 4 processes"):
-        StepSource(windows, 6, 10, 0, 0, 4)
+        StepSource(windows, constant(6), 10, 0, 0, 4)
 
 
 @pytest.mark.parametrize("items", [0, 1, 2, 3, 10])

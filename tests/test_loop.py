@@ -1,12 +1,22 @@
 """What a run does when: the table of due work, requests to stop, samples of updates done again."""
 
+import dataclasses
+import json
+import math
 import os
+import re
 import signal
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from gptjax.config import TrainConfig
-from gptjax.training.loop import _forget_samples_after, due
+from gptjax.config import Config, SampleConfig, TrainConfig
+from gptjax.presets import load_preset
+from gptjax.training import loop
+from gptjax.training.loop import due
+from gptjax.training.samples import append_sample, forget_samples_after
+from gptjax.training.setup import Setup
 from gptjax.training.signals import StopRequest
 
 TRAIN = TrainConfig(max_steps=10, eval_every_steps=4, sample_every_steps=6, save_every_steps=3)
@@ -97,12 +107,12 @@ def sample(step: int) -> str:
 def test_samples_after_the_restored_update_are_forgotten(tmp_path, step, kept):
     path = tmp_path / "samples.md"
     path.write_text("".join(sample(n) for n in (20, 40, 60)))
-    _forget_samples_after(path, step)
+    forget_samples_after(path, step)
     assert path.read_text() == "".join(sample(n) for n in kept)
 
 
 def test_a_run_without_samples_gets_no_file(tmp_path):
-    _forget_samples_after(tmp_path / "samples.md", 3)
+    forget_samples_after(tmp_path / "samples.md", 3)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,7 +120,7 @@ def test_a_sample_that_imitates_a_heading_does_not_stop_a_resumed_run(tmp_path):
     path = tmp_path / "samples.md"
     imitation = "## update 20\n\n~~~text\nprint('## update of the file')\n~~~\n\n"
     path.write_text(imitation + sample(40))
-    _forget_samples_after(path, 20)
+    forget_samples_after(path, 20)
     assert path.read_text() == imitation
 
 
@@ -118,5 +128,73 @@ def test_samples_that_are_kept_are_kept_byte_for_byte(tmp_path):
     path = tmp_path / "samples.md"
     content = b"## update 20\n\n~~~text\r\nab\rcd\n~~~\n\n"
     path.write_bytes(content + sample(40).encode())
-    _forget_samples_after(path, 20)
+    forget_samples_after(path, 20)
     assert path.read_bytes() == content
+
+
+def test_a_sample_that_is_added_is_one_that_can_be_forgotten(tmp_path):
+    path = tmp_path / "samples.md"
+    for step in (20, 40):
+        append_sample(path, step, f"text of {step}\n# heading")
+    assert path.read_text() == sample(20) + sample(40)
+    forget_samples_after(path, 20)
+    assert path.read_text() == sample(20)
+
+
+@pytest.fixture
+def short(prepared) -> Config:
+    """Four updates of the tiny model on the eight devices here, all of it watched."""
+    tiny = load_preset("tiny")
+    return dataclasses.replace(
+        tiny,
+        data=dataclasses.replace(tiny.data, path=str(prepared.directory), source=None),
+        train=dataclasses.replace(
+            tiny.train, max_steps=4, eval_every_steps=4, sample_every_steps=4, profile="1:2"
+        ),
+        sample=SampleConfig(prompt="", max_new_tokens=5, temperature=0.0),
+    )
+
+
+@pytest.mark.slow
+def test_a_run_tells_its_speed_and_looks_at_the_evaluated_parameters(short, tmp_path, monkeypatch):
+    """With all parameters zero every token is as likely, and the likeliest one is the first."""
+    events = []
+    opened, compiled = loop.batches_from, Setup.compile_update
+
+    def open_batches(*args):
+        events.append("open")
+        return opened(*args)
+
+    def compile_update(setup, step):
+        events.append(f"compile {step}")
+        compiled(setup, step)
+
+    monkeypatch.setattr(loop, "batches_from", open_batches)
+    monkeypatch.setattr(Setup, "compile_update", compile_update)
+    monkeypatch.setattr(
+        Setup, "evaluated_params", lambda _, state: jax.tree.map(jnp.zeros_like, state.params)
+    )
+    assert loop.fit(short, tmp_path / "run") == 0
+    assert events == ["open", "compile 0"]
+
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["tokens"] for row in rows] == [512] * 4
+    assert all(0 < row["data_wait"] < 10 for row in rows)
+    assert not any("mfu" in row for row in rows)  # nobody knows the peak of these processors
+    # the trace's start and end are pauses: the updates there have no rate
+    assert ["tokens_per_second" in row for row in rows] == [False, True, False, True]
+    assert rows[-1]["val_loss"] == pytest.approx(math.log(257), rel=1e-5)
+    assert rows[-1]["train_loss"] < 0.99 * math.log(257)
+    samples = (tmp_path / "run/samples.md").read_bytes()
+    assert samples == b"## update 4\n\n~~~text\n" + b"\0" * 5 + b"\n~~~\n\n"
+
+    log = (tmp_path / "run/log.txt").read_text()
+    seconds = r"\d+\.\d s"
+    line = (
+        rf"start-up  setup {seconds}, initialisation {seconds}, compilation {seconds} "
+        rf"\(cached: \w+\), first update {seconds}; {seconds} in all\n"
+    )
+    assert len(re.findall(line, log)) == 1
+    assert log.index("start-up") < log.index("update 1/4")
+    assert "traced updates 2 to 3: " in log
+    assert len(list((tmp_path / "run/profile").rglob("*.xplane.pb"))) == 1

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptjax.errors import UserError
-from gptjax.training import metrics
-from gptjax.training.metrics import MetricsLog, Throughput, read_rows
+from gptjax.training.metrics import MetricsLog, Throughput, read_rows, with_waits
 
 ROWS = [{"step": step, "train_loss": 1.0 / step} for step in range(1, 6)]
 
@@ -126,20 +125,20 @@ def test_sync_forces_this_very_file_to_the_disk(path, monkeypatch):
     assert synced == [path.stat().st_ino]
 
 
-@pytest.fixture
-def clock(monkeypatch) -> list[float]:
-    now = [100.0]
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-    return now
-
-
 def test_throughput_is_tokens_over_the_time_between_ends(clock):
     throughput = Throughput()
-    assert throughput.measure(64) is None
+    assert throughput.measure(64) == {"tokens_per_second": None, "mfu": None}
     clock[0] += 2.0
-    assert throughput.measure(64) == 32.0
+    assert throughput.measure(64) == {"tokens_per_second": 32.0, "mfu": None}
     clock[0] += 0.5
-    assert throughput.measure(64) == 128.0
+    assert throughput.measure(64) == {"tokens_per_second": 128.0, "mfu": None}
+
+
+def test_utilisation_is_the_share_of_the_peak_rate(clock):
+    throughput = Throughput(peak=320.0)
+    assert throughput.measure(64)["mfu"] is None
+    clock[0] += 2.0
+    assert throughput.measure(64) == {"tokens_per_second": 32.0, "mfu": 0.1}
 
 
 def test_throughput_leaves_pauses_out(clock):
@@ -148,9 +147,22 @@ def test_throughput_leaves_pauses_out(clock):
     clock[0] += 1.0
     throughput.pause()
     clock[0] += 1000.0
-    assert throughput.measure(64) is None
+    assert throughput.measure(64)["tokens_per_second"] is None
     clock[0] += 4.0
-    assert throughput.measure(64) == 16.0
+    assert throughput.measure(64)["tokens_per_second"] == 16.0
+
+
+def test_waits_are_those_of_the_one_who_asks(clock):
+    def items():
+        for seconds in (3.0, 0.0, 0.25):
+            clock[0] += seconds
+            yield seconds
+
+    seen = []
+    for item, wait in with_waits(items()):
+        seen.append((item, wait))
+        clock[0] += 100.0  # what is done with an item is no waiting
+    assert seen == [(3.0, 3.0), (0.0, 0.0), (0.25, 0.25)]
 
 
 @pytest.mark.parametrize("line", [b"5", b"[]", b"null", b'{"a": 1}', b"\xff\xfe", b'{"step": "1"}'])

@@ -14,11 +14,20 @@ import jax
 import pytest
 from conftest import ROOT
 
+from gptjax.budget import parameter_count
 from gptjax.cli import ConfigCommand, parse, parse_config
 from gptjax.config import Config, OptimConfig
 from gptjax.errors import ConfigError
-from gptjax.model.gpt import parameter_count, parameter_shapes
+from gptjax.model.gpt import parameter_shapes
 from gptjax.presets import find_preset, load_preset, preset_names, presets_dir
+from gptjax.training.fitting import memory_needed
+from gptjax.training.mesh import abstract_batch, batch_layout, make_mesh, replicated
+from gptjax.training.optimizer import make_optimizer
+from gptjax.training.schedules import learning_rate_schedule
+from gptjax.training.setup import DROPOUT_GENERATOR
+from gptjax.training.state import abstract_state
+from gptjax.training.step import make_train_step
+from gptjax.training.tasks import TASKS
 from gptjax.tree import count
 from gptjax.validation import validate
 
@@ -160,6 +169,46 @@ def test_the_book_s_model_differs_in_four_fields_only():
         "qkv_bias": False, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1,
     }  # fmt: skip
     assert dataclasses.replace(book, model=config.model) == config
+
+
+def test_the_8_gb_card_learns_the_same_with_dropout():
+    """Only what decides memory differs, and the dropout that its docstring tells of."""
+    config, card = load_preset("gpt2_124m"), load_preset("gpt2_124m_8gb")
+    before, after = dataclasses.asdict(config.model), dataclasses.asdict(card.model)
+    changed = {name: after[name] for name in after if after[name] != before[name]}
+    changed.pop("unroll", None)
+    assert changed == {
+        "embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1, "dtype": "float32",
+        "attention": "blockwise", "remat": "dots",
+    }  # fmt: skip
+    assert (card.optim, card.data, card.sample) == (config.optim, config.data, config.sample)
+    assert (card.train.batch_tokens, card.train.max_steps) == (2**19, config.train.max_steps)
+
+
+@pytest.mark.slow
+def test_the_update_for_the_8_gb_card_fits_with_room_to_spare():
+    """Compiled for one device, not run; a CPU's account, which a GPU's resembles."""
+    config = sized("gpt2_124m_8gb")
+    layout, mesh = batch_layout(config, 1, config.train.micro_batch), make_mesh(1)
+    assert (layout.micro_batch, layout.micro_steps) == (2, 256)
+    assert layout.context == 1024
+    optimizer = make_optimizer(config.optim, config.train.max_steps)
+    step = make_train_step(
+        TASKS["lm"](config.model, config.train.loss_chunk_tokens),
+        optimizer,
+        learning_rate_schedule(config.optim, config.train.max_steps),
+        mesh,
+        layout.micro_steps,
+        dropout=True,
+    )
+    key = jax.device_put(jax.random.key(0, impl=DROPOUT_GENERATOR), replicated(mesh))
+    state = abstract_state(config.model, optimizer, replicated(mesh))
+    compiled = step.lower(state, abstract_batch(mesh, layout), key).compile()
+    three_float32 = 3 * 4 * count(state.params)  # parameters and Adam's two moments
+    needed = memory_needed(compiled)
+    assert three_float32 < needed < 5.5 * 2**30
+    (promised,) = re.findall(r"Memory: (.*) GiB of the 8", docstring(find_preset("gpt2_124m_8gb")))
+    assert needed / 2**30 == pytest.approx(float(promised), rel=0.05)
 
 
 GOOD = """

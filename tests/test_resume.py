@@ -7,7 +7,6 @@ compared with an unbroken run.
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_verb
+from conftest import environment_on, run_verb, without_speed
 
 from gptjax.data.manifest import Manifest
 from gptjax.training.checkpoint import Checkpointer
@@ -47,11 +46,11 @@ def options(data: Manifest, dropout: float) -> list[str]:
 
 def start(args: list[str], cwd: Path) -> subprocess.Popen:
     """The same process as `run_verb`'s, left running."""
-    flags = "--xla_force_host_platform_device_count=1"
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "gptjax.train", *args]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment_on(1), stdout=pipe, stderr=pipe, text=True
+    )
 
 
 def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
@@ -61,10 +60,10 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
 
 
 def rows(cwd: Path) -> list[dict]:
-    """Everything in metrics.jsonl that has to be the same: all but the speed."""
+    """Everything in metrics.jsonl that has to be the same: all but what a clock measured."""
     lines = (cwd / "run" / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in found]
+    return [without_speed(row) for row in found]
 
 
 def written(cwd: Path) -> int:
@@ -182,21 +181,48 @@ def test_sigterm_saves_and_the_next_start_goes_on(prepared, tmp_path, unbroken, 
 
 def test_a_validation_that_a_stop_cut_short_is_made_up_for(prepared, tmp_path):
     """Every update is validated here, so that any stop falls on one."""
-    short = [*options(prepared, 0.0), "--train.max-steps", "60", "--train.sample-every-steps", "0"]
+    short = [*options(prepared, 0.0), "--train.max-steps", "30", "--train.sample-every-steps", "0"]
     short += ["--train.eval-every-steps", "1", "--train.eval-tokens", "1024"]
     for directory in (tmp_path / "stopped", tmp_path / "unbroken"):
         directory.mkdir()
-    happened = has_new_rows(tmp_path / "stopped", 10)
+    happened = has_new_rows(tmp_path / "stopped", 5)
     process = start(short, tmp_path / "stopped")
     wait_until(happened, process)
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 143
-    assert len(rows(tmp_path / "stopped")) < 60
+    assert len(rows(tmp_path / "stopped")) < 30
     for directory in (tmp_path / "stopped", tmp_path / "unbroken"):
         assert run_verb("train", *short, cwd=directory).returncode == 0
     assert rows(tmp_path / "stopped") == rows(tmp_path / "unbroken")
     assert all("val_loss" in row for row in rows(tmp_path / "unbroken"))
+
+
+def test_a_ramp_that_is_killed_goes_on_with_the_same_batches(prepared, tmp_path):
+    """Killed in each of the two stages of the ramp, and after it."""
+    ramp = ["--train.ramp-from-tokens", "128", "--train.ramp-steps", "100"]
+    ramped = [*options(prepared, 0.1), *ramp, "--train.micro-batch", "2"]
+    ramped += ["--train.max-steps", "160", "--train.sample-every-steps", "0"]
+    ramped += ["--train.save-every-steps", "15"]
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    for directory in (broken, unbroken):
+        directory.mkdir()
+    for moment in (20, 70, 120):
+        happened = has_new_rows(broken, moment)
+        process = start(ramped, broken)
+        wait_until(happened, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    for directory in (broken, unbroken):
+        result = run_verb("train", *ramped, cwd=directory)
+        assert result.returncode == 0, result.stderr
+        assert "(in steps over the first 100 updates: 128, 256, 512)" in result.stdout
+    assert rows(broken) == rows(unbroken)
+    tokens = [row["tokens"] for row in rows(unbroken)]
+    assert tokens == [128] * 50 + [256] * 50 + [512] * 60
+    losses = [row["train_loss"] for row in rows(unbroken)]
+    assert sum(losses[-5:]) / 5 < losses[0] - 1
 
 
 def test_a_directory_is_trained_in_by_one_process_at_a_time(prepared, tmp_path):

@@ -30,19 +30,27 @@ FIXED = {
     "model.n_vocab": 300, "model.norm": "post", "model.final_norm": False,
     "model.scale_residual_init": False, "model.qkv_bias": False, "model.bias": False,
     "model.tied_head": False, "train.batch_tokens": 1024, "train.context": 32, "train.seed": 1,
+    "train.ramp_from_tokens": 256, "train.ramp_steps": 8, "optim.name": "lion",
+    "optim.moments_dtype": "bfloat16", "optim.ema_decay": 0.9,
 }  # fmt: skip
 FREE = {
     "model.embd_pdrop": 0.1, "model.attn_pdrop": 0.1, "model.resid_pdrop": 0.1,
-    "model.dtype": "bfloat16", "model.unroll": 1, "data.path": "elsewhere",
+    "model.dtype": "bfloat16", "model.unroll": 2, "model.float32_matmul": "tf32",
+    "model.attention": "xla", "model.remat": "full", "data.path": "elsewhere",
     "data.tokenizer": "gpt2", "data.source": None, "data.inputs": ("a.txt",),
     "data.val_fraction": 0.3, "optim.peak_lr": 1.0, "optim.final_lr": 1.0, "optim.warmup_steps": 3,
     "optim.decay_steps": 70, "optim.weight_decay": 0.3, "optim.beta1": 0.5, "optim.beta2": 0.5,
     "optim.eps": 1e-5, "optim.clip_norm": None, "train.micro_batch": 2, "train.max_steps": 200,
-    "train.eval_every_steps": 7, "train.eval_tokens": None, "train.save_every_steps": 9,
-    "train.keep_latest": 5, "train.sample_every_steps": 11, "sample.prompt": "x",
+    "train.loss_chunk_tokens": 64, "train.profile": "1:2", "optim.schedule": "linear",
+    "optim.cooldown_fraction": 0.5, "train.eval_every_steps": 7, "train.eval_tokens": None,
+    "train.save_every_steps": 9, "train.keep_latest": 5, "train.sample_every_steps": 11,
+    "sample.prompt": "x",
     "sample.max_new_tokens": 5, "sample.temperature": 0.0, "sample.top_k": None,
 }  # fmt: skip
-TINY = load_preset("tiny")
+PRESET = load_preset("tiny")
+TINY = dataclasses.replace(
+    PRESET, model=dataclasses.replace(PRESET.model, n_layer=4, unroll=1)
+)  # a loop over layers, without which nothing can be rematerialised
 
 
 def value(config: Config, name: str) -> Any:

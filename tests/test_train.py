@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import run_verb
+from conftest import run_verb, without_speed
 
 from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest
@@ -131,8 +131,7 @@ def test_fresh_starts_over_and_keeps_the_old_run(finished, prepared):
     assert files(kept) == before
     assert re.search(rf"the old run is kept in \S*{re.escape(kept.name)}\n", result.stdout)
     for old, new in zip(old_rows, rows(finished), strict=True):
-        old.pop("tokens_per_second", None)
-        new.pop("tokens_per_second", None)
+        old, new = without_speed(old), without_speed(new)
         assert new == old
 
 
@@ -207,11 +206,33 @@ def test_losses_on_eight_devices_are_those_on_one(finished_once, prepared, tmp_p
     assert result.returncode == 0, result.stderr
     assert "1 micro-steps x 8 devices x 1 sequences x 64 tokens = 512 tokens" in result.stdout
     for one, eight in zip(rows(finished_once), rows(tmp_path), strict=True):
-        one.pop("tokens_per_second", None)
-        eight.pop("tokens_per_second", None)
+        one, eight = without_speed(one), without_speed(eight)
         if "val_stderr" in one:  # a small difference of large sums
             assert eight.pop("val_stderr") == pytest.approx(one.pop("val_stderr"), rel=1e-2)
         assert eight == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_micro_batch_of_its_own_choice_gives_the_same_losses(finished_once, prepared, tmp_path):
+    options = [*TINY, "--data.path", prepared.directory, "--train.micro-batch", "auto"]
+    result = run_verb("train", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "1 micro-steps x 1 devices x 8 sequences x 64 tokens = 512 tokens" in result.stdout
+    assert "(auto: the largest that fits: 0.0" in result.stdout
+    assert "2 micro-steps x 1 devices x 4 sequences" in (finished_once / "stdout.txt").read_text()
+    for given, chosen in zip(rows(finished_once), rows(tmp_path), strict=True):
+        for name in {"train_loss", "val_loss", "tokens"} & set(given):
+            assert chosen[name] == pytest.approx(given[name], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_what_does_not_go_together_is_refused_before_anything_starts(tmp_path):
+    flags = ["--train.ramp-steps", 3, "--optim.ema-decay", 2, "--model.attention", "cudnn"]
+    result = run_verb("train", *TINY, *flags, cwd=tmp_path)
+    assert result.returncode == 2
+    for word in ("3 problems", "train.ramp_from_tokens", "optim.ema_decay", "model.attention"):
+        assert word in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """Batches as a pure function of (seed, step): Grain shuffles lazily, this process takes its rows.
 
-Row r of step s is window number `s * rows + r` of an endless shuffled order, and process p of P
-owns a contiguous P-th of the rows. So the same global batch appears, bit for bit, on any number of
-processes; any step is reached in O(1); and the only state of the data is the step.
+The rows of each step follow those of the step before in an endless shuffled order of windows, and
+process p of P owns a contiguous P-th of them. So the same global batch appears, bit for bit, on any
+number of processes; any step is reached in O(1); and the only state of the data is the step.
 """
 
 from collections import deque
@@ -16,6 +16,7 @@ import numpy as np
 from gptjax.data.manifest import Manifest
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
+from gptjax.ramp import BatchRamp
 
 T = TypeVar("T")
 Batch = dict[str, Any]
@@ -33,7 +34,7 @@ class StepSource:
     def __init__(
         self,
         windows: TokenWindows,
-        rows: int,
+        ramp: BatchRamp,
         steps: int,
         seed: int,
         process: int = 0,
@@ -45,19 +46,22 @@ class StepSource:
                 f"one window of {windows.context} + 1: prepare more text, or train "
                 "with a shorter --train.context"
             )
-        if rows % processes:
-            raise UserError(f"{rows} sequences an update do not divide among {processes} processes")
+        if ramp.first % processes:
+            raise UserError(
+                f"{ramp.first} sequences an update do not divide among {processes} processes"
+            )
         self._order = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
-        self._rows, self._steps, self._local = rows, steps, rows // processes
-        self._first = process * self._local
+        self._ramp, self._steps = ramp, steps
+        self._process, self._processes = process, processes
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, step: int) -> np.ndarray:
         """Rows of `step`, counted from 0."""
-        start = step * self._rows + self._first
-        rows: list[Any] = [self._order[i] for i in range(start, start + self._local)]
+        local = self._ramp.rows(step) // self._processes
+        start = self._ramp.rows_before(step) + self._process * local
+        rows: list[Any] = [self._order[i] for i in range(start, start + local)]
         return np.stack(rows)
 
 
@@ -68,6 +72,7 @@ def batches_from(source: StepSource, step: int) -> Iterator[Iterator[np.ndarray]
     records: Any = source  # Grain needs no more than len() and indexing
     iterator = iter(grain.MapDataset.source(records).to_iter_dataset(options))
     iterator.set_state({"next_index": step})
+    iterator.start_prefetch()  # else the thread waits for the first next()
     try:
         yield iterator
     finally:

@@ -6,7 +6,8 @@ every committed step gets `INTEGRITY.json` (size and crc32 of each of its files)
 back from the newest step to the first that verifies, and `poll` brings late errors to light.
 
 A step holds four items: params, opt_state, cursor (step, data fingerprint, validation loss) and
-config. Parameters stand alone so that generating or converting reads nothing else.
+config. Parameters stand alone so that generating or converting reads nothing else; a fifth item,
+averaged, holds their running average where there is one, and is what is read then.
 """
 
 import json
@@ -23,12 +24,14 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from gptjax.errors import UserError
 from gptjax.files import write_atomically
+from gptjax.training.optimizer import averaged_parameters
 from gptjax.training.state import TrainState
 from gptjax.tree import Tree
 
 INTEGRITY = "INTEGRITY.json"
 CURSOR_FILE = "cursor/metadata"
 DAMAGED = "damaged"
+AVERAGED = "averaged"
 Say = Callable[[str], None]
 
 
@@ -120,12 +123,14 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         self.wait()
+        items = {"params": state.params, "opt_state": state.opt_state}
+        if (averaged := averaged_parameters(state.opt_state)) is not None:
+            items[AVERAGED] = averaged
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    opt_state=ocp.args.StandardSave(state.opt_state),
+                    **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
                     cursor=ocp.args.JsonSave({"step": step, **cursor}),
                     config=ocp.args.JsonSave(config),
                 ),
@@ -229,12 +234,13 @@ class Checkpointer:
         return TrainState(count, items["params"], items["opt_state"]), items["cursor"]
 
     def restore_params(self, step: int, abstract_params: Tree) -> Tree:
-        """Parameters alone; raises `UserError` if the step is damaged."""
+        """Parameters alone, their average if there is one; `UserError` if the step is damaged."""
         problem = verify(self.directory / str(step))
+        item = AVERAGED if (self.directory / str(step) / AVERAGED).exists() else "params"
         if problem is None:
             try:
-                args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract_params))
-                return self._manager.restore(step, args=args)["params"]
+                args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract_params)})
+                return self._manager.restore(step, args=args)[item]
             except Exception as error:
                 problem = _reason(error)
         raise UserError(f"checkpoint {self.directory / str(step)} is damaged: {problem}")

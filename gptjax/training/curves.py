@@ -9,8 +9,11 @@ TRAIN, VALIDATION, RATE = "#9bb8d3", "#c8553d", "#4a6b57"
 SMOOTH = 0.02  # share of the run that the smoothed training curve averages over
 
 
-def plot_curves(rows: Sequence[Row], tokens_per_step: int, title: str, path: Path) -> None:
-    """Draw both pictures from the rows of metrics.jsonl, one above the other, into a PNG."""
+def plot_curves(rows: Sequence[Row], tokens_per_step: int | None, title: str, path: Path) -> None:
+    """Draw both pictures from the rows of metrics.jsonl, one above the other, into a PNG.
+
+    Updates that differ in size (None) get no second axis of tokens.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -37,10 +40,10 @@ def plot_curves(rows: Sequence[Row], tokens_per_step: int, title: str, path: Pat
     losses.set_ylabel("loss (nats per token)")
     if train or val:
         losses.legend(frameon=False)
-    seen = losses.secondary_xaxis(
-        "top", functions=(lambda s: s * tokens_per_step / 1e6, lambda t: t * 1e6 / tokens_per_step)
-    )
-    seen.set_xlabel("million tokens")
+    if tokens_per_step is not None:
+        millions = tokens_per_step / 1e6
+        functions = (lambda step: step * millions, lambda tokens: tokens / millions)
+        losses.secondary_xaxis("top", functions=functions).set_xlabel("million tokens")
     rates.set_ylabel("learning rate")
     rates.set_ylim(bottom=0)
     rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

@@ -14,6 +14,7 @@ from rich.table import Table
 from gptjax.training.metrics import Row
 
 LINE_SECONDS = 5.0  # between plain progress lines
+WAIT_SHARE = 0.01  # of an update; waiting for data is shown where it is longer
 
 
 class _Console(Console):
@@ -110,7 +111,18 @@ def _numbers(row: Row) -> str:
         parts.append(f"lr {row['learning_rate']:.2e}")
     if "tokens_per_second" in row:
         parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
+    if "mfu" in row:
+        parts.append(f"{row['mfu']:.1%} MFU")
+    if (share := _wait_share(row)) > WAIT_SHARE:
+        parts.append(f"{share:.0%} waiting for data")
     return "  ".join(parts)
+
+
+def _wait_share(row: Row) -> float:
+    """Share of an update's time that the host waited for data; 0 where it was not measured."""
+    if not {"data_wait", "tokens", "tokens_per_second"} <= set(row):
+        return 0.0
+    return row["data_wait"] * row["tokens_per_second"] / row["tokens"]
 
 
 def _clock(seconds: float) -> str:

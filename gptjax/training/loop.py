@@ -7,39 +7,40 @@ finished and its row written first, so that no checkpoint knows more than metric
 
 import json
 import math
-import re
+import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import jax
 
+from gptjax.budget import peak_tokens_per_second
 from gptjax.config import Config, TrainConfig, to_json
 from gptjax.data.loader import batches_from, read_ahead
 from gptjax.errors import UserError
 from gptjax.evals.perplexity import Validation, evaluate
-from gptjax.files import write_atomically
-from gptjax.sampling import stream_text
 from gptjax.training.checkpoint import Checkpointer, SaveError
+from gptjax.training.compiler import watching_cache
 from gptjax.training.curves import plot_curves
 from gptjax.training.display import Display
-from gptjax.training.metrics import MetricsLog, Row, Throughput
+from gptjax.training.metrics import MetricsLog, Row, Throughput, with_waits
+from gptjax.training.profile import Startup, UpdateTrace
 from gptjax.training.run_dir import RunDir
+from gptjax.training.samples import append_sample, forget_samples_after, sample_after
 from gptjax.training.setup import Setup
 from gptjax.training.signals import StopRequest
 from gptjax.training.state import TrainState
 from gptjax.training.step import Metrics
 
 GIVE_UP_AFTER = 20  # updates skipped in a row, their gradients not being finite
-SAMPLE_HEADING = re.compile(rb"^## update (\d+)\n\n~~~text$", re.MULTILINE)
 
 
-def fit(config: Config, run_path: Path, fresh: bool = False) -> int:
+def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | None = None) -> int:
     """Train until `max_steps`, resuming the run in `run_path`; returns the exit code.
 
-    `fresh` moves an older run aside first. 0 for a complete run, 128 + signal number for one that
-    a signal ended, after a save.
+    `fresh` moves an older run aside first; `startup` has the phases of the start so far. 0 for a
+    complete run, 128 + signal number for one that a signal ended, after a save.
     """
-    run_dir = RunDir(run_path)
+    run_dir, startup = RunDir(run_path), startup or Startup(time.perf_counter())
     run_dir.check()
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -54,11 +55,13 @@ def fit(config: Config, run_path: Path, fresh: bool = False) -> int:
             display.say(f"the old run is kept in {kept}")
         for difference in changed:
             display.say(f"changed since the last start: {difference}")
+        startup.end("setup")
         state = _restore_or_start(setup, checkpointer, run_dir, display)
+        startup.end("initialisation" if int(state.step) == 0 else "restoring")
         run_dir.begin(setup.config, setup.tokenizer)
         step = int(state.step)
         log = stack.enter_context(closing(MetricsLog(run_dir.metrics, step)))
-        loop = _Loop(setup, run_dir, checkpointer, log, display, stop)
+        loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup)
         loop.make_up_validation(state, step)
         if step >= setup.config.train.max_steps:
             display.say(
@@ -112,7 +115,7 @@ def _restore_or_start(
             "windows may come in another order from here on"
         )
     display.say(f"resuming {run_dir.path} after update {int(state.step)}")
-    return state
+    return setup.adapted(state)
 
 
 class _Loop:
@@ -126,27 +129,39 @@ class _Loop:
         log: MetricsLog,
         display: Display,
         stop: StopRequest,
+        startup: Startup,
     ):
         self.setup, self.run_dir, self.checkpointer = setup, run_dir, checkpointer
-        self.log, self.display, self.stop = log, display, stop
-        self.throughput = Throughput()
+        self.log, self.display, self.stop, self.startup = log, display, stop, startup
+        kind = jax.devices()[0].device_kind
+        peak = peak_tokens_per_second(setup.config, kind, jax.device_count())
+        self.throughput = Throughput(peak)
         self.save_failed = False
 
     def train(self, state: TrainState, step: int) -> int:
         """Update by update to the end, or to a stop request; returns the exit code."""
         train, display = self.setup.config.train, self.display
-        _forget_samples_after(self.run_dir.samples, step)
-        display.say("compiling the update ...")
-        display.start(step, train.max_steps)
-        previous: tuple[int, Metrics] | None = None
-        with batches_from(self.setup.source, step) as rows:
-            for batch in read_ahead(rows, self.setup.put_training_rows):
-                state, metrics = self.setup.train_step(state, batch, self.setup.key)
+        forget_samples_after(self.run_dir.samples, step)
+        trace = UpdateTrace(train.profile, self.run_dir.path / "profile", display.say)
+        previous: tuple[int, Metrics, float] | None = None
+        with batches_from(self.setup.source, step) as rows, closing(trace):
+            display.say("compiling the update ...")
+            self.startup.end("setup")
+            with watching_cache() as cache:
+                self.setup.compile_update(step)  # while the thread behind `rows` reads
+            self.startup.end("compilation", f"cached: {cache}")
+            display.start(step, train.max_steps)
+            trace.begin(step, train.max_steps)
+            for batch, wait in with_waits(read_ahead(rows, self.setup.put_training_rows)):
+                with trace.update(step + 1):
+                    state, metrics = self.setup.train_step(state, batch, self.setup.key)
                 step += 1
                 if previous is not None:
                     self._write(self._row(*previous))
-                previous = (step, metrics)
+                previous = (step, metrics, wait)
                 self._poll()
+                if trace.after(step, metrics):
+                    self.throughput.pause()
                 now = due(train, step, bool(self.stop), self.save_failed)
                 if now:
                     stopping = self._boundary(now, state, self._row(*previous))
@@ -155,9 +170,10 @@ class _Loop:
                         break
         return self._end(step)
 
-    def _row(self, step: int, metrics: Metrics) -> Row:
+    def _row(self, step: int, metrics: Metrics, data_wait: float) -> Row:
         """Wait for an update and turn its metrics into a row of metrics.jsonl."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.startup.finish(self.display.say)
         skipped = int(values["skipped"])
         if skipped:
             self.display.say(f"update {step} was skipped: its gradients are not finite")
@@ -172,7 +188,9 @@ class _Loop:
             "train_loss": values["loss"],
             "learning_rate": values["learning_rate"],
             "grad_norm": values["grad_norm"] if not skipped else None,
-            "tokens_per_second": self.throughput.measure(values["tokens"]),
+            "tokens": int(values["tokens"]),
+            "data_wait": data_wait,
+            **self.throughput.measure(values["tokens"]),
         }
 
     def _write(self, row: Row) -> None:
@@ -216,26 +234,18 @@ class _Loop:
                 if self.stop:
                     return
 
-        step = self.setup.eval_step
-        result = evaluate(
-            lambda batch: step(state.params, batch), until_stopped(), self.setup.val_bytes
-        )
+        step, params = self.setup.eval_step, self.setup.evaluated_params(state)
+        result = evaluate(lambda batch: step(params, batch), until_stopped(), self.setup.val_bytes)
         return None if self.stop else result
 
     def _sample(self, state: TrainState, step: int) -> None:
-        """Append a text to samples.md, the same whenever this update is reached."""
-        config = self.setup.config
-        key = jax.random.fold_in(jax.random.key(config.train.seed), step)
-        params = jax.tree.map(lambda x: x.addressable_data(0), state.params)
-        pieces = []
-        for piece in stream_text(config.model, params, self.setup.tokenizer, key, config.sample):
-            pieces.append(piece)
-            if self.stop:
-                return
-        text = config.sample.prompt + "".join(pieces)
-        with self.run_dir.samples.open("ab") as file:
-            file.write(f"## update {step}\n\n~~~text\n{text}\n~~~\n\n".encode("utf-8", "replace"))
-        self.display.say(f"sample after update {step}:\n{text}")
+        """Show a text and add it to samples.md, unless a stop request came meanwhile."""
+        setup = self.setup
+        params = setup.evaluated_params(state)
+        text = sample_after(step, setup.config, params, setup.tokenizer, self.stop)
+        if text is not None:
+            append_sample(self.run_dir.samples, step, text)
+            self.display.say(f"sample after update {step}:\n{text}")
 
     def _save(self, state: TrainState, validation: Validation | None) -> None:
         """Start saving; after a failed save, wait until this one is safe."""
@@ -268,7 +278,8 @@ class _Loop:
         self.display.say(f"{error} Trying once more.")
 
     def _plot(self) -> None:
-        tokens = self.setup.config.train.batch_tokens
+        train = self.setup.config.train
+        tokens = train.batch_tokens if train.ramp_from_tokens is None else None
         plot_curves(self.log.rows, tokens, self.run_dir.path.name, self.run_dir.curves)
 
     def _end(self, step: int) -> int:
@@ -297,12 +308,3 @@ def _validation_values(validation: Validation) -> Row:
         "val_stderr": validation.stderr,
         "val_bits_per_byte": validation.bits_per_byte,
     }
-
-
-def _forget_samples_after(path: Path, step: int) -> None:
-    """Drop the samples of updates that will be done again."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    later = (m.start() for m in SAMPLE_HEADING.finditer(content) if int(m[1]) > step)
-    write_atomically(path, content[: next(later, len(content))])

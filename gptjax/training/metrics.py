@@ -8,12 +8,14 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from gptjax.errors import UserError
 from gptjax.files import write_atomically
 
+T = TypeVar("T")
 Row = dict[str, Any]
 
 
@@ -81,17 +83,35 @@ def _is_measured(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
+def with_waits(items: Iterator[T]) -> Iterator[tuple[T, float]]:
+    """Each item, and the seconds that whoever asked for it waited.
+
+    For batches this bounds how long the devices waited for data: they still had the update before.
+    """
+    asked = time.perf_counter()
+    for item in items:
+        yield item, time.perf_counter() - asked
+        asked = time.perf_counter()
+
+
 class Throughput:
     """Tokens per second between the ends of successive updates, with pauses left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, peak: float | None = None):
+        """`peak` is the rate, in tokens a second, at which all devices would be at their peak."""
         self._last: float | None = None
+        self._peak = peak
 
-    def measure(self, tokens: float) -> float | None:
-        """Rate over the update that has just ended; None for the first after a pause."""
+    def measure(self, tokens: float) -> Row:
+        """Speed over the update that has just ended; None for the first after a pause.
+
+        `tokens_per_second`, and `mfu`, the share of the peak (0 to 1), None where that is unknown.
+        """
         now, last = time.perf_counter(), self._last
         self._last = now
-        return None if last is None else tokens / (now - last)
+        rate = None if last is None else tokens / (now - last)
+        mfu = None if rate is None or self._peak is None else rate / self._peak
+        return {"tokens_per_second": rate, "mfu": mfu}
 
     def pause(self) -> None:
         """Do not count the time from now to the next update's end."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from gptjax.budget import parameter_count
 from gptjax.config import Config
 from gptjax.data.loader import StepSource, require_vocabulary, training_batch, validation_batches
 from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
@@ -15,13 +16,36 @@ from gptjax.data.tokenizers import Tokenizer, bytes_per_token
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
 from gptjax.evals.perplexity import target_bytes
-from gptjax.model.gpt import parameter_count, parameter_shapes
+from gptjax.model.gpt import parameter_shapes
+from gptjax.ramp import batch_ramp
+from gptjax.training.compiler import compiler_options
 from gptjax.training.display import Display
-from gptjax.training.mesh import batch_layout, make_mesh, put_rows, replicated
-from gptjax.training.optimizer import decay_table, learning_rate_schedule, make_optimizer
+from gptjax.training.fitting import (
+    choose_attention,
+    gibibytes,
+    largest_micro_batch,
+    memory_limit,
+    memory_needed,
+)
+from gptjax.training.guard import with_loss_scale
+from gptjax.training.mesh import (
+    BatchLayout,
+    abstract_batch,
+    batch_layout,
+    make_mesh,
+    put_rows,
+    replicated,
+    rows_per_device,
+)
+from gptjax.training.optimizer import averaged_parameters, decay_table, make_optimizer
+from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.state import TrainState, abstract_state, initial_state
 from gptjax.training.step import make_eval_step, make_train_step
 from gptjax.training.tasks import TASKS
+
+# The cheapest of jax's generators that is independent of the number of devices: a quarter of
+# threefry's time on a CPU, and few enough operations to be fused with what uses the bits.
+DROPOUT_GENERATOR = "philox2x32"
 
 
 def resolve(config: Config, manifest: Manifest) -> Config:
@@ -41,35 +65,103 @@ class Setup:
         self.manifest = read_manifest(Path(config.data.path))
         self.config = config = resolve(config, self.manifest)
         self.tokenizer: Tokenizer = read_tokenizer(self.manifest)
-        self.layout = batch_layout(config, jax.device_count())
+        train, context = config.train, config.context
+        rows_per_device(config, jax.device_count())
         self.mesh = make_mesh()
         self.placement = replicated(self.mesh)
-        train, model = config.train, config.model
-
-        row_loss = TASKS["lm"](model)
-        schedule = learning_rate_schedule(config.optim, train.max_steps)
-        self.optimizer = make_optimizer(config.optim, train.max_steps)
-        self.train_step = make_train_step(
-            row_loss,
-            self.optimizer,
-            schedule,
-            self.mesh,
-            self.layout.micro_steps,
-            dropout=any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)),
+        self.key = jax.device_put(
+            jax.random.key(train.seed, impl=DROPOUT_GENERATOR), self.placement
         )
-        self.eval_step = make_eval_step(row_loss, self.mesh)
-        self.key = jax.device_put(jax.random.key(train.seed), self.placement)
 
+        attention, self._attention_reason = choose_attention(config.model, context)
+        self.model = dataclasses.replace(config.model, attention=attention)
+        self._task = TASKS["lm"](self.model, train.loss_chunk_tokens)
+        self._schedule = learning_rate_schedule(config.optim, train.max_steps)
+        self.optimizer = make_optimizer(
+            config.optim, train.max_steps, dynamic_loss_scale=self.model.dtype == "float16"
+        )
+        self._compiled: dict[BatchLayout, jax.stages.Compiled] = {}
+        self._weights: dict[tuple[int, ...], jax.Array] = {}
+        self.layout, self._memory = self._lay_out()
+        self.eval_step = make_eval_step(self._task, self.mesh, self.model.float32_matmul)
+
+        self.ramp = batch_ramp(config)
         self.source = StepSource(
-            TokenWindows(self.manifest, "train", config.context),
-            config.batch_rows,
+            TokenWindows(self.manifest, "train", context),
+            self.ramp,
             train.max_steps,
             train.seed,
             jax.process_index(),
             jax.process_count(),
         )
-        self._val_windows = TokenWindows(self.manifest, "val", config.context)
+        self._val_windows = TokenWindows(self.manifest, "val", context)
         self.val_bytes = self._count_val_bytes() if train.eval_every_steps else 0
+
+    def _lay_out(self) -> tuple[BatchLayout, str | None]:
+        """How an update is cut, and what was found about memory if the micro-batch is `auto`."""
+        micro_batch, n_devices = self.config.train.micro_batch, jax.device_count()
+        if micro_batch != "auto":
+            return batch_layout(self.config, n_devices, micro_batch), None
+        limit = memory_limit()
+        if limit is None:
+            raise UserError(
+                "train.micro_batch auto needs to know how much memory a device has, which this one "
+                "does not tell: give a number as --train.micro-batch"
+            )
+        rows, needs = rows_per_device(self.config, n_devices), {}
+
+        def needed(micro_batch: int) -> int:
+            layout = batch_layout(self.config, n_devices, micro_batch)
+            needs[micro_batch] = memory_needed(self._compile(layout))
+            return needs[micro_batch]
+
+        chosen = largest_micro_batch(rows, needed, limit)
+        found = f"{gibibytes(needs[chosen])} of {gibibytes(limit)} a device, by the compiler"
+        return batch_layout(self.config, n_devices, chosen), found
+
+    def _compile(self, layout: BatchLayout) -> jax.stages.Compiled:
+        """Compile the update of one layout, without data and without running anything."""
+        if layout in self._compiled:
+            return self._compiled[layout]
+        model = self.model
+        step = make_train_step(
+            self._task,
+            self.optimizer,
+            self._schedule,
+            self.mesh,
+            layout.micro_steps,
+            dropout=any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)),
+            float32_matmul=model.float32_matmul,
+        )
+        batch = abstract_batch(self.mesh, layout)
+        lowered = step.lower(self.abstract_state(), batch, self.key)
+        self._compiled[layout] = lowered.compile(compiler_options())
+        return self._compiled[layout]
+
+    def compile_update(self, step: int) -> None:
+        """Compile what the updates from `step` on, counted from 0, need and is not there yet."""
+        for rows in self.ramp.sizes():
+            if rows >= self.ramp.rows(step):
+                self._compiled_for(rows)
+
+    def _compiled_for(self, rows: int) -> jax.stages.Compiled:
+        micro_steps = rows // (self.layout.micro_batch * self.layout.n_devices)
+        return self._compile(dataclasses.replace(self.layout, micro_steps=micro_steps))
+
+    def train_step(self, state: TrainState, batch: Any, key: jax.Array) -> Any:
+        """One update, by the program for a batch of its size."""
+        micro_steps, rows = batch["tokens"].shape[:2]
+        return self._compiled_for(micro_steps * rows)(state, batch, key)
+
+    def adapted(self, state: TrainState) -> TrainState:
+        """A restored state with the loss scale that the type of this start needs."""
+        opt_state = with_loss_scale(state.opt_state, self.model.dtype == "float16")
+        return state._replace(opt_state=opt_state)
+
+    def evaluated_params(self, state: TrainState) -> Any:
+        """The parameters to validate and sample with: their running average, if there is one."""
+        averaged = averaged_parameters(state.opt_state)
+        return state.params if averaged is None else averaged
 
     @property
     def data_identity(self) -> dict[str, str]:
@@ -87,7 +179,13 @@ class Setup:
 
     def put_training_rows(self, rows: Any) -> Any:
         """Start copying one update's rows to the devices."""
-        return put_rows(self.mesh, training_batch(rows, self.layout.micro_steps), axis=1)
+        local_rows = self.layout.micro_batch * jax.local_device_count()
+        batch = training_batch(rows, len(rows) // local_rows)
+        weights = batch.pop("weights")  # the same for all updates of a size: copied once
+        if weights.shape not in self._weights:
+            self._weights[weights.shape] = put_rows(self.mesh, weights, axis=1)
+        placed = put_rows(self.mesh, batch, axis=1)
+        return {**placed, "weights": self._weights[weights.shape]}
 
     def validation_batches(self) -> Iterator[Any]:
         """The fixed validation set on the devices, batch by batch."""
@@ -113,7 +211,8 @@ class Setup:
         """Say what is about to happen, so that a mistake is seen before it costs anything."""
         train, model, say = self.config.train, self.config.model, display.say
         split, val = self.manifest.splits["train"], self.manifest.splits["val"]
-        device, tokens = jax.devices()[0], train.batch_tokens * train.max_steps
+        device = jax.devices()[0]
+        tokens = self.ramp.rows_before(train.max_steps) * self.config.context
         say(
             f"model    {parameter_count(model):,} parameters: {model.n_layer} layers, "
             f"{model.n_head} heads, {model.n_embd} wide, context {model.n_ctx}, vocabulary "
@@ -125,9 +224,15 @@ class Setup:
             f"{self.manifest.tokenizer}"
         )
         say(f"devices  {self.layout.n_devices} x {device.device_kind} ({device.platform})")
+        say(f"attention {self.model.attention} ({self._attention_reason})")
         say(f"batch    {self.layout}")
-        if self.layout.micro_batch < train.micro_batch:
+        if self._memory is not None:
+            say(f"         (auto: the largest that fits: {self._memory})")
+        elif self.layout.micro_batch < int(train.micro_batch):
             say(f"         (micro-batch lowered from {train.micro_batch} to fill every device)")
+        if len(sizes := self.ramp.sizes()) > 1:
+            tokens_of = ", ".join(f"{size * self.config.context:,}" for size in sizes)
+            say(f"         (in steps over the first {train.ramp_steps:,} updates: {tokens_of})")
         say(
             f"updates  {step:,} to {train.max_steps:,}; {tokens:,} tokens in all, "
             f"{tokens / split.tokens:.2f} epochs"

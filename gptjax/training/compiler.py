@@ -1,0 +1,143 @@
+"""Compiled programs are kept from start to start, and freed memory from update to update."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import jax
+import jax.monitoring
+
+LARGEST_CACHE = 8 * 2**30  # bytes; GPT-2's update on a GPU takes some ten million
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
+NEVER = 2**31 - 1  # bytes, the largest threshold that mallopt takes
+REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
+HIT = "/jax/compilation_cache/cache_hits"
+
+
+def enable_compilation_cache() -> Path | None:
+    """Let jax keep every compiled program on disk; returns where, or None if it cannot.
+
+    `JAX_COMPILATION_CACHE_DIR` decides if it is set. Otherwise programs are kept by type of
+    processor, since one compiled for a newer processor may crash on an older one that shares the
+    home directory. A directory that cannot be written costs nothing but a note on standard error.
+    """
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if chosen := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return Path(chosen)
+    try:
+        directory = _cache_home() / "gptjax" / "xla" / host_tag()
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+        _prune(directory, LARGEST_CACHE)
+    except (OSError, RuntimeError) as error:
+        print(f"note: compiled programs are not kept for the next start: {error}", file=sys.stderr)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    return directory
+
+
+def _cache_home() -> Path:
+    """Where this user's programs keep what they can make again (XDG base directories)."""
+    chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return chosen if chosen.is_absolute() else Path.home() / ".cache"
+
+
+def host_tag(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """A name for this type of processor: the same wherever compiled programs may move to."""
+    kinds = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    known = {line for line in lines if line.startswith(kinds)} or {platform.processor()}
+    digest = hashlib.sha256("\n".join(sorted(known)).encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"
+
+
+def _prune(directory: Path, largest: int) -> None:
+    """Delete the programs that were not used for longest, as far as there are too many.
+
+    jax's own limit needs another package and a lock around every access. A program that another
+    process deletes first, or is about to read, is simply compiled again.
+    """
+    found = []
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):  # another process may delete it
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= largest:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+class CacheUse:
+    """Whether what was compiled within `watching_cache` came from the cache."""
+
+    def __init__(self) -> None:
+        self.requests = self.hits = 0
+
+    def __str__(self) -> str:
+        if not self.requests or jax.config.values["jax_compilation_cache_dir"] is None:
+            return "off"
+        return "yes" if self.hits == self.requests else "no"
+
+    def _note(self, event: str, **_: str | int) -> None:
+        self.requests += event == REQUEST
+        self.hits += event == HIT
+
+
+@contextmanager
+def watching_cache() -> Iterator[CacheUse]:
+    """Count the programs asked of jax's persistent cache, and those it had."""
+    use = CacheUse()
+    listener = use._note
+    jax.monitoring.register_event_listener(listener)
+    try:
+        yield use
+    finally:
+        jax.monitoring.unregister_event_listener(listener)
+
+
+def compiler_options() -> dict[str, bool | str]:
+    """What XLA is told besides its defaults here. docs/performance.md has the evidence.
+
+    On processors: not to reorder operations for the sake of running more of them at once, which
+    costs a tenth or more of an update's memory, and no less time.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep large blocks that are freed; returns whether it will.
+
+    XLA asks for its temporary buffers anew at every update. glibc gets blocks of that size from
+    the kernel and gives them back, so each update touches fresh pages and pays a page fault for
+    every one: a quarter of a small model's update on processors. Kept, the same pages serve every
+    update; the process stays as large as it once was. Threads share two pools, since one that a
+    thread has to itself ends at 64 MB; a single one makes the threads of small models wait.
+
+    Only where updates run on processors, and only with a glibc that takes thresholds this large
+    (2.35); elsewhere this does nothing. To be called before jax starts its threads.
+    """
+    has_accelerator = bool(entry_points(group="jax_plugins"))
+    if sys.platform != "linux" or has_accelerator:
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    # the second alone would end glibc's adaptive thresholds and make things worse
+    if not (mallopt(M_MMAP_THRESHOLD, NEVER) and mallopt(M_TRIM_THRESHOLD, NEVER)):
+        return False
+    return bool(mallopt(M_ARENA_MAX, 2))

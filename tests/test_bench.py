@@ -1,0 +1,265 @@
+"""The programs of bench/: their arithmetic, their turns, and that every one of them runs."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from conftest import COMPILE_QUICKLY, ROOT
+
+BENCH = ROOT / "bench"
+sys.path.insert(0, str(BENCH))
+
+import harness
+import shapes
+from harness import Report, Spread, Worker, in_turns, ratios
+
+from gptjax.budget import parameter_count
+
+
+@pytest.fixture
+def sides(tmp_path, monkeypatch) -> str:
+    """A module of sides that cost nothing, where a worker finds it."""
+    name = "cheap_sides"
+    (tmp_path / f"{name}.py").write_text(
+        textwrap.dedent(
+            """
+            import os, sys
+            from harness import Skipped
+
+            def counting(start):
+                print("noise on standard output")
+                state = [start]
+                def one_round():
+                    print("more noise")
+                    state[0] += 1
+                    return {"seconds": state[0], "process": os.getpid()}
+                return one_round, {"start": start}
+
+            def unwilling():
+                raise Skipped("nothing to measure with")
+
+            def talkative():
+                sys.stderr.write("x" * 2**20)
+                return dict, {}
+
+            def broken():
+                raise ValueError("the last words")
+            """
+        )
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    return name
+
+
+def test_a_worker_keeps_its_side_between_rounds_in_a_process_of_its_own(sides):
+    worker = Worker(f"{sides}.counting", start=5)
+    try:
+        first, second = worker(), worker()
+    finally:
+        worker.close()
+    assert worker.facts == {"start": 5}
+    assert (first["seconds"], second["seconds"]) == (6, 7)
+    assert first["process"] == second["process"] != os.getpid()
+
+
+def test_a_worker_says_why_it_cannot_measure(sides):
+    with pytest.raises(harness.Skipped, match="nothing to measure with"):
+        Worker(f"{sides}.unwilling")
+
+
+def test_a_worker_that_dies_gives_its_last_words(sides):
+    with pytest.raises(RuntimeError, match="the last words"):
+        Worker(f"{sides}.broken")
+
+
+def test_a_worker_may_write_more_errors_than_a_pipe_holds(sides):
+    Worker(f"{sides}.talkative").close()
+
+
+def test_sides_take_turns_and_the_order_alternates():
+    order = []
+    sides = {name: (lambda n=name: order.append(n) or {"seconds": 1.0}) for name in "abc"}
+    results = in_turns(sides, 3)
+    assert "".join(order) == "abc" + "cba" + "abc"
+    assert {name: len(rounds) for name, rounds in results.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_ratio_is_taken_within_each_round():
+    # a machine that halves its speed in the second round changes neither side's ratio
+    assert ratios([10, 20, 30], [5, 10, 15]) == Spread(2, 2, 2)
+    assert Spread.of([3, 1, 2]) == Spread(2, 1, 3)
+    assert Spread(0.5, 0.25, 1).text("{:.2f}") == "0.50 (0.25 to 1.00)"
+
+
+def test_a_report_is_a_table_and_a_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(harness, "LOAD_AT_START", 0.0)
+    report = Report("name", "A title", ("side", "figure"), [("ours", "1.0")])
+    report.figures, report.ratio = {"seconds": [1.0]}, {"over": Spread(2.0, 1.0, 3.0)}
+    report.skip("theirs", "not installed")
+    report.publish(tmp_path)
+    content = json.loads((tmp_path / "name.json").read_text())
+    assert content["ratio"] == {"over": {"median": 2.0, "low": 1.0, "high": 3.0}}
+    assert content["notes"] == ["theirs skipped: not installed"]
+    assert {"cpu", "cores", "python", "jax", "torch", "date"} <= set(content["machine"])
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("A title", "figure", "ours", "not installed"))
+
+
+def test_a_report_says_that_the_machine_was_busy(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "LOAD_AT_START", 99.5)
+    Report("name", "A title", ("side",)).publish(tmp_path)
+    content = json.loads((tmp_path / "name.json").read_text())
+    assert "load 99.5" in content["notes"][0]
+    assert content["machine"]["load_at_start"] == 99.5
+
+
+def test_flops_of_gpt2_small_are_those_of_palm_s_appendix():
+    # Chowdhery et al. (2022), appendix B: 6 N + 12 L H Q T a token, with half of the square where
+    # attention is causal; N leaves out the positions, biases and norms, which multiply nothing
+    shape = shapes.gpt2_124m(1024, 1)
+    weights = 50257 * 768 + 12 * 12 * 768**2
+    assert shapes.flops_per_token(shape) == 6 * weights + 12 * 12 * 768 * 1024 // 2
+
+
+@pytest.mark.slow
+def test_counted_products_are_those_of_the_formula():
+    import side
+
+    shape = shapes.Shape(attention="xla", loss_chunk_tokens=0, n_vocab=128, batch=2)
+    scanned = shapes.Shape(**{**asdict(shape), "unroll": 1, "micro_steps": 3})
+    whole_square = 12 * shape.n_layer * shape.n_embd * shape.n_ctx // 2
+    expected = (shapes.flops_per_token(shape) + whole_square) * shape.tokens
+    assert side.Update(shape).product_flops == expected
+    assert side.Update(scanned).product_flops == 3 * expected
+
+
+@pytest.mark.slow
+def test_the_update_is_run_and_accounted():
+    import side
+
+    update = side.Update(shapes.TOY)
+    assert update.run(2) > 0
+    facts = update.facts()
+    floats = 3 * parameter_count(side.model_config(shapes.TOY))
+    assert facts["argument_bytes"] > 4 * floats
+    assert facts["temp_bytes"] > 0
+
+
+def test_the_plain_torch_model_is_the_same_network():
+    pytest.importorskip("transformers")
+    import side
+    import torch_side
+
+    # both count the table without padding: 65 rows
+    plain = sum(p.numel() for p in torch_side.PlainGPT(shapes.TOY).parameters())
+    theirs = sum(p.numel() for p in torch_side.hugging_face(shapes.TOY).parameters())
+    assert plain == theirs == parameter_count(side.model_config(shapes.TOY))
+
+
+def test_the_plain_torch_model_computes_what_hugging_face_does():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    import torch_side
+
+    theirs = torch_side.hugging_face(shapes.TOY).eval()
+    plain = torch_side.PlainGPT(shapes.TOY).eval()
+    names = {"attn.c_attn": "c_attn", "attn.c_proj": "attn_proj"}
+    names |= {"mlp.c_fc": "c_fc", "mlp.c_proj": "mlp_proj", "transformer.": "", "h.": "blocks."}
+    weights = {}
+    for name, value in theirs.state_dict().items():
+        is_transposed = name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+        for old, new in names.items():
+            name = name.replace(old, new)
+        weights[name] = value.T if is_transposed else value
+    weights.pop("lm_head.weight")
+    plain.load_state_dict(weights)
+    tokens = torch.arange(shapes.TOY.n_ctx)[None]
+    with torch.no_grad():
+        difference = (plain(tokens) - theirs(tokens).logits).abs().max()
+    assert difference < 1e-5
+
+
+def run_program(*words: object) -> str:
+    """Run a program of bench/ on one device; its output."""
+    environment = {**os.environ, "XLA_FLAGS": COMPILE_QUICKLY}
+    result = subprocess.run(
+        [sys.executable, *map(str, words)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+PROGRAMS = {
+    "train_throughput": "train_throughput",
+    "train_bfloat16": "train_bfloat16",
+    "loss": "loss_variants",
+    "attention": "attention_variants",
+    "memory": "memory",
+    "loader": "loader",
+    "tokenizer": "tokenizer",
+    "checkpoint": "checkpoint",
+    "startup": "startup",
+    "decode": "decode",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_runs_at_toy_sizes(program, tmp_path):
+    output = run_program("bench/run.py", "--quick", "--only", program, "--out", tmp_path)
+    content = json.loads((tmp_path / f"{PROGRAMS[program]}.json").read_text())
+    assert content["rows"] or content["notes"]
+    assert content["ratio"] or content["notes"]
+    assert content["title"].split()[0] in output
+
+
+@pytest.mark.slow
+def test_the_recipe_trains_both_sides(tmp_path, text_file: Path):
+    pytest.importorskip("torch")
+    words = ("--updates", 20, "--rounds", 1, "--out", tmp_path)
+    run_program("bench/recipe.py", "--text", text_file, *words)
+    figures = json.loads((tmp_path / "recipe.json").read_text())["figures"]
+    losses = {side: figures[side]["val_loss"][0] for side in ("plain torch", "gptjax")}
+    # of a uniform guess over 100 characters or more the loss is 4.6; both have begun to learn
+    assert all(2.5 < loss < 4.6 for loss in losses.values()), losses
+
+
+@pytest.mark.slow
+def test_every_gpu_section_runs_at_toy_sizes(tmp_path):
+    started = time.monotonic()
+    run_program("bench/gpu.py", "--dry-run", "--out", tmp_path)
+    outcomes = json.loads((tmp_path / "gpu.json").read_text())["figures"]
+    assert {name for name, o in outcomes.items() if o["outcome"] != "done"} == set()
+    assert (tmp_path / "gpu_training_loss.png").stat().st_size > 0
+    assert time.monotonic() - started < 8 * 60
+
+
+def test_gpu_sections_without_time_left_are_recorded_not_run(tmp_path):
+    run_program("bench/gpu.py", "--dry-run", "--minutes", 0, "--out", tmp_path)
+    outcomes = json.loads((tmp_path / "gpu.json").read_text())["figures"]
+    assert all(o["outcome"].startswith("skipped") for o in outcomes.values())
+
+
+@pytest.mark.slow
+def test_a_gpu_section_that_fails_does_not_stop_the_others(tmp_path):
+    # `floor` finds a directory where it would write its figures
+    (tmp_path / "gpu_floor.json").mkdir()
+    words = [sys.executable, "bench/gpu.py", "--dry-run", "--only", "floor", "step"]
+    result = subprocess.run(
+        [*words, "--out", str(tmp_path)],
+        env={**os.environ, "XLA_FLAGS": COMPILE_QUICKLY}, cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    outcomes = json.loads((tmp_path / "gpu.json").read_text())["figures"]
+    assert result.returncode == 1
+    assert outcomes["floor"]["outcome"].startswith("failed")
+    assert "step" in outcomes
