@@ -1,0 +1,231 @@
+"""What every measurement shares: workers, turns, medians, one table and one JSON file each.
+
+Sides are compared in turns, round by round, so that a machine that changes speed changes it for
+all, and each side lives in a process of its own: allocator options, thread pools and imports of one
+cannot help or hurt another. Only one side computes at a time. This module knows neither jax nor
+torch.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+BENCH = Path(__file__).parent
+ROOT = BENCH.parent
+SECONDS_TO_END = 60
+LOAD_AT_START = os.getloadavg()[0]  # of the last minute, before anything here computed
+
+Figures = dict[str, float]  # of one round: `seconds` and whatever else the side measured
+Round = Callable[[], Figures]
+
+
+class Skipped(Exception):
+    """A measurement that cannot be made here; the message is the reason."""
+
+
+class Worker:
+    """A side in a process of its own, built once; calling it does one round.
+
+    `target` is `module.function` of this directory, called with the keywords in `arguments`, which
+    must be JSON; it returns a `Round` and a dict of facts. Raises `Skipped` where the side says so,
+    `RuntimeError` with its last words where it dies.
+    """
+
+    def __init__(self, target: str, **arguments: Any):
+        self.target = target
+        # a pipe that nobody reads would fill up
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, str(BENCH / "worker.py"), target, json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=plain_environment(),
+        )
+        self.facts: dict[str, Any] = self._answer()
+
+    def __call__(self) -> Figures:
+        """One round; the figures it measured."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("round\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self.close()
+            self._errors.seek(0)
+            raise RuntimeError(f"{self.target} died: {self._errors.read().strip()[-2000:]}")
+        answer = json.loads(line)
+        if "skipped" in answer:
+            self.close()
+            raise Skipped(answer["skipped"])
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.poll() is None:
+            self._process.communicate(timeout=SECONDS_TO_END)
+
+
+def plain_environment() -> dict[str, str]:
+    """This process's environment with the package importable, as a user's shell would have it."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def cores() -> int:
+    """Processors this process may use, which is what both sides are told to use."""
+    return len(os.sched_getaffinity(0))
+
+
+def in_turns(sides: Mapping[str, Round], rounds: int) -> dict[str, list[Figures]]:
+    """`rounds` rounds of every side, one after the other; even rounds in reverse order."""
+    results: dict[str, list[Figures]] = {name: [] for name in sides}
+    for number in range(rounds):
+        names = list(sides)
+        for name in names if number % 2 == 0 else reversed(names):
+            results[name].append(sides[name]())
+    return results
+
+
+def compare(
+    targets: Mapping[str, tuple[str, Mapping[str, Any]]], rounds: int
+) -> tuple[dict[str, list[Figures]], dict[str, dict[str, Any]]]:
+    """Start a worker per side, take turns, end them: every round's figures, every side's facts."""
+    workers: dict[str, Worker] = {}
+    try:
+        for name, (target, arguments) in targets.items():
+            workers[name] = Worker(target, **arguments)
+        return in_turns(workers, rounds), {name: w.facts for name, w in workers.items()}
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, lowest and highest of a quantity over rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> "Spread":
+        """The spread of at least one value."""
+        return Spread(statistics.median(values), min(values), max(values))
+
+    def text(self, pattern: str = "{:,.3g}") -> str:
+        """Median (lowest to highest), each formatted by `pattern`."""
+        middle, low, high = (pattern.format(v) for v in (self.median, self.low, self.high))
+        return f"{middle} ({low} to {high})"
+
+
+def column(rounds: Sequence[Figures], name: str = "seconds") -> list[float]:
+    """One quantity of every round."""
+    return [figures[name] for figures in rounds]
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
+    """Ratios within each round, then their spread: drift between rounds cancels."""
+    return Spread.of([a / b for a, b in zip(numerators, denominators, strict=True)])
+
+
+@dataclass
+class Report:
+    """A table for people and the figures behind it for machines."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    ratio: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def skip(self, what: str, reason: str) -> None:
+        """Record that a part could not be measured."""
+        self.notes.append(f"{what} skipped: {reason}")
+
+    def publish(self, out: Path | None) -> None:
+        """Print the table; write `out/NAME.json` if there is a directory to write to."""
+        if cores() / 4 < LOAD_AT_START:
+            self.notes.append(f"the machine was busy when this began: load {LOAD_AT_START:.1f}")
+        table = Table(title=self.title, title_justify="left", caption="\n".join(self.notes))
+        for heading in self.columns:
+            table.add_column(heading, overflow="fold")
+        for row in self.rows:
+            table.add_row(*row)
+        console = Console(width=None if sys.stdout.isatty() else 140)
+        console.print(table)
+        if out is not None:
+            content = {
+                "name": self.name,
+                "title": self.title,
+                "command": " ".join(["python", *sys.argv]),
+                "columns": self.columns,
+                "rows": self.rows,
+                "figures": _plain(self.figures),
+                "ratio": _plain(self.ratio),
+                "notes": self.notes,
+                "machine": machine(),
+            }
+            out.mkdir(parents=True, exist_ok=True)
+            (out / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "cpu": _processor(),
+        "cores": cores(),
+        "python": platform.python_version(),
+        "jax": installed("jax"),
+        "torch": installed("torch"),
+        "transformers": installed("transformers"),
+        "load_at_start": LOAD_AT_START,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def installed(package: str) -> str | None:
+    """A package's version; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _plain(value: Any) -> Any:
+    """The same with every `Spread` as a dict."""
+    if isinstance(value, Spread):
+        return {"median": value.median, "low": value.low, "high": value.high}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

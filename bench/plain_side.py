@@ -1,0 +1,77 @@
+"""Floors: the same work with nothing around it. Knows neither jax nor torch.
+
+Each function builds a side for `worker.py`: it returns a round and a dict of facts.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from harness import Figures, Round, Skipped, cores
+
+from gptjax.data.manifest import read_manifest
+from gptjax.data.shards import HEADER_BYTES
+
+
+def load(data: str, context: int, rows: int, steps: int) -> tuple[Round, dict]:
+    """Windows at random places of one memory-mapped file, stacked: no epochs, nothing to resume."""
+    manifest = read_manifest(Path(data))
+    shard = manifest.splits["train"].shards[0]
+    tokens = np.memmap(
+        manifest.directory / shard.name,
+        dtype=manifest.dtype,
+        mode="r",
+        offset=HEADER_BYTES,
+        shape=(shard.tokens,),
+    )
+    rng = np.random.default_rng(0)
+
+    def one_round() -> Figures:
+        started = time.perf_counter()
+        for _ in range(steps):
+            starts = rng.integers(0, len(tokens) - context - 1, rows)
+            batch = np.stack([tokens[s : s + context + 1].astype(np.int32) for s in starts])
+            assert batch.shape == (rows, context + 1)
+        return {"seconds": time.perf_counter() - started}
+
+    one_round()
+    return one_round, {}
+
+
+def encode(texts: Sequence[str]) -> tuple[Round, dict]:
+    """tiktoken's own batch call over the same documents, on as many threads."""
+    import tiktoken
+
+    try:
+        encoding = tiktoken.get_encoding("gpt2")
+    except Exception as error:  # whatever its downloader raises
+        raise Skipped(f"tiktoken cannot load gpt2 ({type(error).__name__})") from error
+    documents = [Path(path).read_text() for path in texts]
+
+    def one_round() -> Figures:
+        started = time.perf_counter()
+        ids = encoding.encode_ordinary_batch(documents, num_threads=cores())
+        return {"seconds": time.perf_counter() - started, "tokens": sum(map(len, ids))}
+
+    return one_round, {}
+
+
+def write(size: int, directory: str) -> tuple[Round, dict]:
+    """So many bytes into one file, and flushed to the disk."""
+    block = np.random.default_rng(0).bytes(min(size, 2**24))
+    path = Path(directory) / "plain"
+
+    def one_round() -> Figures:
+        started, left = time.perf_counter(), size
+        with path.open("wb") as file:
+            while left > 0:
+                left -= file.write(block[:left])
+            file.flush()
+            written = time.perf_counter() - started
+            os.fsync(file.fileno())
+        return {"seconds": written, "until_safe": time.perf_counter() - started}
+
+    one_round()
+    return one_round, {}

@@ -1,0 +1,84 @@
+"""What is trained in a measurement, as numbers alone, and what it costs in theory."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model, a batch and how to compute with them. Fields are those of `gptjax.config`."""
+
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+    n_ctx: int = 64
+    n_vocab: int = 65
+    batch: int = 12
+    """Sequences of a micro-step."""
+    micro_steps: int = 1
+    """Micro-steps of an update."""
+    dtype: str = "float32"
+    attention: str = "auto"
+    remat: str = "none"
+    unroll: int | None = None
+    """Layers per iteration; None means all of them, which is how a CPU runs fastest."""
+    loss_chunk_tokens: int = 2048
+    dropout: float = 0.0
+    """All three dropout probabilities."""
+    prng: str | None = None
+    """Random generator of dropout; None means jax's default."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an update."""
+        return self.batch * self.micro_steps * self.n_ctx
+
+    def __str__(self) -> str:
+        steps = f" x {self.micro_steps} micro-steps" if self.micro_steps > 1 else ""
+        return (
+            f"{self.n_layer} layers, {self.n_head} heads, {self.n_embd} wide, "
+            f"T={self.n_ctx}, V={self.n_vocab:,}, B={self.batch}{steps}, {self.dtype}"
+        )
+
+
+SMALL = Shape()
+"""nanoGPT's CPU recipe by characters."""
+TOY = Shape(n_layer=2, n_head=2, n_embd=32, n_ctx=32, n_vocab=65, batch=2)
+"""Nothing but quick."""
+
+
+def gpt2_124m(context: int, batch: int, **changes) -> Shape:
+    """GPT-2 small (Radford et al. 2019) at a context and batch."""
+    sizes = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_vocab": 50257}
+    return Shape(**{**sizes, "n_ctx": context, "batch": batch, **changes})
+
+
+def gpt2_1558m(context: int, batch: int, **changes) -> Shape:
+    """GPT-2 XL, the largest of the same paper."""
+    sizes = {"n_layer": 48, "n_head": 25, "n_embd": 1600, "n_vocab": 50257}
+    return Shape(**{**sizes, "n_ctx": context, "batch": batch, **changes})
+
+
+def matrices(shape: Shape) -> dict[str, tuple[int, int, int]]:
+    """The linear layers of the model: name to (inputs, outputs, how many of it)."""
+    d, n = shape.n_embd, shape.n_layer
+    padded = -(-shape.n_vocab // 128) * 128
+    return {
+        "c_attn": (d, 3 * d, n),
+        "attn/c_proj": (d, d, n),
+        "c_fc": (d, 4 * d, n),
+        "mlp/c_proj": (4 * d, d, n),
+        "head": (d, padded, 1),
+    }
+
+
+def flops_per_token(shape: Shape) -> int:
+    """FLOPs of forward and backward for one token: 6 N, and causal attention.
+
+    N counts the weights that are multiplied with (the linear layers and the head, whose padding is
+    left out), 2 FLOPs each forward and 4 backward. A token attends to T / 2 others on average: two
+    products of 2 D FLOPs each, times 3 for the backward pass, in every layer.
+    """
+    weights = sum(i * o * count for i, o, count in matrices(shape).values())
+    padding = (-shape.n_vocab % 128) * shape.n_embd
+    attention = 3 * 2 * 2 * shape.n_embd * shape.n_ctx // 2 * shape.n_layer
+    return 6 * (weights - padding) + attention

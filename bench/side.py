@@ -1,0 +1,255 @@
+"""gptjax's side of every comparison: the one place that calls its functions.
+
+Each function builds a side for `worker.py`: it returns a round and a dict of facts.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from harness import Figures, Round, Skipped, cores
+from shapes import Shape
+
+from gptjax.config import DataConfig, ModelConfig, OptimConfig, SampleConfig
+from gptjax.data.loader import StepSource, batches_from
+from gptjax.data.manifest import read_manifest
+from gptjax.data.preparation import find_documents, prepare
+from gptjax.data.tokenizers import make_tokenizer
+from gptjax.data.windows import TokenWindows
+from gptjax.errors import UserError
+from gptjax.model.gpt import init_params
+from gptjax.ramp import BatchRamp
+from gptjax.sampling import continue_tokens
+from gptjax.training.checkpoint import Checkpointer
+from gptjax.training.compiler import compiler_options, keep_freed_memory
+from gptjax.training.fitting import choose_attention
+from gptjax.training.mesh import BatchLayout, abstract_batch, make_mesh, put_rows, replicated
+from gptjax.training.optimizer import make_optimizer
+from gptjax.training.schedules import learning_rate_schedule
+from gptjax.training.state import abstract_state, initial_state
+from gptjax.training.step import make_train_step
+from gptjax.training.tasks import TASKS
+
+MAX_STEPS = 10_000
+
+
+def model_config(shape: Shape) -> ModelConfig:
+    """The shape as a config."""
+    choices: Any = {"dtype": shape.dtype, "attention": shape.attention, "remat": shape.remat}
+    return ModelConfig(
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        n_embd=shape.n_embd,
+        n_ctx=shape.n_ctx,
+        n_vocab=shape.n_vocab,
+        embd_pdrop=shape.dropout,
+        attn_pdrop=shape.dropout,
+        resid_pdrop=shape.dropout,
+        unroll=shape.n_layer if shape.unroll is None else shape.unroll,
+        **choices,
+    )
+
+
+class Update:
+    """The trainer's own update on one device, compiled; `run` needs parameters, the rest none."""
+
+    def __init__(self, shape: Shape):
+        self.shape, model = shape, model_config(shape)
+        attention, self.attention_reason = choose_attention(model, shape.n_ctx)
+        self.model = replace(model, attention=attention)
+        optim, self._mesh = OptimConfig(warmup_steps=10), make_mesh(1)
+        self.optimizer = make_optimizer(optim, MAX_STEPS)
+        step = make_train_step(
+            TASKS["lm"](self.model, shape.loss_chunk_tokens),
+            self.optimizer,
+            learning_rate_schedule(optim, MAX_STEPS),
+            self._mesh,
+            shape.micro_steps,
+            dropout=shape.dropout > 0,
+        )
+        placement = replicated(self._mesh)
+        self._key = jax.device_put(jax.random.key(0, impl=shape.prng), placement)
+        layout = BatchLayout(shape.micro_steps, shape.batch, 1, shape.n_ctx)
+        batch = abstract_batch(self._mesh, layout)
+        state = abstract_state(self.model, self.optimizer, placement)
+        # jax.jit's own methods, which the type of a plain function does not show
+        traced = step.trace(state, batch, self._key)  # pyright: ignore
+        self.product_flops = product_flops(traced.jaxpr)
+        started = time.perf_counter()
+        self._compiled = traced.lower().compile(compiler_options())
+        self.compile_seconds = time.perf_counter() - started
+        self._state: Any = None
+
+    def _host_batch(self) -> dict[str, np.ndarray]:
+        shape = self.shape
+        size = (shape.micro_steps, shape.batch, shape.n_ctx + 1)
+        tokens = np.random.default_rng(0).integers(0, shape.n_vocab, size, dtype=np.int32)
+        return {"tokens": tokens, "weights": np.ones(tokens[..., 1:].shape, np.float32)}
+
+    def start(self) -> None:
+        """Draw parameters and put the batch on the device."""
+        placement = replicated(self._mesh)
+        self._state = initial_state(self.model, self.optimizer, 0, placement)
+        self._batch = put_rows(self._mesh, self._host_batch(), axis=1)
+
+    def run(self, updates: int) -> float:
+        """Wall seconds of so many updates, the loss fetched a step late, as the trainer does."""
+        if self._state is None:
+            self.start()
+        started, previous = time.perf_counter(), None
+        for _ in range(updates):
+            self._state, metrics = self._compiled(self._state, self._batch, self._key)
+            if previous is not None:
+                float(previous)
+            previous = metrics["loss"]
+        jax.block_until_ready((self._state, previous))
+        return time.perf_counter() - started
+
+    def facts(self) -> dict[str, Any]:
+        """Bytes of one update by the compiler's account, FLOPs of its products, compile time."""
+        memory = self._compiled.memory_analysis()
+        return {
+            "attention": f"{self.model.attention} ({self.attention_reason})",
+            "temp_bytes": memory.temp_size_in_bytes,
+            "argument_bytes": memory.argument_size_in_bytes,
+            "flops": self.product_flops,
+            "compile_seconds": self.compile_seconds,
+        }
+
+
+def product_flops(jaxpr: Any) -> float:
+    """FLOPs of all matrix products of a jaxpr, those of a scan as often as it runs them.
+
+    XLA's own account takes every loop for one turn. Of branches the dearest counts; a while loop,
+    whose turns nobody knows, counts once.
+    """
+    total = 0.0
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            left = eqn.invars[0].aval.shape
+            total += 2.0 * eqn.outvars[0].aval.size * math.prod(left[i] for i in contracted)
+        values = [v for p in eqn.params.values() for v in (p if isinstance(p, tuple) else (p,))]
+        inner = [product_flops(v) for v in values if hasattr(getattr(v, "jaxpr", v), "eqns")]
+        if eqn.primitive.name == "cond":
+            total += max(inner)
+        else:
+            total += sum(inner) * eqn.params.get("length", 1)
+    return total
+
+
+def train(shape: dict, updates: int, warm: int = 3) -> tuple[Round, dict]:
+    """`updates` updates a round, after `warm` that nobody times."""
+    keep_freed_memory()  # as the train verb does
+    update = Update(Shape(**shape))
+    update.run(warm)
+    return lambda: {"seconds": update.run(updates)}, update.facts()
+
+
+def account(shape: dict) -> tuple[Round, dict]:
+    """The facts of an update alone: nothing is allocated or run."""
+    return dict, Update(Shape(**shape)).facts()
+
+
+def decode(shape: dict, prompt: int, new_tokens: int) -> tuple[Round, dict]:
+    """Greedy text of random parameters, token by token as the generate verb does it."""
+    cfg = model_config(Shape(**shape))
+    params = init_params(cfg, jax.random.key(0))
+    sample = SampleConfig(max_new_tokens=new_tokens, temperature=0.0, top_k=None)
+    start = np.random.default_rng(0).integers(0, cfg.n_vocab or 1, prompt).tolist()
+
+    def one_round() -> Figures:
+        started = time.perf_counter()
+        tokens = list(continue_tokens(cfg, params, start, jax.random.key(0), sample))
+        assert len(tokens) == new_tokens
+        return {"seconds": time.perf_counter() - started}
+
+    one_round()  # compiles
+    return one_round, {}
+
+
+def load(data: str, context: int, rows: int, steps: int) -> tuple[Round, dict]:
+    """`steps` shuffled batches of `rows` windows through Grain, as the loop gets them."""
+    windows = TokenWindows(read_manifest(Path(data)), "train", context)
+    source = StepSource(windows, BatchRamp(rows, rows, 0), 2**31, seed=0)
+    position = 0
+
+    def one_round() -> Figures:
+        nonlocal position
+        started = time.perf_counter()
+        with batches_from(source, position) as batches:
+            for _ in range(steps):
+                assert next(batches).shape == (rows, context + 1)
+        position += steps
+        return {"seconds": time.perf_counter() - started}
+
+    one_round()
+    return one_round, {"windows": len(windows)}
+
+
+def encode(texts: Sequence[str]) -> tuple[Round, dict]:
+    """Documents through the gpt2 tokenizer by a pool of threads, one a core."""
+    try:
+        tokenizer = make_tokenizer("gpt2")
+    except UserError as error:
+        raise Skipped(str(error)) from error
+    documents = [Path(path).read_text() for path in texts]
+    pool = ThreadPoolExecutor(cores())
+
+    def one_round() -> Figures:
+        started = time.perf_counter()
+        count = sum(len(ids) for ids in pool.map(tokenizer.encode, documents))
+        return {"seconds": time.perf_counter() - started, "tokens": count}
+
+    return one_round, {}
+
+
+def prepare_texts(texts: Sequence[str], directory: str) -> tuple[Round, dict]:
+    """The whole of `prepare`: read, hash, split, tokenise, write shards."""
+    try:
+        make_tokenizer("gpt2")
+    except UserError as error:
+        raise Skipped(str(error)) from error
+    out = Path(directory) / "prepared"
+
+    def one_round() -> Figures:
+        shutil.rmtree(out, ignore_errors=True)
+        started = time.perf_counter()
+        data = DataConfig(path=str(out), tokenizer="gpt2", inputs=tuple(texts))
+        manifest = prepare(data, find_documents(data))
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds, "tokens": sum(s.tokens for s in manifest.splits.values())}
+
+    return one_round, {}
+
+
+def save(shape: dict, directory: str) -> tuple[Round, dict]:
+    """A checkpoint a round: seconds that `save` holds the loop, and until it is safe on disk."""
+    keep_freed_memory()  # as the train verb does
+    model, optim = model_config(Shape(**shape)), OptimConfig()
+    placement = replicated(make_mesh(1))
+    state = initial_state(model, make_optimizer(optim, MAX_STEPS), 0, placement)
+    checkpointer = Checkpointer(Path(directory) / "checkpoints", keep_latest=1)
+    step = 0
+
+    def one_round() -> Figures:
+        nonlocal step
+        step += 1
+        now = state._replace(step=jnp.int32(step))
+        started = time.perf_counter()
+        checkpointer.save(now, {}, {"data": "", "val_loss": None})
+        stall = time.perf_counter() - started
+        checkpointer.wait()
+        return {"seconds": stall, "until_safe": time.perf_counter() - started}
+
+    one_round()
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    return one_round, {"bytes": size}

@@ -1,0 +1,176 @@
+"""Programs that measure what surrounds the computation: data, tokenizer, checkpoints, start-up."""
+
+from dataclasses import asdict
+
+from computing import Plan
+from harness import BENCH, ROOT, Report, Skipped, Spread, column, compare, in_turns, ratios
+from shapes import TOY, gpt2_124m
+from startup import cold_and_warm, floor
+
+from gptjax.config import DataConfig
+from gptjax.data.preparation import prepare
+from gptjax.data.sources import standard_library, text_files
+
+
+def loader(plan: Plan) -> None:
+    """Shuffled batches through Grain against a bare loop over one memory map."""
+    inputs = tuple(map(str, sorted(BENCH.glob("*.py"))))
+    data = DataConfig(
+        path=str(plan.scratch / "loader"), tokenizer="bytes", inputs=inputs if plan.quick else ()
+    )
+    documents = text_files(inputs) if plan.quick else standard_library()
+    # one shard, so that both sides read the same file
+    manifest = prepare(data, documents, shard_tokens=2**29 if not plan.quick else 2**20)
+    report = Report(
+        "loader",
+        "Data: training batches of one thread, tokens/s",
+        ("batch", "StepSource by Grain", "bare NumPy memory map", "ratio"),
+    )
+    cases = [(32, 4, 4)] if plan.quick else [(64, 12, 400), (1024, 16, 100)]
+    for context, rows, steps in cases:
+        arguments = {"data": str(manifest.directory), "context": context, "rows": rows}
+        arguments["steps"] = steps
+        measured, _ = compare(
+            {"gptjax": ("side.load", arguments), "plain": ("plain_side.load", arguments)},
+            plan.rounds(7),
+        )
+        tokens = context * rows * steps
+        rates = {side: [tokens / s for s in column(m)] for side, m in measured.items()}
+        over = ratios(rates["gptjax"], rates["plain"])
+        name = f"T={context}, B={rows}"
+        report.rows.append(
+            (
+                name,
+                Spread.of(rates["gptjax"]).text("{:,.0f}"),
+                Spread.of(rates["plain"]).text("{:,.0f}"),
+                over.text("{:.2f}"),
+            )
+        )
+        report.figures[name] = rates
+        report.ratio[name] = over
+    report.publish(plan.out)
+
+
+def tokenizer(plan: Plan) -> None:
+    """Text to gpt2 tokens: the pool of threads and the whole of prepare, against tiktoken's own."""
+    documents = (
+        sorted((ROOT / "gptjax").rglob("*.py"))
+        if plan.quick
+        else [d.path for d in standard_library()]
+    )
+    texts = [str(p) for p in documents if _is_text(p)]
+    size = sum(p.stat().st_size for p in documents if _is_text(p))
+    report = Report(
+        "tokenizer",
+        f"gpt2 tokens of {len(texts):,} files, {size / 1e6:,.1f} MB, on {plan.threads} threads",
+        ("side", "MB/s", "over tiktoken's batch"),
+    )
+    targets = {
+        "tiktoken encode_ordinary_batch": ("plain_side.encode", {"texts": texts}),
+        "gptjax encode": ("side.encode", {"texts": texts}),
+        "gptjax prepare, files to shards": (
+            "side.prepare_texts",
+            {"texts": texts, "directory": str(plan.scratch)},
+        ),
+    }
+    try:
+        measured, _ = compare(targets, plan.rounds(5))
+    except Skipped as reason:
+        report.skip("all", str(reason))
+        report.publish(plan.out)
+        return
+    base = next(iter(targets))
+    for side, rounds in measured.items():
+        speeds = [size / 1e6 / s for s in column(rounds)]
+        over = ratios(column(measured[base]), column(rounds))
+        report.rows.append((side, Spread.of(speeds).text("{:,.2f}"), over.text("{:.2f}")))
+        report.figures[side] = {"mb_per_second": speeds, "tokens": rounds[0]["tokens"]}
+        report.ratio[side] = over
+    report.publish(plan.out)
+
+
+def _is_text(path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def checkpoint(plan: Plan) -> None:
+    """Seconds that a save holds up the loop, against writing the same bytes plainly."""
+    shape = TOY if plan.quick else gpt2_124m(1024, 1)
+    state = asdict(shape)
+    scratch = {"directory": str(plan.scratch)}
+    # parameters and two moments, float32: the plain side only has to write about as much
+    padded = -(-shape.n_vocab // 128) * 128
+    d = shape.n_embd
+    size = 12 * (d * (padded + shape.n_ctx) + shape.n_layer * (12 * d * d + 13 * d) + 2 * d)
+    measured, facts = compare(
+        {
+            "gptjax": ("side.save", {"shape": state, **scratch}),
+            "plain": ("plain_side.write", {"size": size, **scratch}),
+        },
+        plan.rounds(5),
+    )
+    report = Report(
+        "checkpoint",
+        f"Checkpoint of {facts['gptjax']['bytes'] / 1e6:,.1f} MB: {shape}",
+        ("side", "holds the loop, s", "until safe on disk, s"),
+    )
+    for side, rounds in measured.items():
+        held = Spread.of(column(rounds))
+        safe = Spread.of(column(rounds, "until_safe"))
+        report.rows.append((side, held.text("{:.3f}"), safe.text("{:.3f}")))
+        report.figures[side] = {name: column(rounds, name) for name in ("seconds", "until_safe")}
+    plain = column(measured["plain"], "until_safe")
+    stall = ratios(column(measured["gptjax"]), plain)
+    safe = ratios(column(measured["gptjax"], "until_safe"), plain)
+    report.ratio = {"stall": stall, "until_safe": safe}
+    report.rows.append(("over plain write and fsync", stall.text("{:.2f}"), safe.text("{:.2f}")))
+    report.figures["bytes"] = {"gptjax": facts["gptjax"]["bytes"], "plain": size}
+    report.notes.append("safe: gptjax's is committed, and signed by checksum; plain is fsynced")
+    report.publish(plan.out)
+
+
+def start(plan: Plan) -> None:
+    """From Enter to the first update's row, with no compiled programs at hand and with them."""
+    data = DataConfig(
+        path=str(plan.scratch / "start"),
+        tokenizer="bytes",
+        inputs=tuple(map(str, sorted(BENCH.glob("*.py")))),
+        val_fraction=0.2,
+    )
+    prepare(data, text_files(data.inputs))
+    config = "tiny" if plan.quick else "quickstart"
+    arguments = ["--config", config, "--data.path", data.path]
+    if not plan.quick:
+        arguments += ["--data.tokenizer", "bytes"]
+    number = 0
+
+    def both() -> dict[str, float]:
+        nonlocal number
+        number += 1
+        kinds = cold_and_warm(arguments, plan.scratch, number)
+        return {f"{kind} {what}": s for kind, f in kinds.items() for what, s in f.items()}
+
+    measured = in_turns({"gptjax": both, "floor": floor}, plan.rounds(3))
+    report = Report(
+        "startup",
+        f"Start of `python -m gptjax.train --config {config}`, seconds",
+        ("what", "seconds", "over the floor"),
+    )
+    floors = column(measured["floor"])
+    rows = {
+        "floor: import jax, one addition": floors,
+        "cold cache, to the first update": column(measured["gptjax"], "cold seconds"),
+        "warm cache, to the first update": column(measured["gptjax"], "warm seconds"),
+        "cold cache, to the end of a one-update run": column(measured["gptjax"], "cold until_exit"),
+        "warm cache, to the end of a one-update run": column(measured["gptjax"], "warm until_exit"),
+    }
+    for name, seconds in rows.items():
+        over = ratios(seconds, floors)
+        report.rows.append((name, Spread.of(seconds).text("{:.2f}"), over.text("{:.2f}")))
+        report.figures[name] = seconds
+        report.ratio[name] = over
+    report.publish(plan.out)
