@@ -3,7 +3,7 @@
 Every number is nanoGPT's CPU recipe for its character-level Shakespeare: 4 layers, 4 heads, 128
 wide, context 64, batch 12 x 64 = 768 tokens, 2,000 updates, learning rate 1e-3 to 1e-4 with 100
 of warm-up, beta2 0.99, no biases, no dropout, the last tenth of the file for validation.
-Tokens are bytes unless the data say otherwise: the text is ASCII, so a byte is a character.
+Tokens are the text's 65 characters and end-of-text.
 1,536,000 tokens, 1.5 epochs. Expected: nanoGPT reports a validation loss of 1.88 nats a character.
 
     python -m gptjax.prepare --config shakespeare --input tinyshakespeare.txt
@@ -27,12 +27,16 @@ def get_config() -> Config:
             unroll=4,
         ),
         data=DataConfig(
-            path="data/shakespeare", inputs=("data/tinyshakespeare.txt",), val_fraction=0.1
+            path="data/shakespeare",
+            tokenizer="chars",
+            inputs=("data/tinyshakespeare.txt",),
+            val_fraction=0.1,
         ),
         optim=OptimConfig(peak_lr=1e-3, final_lr=1e-4, warmup_steps=100, beta2=0.99),
         train=TrainConfig(
             batch_tokens=12 * 64,
             micro_batch=12,
+            cpu_devices=2,
             max_steps=2000,
             eval_every_steps=1000,
             eval_tokens=None,

@@ -80,8 +80,8 @@ class DataConfig:
     path: str = "data/quickstart"
     """Directory of prepared token shards, with their manifest."""
     tokenizer: str | None = None
-    """gpt2, bytes, or bpe:N (a BPE of N tokens trained on the corpus); None: whatever `path` has
-    (and bytes when preparing)."""
+    """gpt2, bytes, chars (those of the corpus), or bpe:N (a BPE of N tokens trained on the corpus);
+    None: whatever `path` has (and bytes when preparing)."""
     source: Literal["stdlib"] | None = None
     """Corpus that is on every machine: stdlib is Python's own standard library."""
     inputs: tuple[str, ...] = ()
@@ -135,6 +135,8 @@ class TrainConfig:
     micro_batch: int | Literal["auto"] = 16
     """Sequences a device holds at once, at most; the number of micro-steps follows from it. auto
     takes the most that fit by the compiler's own account of memory."""
+    cpu_devices: int = 1
+    """Devices that a processor counts as; one a core is faster for small models. GPUs ignore it."""
     ramp_from_tokens: int | None = None
     """Tokens of the first updates, batch_tokens divided by a power of two; None does not ramp."""
     ramp_steps: int = 0

@@ -54,6 +54,7 @@ def generate(argv: Sequence[str]) -> int:
 
     run_dir = RunDir(command.run)
     config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
+    tokenizer.encode(command.prompt)  # what it cannot say is told before anything is printed
     checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
     step = checkpointer.choose(command.checkpoint)
     shapes = placed(parameter_shapes(config.model), replicated(make_mesh(1)))

@@ -21,7 +21,8 @@ class PrepareCommand:
     input: tuple[Path, ...] = ()
     """UTF-8 text files, each one document."""
     tokenizer: str | None = None
-    """gpt2, bytes, or bpe:N, a BPE of N tokens trained on this text; the default is bytes."""
+    """gpt2, bytes, chars (those of this text), or bpe:N (a BPE of N tokens trained on this text);
+    the default is bytes."""
     out: Path | None = None
     """Directory to make."""
     val_fraction: float | None = None
@@ -46,7 +47,7 @@ def prepare(argv: Sequence[str]) -> int:
             raise ConfigError(
                 [
                     f"{' and '.join(missing)} missing: give --config NAME, or --input "
-                    "FILE... --tokenizer gpt2|bytes --out DIR"
+                    "FILE... --tokenizer gpt2|bytes|chars --out DIR"
                 ]
             )
     validate(dataclasses.replace(config, data=data))

@@ -28,7 +28,11 @@ def train(argv: Sequence[str]) -> int:
     from gptjax.data.manifest import is_prepared
     from gptjax.data.preparation import how_to_prepare, prepare_with_progress
     from gptjax.errors import UserError
-    from gptjax.training.compiler import enable_compilation_cache, keep_freed_memory
+    from gptjax.training.compiler import (
+        divide_processor,
+        enable_compilation_cache,
+        keep_freed_memory,
+    )
     from gptjax.training.loop import fit
     from gptjax.training.profile import Startup, process_began
 
@@ -43,6 +47,7 @@ def train(argv: Sequence[str]) -> int:
             )
         prepare_with_progress(run.data)
         startup.end("preparation")
+    divide_processor(run.train.cpu_devices)
     enable_compilation_cache()
     keep_freed_memory()
     return fit(run, run_path, command.fresh, startup)

@@ -88,6 +88,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
         "train.keep_latest": t.keep_latest, "sample.max_new_tokens": s.max_new_tokens,
         "model.n_vocab": m.n_vocab, "train.context": t.context, "train.eval_tokens": t.eval_tokens,
         "optim.decay_steps": o.decay_steps, "sample.top_k": s.top_k,
+        "train.cpu_devices": t.cpu_devices,
     }  # fmt: skip
     not_negative = {
         "optim.warmup_steps": o.warmup_steps, "optim.peak_lr": o.peak_lr,
@@ -128,8 +129,8 @@ def _ranges(c: Config) -> Iterator[Problem]:
         message = f"train.profile must be STEP:COUNT with a COUNT of 1 or more, not {t.profile!r}"
         yield Problem(("train.profile",), message)
     if d.tokenizer is not None and not is_tokenizer_name(d.tokenizer):
-        near = did_you_mean(d.tokenizer, ["gpt2", "bytes", "bpe:4096"])
-        message = "data.tokenizer must be gpt2, bytes or bpe:N with N of 257 or more"
+        near = did_you_mean(d.tokenizer, ["gpt2", "bytes", "chars", "bpe:4096"])
+        message = "data.tokenizer must be gpt2, bytes, chars or bpe:N with N of 257 or more"
         yield Problem(("data.tokenizer",), f"{message}, not {d.tokenizer!r}{near}")
     if t.seed >= 2**32:
         yield Problem(("train.seed",), f"train.seed must be below 2**32, not {t.seed}")
@@ -230,10 +231,10 @@ def profile_window(text: str) -> tuple[int, int] | None:
 
 
 def is_tokenizer_name(name: str) -> bool:
-    """Whether `name` is one that `gptjax.data.tokenizers` can make: gpt2, bytes or bpe:N."""
+    """Whether `name` is one that `gptjax.data.tokenizers` can make: gpt2, bytes, chars or bpe:N."""
     kind, _, size = name.partition(":")
     is_size = size.isdecimal() and size.isascii() and size[0] != "0" and int(size) >= 257
-    return name in ("gpt2", "bytes") or (kind == "bpe" and is_size)
+    return name in ("gpt2", "bytes", "chars") or (kind == "bpe" and is_size)
 
 
 def _types(section: Any, prefix: str = "") -> Iterator[Problem]:

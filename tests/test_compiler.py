@@ -139,7 +139,7 @@ def test_an_older_glibc_keeps_its_adaptive_thresholds(monkeypatch):
     monkeypatch.setattr(compiler.sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: new)
     assert compiler.keep_freed_memory() is True
-    assert new.taken == [(-3, 2**31 - 1), (-1, 2**31 - 1), (-8, 2)]
+    assert new.taken == [(-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 2**26), (-8, 2)]
     monkeypatch.setattr(ctypes, "CDLL", lambda _: old)
     assert compiler.keep_freed_memory() is False
     assert old.taken == []
@@ -190,3 +190,32 @@ def test_pages_of_freed_memory_are_touched_once():
         )  # fmt: skip
         faults[keep] = int(result.stdout)
     assert faults[True] <= 2 < 32 < faults[False]  # 128 huge pages of 2 MiB, or more small ones
+
+
+COUNT = """
+import sys
+from gptjax.training.compiler import divide_processor
+divide_processor(int(sys.argv[1]))
+import jax
+print(jax.device_count())
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "found"),
+    [
+        (1, {}, 1),
+        (3, {}, 3),
+        (3, {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}, 2),
+        (3, {"JAX_NUM_CPU_DEVICES": "4"}, 4),
+    ],
+)
+def test_the_processor_counts_as_several_devices_unless_the_environment_says(
+    asked, environment, found
+):
+    base = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", COUNT, str(asked)], env=base | environment,
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.stdout == f"{found}\n"

@@ -21,7 +21,7 @@ AT_LEAST_ONE = [
     "model.n_layer", "model.n_head", "model.n_embd", "model.n_ctx", "model.n_vocab", "model.unroll",
     "train.batch_tokens", "train.micro_batch", "train.context", "train.max_steps",
     "train.eval_tokens", "train.keep_latest", "optim.decay_steps", "sample.max_new_tokens",
-    "sample.top_k", "train.ramp_from_tokens",
+    "sample.top_k", "train.ramp_from_tokens", "train.cpu_devices",
 ]  # fmt: skip
 NOT_NEGATIVE = [
     "optim.warmup_steps", "optim.peak_lr", "optim.final_lr", "optim.weight_decay",
@@ -87,8 +87,8 @@ RULES = [
     *[("train.profile", bad, "must be STEP:COUNT with a COUNT of 1 or more", repr(bad))
       for bad in ("", "3", ":", "3:", ":2", "3:0", "-1:2", "3:-2", "a:b", "1:2:3", "1.5:2")],
     ("train.seed", 2**32, "must be below 2**32", 2**32),
-    ("data.tokenizer", "gtp2", "must be gpt2, bytes or bpe:N", "did you mean gpt2?"),
-    ("data.tokenizer", "byte", "must be gpt2, bytes or bpe:N", "did you mean bytes?"),
+    ("data.tokenizer", "gtp2", "must be gpt2, bytes, chars or bpe:N", "did you mean gpt2?"),
+    ("data.tokenizer", "byte", "must be gpt2, bytes, chars or bpe:N", "did you mean bytes?"),
     ("data.tokenizer", "bpe:256", "N of 257 or more", "'bpe:256'"),
     ("data.tokenizer", "bpe:", "N of 257 or more", "'bpe:'"),
     ("data.tokenizer", "bpe", "N of 257 or more", "'bpe'"),

@@ -325,7 +325,7 @@ def test_the_command_line_prepares_and_says_what_came_of_it(texts: list[str], tm
     [
         ("", 2, ["--input and --out missing"]),
         ("--input a.txt", 2, ["--out missing"]),
-        ("--input a.txt --out out --tokenizer gpt3", 2, ["gpt3", "gpt2, bytes or bpe:N"]),
+        ("--input a.txt --out out --tokenizer gpt3", 2, ["gpt3", "gpt2, bytes, chars or bpe:N"]),
         ("--input a.txt --out out --tokenizer bpe:256", 2, ["bpe:256", "257 or more"]),
         ("--input a.txt --out out --val-fraction 0.7", 2, ["val_fraction", "0.7"]),
         ("--input a.txt --out out --tokeniser bytes", 2, ["did you mean --tokenizer?"]),

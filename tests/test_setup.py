@@ -16,8 +16,10 @@ import optax
 import pytest
 from conftest import without_speed
 
-from gptjax.config import Config
+from gptjax.config import Config, DataConfig
 from gptjax.data.manifest import Manifest
+from gptjax.data.preparation import prepare
+from gptjax.data.sources import text_files
 from gptjax.errors import ConfigError, UserError
 from gptjax.evals.perplexity import evaluate
 from gptjax.presets import load_preset
@@ -259,3 +261,13 @@ def test_validation_looks_at_the_average_of_the_parameters(prepared, tmp_path):
     assert plain.evaluated_params(plain_state) is plain_state.params
     kept = [row["train_loss"] for row in rows(tmp_path / "run")]
     np.testing.assert_allclose(plain_losses, kept, rtol=1e-6)  # looking changes nothing
+
+
+def test_a_prompt_that_the_tokenizer_cannot_say_is_refused_before_training(text_file, tmp_path):
+    data = DataConfig(path=str(tmp_path / "chars"), tokenizer="chars", inputs=(str(text_file),))
+    chars = prepare(data, text_files(data.inputs))
+    fields = {"data.tokenizer": None, "sample.prompt": "d\u00e9f"}
+    config = tiny(chars, {**fields, "train.sample_every_steps": 10})
+    with pytest.raises(UserError, match="'\u00e9' is none of the"):
+        Setup(config)
+    Setup(tiny(chars, fields))  # never sampled

@@ -21,7 +21,9 @@ from gptjax.data.tokenizers import (
     GPT2_PATTERN,
     BPETokenizer,
     ByteTokenizer,
+    CharTokenizer,
     bytes_per_token,
+    collect_characters,
     fingerprint,
     from_json,
     gpt2,
@@ -112,7 +114,8 @@ def naive_ids(ranks: dict[bytes, int], text: str) -> list[int]:
 def test_any_text_comes_back_and_half_surrogates_as_question_marks(
     trained: BPETokenizer, text: str
 ):
-    for tokenizer in (ByteTokenizer(), trained):
+    alphabet = collect_characters([text, "a"])
+    for tokenizer in (ByteTokenizer(), alphabet, trained):
         ids = tokenizer.encode(text)
         assert ids.ndim == 1
         assert np.issubdtype(ids.dtype, np.unsignedinteger)
@@ -265,6 +268,8 @@ def test_fingerprints_tell_tables_apart_and_ignore_names(trained: BPETokenizer):
         train_bpe([CORPUS], 319),
         BPETokenizer(trained.name, swapped),
         BPETokenizer(trained.name, trained.ranks, pattern=r"\S+|\s+"),
+        CharTokenizer("ab"),
+        CharTokenizer("abc"),
     ]
     assert len({fingerprint(t) for t in different}) == len(different)
     assert all(re.fullmatch("[0-9a-f]{16}", fingerprint(t)) for t in different)
@@ -287,6 +292,7 @@ def table_of(*tokens: bytes) -> str:
         '{"name": "bpe:300"}',
         '{"name": "bpe:300", "pattern": ".", "tokens": ["A"]}',
         '{"name": "bpe:300", "pattern": ".", "tokens": 7}',
+        '{"name": "chars"}',
         pytest.param(table_of(b"a", b"b"), id="not all 256 bytes"),
     ],
 )
@@ -335,9 +341,32 @@ def test_asking_for_too_many_tokens_names_the_most_there_can_be():
     [
         ("byte", "did you mean bytes"),
         ("gpt-2", "did you mean gpt2"),
-        ("bpe:512", "expected bytes, gpt2 or bpe:N"),
+        ("bpe:512", "expected bytes, chars, gpt2 or bpe:N"),
     ],
 )
 def test_an_unknown_tokenizer_is_answered_with_what_there_is(name: str, hint: str):
     with pytest.raises(UserError, match=f"unknown tokenizer '{name}'.*{hint}"):
         make_tokenizer(name)
+
+
+def test_characters_are_numbered_by_code_point_whatever_pieces_they_came_in():
+    tokenizer = collect_characters(["b\u00e9a", "", "a\n🙂"])
+    assert tokenizer.alphabet == "\nab\u00e9🙂"
+    assert (tokenizer.n_vocab, tokenizer.eot_id) == (6, 5)
+    assert tokenizer.encode("🙂ba").tolist() == [4, 2, 1]
+    assert [tokenizer.token_bytes(i) for i in (3, 4, 5)] == ["\u00e9".encode(), "🙂".encode(), b""]
+    assert bytes_per_token(tokenizer).tolist() == [1, 1, 1, 2, 4, 0]
+
+
+@pytest.mark.parametrize("stranger", ["c", "\x00", "\u00e8", "\U0010ffff", "?"])
+def test_a_character_that_was_not_in_the_text_is_named_with_those_that_were(stranger: str):
+    tokenizer = CharTokenizer("ab\u00e9")
+    with pytest.raises(UserError) as caught:
+        tokenizer.encode(f"abba{stranger}ab")
+    assert str(caught.value).startswith(f"{stranger!r} is none of the 3 characters")
+    assert "'ab\u00e9'" in str(caught.value)
+
+
+def test_an_empty_text_has_no_alphabet():
+    with pytest.raises(UserError, match="text is empty"):
+        collect_characters(["", ""])

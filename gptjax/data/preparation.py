@@ -33,7 +33,13 @@ from gptjax.data.sources import (
     standard_library,
     text_files,
 )
-from gptjax.data.tokenizers import Tokenizer, fingerprint, make_tokenizer, train_bpe
+from gptjax.data.tokenizers import (
+    Tokenizer,
+    collect_characters,
+    fingerprint,
+    make_tokenizer,
+    train_bpe,
+)
 from gptjax.errors import UserError
 from gptjax.files import locked, write_atomically
 
@@ -187,8 +193,10 @@ def _existing(out: Path, settings: dict[str, Any]) -> Manifest | None:
 
 
 def _tokenizer(name: str, parts: Sequence[Document]) -> Tokenizer:
-    """Make the tokenizer, training a BPE on the training text alone."""
+    """Make the tokenizer: a BPE from the training text alone, an alphabet from all of it."""
     kind, _, size = name.partition(":")
+    if kind == "chars":
+        return collect_characters(text for d in parts for text in d.pieces())
     if kind != "bpe":
         return make_tokenizer(name)
     return train_bpe((t for d in parts if d.split == "train" for t in d.pieces()), int(size))

@@ -1,4 +1,4 @@
-"""Tokenizers behind one protocol: plain bytes, GPT-2's BPE, and a BPE trained on the corpus.
+"""Tokenizers behind one protocol: bytes, characters, GPT-2's BPE, and a BPE trained on the corpus.
 
 Every prepared data set carries its tokenizer as one JSON file, so training and generating never
 need the network; the file's fingerprint ties shards, tokenizer and checkpoints together. BPEs run
@@ -74,6 +74,47 @@ class ByteTokenizer:
         return json.dumps({"name": self.name})
 
 
+class CharTokenizer:
+    """The characters of one corpus in the order of their code points, then end-of-text."""
+
+    name = "chars"
+
+    def __init__(self, alphabet: str):
+        self.alphabet = "".join(sorted(set(alphabet)))
+        self.eot_id = len(self.alphabet)
+        self.n_vocab = len(self.alphabet) + 1
+        self._codes = _code_points(self.alphabet)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Places in the alphabet; raises `UserError` at a character that is not in it."""
+        codes = _code_points(text)
+        ids = np.searchsorted(self._codes, codes)
+        known = self._codes[np.minimum(ids, len(self._codes) - 1)] == codes
+        if not known.all():
+            stranger = chr(codes[np.argmin(known)])
+            raise UserError(
+                f"{stranger!r} is none of the {len(self.alphabet)} characters of the text that "
+                f"this chars tokenizer was made from: {self.alphabet!r}"
+            )
+        return ids.astype(np.uint32)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids, end-of-text left out."""
+        return "".join(self.alphabet[i] for i in ids if i < self.eot_id)
+
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 of the character."""
+        return self.alphabet[token : token + 1].encode()
+
+    def to_json(self) -> str:
+        """The alphabet."""
+        return json.dumps({"name": self.name, "alphabet": self.alphabet})
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(_utf8(text).decode().encode("utf-32-le"), dtype="<u4")
+
+
 class BPETokenizer:
     """A byte-level BPE given by its ranks, run by tiktoken; end-of-text is the last id.
 
@@ -130,14 +171,14 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def make_tokenizer(name: str) -> Tokenizer:
-    """Make `bytes` or `gpt2`; a `bpe:N` exists only beside the data it was trained on."""
+    """Make `bytes` or `gpt2`; `chars` and `bpe:N` exist only beside data they were made from."""
     if name == "bytes":
         return ByteTokenizer()
     if name == "gpt2":
         return gpt2()
-    known = ["bytes", "gpt2", "bpe:4096"]
+    known = ["bytes", "chars", "gpt2", "bpe:4096"]
     raise UserError(
-        f"unknown tokenizer {name!r}{did_you_mean(name, known)}: expected bytes, gpt2 "
+        f"unknown tokenizer {name!r}{did_you_mean(name, known)}: expected bytes, chars, gpt2 "
         "or bpe:N with N of 257 or more"
     )
 
@@ -222,12 +263,22 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> BPETokenizer:
     return BPETokenizer(f"bpe:{n_vocab}", ranks)
 
 
+def collect_characters(texts: Iterable[str]) -> CharTokenizer:
+    """Make the tokenizer of all characters in `texts`; raises `UserError` where there are none."""
+    alphabet = set[str]().union(*(_utf8(text).decode() for text in texts))
+    if not alphabet:
+        raise UserError("the text is empty: there are no characters to make a tokenizer of")
+    return CharTokenizer("".join(alphabet))
+
+
 def from_json(text: str, name: str) -> Tokenizer:
     """Make a tokenizer again from its JSON; `name` is the file, for the error message."""
     try:
         table: dict[str, Any] = json.loads(text)
         if table["name"] == "bytes":
             return ByteTokenizer()
+        if table["name"] == "chars":
+            return CharTokenizer(table["alphabet"])
         ranks = {base64.b64decode(token): i for i, token in enumerate(table["tokens"])}
         if not all(bytes([b]) in ranks for b in range(256)):
             raise ValueError("not every byte has a token")

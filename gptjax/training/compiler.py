@@ -16,8 +16,9 @@ import jax
 import jax.monitoring
 
 LARGEST_CACHE = 8 * 2**30  # bytes; GPT-2's update on a GPU takes some ten million
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # glibc's malloc.h
 NEVER = 2**31 - 1  # bytes, the largest threshold that mallopt takes
+POOL = 2**26  # bytes a glibc pool takes from the kernel at a time, unless it is the main one
 REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 HIT = "/jax/compilation_cache/cache_hits"
 
@@ -119,14 +120,27 @@ def compiler_options() -> dict[str, bool | str]:
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
+def divide_processor(devices: int) -> None:
+    """Have the processor count as so many devices, unless the environment says how many.
+
+    Each of them computes its share of a small batch alone, where one device would halve every
+    operation between the cores and wait for both, some 500 times an update. To be called before
+    jax looks for devices.
+    """
+    is_told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if devices > 1 and not is_told and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", devices)
+
+
 def keep_freed_memory() -> bool:
     """Have glibc keep large blocks that are freed; returns whether it will.
 
     XLA asks for its temporary buffers anew at every update. glibc gets blocks of that size from
     the kernel and gives them back, so each update touches fresh pages and pays a page fault for
     every one: a quarter of a small model's update on processors. Kept, the same pages serve every
-    update; the process stays as large as it once was. Threads share two pools, since one that a
-    thread has to itself ends at 64 MB; a single one makes the threads of small models wait.
+    update; the process stays as large as it once was. A pool that is empty for a moment is kept as
+    well. Threads share two pools, since one that a thread has to itself ends at 64 MB; a single one
+    makes the threads of small models wait.
 
     Only where updates run on processors, and only with a glibc that takes thresholds this large
     (2.35); elsewhere this does nothing. To be called before jax starts its threads.
@@ -140,4 +154,4 @@ def keep_freed_memory() -> bool:
     # the second alone would end glibc's adaptive thresholds and make things worse
     if not (mallopt(M_MMAP_THRESHOLD, NEVER) and mallopt(M_TRIM_THRESHOLD, NEVER)):
         return False
-    return bool(mallopt(M_ARENA_MAX, 2))
+    return bool(mallopt(M_TOP_PAD, POOL) and mallopt(M_ARENA_MAX, 2))

@@ -66,6 +66,8 @@ class Setup:
         self.config = config = resolve(config, self.manifest)
         self.tokenizer: Tokenizer = read_tokenizer(self.manifest)
         train, context = config.train, config.context
+        if train.sample_every_steps:
+            self.tokenizer.encode(config.sample.prompt)  # fails now, not at the first sample
         rows_per_device(config, jax.device_count())
         self.mesh = make_mesh()
         self.placement = replicated(self.mesh)
