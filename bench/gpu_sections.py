@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from harness import Report, Spread, plain_environment, ratios
-from shapes import TOY, Shape, flops_per_token, gpt2_124m, gpt2_1558m
+from shapes import TOY, Shape, gpt2_124m, gpt2_1558m, model_config
 from startup import cold_and_warm
+
+from gptjax.budget import flops_per_token
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _compare(
     for label, values in seconds.items():
         shape, facts, spread = variants[label], ready[label].facts(), Spread.of(values)
         rate = shape.tokens / spread.median
-        mfu = rate * flops_per_token(shape) / peak if peak else None
+        mfu = rate * flops_per_token(model_config(shape), shape.n_ctx) / peak if peak else None
         assert first is not None
         against = ratios(seconds[first], values).text("{:.2f}")
         if floor:

@@ -1,6 +1,9 @@
-"""What is trained in a measurement, as numbers alone, and what it costs in theory."""
+"""What is trained in a measurement, as numbers alone: the sides that are not jax read it too."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from gptjax.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -61,24 +64,27 @@ def gpt2_1558m(context: int, batch: int, **changes) -> Shape:
 def matrices(shape: Shape) -> dict[str, tuple[int, int, int]]:
     """The linear layers of the model: name to (inputs, outputs, how many of it)."""
     d, n = shape.n_embd, shape.n_layer
-    padded = -(-shape.n_vocab // 128) * 128
     return {
         "c_attn": (d, 3 * d, n),
         "attn/c_proj": (d, d, n),
         "c_fc": (d, 4 * d, n),
         "mlp/c_proj": (4 * d, d, n),
-        "head": (d, padded, 1),
+        "head": (d, model_config(shape).padded_vocab, 1),
     }
 
 
-def flops_per_token(shape: Shape) -> int:
-    """FLOPs of forward and backward for one token: 6 N, and causal attention.
-
-    N counts the weights that are multiplied with (the linear layers and the head, whose padding is
-    left out), 2 FLOPs each forward and 4 backward. A token attends to T / 2 others on average: two
-    products of 2 D FLOPs each, times 3 for the backward pass, in every layer.
-    """
-    weights = sum(i * o * count for i, o, count in matrices(shape).values())
-    padding = (-shape.n_vocab % 128) * shape.n_embd
-    attention = 3 * 2 * 2 * shape.n_embd * shape.n_ctx // 2 * shape.n_layer
-    return 6 * (weights - padding) + attention
+def model_config(shape: Shape) -> ModelConfig:
+    """The shape as a config."""
+    choices: Any = {"dtype": shape.dtype, "attention": shape.attention, "remat": shape.remat}
+    return ModelConfig(
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        n_embd=shape.n_embd,
+        n_ctx=shape.n_ctx,
+        n_vocab=shape.n_vocab,
+        embd_pdrop=shape.dropout,
+        attn_pdrop=shape.dropout,
+        resid_pdrop=shape.dropout,
+        unroll=shape.n_layer if shape.unroll is None else shape.unroll,
+        **choices,
+    )

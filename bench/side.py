@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from harness import Figures, Round, Skipped, cores
-from shapes import Shape
+from shapes import Shape, model_config
 
-from gptjax.config import DataConfig, ModelConfig, OptimConfig, SampleConfig
+from gptjax.config import DataConfig, OptimConfig, SampleConfig
 from gptjax.data.loader import StepSource, batches_from
 from gptjax.data.manifest import read_manifest
 from gptjax.data.preparation import find_documents, prepare
@@ -39,23 +39,6 @@ from gptjax.training.step import make_train_step
 from gptjax.training.tasks import TASKS
 
 MAX_STEPS = 10_000
-
-
-def model_config(shape: Shape) -> ModelConfig:
-    """The shape as a config."""
-    choices: Any = {"dtype": shape.dtype, "attention": shape.attention, "remat": shape.remat}
-    return ModelConfig(
-        n_layer=shape.n_layer,
-        n_head=shape.n_head,
-        n_embd=shape.n_embd,
-        n_ctx=shape.n_ctx,
-        n_vocab=shape.n_vocab,
-        embd_pdrop=shape.dropout,
-        attn_pdrop=shape.dropout,
-        resid_pdrop=shape.dropout,
-        unroll=shape.n_layer if shape.unroll is None else shape.unroll,
-        **choices,
-    )
 
 
 class Update:

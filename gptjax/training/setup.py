@@ -226,7 +226,7 @@ class Setup:
             f"{self.manifest.tokenizer}"
         )
         say(f"devices  {self.layout.n_devices} x {device.device_kind} ({device.platform})")
-        say(f"attention {self.model.attention} ({self._attention_reason})")
+        say(f"attn     {self.model.attention} ({self._attention_reason})")
         say(f"batch    {self.layout}")
         if self._memory is not None:
             say(f"         (auto: the largest that fits: {self._memory})")
