@@ -234,7 +234,7 @@ def _train_arguments(options: Options) -> list[str]:
 
 def start(options: Options) -> None:
     """Enter to the first update of the train verb, without compiled programs and with them."""
-    kinds = cold_and_warm([*_train_arguments(options), *_batch(options)], options.work / "start", 0)
+    kinds = cold_and_warm([*_train_arguments(options), *_batch(options)], options.work / "start")
     report = Report("gpu_startup", "Start, seconds", ("cache", "first update", "exit"))
     for kind, figures in kinds.items():
         first, end = (f"{figures[name]:.2f}" for name in ("seconds", "until_exit"))

@@ -50,9 +50,9 @@ def first_update(arguments: list[str], run_dir: Path, cache: Path) -> Figures:
     return {"seconds": ended if first is None else first, "until_exit": ended}
 
 
-def cold_and_warm(arguments: list[str], directory: Path, number: int) -> dict[str, Figures]:
+def cold_and_warm(arguments: list[str], directory: Path) -> dict[str, Figures]:
     """The same command twice, first with an empty cache of compiled programs."""
-    cache = directory / f"cache{number}"
+    cache = directory / "cache"
     shutil.rmtree(cache, ignore_errors=True)
     cache.mkdir(parents=True)
     run_dir = directory / "run"
