@@ -3,8 +3,11 @@
 Every number is nanoGPT's CPU recipe for its character-level Shakespeare: 4 layers, 4 heads, 128
 wide, context 64, batch 12 x 64 = 768 tokens, 2,000 updates, learning rate 1e-3 to 1e-4 with 100
 of warm-up, beta2 0.99, no biases, no dropout, the last tenth of the file for validation.
-Tokens are the text's 65 characters and end-of-text.
-1,536,000 tokens, 1.5 epochs. Expected: nanoGPT reports a validation loss of 1.88 nats a character.
+Tokens are bytes, which in this text are characters. By its 65 characters alone (`--tokenizer
+chars`) an update is a little faster, but the loss ends 0.02 higher, as a torch loop's does:
+rows of the tied embedding that no token uses seem to help. 1,536,000 tokens, 1.5 epochs.
+Expected: 1.88 nats a character over the whole validation text (1.880, 1.885 and 1.891 with seeds 0,
+1 and 1337). nanoGPT reports 1.88, from 20 random batches.
 
     python -m gptjax.prepare --config shakespeare --input tinyshakespeare.txt
     python -m gptjax.train --config shakespeare
@@ -28,7 +31,7 @@ def get_config() -> Config:
         ),
         data=DataConfig(
             path="data/shakespeare",
-            tokenizer="chars",
+            tokenizer="bytes",
             inputs=("data/tinyshakespeare.txt",),
             val_fraction=0.1,
         ),
@@ -42,6 +45,7 @@ def get_config() -> Config:
             eval_tokens=None,
             save_every_steps=500,
             sample_every_steps=2000,
+            seed=0,
         ),
         sample=SampleConfig(prompt="ROMEO:", max_new_tokens=100),
     )
