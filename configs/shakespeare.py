@@ -11,9 +11,10 @@ Expected: 1.88 nats a character over the whole validation text (1.880, 1.885 and
 
     python -m gptjax.prepare --config shakespeare --input tinyshakespeare.txt
     python -m gptjax.train --config shakespeare
+    python -m gptjax.generate --run runs/shakespeare --prompt "ROMEO:"
 """
 
-from gptjax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
+from gptjax.config import Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> Config:
@@ -44,8 +45,7 @@ def get_config() -> Config:
             eval_every_steps=1000,
             eval_tokens=None,
             save_every_steps=500,
-            sample_every_steps=2000,
+            sample_every_steps=0,
             seed=0,
         ),
-        sample=SampleConfig(prompt="ROMEO:", max_new_tokens=100),
     )

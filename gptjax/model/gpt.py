@@ -81,8 +81,9 @@ def logits(x_BTD: Array, head_VD: Array, n_vocab: int) -> Array:
 
 def init_params(cfg: ModelConfig, key: Array) -> dict:
     """Draw float32 parameters: N(0, 0.02), residual projections narrower, norms 1, biases 0."""
-    portable = dataclasses.replace(cfg, attention="xla")  # a single token is no input for cuDNN
-    return dict(GPT(portable).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
+    # a single token is no input for cuDNN, and layers in a loop are drawn by one small program
+    plain = dataclasses.replace(cfg, attention="xla", unroll=1)
+    return dict(GPT(plain).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 def parameter_shapes(cfg: ModelConfig) -> dict:

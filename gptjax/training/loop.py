@@ -212,8 +212,8 @@ class _Loop:
         stopping = bool(self.stop)  # read once: a signal may come at any moment
         if "save" in now or stopping or (validation is not None and validation.loss < best):
             self._save(state, validation)
-        if "validate" in now:
-            self._plot()
+        if "validate" in now and step < self.setup.config.train.max_steps:
+            self._plot()  # after the last update `_end` does
         self.throughput.pause()
         return stopping
 

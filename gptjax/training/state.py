@@ -5,6 +5,7 @@ stored; accumulated gradients live inside one update only. Hence nothing here de
 of devices or micro-steps.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -30,16 +31,19 @@ def abstract_state(
     cfg: ModelConfig, optimizer: optax.GradientTransformation, sharding: Sharding
 ) -> TrainState:
     """The state's shapes, types and placement, with nothing allocated."""
-    return placed(jax.eval_shape(lambda: _initial(cfg, optimizer, 0)), sharding)
+    draw = partial(_initial, cfg, optimizer)
+    return placed(jax.eval_shape(draw, jax.random.key(0)), sharding)
 
 
 def initial_state(
     cfg: ModelConfig, optimizer: optax.GradientTransformation, seed: int, sharding: Sharding
 ) -> TrainState:
     """Draw parameters and zero the optimizer, placed as `sharding` says."""
-    return jax.jit(lambda: _initial(cfg, optimizer, seed), out_shardings=sharding)()
+    draw = partial(_initial, cfg, optimizer)
+    # the key is an argument, for XLA would compute what depends on nothing while it compiles
+    return jax.jit(draw, out_shardings=sharding)(jax.random.key(seed))
 
 
-def _initial(cfg: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    params = init_params(cfg, jax.random.key(seed))
+def _initial(cfg: ModelConfig, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
+    params = init_params(cfg, key)
     return TrainState(jnp.int32(0), params, optimizer.init(params))
