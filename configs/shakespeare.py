@@ -44,7 +44,7 @@ def get_config() -> Config:
             max_steps=2000,
             eval_every_steps=1000,
             eval_tokens=None,
-            save_every_steps=500,
+            save_every_steps=1000,
             sample_every_steps=0,
             seed=0,
         ),

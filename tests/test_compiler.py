@@ -129,24 +129,25 @@ class Libc:
         self.taken: list[tuple[int, int]] = []
 
     def mallopt(self, option: int, value: int) -> int:
-        if value <= self.largest:
+        is_taken = value % 2**64 <= self.largest  # it becomes an unsigned long
+        if is_taken:
             self.taken.append((option, value))
-        return int(value <= self.largest)
+        return int(is_taken)
 
 
 def test_an_older_glibc_keeps_its_adaptive_thresholds(monkeypatch):
-    new, old = Libc(2**31 - 1), Libc(2**25)
+    new, old = Libc(2**64 - 1), Libc(2**25)
     monkeypatch.setattr(compiler.sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: new)
     assert compiler.keep_freed_memory() is True
-    assert new.taken == [(-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 2**26), (-8, 2)]
+    assert new.taken == [(-3, -1), (-1, -1), (-2, 2**26), (-8, 2)]
     monkeypatch.setattr(ctypes, "CDLL", lambda _: old)
     assert compiler.keep_freed_memory() is False
     assert old.taken == []
 
 
 def test_only_processors_and_glibc_are_concerned(monkeypatch):
-    libc = Libc(2**31 - 1)
+    libc = Libc(2**64 - 1)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: libc)
     with monkeypatch.context() as patch:
         patch.setattr(compiler.sys, "platform", "darwin")

@@ -17,7 +17,7 @@ import jax.monitoring
 
 LARGEST_CACHE = 8 * 2**30  # bytes; GPT-2's update on a GPU takes some ten million
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # glibc's malloc.h
-NEVER = 2**31 - 1  # bytes, the largest threshold that mallopt takes
+NEVER = -1  # a threshold in bytes, which glibc reads as the largest there is
 POOL = 2**26  # bytes a glibc pool takes from the kernel at a time, unless it is the main one
 REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 HIT = "/jax/compilation_cache/cache_hits"
