@@ -43,7 +43,7 @@ def _side(target: str, shape: Shape, **arguments: Any) -> tuple[str, dict[str, A
 
 
 def _train(shape: Shape, updates: int) -> tuple[str, dict[str, Any]]:
-    return _side("side.train", shape, updates=updates, warm=min(3, updates))
+    return _side("side.train", shape, updates=updates, warm=min(3, updates + 1))
 
 
 def throughput(plan: Plan, dtype: str) -> None:
@@ -71,7 +71,7 @@ def throughput(plan: Plan, dtype: str) -> None:
 def _throughput(report: Report, name: str, shape: Shape, rounds: int, updates: int) -> None:
     targets: Targets = {"gptjax": _train(shape, updates)}
     if installed("torch") and installed("transformers"):
-        warm = min(3, updates)
+        warm = min(3, updates + 1)
         for model in ("hugging_face", "plain"):
             targets[model] = _side(
                 "torch_side.train", shape, updates=updates, model=model, warm=warm

@@ -18,6 +18,7 @@ import numpy as np
 from harness import Figures, Round, Skipped, cores
 from shapes import Shape, model_config
 
+from gptjax.budget import parameter_count
 from gptjax.config import DataConfig, OptimConfig, SampleConfig
 from gptjax.data.loader import StepSource, batches_from
 from gptjax.data.manifest import read_manifest
@@ -131,7 +132,7 @@ def product_flops(jaxpr: Any) -> float:
 
 def train(shape: dict, updates: int, warm: int = 3) -> tuple[Round, dict]:
     """`updates` updates a round, after `warm` that nobody times."""
-    keep_freed_memory()  # as the train verb does
+    keep_freed_memory(parameter_count(model_config(Shape(**shape))))  # as the train verb does
     update = Update(Shape(**shape))
     update.run(warm)
     return lambda: {"seconds": update.run(updates)}, update.facts()
@@ -216,8 +217,8 @@ def prepare_texts(texts: Sequence[str], directory: str) -> tuple[Round, dict]:
 
 def save(shape: dict, directory: str) -> tuple[Round, dict]:
     """A checkpoint a round: seconds that `save` holds the loop, and until it is safe on disk."""
-    keep_freed_memory()  # as the train verb does
     model, optim = model_config(Shape(**shape)), OptimConfig()
+    keep_freed_memory(parameter_count(model))  # as the train verb does
     placement = replicated(make_mesh(1))
     state = initial_state(model, make_optimizer(optim, MAX_STEPS), 0, placement)
     checkpointer = Checkpointer(Path(directory) / "checkpoints", keep_latest=1)

@@ -25,6 +25,7 @@ def train(argv: Sequence[str]) -> int:
     command = parse_config(TrainCommand, argv, "python -m gptjax.train")
     run_path = command.run_dir or Path("runs") / Path(command.config).stem
 
+    from gptjax.budget import parameter_count
     from gptjax.data.manifest import is_prepared
     from gptjax.data.preparation import how_to_prepare, prepare_with_progress
     from gptjax.errors import UserError
@@ -49,7 +50,7 @@ def train(argv: Sequence[str]) -> int:
         startup.end("preparation")
     divide_processor(run.train.cpu_devices)
     enable_compilation_cache()
-    keep_freed_memory()
+    keep_freed_memory(parameter_count(run.model))
     return fit(run, run_path, command.fresh, startup)
 
 

@@ -139,10 +139,12 @@ def test_an_older_glibc_keeps_its_adaptive_thresholds(monkeypatch):
     new, old = Libc(2**64 - 1), Libc(2**25)
     monkeypatch.setattr(compiler.sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: new)
-    assert compiler.keep_freed_memory() is True
+    assert compiler.keep_freed_memory(10**6) is True
     assert new.taken == [(-3, -1), (-1, -1), (-2, 2**26), (-8, 2)]
+    assert compiler.keep_freed_memory(10**8) is True
+    assert new.taken[-1] == (-8, 1)  # two pools would not hold a large model's buffers
     monkeypatch.setattr(ctypes, "CDLL", lambda _: old)
-    assert compiler.keep_freed_memory() is False
+    assert compiler.keep_freed_memory(10**6) is False
     assert old.taken == []
 
 
@@ -151,20 +153,20 @@ def test_only_processors_and_glibc_are_concerned(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda _: libc)
     with monkeypatch.context() as patch:
         patch.setattr(compiler.sys, "platform", "darwin")
-        assert compiler.keep_freed_memory() is False
+        assert compiler.keep_freed_memory(10**6) is False
     monkeypatch.setattr(compiler.sys, "platform", "linux")
     with monkeypatch.context() as patch:
         patch.setattr(compiler, "entry_points", lambda group: ["xla_cuda12"])
-        assert compiler.keep_freed_memory() is False
+        assert compiler.keep_freed_memory(10**6) is False
     assert libc.taken == []
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
-    assert compiler.keep_freed_memory() is False
+    assert compiler.keep_freed_memory(10**6) is False
 
 
 FAULTS = """
 import ctypes, resource
 from gptjax.training.compiler import keep_freed_memory
-assert {keep} == ({keep} and keep_freed_memory())
+assert {keep} == ({keep} and keep_freed_memory(10**6))
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 size = 256 * 2**20

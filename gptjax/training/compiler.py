@@ -19,6 +19,7 @@ LARGEST_CACHE = 8 * 2**30  # bytes; GPT-2's update on a GPU takes some ten milli
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # glibc's malloc.h
 NEVER = -1  # a threshold in bytes, which glibc reads as the largest there is
 POOL = 2**26  # bytes a glibc pool takes from the kernel at a time, unless it is the main one
+LARGE = 2**24  # parameters; the gradients alone fill a pool then
 REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 HIT = "/jax/compilation_cache/cache_hits"
 
@@ -132,15 +133,16 @@ def divide_processor(devices: int) -> None:
         jax.config.update("jax_num_cpu_devices", devices)
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(parameters: int) -> bool:
     """Have glibc keep large blocks that are freed; returns whether it will.
 
     XLA asks for its temporary buffers anew at every update. glibc gets blocks of that size from
     the kernel and gives them back, so each update touches fresh pages and pays a page fault for
     every one: a quarter of a small model's update on processors. Kept, the same pages serve every
     update; the process stays as large as it once was. A pool that is empty for a moment is kept as
-    well. Threads share two pools, since one that a thread has to itself ends at 64 MB; a single one
-    makes the threads of small models wait.
+    well. Every pool but the first ends at 64 MB, and what is larger would come from the kernel
+    after all: threads share the first, and those of a model with few `parameters`, which would wait
+    for each other, a second one.
 
     Only where updates run on processors, and only with a glibc that takes thresholds this large
     (2.35); elsewhere this does nothing. To be called before jax starts its threads.
@@ -154,4 +156,5 @@ def keep_freed_memory() -> bool:
     # the second alone would end glibc's adaptive thresholds and make things worse
     if not (mallopt(M_MMAP_THRESHOLD, NEVER) and mallopt(M_TRIM_THRESHOLD, NEVER)):
         return False
-    return bool(mallopt(M_TOP_PAD, POOL) and mallopt(M_ARENA_MAX, 2))
+    pools = 1 if parameters > LARGE else 2
+    return bool(mallopt(M_TOP_PAD, POOL) and mallopt(M_ARENA_MAX, pools))
