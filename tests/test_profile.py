@@ -55,7 +55,7 @@ def test_a_process_knows_when_it_began():
 @pytest.mark.parametrize(
     "stat", [None, "", "1 (a) b) S", "1 (x) S " + "y " * 30, "1 (x) S " + "0 " * 30]
 )
-def test_without_a_credible_account_a_later_moment_serves(stat, monkeypatch):
+def test_without_a_credible_account_a_later_moment_serves(stat, clock, monkeypatch):
     def read_text(_: Path) -> str:
         if stat is None:
             raise FileNotFoundError
@@ -63,7 +63,7 @@ def test_without_a_credible_account_a_later_moment_serves(stat, monkeypatch):
 
     monkeypatch.setattr(profile.Path, "read_text", read_text)
     monkeypatch.setattr(profile.time, "clock_gettime", lambda _: 10_000.0)
-    assert process_began(5.0) == 5.0
+    assert process_began(clock[0]) == clock[0]
 
 
 @pytest.mark.parametrize(("age", "began"), [(5.0, 996.0), (0.5, 1000.0), (700.0, 1000.0)])
