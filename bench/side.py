@@ -36,7 +36,7 @@ from gptjax.training.mesh import BatchLayout, abstract_batch, make_mesh, put_row
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.state import abstract_state, initial_state
-from gptjax.training.step import make_train_step
+from gptjax.training.step import make_train_step, make_update
 from gptjax.training.tasks import TASKS
 
 MAX_STEPS = 10_000
@@ -51,21 +51,20 @@ class Update:
         self.model = replace(model, attention=attention)
         optim, self._mesh = OptimConfig(warmup_steps=10), make_mesh(1)
         self.optimizer = make_optimizer(optim, MAX_STEPS)
-        step = make_train_step(
+        update = make_update(
             TASKS["lm"](self.model, shape.loss_chunk_tokens),
             self.optimizer,
             learning_rate_schedule(optim, MAX_STEPS),
-            self._mesh,
             shape.micro_steps,
             dropout=shape.dropout > 0,
         )
+        step = make_train_step(update, self._mesh)
         placement = replicated(self._mesh)
         self._key = jax.device_put(jax.random.key(0, impl=shape.prng), placement)
         layout = BatchLayout(shape.micro_steps, shape.batch, 1, shape.n_ctx)
         batch = abstract_batch(self._mesh, layout)
         state = abstract_state(self.model, self.optimizer, placement)
-        # jax.jit's own methods, which the type of a plain function does not show
-        traced = step.trace(state, batch, self._key)  # pyright: ignore
+        traced = step.trace(state, batch, self._key)
         self.product_flops = product_flops(traced.jaxpr)
         started = time.perf_counter()
         self._compiled = traced.lower().compile(compiler_options())

@@ -41,6 +41,7 @@ def get_config() -> Config:
             batch_tokens=12 * 64,
             micro_batch=12,
             cpu_devices=2,
+            updates_per_call=10,
             max_steps=2000,
             eval_every_steps=1000,
             eval_tokens=None,

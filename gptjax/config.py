@@ -141,6 +141,9 @@ class TrainConfig:
     """Tokens of the first updates, batch_tokens divided by a power of two; None does not ramp."""
     ramp_steps: int = 0
     """Updates over which the batch doubles, in equal stages, up to batch_tokens."""
+    updates_per_call: int = 1
+    """Updates that one call of the compiled program makes, at most: ten save a tenth where an
+    update takes some ten milliseconds. Their rows of metrics.jsonl share one time."""
     loss_chunk_tokens: int = 2048
     """Tokens whose logits exist at once in training; 0 forms all logits of a micro-batch."""
     context: int | None = None

@@ -88,7 +88,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
         "train.keep_latest": t.keep_latest, "sample.max_new_tokens": s.max_new_tokens,
         "model.n_vocab": m.n_vocab, "train.context": t.context, "train.eval_tokens": t.eval_tokens,
         "optim.decay_steps": o.decay_steps, "sample.top_k": s.top_k,
-        "train.cpu_devices": t.cpu_devices,
+        "train.cpu_devices": t.cpu_devices, "train.updates_per_call": t.updates_per_call,
     }  # fmt: skip
     not_negative = {
         "optim.warmup_steps": o.warmup_steps, "optim.peak_lr": o.peak_lr,

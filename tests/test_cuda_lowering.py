@@ -14,7 +14,7 @@ from gptjax.training.mesh import BatchLayout, abstract_batch, make_mesh, replica
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.state import abstract_state
-from gptjax.training.step import make_train_step
+from gptjax.training.step import make_train_step, make_update
 from gptjax.training.tasks import TASKS
 
 LAYOUT = BatchLayout(micro_steps=2, micro_batch=2, n_devices=8, context=192)
@@ -34,7 +34,8 @@ def lowered(dtype: str, attention: str) -> str:
     optim, mesh = OptimConfig(), make_mesh(8)
     optimizer, schedule = make_optimizer(optim, 10), learning_rate_schedule(optim, 10)
     task = TASKS["lm"](model, CHUNK)
-    step = make_train_step(task, optimizer, schedule, mesh, LAYOUT.micro_steps, dropout=False)
+    update = make_update(task, optimizer, schedule, LAYOUT.micro_steps, dropout=False)
+    step = make_train_step(update, mesh)
     state = abstract_state(model, optimizer, replicated(mesh))
     key = jax.device_put(jax.random.key(0), replicated(mesh))
     with pytest.MonkeyPatch.context() as patch:

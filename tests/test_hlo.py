@@ -136,14 +136,14 @@ def compiled(loss: Callable, params: Any, micro_steps: int) -> str:
     tokens = np.zeros((micro_steps, DEVICES, CONTEXT + 1), np.int32)
     batch = {"tokens": tokens, "weights": np.ones(tokens[..., 1:].shape, np.float32)}
     key = jax.device_put(jax.random.key(0), replicated(mesh))
-    step = step_module.make_train_step(
+    update = step_module.make_update(
         Task(loss, row_losses=loss),
         optimizer,
         learning_rate_schedule(optim, 10),
-        mesh,
         micro_steps,
         dropout=False,
     )
+    step = step_module.make_train_step(update, mesh)
     abstract = placed(state, replicated(mesh))
     return step.lower(abstract, put_rows(mesh, batch, axis=1), key).compile().as_text()
 

@@ -26,7 +26,7 @@ from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.setup import DROPOUT_GENERATOR
 from gptjax.training.state import abstract_state
-from gptjax.training.step import make_train_step
+from gptjax.training.step import make_train_step, make_update
 from gptjax.training.tasks import TASKS
 from gptjax.tree import count
 from gptjax.validation import validate
@@ -193,14 +193,14 @@ def test_the_update_for_the_8_gb_card_fits_with_room_to_spare():
     assert (layout.micro_batch, layout.micro_steps) == (2, 256)
     assert layout.context == 1024
     optimizer = make_optimizer(config.optim, config.train.max_steps)
-    step = make_train_step(
+    update = make_update(
         TASKS["lm"](config.model, config.train.loss_chunk_tokens),
         optimizer,
         learning_rate_schedule(config.optim, config.train.max_steps),
-        mesh,
         layout.micro_steps,
         dropout=True,
     )
+    step = make_train_step(update, mesh)
     key = jax.device_put(jax.random.key(0, impl=DROPOUT_GENERATOR), replicated(mesh))
     state = abstract_state(config.model, optimizer, replicated(mesh))
     compiled = step.lower(state, abstract_batch(mesh, layout), key).compile()

@@ -22,7 +22,7 @@ from gptjax.training.mesh import make_mesh, put_rows, replicated
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.state import TrainState, abstract_state, initial_state
-from gptjax.training.step import make_eval_step, make_train_step
+from gptjax.training.step import make_eval_step, make_train_step, make_train_steps, make_update
 from gptjax.training.tasks import Task, language_modelling
 from gptjax.tree import named_leaves
 
@@ -57,14 +57,9 @@ def train_step(layout: Layout, rate: float = 0.0) -> Callable:
         return task.loss(params, {**batch, "weights": spoilt}, key)
 
     n_devices, micro_steps = layout
-    return make_train_step(
-        Task(loss, task.row_losses),
-        OPTIMIZER,
-        SCHEDULE,
-        make_mesh(n_devices),
-        micro_steps,
-        dropout=rate > 0,
-    )
+    spoilable = Task(loss, task.row_losses)
+    update = make_update(spoilable, OPTIMIZER, SCHEDULE, micro_steps, dropout=rate > 0)
+    return make_train_step(update, make_mesh(n_devices))
 
 
 @cache
@@ -242,7 +237,7 @@ def abstract(layout: Layout, optimizer: Any) -> tuple[Any, Any, Any]:
 def test_results_are_written_where_the_state_was(layout):
     """Donation is more than a promise: the compiler has no second state in its account."""
     task, mesh = language_modelling(MODEL), make_mesh(layout[0])
-    step = make_train_step(task, UPDATE, SCHEDULE, mesh, layout[1], dropout=False)
+    step = make_train_step(make_update(task, UPDATE, SCHEDULE, layout[1], dropout=False), mesh)
     arguments = abstract(layout, UPDATE)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[0]))
     memory = step.lower(*arguments).compile().memory_analysis()
@@ -293,9 +288,8 @@ def products_in(jaxpr: Any) -> list[Any]:
 def test_every_product_has_the_precision_that_was_asked_for(name, precision, chunk, micro_steps):
     layout = (8, micro_steps)
     task, mesh = language_modelling(MODEL, loss_chunk_tokens=chunk), make_mesh(8)
-    step = make_train_step(
-        task, OPTIMIZER, SCHEDULE, mesh, micro_steps, dropout=False, float32_matmul=name
-    )
+    update = make_update(task, OPTIMIZER, SCHEDULE, micro_steps, dropout=False, float32_matmul=name)
+    step = make_train_step(update, mesh)
     state, batch, key = abstract(layout, OPTIMIZER)
     forward = products_in(jax.make_jaxpr(lambda p, b: task.loss(p, b, None))(
         state.params, jax.tree.map(lambda x: x[0], batch)

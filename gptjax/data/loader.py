@@ -90,11 +90,12 @@ def read_ahead(items: Iterator[T], put: Callable[[T], Batch]) -> Iterator[Batch]
 
 
 def training_batch(rows: np.ndarray, micro_steps: int) -> Batch:
-    """Give rows [A B, T + 1] the shapes of an update: tokens_ABT (T + 1 long) and weights_ABT.
+    """Give rows [..., A B, T + 1] the shapes of an update: tokens_ABT (T + 1 long) and weights_ABT.
 
     Weights say how much each target counts; in pretraining all count the same.
     """
-    tokens_ABT = rows.reshape(micro_steps, -1, rows.shape[-1])
+    *updates, _, length = rows.shape
+    tokens_ABT = rows.reshape(*updates, micro_steps, -1, length)
     return {"tokens": tokens_ABT, "weights": np.ones(tokens_ABT[..., 1:].shape, np.float32)}
 
 

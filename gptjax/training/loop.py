@@ -1,8 +1,9 @@
 """A run from start to end: restore, update, look, save.
 
-The device never waits for the host: the numbers of an update are fetched only after the next one
-has been dispatched. Where something is due (a validation, a sample, a checkpoint) the update is
-finished and its row written first, so that no checkpoint knows more than metrics.jsonl.
+The device never waits for the host: the numbers of a call, which makes one update or several, are
+fetched only after the next one has been dispatched. Where something is due (a validation, a sample,
+a checkpoint) the call is finished and its rows written first, so that no checkpoint knows more than
+metrics.jsonl.
 """
 
 import json
@@ -18,6 +19,7 @@ from gptjax.config import Config, TrainConfig, to_json
 from gptjax.data.loader import batches_from, read_ahead
 from gptjax.errors import UserError
 from gptjax.evals.perplexity import Validation, evaluate
+from gptjax.training.calls import rows_by_call, rows_of_call
 from gptjax.training.checkpoint import Checkpointer, SaveError
 from gptjax.training.compiler import watching_cache
 from gptjax.training.curves import plot_curves
@@ -143,7 +145,7 @@ class _Loop:
         train, display = self.setup.config.train, self.display
         forget_samples_after(self.run_dir.samples, step)
         trace = UpdateTrace(train.profile, self.run_dir.path / "profile", display.say)
-        previous: tuple[int, Metrics, float] | None = None
+        previous: tuple[int, int, Metrics, float] | None = None
         with batches_from(self.setup.source, step) as rows, closing(trace):
             display.say("compiling the update ...")
             self.startup.end("setup")
@@ -152,29 +154,39 @@ class _Loop:
             self.startup.end("compilation", f"cached: {cache}")
             display.start(step, train.max_steps)
             trace.begin(step, train.max_steps)
-            for batch, wait in with_waits(read_ahead(rows, self.setup.put_training_rows)):
+            calls = read_ahead(
+                rows_by_call(rows, train, self.setup.ramp, step), self.setup.put_training_rows
+            )
+            for call, wait in with_waits(calls):
                 with trace.update(step + 1):
-                    state, metrics = self.setup.train_step(state, batch, self.setup.key)
-                step += 1
+                    state, metrics = self.setup.train_steps(state, call)
+                step += call.updates
                 if previous is not None:
-                    self._write(self._row(*previous))
-                previous = (step, metrics, wait)
+                    self._write(self._rows(*previous))
+                previous = (step, call.updates, metrics, wait)
                 self._poll()
                 if trace.after(step, metrics):
                     self.throughput.pause()
                 now = due(train, step, bool(self.stop), self.save_failed)
                 if now:
-                    stopping = self._boundary(now, state, self._row(*previous))
+                    stopping = self._boundary(now, state, self._rows(*previous))
                     previous = None
                     if step == train.max_steps or stopping:
                         break
         return self._end(step)
 
-    def _row(self, step: int, metrics: Metrics, data_wait: float) -> Row:
-        """Wait for an update and turn its metrics into a row of metrics.jsonl."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    def _rows(self, step: int, updates: int, metrics: Metrics, data_wait: float) -> list[Row]:
+        """Wait for a call, which ends after `step`; its updates as rows of metrics.jsonl."""
+        rows = rows_of_call(step, updates, jax.device_get(metrics))
         self.startup.finish(self.display.say)
-        skipped = int(values["skipped"])
+        shared = {"data_wait": data_wait / updates}
+        shared |= self.throughput.measure(sum(row["tokens"] for row in rows))
+        for row in rows:
+            self._check(row["step"], row.pop("skipped"))
+            row |= shared
+        return rows
+
+    def _check(self, step: int, skipped: int) -> None:
         if skipped:
             self.display.say(f"update {step} was skipped: its gradients are not finite")
         if skipped >= GIVE_UP_AFTER:
@@ -183,30 +195,23 @@ class _Loop:
                 f"update {step}: the checkpoints in {self.run_dir.checkpoints} are "
                 "good; go on with a lower --optim.peak-lr"
             )
-        return {
-            "step": step,
-            "train_loss": values["loss"],
-            "learning_rate": values["learning_rate"],
-            "grad_norm": values["grad_norm"] if not skipped else None,
-            "tokens": int(values["tokens"]),
-            "data_wait": data_wait,
-            **self.throughput.measure(values["tokens"]),
-        }
 
-    def _write(self, row: Row) -> None:
-        self.log.append(row)
+    def _write(self, rows: list[Row]) -> None:
+        for row in rows:
+            self.log.append(row)
         self.display.update(self.log.rows[-1])
 
-    def _boundary(self, now: set[str], state: TrainState, row: Row) -> bool:
-        """Validate, write the row, then sample and save, as far as each is due.
+    def _boundary(self, now: set[str], state: TrainState, rows: list[Row]) -> bool:
+        """Validate, write the rows, then sample and save, as far as each is due.
 
         Returns whether a stop request came; it is saved then, due or not.
         """
+        row = rows[-1]
         step, best = row["step"], self.checkpointer.best_loss()
         validation = self._validate(state) if "validate" in now else None
         if validation is not None:
             row |= _validation_values(validation)
-        self._write(row)
+        self._write(rows)
         if "sample" in now:
             self._sample(state, step)
         stopping = bool(self.stop)  # read once: a signal may come at any moment

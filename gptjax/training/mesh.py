@@ -87,10 +87,13 @@ def batch_layout(config: Config, n_devices: int, micro_batch: int) -> BatchLayou
     return BatchLayout(config.batch_rows // n_devices // micro, micro, n_devices, config.context)
 
 
-def abstract_batch(mesh: Mesh, layout: BatchLayout) -> Any:
-    """Shapes, types and placement of one update's batch, for compiling before there is data."""
-    rows = (layout.micro_steps, layout.micro_batch * layout.n_devices)
-    sharding = NamedSharding(mesh, PartitionSpec(None, AXIS))
+def abstract_batch(mesh: Mesh, layout: BatchLayout, updates: tuple[int, ...] = ()) -> Any:
+    """Shapes, types and placement of one update's batch, for compiling before there is data.
+
+    `updates` is (K,) where one call does K of them.
+    """
+    rows = (*updates, layout.micro_steps, layout.micro_batch * layout.n_devices)
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * len(updates), None, AXIS))
     return {
         "tokens": jax.ShapeDtypeStruct((*rows, layout.context + 1), "int32", sharding=sharding),
         "weights": jax.ShapeDtypeStruct((*rows, layout.context), "float32", sharding=sharding),

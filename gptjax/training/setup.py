@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from gptjax.budget import parameter_count
 from gptjax.config import Config
@@ -18,6 +19,7 @@ from gptjax.errors import UserError
 from gptjax.evals.perplexity import target_bytes
 from gptjax.model.gpt import parameter_shapes
 from gptjax.ramp import batch_ramp
+from gptjax.training.calls import Call
 from gptjax.training.compiler import compiler_options
 from gptjax.training.display import Display
 from gptjax.training.fitting import (
@@ -40,7 +42,13 @@ from gptjax.training.mesh import (
 from gptjax.training.optimizer import averaged_parameters, decay_table, make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.state import TrainState, abstract_state, initial_state
-from gptjax.training.step import make_eval_step, make_train_step
+from gptjax.training.step import (
+    Metrics,
+    make_eval_step,
+    make_train_step,
+    make_train_steps,
+    make_update,
+)
 from gptjax.training.tasks import TASKS
 
 # The cheapest of jax's generators that is independent of the number of devices: a quarter of
@@ -126,17 +134,22 @@ class Setup:
         if layout in self._compiled:
             return self._compiled[layout]
         model = self.model
-        step = make_train_step(
+        update = make_update(
             self._task,
             self.optimizer,
             self._schedule,
-            self.mesh,
             layout.micro_steps,
             dropout=any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)),
             float32_matmul=model.float32_matmul,
         )
-        batch = abstract_batch(self.mesh, layout)
-        lowered = step.lower(self.abstract_state(), batch, self.key)
+        state, most = self.abstract_state(), self.config.train.updates_per_call
+        if most == 1:
+            batch = abstract_batch(self.mesh, layout)
+            lowered = make_train_step(update, self.mesh).lower(state, batch, self.key)
+        else:
+            batch = abstract_batch(self.mesh, layout, (most,))
+            count = jax.ShapeDtypeStruct((), "int32", sharding=self.placement)
+            lowered = make_train_steps(update, self.mesh).lower(state, batch, self.key, count)
         self._compiled[layout] = lowered.compile(compiler_options())
         return self._compiled[layout]
 
@@ -150,10 +163,12 @@ class Setup:
         micro_steps = rows // (self.layout.micro_batch * self.layout.n_devices)
         return self._compile(dataclasses.replace(self.layout, micro_steps=micro_steps))
 
-    def train_step(self, state: TrainState, batch: Any, key: jax.Array) -> Any:
-        """One update, by the program for a batch of its size."""
-        micro_steps, rows = batch["tokens"].shape[:2]
-        return self._compiled_for(micro_steps * rows)(state, batch, key)
+    def train_steps(self, state: TrainState, call: Call) -> tuple[TrainState, Metrics]:
+        """The updates of one call, by the program for batches of their size; metrics are arrays."""
+        micro_steps, rows = call.batch["tokens"].shape[-3:-1]
+        compiled = self._compiled_for(micro_steps * rows)
+        count = () if self.config.train.updates_per_call == 1 else (np.int32(call.updates),)
+        return compiled(state, call.batch, self.key, *count)
 
     def adapted(self, state: TrainState) -> TrainState:
         """A restored state with the loss scale that the type of this start needs."""
@@ -179,15 +194,22 @@ class Setup:
         seed = self.config.train.seed
         return initial_state(self.config.model, self.optimizer, seed, self.placement)
 
-    def put_training_rows(self, rows: Any) -> Any:
-        """Start copying one update's rows to the devices."""
+    def put_training_rows(self, rows: np.ndarray) -> Call:
+        """Start copying the rows of one call's updates, [updates, R, T + 1], to the devices."""
+        updates, most = len(rows), self.config.train.updates_per_call
+        if most == 1:
+            rows, axis = rows[0], 1
+        else:
+            filled, axis = np.zeros((most, *rows.shape[1:]), rows.dtype), 2
+            filled[:updates] = rows
+            rows = filled
         local_rows = self.layout.micro_batch * jax.local_device_count()
-        batch = training_batch(rows, len(rows) // local_rows)
+        batch = training_batch(rows, rows.shape[-2] // local_rows)
         weights = batch.pop("weights")  # the same for all updates of a size: copied once
         if weights.shape not in self._weights:
-            self._weights[weights.shape] = put_rows(self.mesh, weights, axis=1)
-        placed = put_rows(self.mesh, batch, axis=1)
-        return {**placed, "weights": self._weights[weights.shape]}
+            self._weights[weights.shape] = put_rows(self.mesh, weights, axis)
+        placed = put_rows(self.mesh, batch, axis)
+        return Call({**placed, "weights": self._weights[weights.shape]}, updates)
 
     def validation_batches(self) -> Iterator[Any]:
         """The fixed validation set on the devices, batch by batch."""

@@ -1,4 +1,4 @@
-"""One optimizer update as one jitted call, and one evaluation batch as another.
+"""One optimizer update as one jitted call, or several as one; an evaluation batch as another.
 
 The update is a `shard_map` that is manual over `data`: every device scans its micro-batches,
 gathers gradients locally, and only the last micro-step's gate lets them cross the network. The
@@ -22,20 +22,20 @@ from gptjax.training.state import TrainState
 from gptjax.training.tasks import Batch, Params, Task
 
 Metrics = dict[str, Array]
+METRICS = ("loss", "grad_norm", "learning_rate", "tokens", "skipped")
 MATMUL_PRECISION = {"highest": "highest", "tf32": "tensorfloat32"}  # of float32 products, on GPUs
-TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
+Update = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
-def make_train_step(
+def make_update(
     task: Task,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    mesh: Mesh,
     micro_steps: int,
     dropout: bool,
     float32_matmul: str = "highest",
-) -> TrainStep:
-    """Compile-ready `step(state, batch, key) -> (state, metrics)`; `state` is donated.
+) -> Update:
+    """`update(state, batch, key) -> (state, metrics)` as each device does it, in a `shard_map`.
 
     The batch has leading axes [A, B]; `key` is the run's base key. Metrics are replicated float32
     scalars: `loss` (nats per weighted token over the whole update), `grad_norm` before clipping,
@@ -71,12 +71,41 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
+    return update
+
+
+def make_train_step(update: Update, mesh: Mesh) -> jax.stages.Wrapped:
+    """Compile-ready `step(state, batch, key) -> (state, metrics)`; `state` is donated."""
+    return _compile_ready(update, mesh, (P(), P(None, AXIS), P()))
+
+
+def make_train_steps(update: Update, mesh: Mesh) -> jax.stages.Wrapped:
+    """Compile-ready `steps(state, batches, key, count) -> (state, metrics)`; `state` is donated.
+
+    Does the first `count` of K updates in one call, which saves launching each of them: their
+    batches have leading axes [K, A, B], and metrics are [K], zero for what was not done. How often
+    the loop goes round is not compiled in, so the bits of an update depend neither on `count` nor
+    on its place in a call.
+    """
+
+    def updates(
+        state: TrainState, batches: Batch, key: Array, count: Array
+    ) -> tuple[TrainState, Metrics]:
+        def one_more(index: Array, done: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = done
+            batch = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, False), batches)
+            state, values = update(state, batch, key)
+            return state, {name: metrics[name].at[index].set(values[name]) for name in metrics}
+
+        nothing = jnp.zeros(len(batches["weights"]), jnp.float32)
+        return lax.fori_loop(0, count, one_more, (state, dict.fromkeys(METRICS, nothing)))
+
+    return _compile_ready(updates, mesh, (P(), P(None, None, AXIS), P(), P()))
+
+
+def _compile_ready(function: Callable[..., Any], mesh: Mesh, in_specs: Any) -> jax.stages.Wrapped:
     sharded = jax.shard_map(
-        update,
-        mesh=mesh,
-        in_specs=(P(), P(None, AXIS), P()),
-        out_specs=(P(), P()),
-        axis_names={AXIS},
+        function, mesh=mesh, in_specs=in_specs, out_specs=(P(), P()), axis_names={AXIS}
     )
     # outputs are pinned to their inputs' placement, so that no step can drift into a recompilation
     return jax.jit(sharded, donate_argnums=0, out_shardings=replicated(mesh))
