@@ -1,6 +1,7 @@
 """From a user's Enter to the first update: whole processes, with and without compiled programs."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,8 +23,9 @@ def fresh_environment(cache: Path) -> dict[str, str]:
 def first_update(arguments: list[str], run_dir: Path, cache: Path) -> Figures:
     """Train one update in a fresh run directory, with compiled programs kept in `cache`.
 
-    `seconds` go from the start of the process to the first row of metrics.jsonl, `until_exit` to
-    its end, the first checkpoint included. Raises `RuntimeError` where the process fails.
+    `seconds` go from the start of the process to the first row of metrics.jsonl, `reached` to where
+    the first update begins, as the trainer's own line says, and `until_exit` to the end of the
+    process, the first checkpoint included. Raises `RuntimeError` where the process fails.
     """
     shutil.rmtree(run_dir, ignore_errors=True)
     environment = fresh_environment(cache)
@@ -44,10 +46,12 @@ def first_update(arguments: list[str], run_dir: Path, cache: Path) -> Figures:
                 first = time.perf_counter() - started
             time.sleep(POLL_SECONDS)
         ended = time.perf_counter() - started
+    words = output.read_text(errors="replace").strip()
     if process.returncode or not rows.exists():
-        words = output.read_text(errors="replace").strip()
         raise RuntimeError(f"{' '.join(command)} failed: {words[-2000:]}")
-    return {"seconds": ended if first is None else first, "until_exit": ended}
+    (update,) = re.findall(r"first update ([0-9.]+) s;", words)
+    done = ended if first is None else first
+    return {"seconds": done, "reached": done - float(update), "until_exit": ended}
 
 
 def cold_and_warm(arguments: list[str], directory: Path) -> dict[str, Figures]:

@@ -21,7 +21,7 @@ AT_LEAST_ONE = [
     "model.n_layer", "model.n_head", "model.n_embd", "model.n_ctx", "model.n_vocab", "model.unroll",
     "train.batch_tokens", "train.micro_batch", "train.context", "train.max_steps",
     "train.eval_tokens", "train.keep_latest", "optim.decay_steps", "sample.max_new_tokens",
-    "sample.top_k", "train.ramp_from_tokens", "train.cpu_devices",
+    "sample.top_k", "train.ramp_from_tokens", "train.cpu_devices", "train.updates_per_call",
 ]  # fmt: skip
 NOT_NEGATIVE = [
     "optim.warmup_steps", "optim.peak_lr", "optim.final_lr", "optim.weight_decay",

@@ -33,7 +33,7 @@ LAYERS = [
         *["cli", "sampling", "training.run_dir", "training.state", "training.loss"],
         *["training.tasks", "training.fitting"],
     ],
-    ["training.checkpoint", "training.step", "training.samples"],
+    ["training.checkpoint", "training.step", "training.samples", "training.calls"],
     ["training.setup"],
     ["training.loop"],
     ["train", "prepare", "generate"],

@@ -62,8 +62,8 @@ def trained(made: Setup, updates: int) -> tuple[list[float], TrainState]:
     """Losses of the first updates, and the state after them."""
     state, losses = made.initial_state(), []
     for step in range(updates):
-        batch = made.put_training_rows(made.source[step])
-        state, metrics = made.train_step(state, batch, made.key)
+        call = made.put_training_rows(made.source[step][None])
+        state, metrics = made.train_steps(state, call)
         losses.append(float(metrics["loss"]))
     return losses, state
 
@@ -148,7 +148,8 @@ def test_a_ramp_is_announced_compiled_size_by_size_and_trains(prepared):
     assert f"updates  0 to 6; {2 * 1024 + 2 * 2048 + 2 * 4096:,} tokens in all" in text
     for step, batch_tokens in enumerate([1024, 1024, 2048, 2048, 4096, 4096]):
         assert made.source[step].shape == (batch_tokens // 64, 65)
-        micro_steps = made.put_training_rows(made.source[step])["tokens"].shape[0]
+        call = made.put_training_rows(made.source[step][None])
+        micro_steps = call.batch["tokens"].shape[0]
         assert micro_steps == batch_tokens // (64 * 8 * 2)
     losses, state = trained(made, 6)
     assert losses[-1] < losses[0] - 0.1

@@ -317,6 +317,47 @@ def test_nothing_is_compiled_after_the_first_update(layout, caplog):
         assert "Compiling" in caplog.text
 
 
+@cache
+def several_steps() -> Callable:
+    """Up to four updates a call, on eight devices with one micro-step each."""
+    task = language_modelling(with_dropout(0.2), loss_chunk_tokens=5)
+    updates = make_update(task, OPTIMIZER, SCHEDULE, 1, dropout=True)
+    return make_train_steps(updates, make_mesh(8))
+
+
+def by_calls(counts: list[int]) -> tuple[TrainState, dict[str, np.ndarray]]:
+    """State and metrics after calls of so many updates each, on the same batches."""
+    mesh, state, found, done = make_mesh(8), fresh_state((8, 1)), [], 0
+    key = jax.device_put(jax.random.key(0), replicated(mesh))
+    for count in counts:
+        rows = [random_batch(done + i if i < count else 99) for i in range(4)]
+        batch = jax.tree.map(lambda *x: np.stack(x)[:, None], *rows)
+        del batch["factor"]
+        batches = put_rows(mesh, batch, axis=2)
+        state, metrics = several_steps()(state, batches, key, np.int32(count))
+        assert all(not np.asarray(x)[count:].any() for x in metrics.values())
+        found.append({name: np.asarray(x)[:count] for name, x in metrics.items()})
+        done += count
+    return state, jax.tree.map(lambda *x: np.concatenate(x), *found)
+
+
+@pytest.mark.slow
+def test_several_updates_in_a_call_are_those_of_single_calls():
+    """Bit for bit however they are cut into calls; to rounding, the program of one update's."""
+    state, metrics = by_calls([3, 3])
+    for counts in ([1, 4, 1], [2, 2, 2]):
+        other = by_calls(counts)
+        assert_bitwise_same(other[0], state)
+        assert_bitwise_same(other[1], metrics)
+    alone, losses = fresh_state((8, 1)), []
+    for i in range(6):
+        alone, values = update((8, 1), alone, random_batch(i), rate=0.2)
+        losses.append(float(values["loss"]))
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
+    assert len(set(losses)) == 6
+    assert int(state.step) == 6
+
+
 def row_losses(rows: Iterable[int], rate: float, step: int = 0, seed: int = 0) -> list[float]:
     """Loss of single rows among identical ones, each on its own device and micro-step."""
     layout, losses = (8, 4), []

@@ -19,6 +19,7 @@ from gptjax.errors import UserError
 from gptjax.ramp import BatchRamp
 
 T = TypeVar("T")
+Placed = TypeVar("Placed")
 Batch = dict[str, Any]
 HOST_AHEAD = 4  # batches Grain keeps ready in memory
 DEVICE_AHEAD = 2  # batches already on their way to the device
@@ -79,9 +80,9 @@ def batches_from(source: StepSource, step: int) -> Iterator[Iterator[np.ndarray]
         iterator.close()  # else Grain's thread outlives the interpreter and complains
 
 
-def read_ahead(items: Iterator[T], put: Callable[[T], Batch]) -> Iterator[Batch]:
+def read_ahead(items: Iterator[T], put: Callable[[T], Placed]) -> Iterator[Placed]:
     """Apply `put`, which starts a copy to the device, two items before they are asked for."""
-    waiting: deque[Batch] = deque()
+    waiting: deque[Placed] = deque()
     for item in items:
         waiting.append(put(item))
         if len(waiting) > DEVICE_AHEAD:

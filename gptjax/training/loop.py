@@ -58,10 +58,9 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
         for difference in changed:
             display.say(f"changed since the last start: {difference}")
         startup.end("setup")
-        state = _restore_or_start(setup, checkpointer, run_dir, display)
-        startup.end("initialisation" if int(state.step) == 0 else "restoring")
+        state, step = _restore_or_start(setup, checkpointer, run_dir, display)
+        startup.end("initialisation" if step == 0 else "restoring")
         run_dir.begin(setup.config, setup.tokenizer)
-        step = int(state.step)
         log = stack.enter_context(closing(MetricsLog(run_dir.metrics, step)))
         loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup)
         loop.make_up_validation(state, step)
@@ -98,11 +97,11 @@ def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set
 
 def _restore_or_start(
     setup: Setup, checkpointer: Checkpointer, run_dir: RunDir, display: Display
-) -> TrainState:
-    """The newest good checkpoint, or freshly drawn parameters where there is none."""
+) -> tuple[TrainState, int]:
+    """The newest good checkpoint, or freshly drawn parameters where there is none; updates done."""
     restored = checkpointer.restore(setup.abstract_state(), display.say)
     if restored is None:
-        return setup.initial_state()
+        return setup.initial_state(), 0  # not waited for: the update compiles meanwhile
     state, cursor = restored
     identity = setup.data_identity
     if cursor["data"] != identity["data"]:
@@ -116,8 +115,9 @@ def _restore_or_start(
             f"note: the run began with Grain {cursor.get('grain')}, this is {identity['grain']}: "
             "windows may come in another order from here on"
         )
-    display.say(f"resuming {run_dir.path} after update {int(state.step)}")
-    return setup.adapted(state)
+    step = int(state.step)
+    display.say(f"resuming {run_dir.path} after update {step}")
+    return setup.adapted(state), step
 
 
 class _Loop:

@@ -28,7 +28,8 @@ FREE = (
     "train.updates_per_call", "train.profile", "optim.peak_lr", "optim.final_lr",
     "optim.schedule", "optim.warmup", "optim.decay_steps", "optim.cooldown",
     "optim.weight_decay", "optim.beta", "optim.eps", "optim.clip_norm", "model.unroll",
-    "model.dtype", "model.float32_matmul", "model.attention", "model.remat", "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop",
+    "model.dtype", "model.float32_matmul", "model.attention", "model.remat", "model.embd_pdrop",
+    "model.attn_pdrop", "model.resid_pdrop",
 )  # fmt: skip
 
 
