@@ -99,6 +99,7 @@ class Update:
     def facts(self) -> dict[str, Any]:
         """Bytes of one update by the compiler's account, FLOPs of its products, compile time."""
         memory = self._compiled.memory_analysis()
+        assert memory is not None  # CPUs and GPUs tell
         return {
             "attention": f"{self.model.attention} ({self.attention_reason})",
             "temp_bytes": memory.temp_size_in_bytes,

@@ -141,6 +141,8 @@ class TrainConfig:
     """Tokens of the first updates, batch_tokens divided by a power of two; None does not ramp."""
     ramp_steps: int = 0
     """Updates over which the batch doubles, in equal stages, up to batch_tokens."""
+    wire_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which gradients cross the network between groups of devices, once per update."""
     updates_per_call: int = 1
     """Updates that one call of the compiled program makes, at most: ten save a tenth where an
     update takes some ten milliseconds. Their rows of metrics.jsonl share one time."""
@@ -167,6 +169,19 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """Devices by what they divide among them; the product of the three is their number."""
+
+    data: int | None = None
+    """Groups of devices with a whole model each and rows of their own; None means as many as the
+    other two leave."""
+    fsdp: int = 1
+    """Devices that divide parameters, gradients and optimizer state among them, and rows too."""
+    tensor: int = 1
+    """Devices that divide the heads, the MLP's width and the vocabulary of the same rows."""
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """The text written to samples.md while training."""
 
@@ -188,6 +203,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     @property

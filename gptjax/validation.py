@@ -89,6 +89,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
         "model.n_vocab": m.n_vocab, "train.context": t.context, "train.eval_tokens": t.eval_tokens,
         "optim.decay_steps": o.decay_steps, "sample.top_k": s.top_k,
         "train.cpu_devices": t.cpu_devices, "train.updates_per_call": t.updates_per_call,
+        "mesh.data": c.mesh.data, "mesh.fsdp": c.mesh.fsdp, "mesh.tensor": c.mesh.tensor,
     }  # fmt: skip
     not_negative = {
         "optim.warmup_steps": o.warmup_steps, "optim.peak_lr": o.peak_lr,

@@ -22,6 +22,7 @@ AT_LEAST_ONE = [
     "train.batch_tokens", "train.micro_batch", "train.context", "train.max_steps",
     "train.eval_tokens", "train.keep_latest", "optim.decay_steps", "sample.max_new_tokens",
     "sample.top_k", "train.ramp_from_tokens", "train.cpu_devices", "train.updates_per_call",
+    "mesh.data", "mesh.fsdp", "mesh.tensor",
 ]  # fmt: skip
 NOT_NEGATIVE = [
     "optim.warmup_steps", "optim.peak_lr", "optim.final_lr", "optim.weight_decay",
