@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from harness import Figures, Round, Skipped, cores
+from jax.sharding import PartitionSpec as P
 from shapes import Shape, model_config
 
 from gptjax.budget import parameter_count
@@ -55,15 +56,17 @@ class Update:
             TASKS["lm"](self.model, shape.loss_chunk_tokens),
             self.optimizer,
             learning_rate_schedule(optim, MAX_STEPS),
+            self._mesh,
+            P(),
             shape.micro_steps,
             dropout=shape.dropout > 0,
         )
-        step = make_train_step(update, self._mesh)
+        step = make_train_step(update, replicated(self._mesh))
         placement = replicated(self._mesh)
         self._key = jax.device_put(jax.random.key(0, impl=shape.prng), placement)
         layout = BatchLayout(shape.micro_steps, shape.batch, 1, shape.n_ctx)
         batch = abstract_batch(self._mesh, layout)
-        state = abstract_state(self.model, self.optimizer, placement)
+        state = abstract_state(self.model, self.optimizer, self._mesh)
         traced = step.trace(state, batch, self._key)
         self.product_flops = product_flops(traced.jaxpr)
         started = time.perf_counter()
@@ -79,8 +82,7 @@ class Update:
 
     def start(self) -> None:
         """Draw parameters and put the batch on the device."""
-        placement = replicated(self._mesh)
-        self._state = initial_state(self.model, self.optimizer, 0, placement)
+        self._state = initial_state(self.model, self.optimizer, 0, self._mesh)
         self._batch = put_rows(self._mesh, self._host_batch(), axis=1)
 
     def run(self, updates: int) -> float:
@@ -219,8 +221,7 @@ def save(shape: dict, directory: str) -> tuple[Round, dict]:
     """A checkpoint a round: seconds that `save` holds the loop, and until it is safe on disk."""
     model, optim = model_config(Shape(**shape)), OptimConfig()
     keep_freed_memory(parameter_count(model))  # as the train verb does
-    placement = replicated(make_mesh(1))
-    state = initial_state(model, make_optimizer(optim, MAX_STEPS), 0, placement)
+    state = initial_state(model, make_optimizer(optim, MAX_STEPS), 0, make_mesh(1))
     checkpointer = Checkpointer(Path(directory) / "checkpoints", keep_latest=1)
     step = 0
 

@@ -44,9 +44,13 @@ def mask_by_name(tree: Tree, yes: Sequence[str], no: Sequence[str]) -> Tree:
     return jax.tree.map(decide, leaf_names(tree))
 
 
-def placed(tree: Tree, sharding: Sharding) -> Tree:
-    """The same shapes and types, to be placed as `sharding` says."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def placed(tree: Tree, shardings: Tree) -> Tree:
+    """The same shapes and types, to be placed as `shardings` says: one for all, or one a leaf."""
+    if isinstance(shardings, Sharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings
+    )
 
 
 def count(tree: Tree) -> int:

@@ -8,6 +8,7 @@ from functools import cache
 
 import jax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from gptjax.config import ModelConfig, OptimConfig
 from gptjax.training.mesh import BatchLayout, abstract_batch, make_mesh, replicated
@@ -17,7 +18,7 @@ from gptjax.training.state import abstract_state
 from gptjax.training.step import make_train_step, make_update
 from gptjax.training.tasks import TASKS
 
-LAYOUT = BatchLayout(micro_steps=2, micro_batch=2, n_devices=8, context=192)
+LAYOUT = BatchLayout(micro_steps=2, micro_batch=2, row_groups=8, context=192)
 CHUNK, V, D, F = 96, 768, 128, 512
 MICRO_TOKENS = LAYOUT.micro_batch * LAYOUT.context
 
@@ -34,9 +35,9 @@ def lowered(dtype: str, attention: str) -> str:
     optim, mesh = OptimConfig(), make_mesh(8)
     optimizer, schedule = make_optimizer(optim, 10), learning_rate_schedule(optim, 10)
     task = TASKS["lm"](model, CHUNK)
-    update = make_update(task, optimizer, schedule, LAYOUT.micro_steps, dropout=False)
-    step = make_train_step(update, mesh)
-    state = abstract_state(model, optimizer, replicated(mesh))
+    update = make_update(task, optimizer, schedule, mesh, P(), LAYOUT.micro_steps, dropout=False)
+    step = make_train_step(update, replicated(mesh))
+    state = abstract_state(model, optimizer, mesh)
     key = jax.device_put(jax.random.key(0), replicated(mesh))
     with pytest.MonkeyPatch.context() as patch:
         for name, answer in answers.items():

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from gptjax.training.guard import GuardState, clip, skip_unless_finite, with_loss_scale
-from gptjax.training.mesh import AXIS, make_mesh
+from gptjax.training.mesh import DATA, make_mesh
 
 GRADIENTS = {"a": np.float32([[0.3, -1.2], [0.5, 4.0]]), "b": np.float32([2.5, -0.01, 1e-3])}
 NORM = math.sqrt(sum(np.square(np.float64(g)).sum() for g in GRADIENTS.values()))
@@ -144,9 +144,9 @@ def test_averaged_gradients_stay_replicated_through_the_guard_of_a_mesh(dynamic)
     state = optimizer.init(GRADIENTS)
 
     def update(gradients, state):
-        return optimizer.update(lax.pmean(gradients, AXIS), state)
+        return optimizer.update(lax.pmean(gradients, DATA), state)
 
-    sharded = jax.jit(jax.shard_map(update, mesh=mesh, in_specs=(P(AXIS), P()), out_specs=P()))
+    sharded = jax.jit(jax.shard_map(update, mesh=mesh, in_specs=(P(DATA), P()), out_specs=P()))
     eight = jax.tree.map(lambda g: np.concatenate([g] * 8), scaled(GRADIENTS, scale_of(state)))
     updates, after = sharded(eight, state)
     expected, _ = optimizer.update(scaled(GRADIENTS, scale_of(state)), state)

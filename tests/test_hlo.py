@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from gptjax.config import ModelConfig, OptimConfig
 from gptjax.model.gpt import parameter_shapes
@@ -140,10 +141,12 @@ def compiled(loss: Callable, params: Any, micro_steps: int) -> str:
         Task(loss, row_losses=loss),
         optimizer,
         learning_rate_schedule(optim, 10),
+        mesh,
+        P(),
         micro_steps,
         dropout=False,
     )
-    step = step_module.make_train_step(update, mesh)
+    step = step_module.make_train_step(update, replicated(mesh))
     abstract = placed(state, replicated(mesh))
     return step.lower(abstract, put_rows(mesh, batch, axis=1), key).compile().as_text()
 
@@ -185,13 +188,13 @@ def test_gradients_of_any_task_do(micro_steps):
     assert [c.is_gated for c in scalars] == [False] * (1 if micro_steps == 1 else 2)
 
 
-def without_gate(inner: Any, micro_steps: int, axis: str) -> optax.MultiSteps:
-    """MultiSteps as its documentation suggests: the average is the inner chain's first part."""
+def without_gate(total: Callable, micro_steps: int) -> optax.MultiSteps:
+    """MultiSteps as its documentation suggests: the sum is the inner chain's first part."""
 
     def update(updates: Any, state: Any, params: Any = None, **_: Any):
-        return inner.update(lax.pmean(updates, axis), state, params)
+        return total(updates), state
 
-    chain = optax.GradientTransformationExtraArgs(inner.init, update)
+    chain = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
     return optax.MultiSteps(chain, every_k_schedule=micro_steps)
 
 

@@ -42,7 +42,7 @@ def test_micro_steps_follow_from_the_batch(
 ):
     layout = batch_layout(config(rows, micro_batch), n_devices, micro_batch)
     assert (layout.micro_steps, layout.micro_batch) == (micro_steps, rows_per_device)
-    assert (layout.n_devices, layout.context) == (n_devices, 16)
+    assert (layout.row_groups, layout.context) == (n_devices, 16)
 
 
 def test_a_layout_covers_the_batch_with_the_largest_micro_batch_that_divides_it():
@@ -78,14 +78,14 @@ def test_the_batch_that_the_refusal_proposes_is_accepted(rows, micro_batch, n_de
     train = dataclasses.replace(refused.train, batch_tokens=proposed)
     accepted = dataclasses.replace(refused, train=train)
     validate(accepted)
-    assert batch_layout(accepted, n_devices, 4).n_devices == n_devices
+    assert batch_layout(accepted, n_devices, 4).row_groups == n_devices
 
 
 @pytest.mark.parametrize(("asked", "got"), [(None, 8), (8, 8), (2, 2), (1, 1)])
-def test_the_mesh_has_one_automatic_axis_over_the_first_devices(asked, got):
+def test_the_mesh_has_automatic_axes_over_the_first_devices(asked, got):
     mesh = make_mesh(asked)
-    assert mesh.axis_names == ("data",)
-    assert mesh.axis_types == (AxisType.Auto,)
+    assert dict(mesh.shape) == {"data": got, "fsdp": 1, "tensor": 1}
+    assert mesh.axis_types == (AxisType.Auto,) * 3
     assert list(mesh.devices.flat) == jax.devices()[:got]
 
 
@@ -95,7 +95,7 @@ def test_every_device_gets_its_own_contiguous_rows(axis, shape):
     host = {"tokens": np.arange(np.prod(shape), dtype=np.int32).reshape(shape)}
     placed = put_rows(mesh, host, axis)["tokens"]
     assert (placed.shape, placed.dtype) == (shape, np.int32)
-    assert placed.sharding.spec == PartitionSpec(*[None] * axis, "data")
+    assert placed.sharding.spec == PartitionSpec(*[None] * axis, ("data",))
     parts = np.split(host["tokens"], 8, axis=axis)
     shards = {shard.device: np.asarray(shard.data) for shard in placed.addressable_shards}
     assert len(shards) == 8

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gptjax.config import ModelConfig, OptimConfig
 from gptjax.model.gpt import parameter_shapes
 from gptjax.training.checkpoint import Checkpointer
-from gptjax.training.mesh import AXIS, make_mesh, replicated
+from gptjax.training.mesh import DATA, make_mesh, replicated
 from gptjax.training.optimizer import (
     averaged_parameters,
     decay_mask,
@@ -287,28 +289,42 @@ def test_a_quadratic_is_brought_down_with_everything_donated(cfg):
         assert float(loss(averaged_parameters(state))) < 0.02 * start
 
 
-@every_optimizer
-def test_the_chain_runs_behind_the_gate_of_a_mesh(cfg):
-    """Types that vary over the devices, in either branch of either gate, would be refused."""
-    optimizer, params, mesh = make_optimizer(cfg, 10), some_params(), make_mesh(8)
-    gated = on_last_micro_step(optimizer, AXIS)
-    state, (gradient,) = optimizer.init(params), some_gradients(1)
+def test_gradients_are_added_up_on_the_last_micro_step_alone():
+    params, mesh, (gradient,) = some_params(), make_mesh(8), some_gradients(1)
+    gated = on_last_micro_step(lambda tree: lax.psum(tree, DATA))
 
-    def update(gradient, state, params, emit):
-        return gated.update(gradient, state, params, emit=emit)
+    def update(gradient, params, emit):
+        return gated.update(gradient, gated.init(params), params, emit=emit)[0]
 
-    sharded = jax.jit(
-        jax.shard_map(update, mesh=mesh, in_specs=(P(AXIS), P(), P(), P()), out_specs=P())
-    )
+    specs = (P(DATA), P(), P())
+    sharded = jax.jit(jax.shard_map(update, mesh=mesh, in_specs=specs, out_specs=P()))
     eight = jax.tree.map(lambda g: np.concatenate([g] * 8), gradient)
-    updates, after = sharded(eight, state, params, True)
-    expected, _ = jax.jit(optimizer.update)(gradient, state, params)
+    added = named_leaves(sharded(eight, params, True))
+    for name, leaf in named_leaves(gradient).items():
+        np.testing.assert_allclose(added[name], 8 * leaf, rtol=1e-6)
+    assert all(not np.any(u) for u in jax.tree.leaves(sharded(eight, params, False)))
+
+
+@every_optimizer
+def test_a_rule_does_the_same_to_parameters_that_are_divided(cfg):
+    """Muon's and Adafactor's too, which look at whole matrices."""
+    optimizer, params, mesh = make_optimizer(cfg, 10), some_params(), make_mesh(2)
+    (gradient,), state = some_gradients(1), optimizer.init(params)
+
+    def place(tree):
+        def divide(x):  # along the first dimension of even length
+            first = next(i for i, n in enumerate((*x.shape, 2)) if n % 2 == 0)
+            spec = P(*[None] * first, DATA) if first < x.ndim else P()
+            return jax.device_put(x, NamedSharding(mesh, spec))
+
+        return jax.tree.map(divide, tree)
+
+    assert not any(x.sharding.is_fully_replicated for x in jax.tree.leaves(place(params)))
+    expected, after = jax.jit(optimizer.update)(gradient, state, params)
+    updates, same = jax.jit(optimizer.update)(place(gradient), state, place(params))
     for name, leaf in named_leaves(updates).items():
         np.testing.assert_allclose(leaf, named_leaves(expected)[name], rtol=1e-4, atol=1e-7)
-    assert schedule_count(after) == 1
-    updates, earlier = sharded(eight, state, params, False)
-    assert all(not np.any(u) for u in jax.tree.leaves(updates))
-    jax.tree.map(np.testing.assert_array_equal, earlier, state)
+    assert schedule_count(same) == schedule_count(after) == 1
 
 
 @every_optimizer

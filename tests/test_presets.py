@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 from conftest import ROOT
+from jax.sharding import PartitionSpec as P
 
 from gptjax.budget import parameter_count
 from gptjax.cli import ConfigCommand, parse, parse_config
@@ -197,12 +198,14 @@ def test_the_update_for_the_8_gb_card_fits_with_room_to_spare():
         TASKS["lm"](config.model, config.train.loss_chunk_tokens),
         optimizer,
         learning_rate_schedule(config.optim, config.train.max_steps),
+        mesh,
+        P(),
         layout.micro_steps,
         dropout=True,
     )
-    step = make_train_step(update, mesh)
+    step = make_train_step(update, replicated(mesh))
     key = jax.device_put(jax.random.key(0, impl=DROPOUT_GENERATOR), replicated(mesh))
-    state = abstract_state(config.model, optimizer, replicated(mesh))
+    state = abstract_state(config.model, optimizer, mesh)
     compiled = step.lower(state, abstract_batch(mesh, layout), key).compile()
     three_float32 = 3 * 4 * count(state.params)  # parameters and Adam's two moments
     needed = memory_needed(compiled)

@@ -21,7 +21,7 @@ from conftest import environment_on, run_verb, without_speed
 
 from gptjax.data.manifest import Manifest
 from gptjax.training.checkpoint import Checkpointer
-from gptjax.training.mesh import make_mesh, replicated
+from gptjax.training.mesh import make_mesh
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.run_dir import RunDir
 from gptjax.training.state import TrainState, abstract_state
@@ -82,7 +82,7 @@ def final_state(cwd: Path) -> TrainState:
     optimizer = make_optimizer(config.optim, config.train.max_steps)
     checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
     assert checkpointer.steps()[-1] == STEPS
-    target = abstract_state(config.model, optimizer, replicated(make_mesh(1)))
+    target = abstract_state(config.model, optimizer, make_mesh(1))
     state, _ = checkpointer.restore(target, said.append)
     checkpointer.close()
     assert said == []

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 from gptjax.config import ModelConfig, OptimConfig
 from gptjax.model.gpt import GPT
@@ -58,14 +59,15 @@ def train_step(layout: Layout, rate: float = 0.0) -> Callable:
 
     n_devices, micro_steps = layout
     spoilable = Task(loss, task.row_losses)
-    update = make_update(spoilable, OPTIMIZER, SCHEDULE, micro_steps, dropout=rate > 0)
-    return make_train_step(update, make_mesh(n_devices))
+    mesh = make_mesh(n_devices)
+    update = make_update(spoilable, OPTIMIZER, SCHEDULE, mesh, P(), micro_steps, dropout=rate > 0)
+    return make_train_step(update, replicated(mesh))
 
 
 @cache
 def host_state() -> TrainState:
     """Parameters far from their initial values, where no gradient is small."""
-    state = jax.device_get(initial_state(MODEL, OPTIMIZER, 0, replicated(make_mesh(1))))
+    state = jax.device_get(initial_state(MODEL, OPTIMIZER, 0, make_mesh(1)))
     draw = np.random.default_rng(0).standard_normal
     params = jax.tree.map(lambda p: p + np.float32(0.2 * draw(p.shape)), state.params)
     return state._replace(params=params)
@@ -228,7 +230,7 @@ def abstract(layout: Layout, optimizer: Any) -> tuple[Any, Any, Any]:
     mesh, (_, micro_steps) = make_mesh(layout[0]), layout
     key = jax.device_put(jax.random.key(0), replicated(mesh))
     cut = jax.tree.map(lambda x: x.reshape(micro_steps, -1, *x.shape[1:]), random_batch(0))
-    state = abstract_state(MODEL, optimizer, replicated(mesh))
+    state = abstract_state(MODEL, optimizer, mesh)
     return state, put_rows(mesh, cut, axis=1), key
 
 
@@ -237,7 +239,8 @@ def abstract(layout: Layout, optimizer: Any) -> tuple[Any, Any, Any]:
 def test_results_are_written_where_the_state_was(layout):
     """Donation is more than a promise: the compiler has no second state in its account."""
     task, mesh = language_modelling(MODEL), make_mesh(layout[0])
-    step = make_train_step(make_update(task, UPDATE, SCHEDULE, layout[1], dropout=False), mesh)
+    update = make_update(task, UPDATE, SCHEDULE, mesh, P(), layout[1], dropout=False)
+    step = make_train_step(update, replicated(mesh))
     arguments = abstract(layout, UPDATE)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[0]))
     memory = step.lower(*arguments).compile().memory_analysis()
@@ -288,8 +291,10 @@ def products_in(jaxpr: Any) -> list[Any]:
 def test_every_product_has_the_precision_that_was_asked_for(name, precision, chunk, micro_steps):
     layout = (8, micro_steps)
     task, mesh = language_modelling(MODEL, loss_chunk_tokens=chunk), make_mesh(8)
-    update = make_update(task, OPTIMIZER, SCHEDULE, micro_steps, dropout=False, float32_matmul=name)
-    step = make_train_step(update, mesh)
+    update = make_update(
+        task, OPTIMIZER, SCHEDULE, mesh, P(), micro_steps, dropout=False, float32_matmul=name
+    )
+    step = make_train_step(update, replicated(mesh))
     state, batch, key = abstract(layout, OPTIMIZER)
     forward = products_in(jax.make_jaxpr(lambda p, b: task.loss(p, b, None))(
         state.params, jax.tree.map(lambda x: x[0], batch)
@@ -299,7 +304,7 @@ def test_every_product_has_the_precision_that_was_asked_for(name, precision, chu
     assert len(found) >= 3 * len(forward) - 1  # each has two more backwards; logits may be shared
     assert set(found) == {(precision, precision)}
 
-    evaluate = make_eval_step(task, mesh, name)
+    evaluate = make_eval_step(task, mesh, P(), name)
     rows = put_rows(mesh, random_batch(0), axis=0)
     assert set(products_in(jax.make_jaxpr(evaluate)(state.params, rows).jaxpr)) == {
         (precision, precision)
@@ -321,8 +326,9 @@ def test_nothing_is_compiled_after_the_first_update(layout, caplog):
 def several_steps() -> Callable:
     """Up to four updates a call, on eight devices with one micro-step each."""
     task = language_modelling(with_dropout(0.2), loss_chunk_tokens=5)
-    updates = make_update(task, OPTIMIZER, SCHEDULE, 1, dropout=True)
-    return make_train_steps(updates, make_mesh(8))
+    mesh = make_mesh(8)
+    updates = make_update(task, OPTIMIZER, SCHEDULE, mesh, P(), 1, dropout=True)
+    return make_train_steps(updates, replicated(mesh))
 
 
 def by_calls(counts: list[int]) -> tuple[TrainState, dict[str, np.ndarray]]:
@@ -409,7 +415,7 @@ def numpy_sums(batch: Batch) -> dict[str, float]:
 @cache
 def eval_step(n_devices: int) -> Callable:
     """Of a model with dropout, which an evaluation must not apply."""
-    return make_eval_step(language_modelling(with_dropout(0.5)), make_mesh(n_devices))
+    return make_eval_step(language_modelling(with_dropout(0.5)), make_mesh(n_devices), P())
 
 
 def evaluated(n_devices: int, params: Any, batch: Batch) -> dict[str, float]:

@@ -15,7 +15,8 @@ from jax import Array
 
 from gptjax.config import ModelConfig
 from gptjax.model import ops
-from gptjax.model.layers import INIT_STD, Block, LayerNorm, rematerialised
+from gptjax.model.layers import INIT_STD, Block, LayerNorm, rematerialised, whole
+from gptjax.model.parallel import WHOLE, Split, look_up
 
 PADDING_LOGIT = -1e9  # keeps rows that only pad the table out of every softmax
 
@@ -28,6 +29,8 @@ class GPT(nn.Module):
     """
 
     cfg: ModelConfig
+    split: Split = WHOLE
+    """Inside a `shard_map`: what the given parameters are parts of. Only for `features`."""
 
     def __call__(self, tokens_BT: Array, train: bool = False) -> Array:
         """Next-token logits: ids [B, T] to float32 [B, T, V], padding of the vocabulary masked."""
@@ -40,16 +43,18 @@ class GPT(nn.Module):
 
         `train` needs a `dropout` key if any rate is above 0.
         """
-        cfg = self.cfg
+        cfg, split = self.cfg, self.split
         time = tokens_BT.shape[1]
         if time > cfg.n_ctx:
             raise ValueError(f"{time} tokens do not fit the context of {cfg.n_ctx}")
         init = nn.initializers.normal(INIT_STD)
-        wte = nn.Embed(cfg.padded_vocab, cfg.n_embd, embedding_init=init, name="wte")
+        rows = cfg.padded_vocab // split.tensor
+        wte = nn.Embed(rows, cfg.n_embd, embedding_init=init, name="wte")
         wpe = nn.Embed(cfg.n_ctx, cfg.n_embd, embedding_init=init, name="wpe")
 
         # looked up in float32, so that gradients of frequent tokens add up in float32
-        x_BTD = (wte(tokens_BT) + wpe(jnp.arange(time))[None]).astype(cfg.dtype)
+        x_BTD = look_up(wte.embedding, tokens_BT, split)
+        x_BTD = (x_BTD + wpe(jnp.arange(time))[None]).astype(cfg.dtype)
         key = self.make_rng("dropout") if train and cfg.embd_pdrop else None
         x_BTD = ops.dropout(x_BTD, cfg.embd_pdrop, key)
 
@@ -62,12 +67,16 @@ class GPT(nn.Module):
             split_rngs={"params": True, "dropout": True},
             length=cfg.n_layer,
             unroll=min(cfg.unroll, cfg.n_layer),
-        )(rematerialised(Block, cfg.remat)(cfg, name="h"), x_BTD, None)
+        )(
+            rematerialised(whole(Block, cfg, split), cfg.remat, split)(cfg, split, name="h"),
+            x_BTD,
+            None,
+        )
         if cfg.final_norm:
             x_BTD = LayerNorm(cfg.bias, name="ln_f")(x_BTD)
         if cfg.tied_head:
             return x_BTD, wte.embedding
-        return x_BTD, self.param("lm_head", init, (cfg.padded_vocab, cfg.n_embd))
+        return x_BTD, self.param("lm_head", init, (rows, cfg.n_embd))
 
 
 def logits(x_BTD: Array, head_VD: Array, n_vocab: int) -> Array:

@@ -8,12 +8,13 @@ them to the compute type.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from gptjax.config import ModelConfig
 from gptjax.model import ops
 from gptjax.model.attention import ATTENTIONS
+from gptjax.model.parallel import TENSOR, WHOLE, Split, enter, gathered, leave
 from gptjax.model.products import product
 
 PRODUCT, ATTENDED = "product", "attended"  # what a rematerialisation policy may keep
@@ -43,16 +44,22 @@ class Projection(nn.Module):
     is_residual: bool = False
     """Writes into the residual stream: GPT-2 divides the initial scale of these by sqrt(2 N)
     (section 2.3 of the paper)."""
+    split: Split = WHOLE
+    """Over `tensor` a residual projection has a part of the inputs, any other of the features."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Multiply and add."""
+        if not self.is_residual:
+            x = enter(x, self.split)
         std = INIT_STD
         if self.is_residual and self.cfg.scale_residual_init:
             std /= (2 * self.cfg.n_layer) ** 0.5
         shape = (x.shape[-1], self.features)
         kernel_DF = self.param("kernel", nn.initializers.normal(std), shape)
         y_MF = product(x.reshape(-1, x.shape[-1]), kernel_DF)
+        if self.is_residual:
+            y_MF = leave(y_MF, self.split)
         if self.bias:
             bias_F = self.param("bias", nn.initializers.zeros, (self.features,))
             # added in float32, so that the bias's gradient is a float32 sum
@@ -64,35 +71,41 @@ class CausalSelfAttention(nn.Module):
     """Multi-head self-attention that sees only the past. Shapes: [B, T, D] to [B, T, D]."""
 
     cfg: ModelConfig
+    split: Split = WHOLE
 
     @nn.compact
     def __call__(self, x_BTD: Array, train: bool) -> Array:
         """Attend; dropout falls on the weights when `train`."""
-        cfg = self.cfg
-        batch, time, width = x_BTD.shape
-        qkv = Projection(cfg, 3 * width, cfg.qkv_bias, name="c_attn")(x_BTD)
+        cfg, split = self.cfg, self.split
+        batch, time, _ = x_BTD.shape
+        width = cfg.n_embd // split.tensor  # of the heads that are here
+        qkv = Projection(cfg, 3 * width, cfg.qkv_bias, split=split, name="c_attn")(x_BTD)
         q_BTHK, k_BTHK, v_BTHK = (
-            part.reshape(batch, time, cfg.n_head, cfg.head_dim) for part in jnp.split(qkv, 3, -1)
+            part.reshape(batch, time, -1, cfg.head_dim) for part in jnp.split(qkv, 3, -1)
         )
         key = self.make_rng("dropout") if train and cfg.attn_pdrop else None
+        if key is not None and split.tensor > 1:
+            key = jax.random.fold_in(key, lax.axis_index(TENSOR))  # other heads, other weights
         y_BTHK = ATTENTIONS[cfg.attention](q_BTHK, k_BTHK, v_BTHK, cfg.attn_pdrop, key)
         y_BTD = checkpoint_name(y_BTHK.reshape(batch, time, width), ATTENDED)
-        return Projection(cfg, width, cfg.bias, is_residual=True, name="c_proj")(y_BTD)
+        project = Projection(cfg, cfg.n_embd, cfg.bias, True, split, name="c_proj")
+        return project(y_BTD)
 
 
 class MLP(nn.Module):
     """Two projections around a GELU, four times as wide inside. Shapes: [B, T, D] to [B, T, D]."""
 
     cfg: ModelConfig
+    split: Split = WHOLE
 
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
         """Widen, bend, narrow."""
-        cfg = self.cfg
-        h_BTF = Projection(cfg, 4 * cfg.n_embd, cfg.bias, name="c_fc")(x_BTD)
-        return Projection(cfg, cfg.n_embd, cfg.bias, is_residual=True, name="c_proj")(
-            ops.gelu(h_BTF)
-        )
+        cfg, split = self.cfg, self.split
+        width = 4 * cfg.n_embd // split.tensor
+        h_BTF = Projection(cfg, width, cfg.bias, split=split, name="c_fc")(x_BTD)
+        project = Projection(cfg, cfg.n_embd, cfg.bias, True, split, name="c_proj")
+        return project(ops.gelu(h_BTF))
 
 
 class Block(nn.Module):
@@ -102,12 +115,13 @@ class Block(nn.Module):
     """
 
     cfg: ModelConfig
+    split: Split = WHOLE
 
     @nn.compact
     def __call__(self, x_BTD: Array, train: bool) -> Array:
         """Apply the block; dropout falls on both sub-layers' outputs when `train`."""
-        cfg = self.cfg
-        attn, mlp = CausalSelfAttention(cfg, name="attn"), MLP(cfg, name="mlp")
+        cfg, split = self.cfg, self.split
+        attn, mlp = CausalSelfAttention(cfg, split, name="attn"), MLP(cfg, split, name="mlp")
         ln_1, ln_2 = LayerNorm(cfg.bias, name="ln_1"), LayerNorm(cfg.bias, name="ln_2")
         if cfg.norm == "pre":
             x_BTD = x_BTD + self.residual_dropout(attn(ln_1(x_BTD), train), train)
@@ -121,13 +135,27 @@ class Block(nn.Module):
         return ops.dropout(y_BTD, self.cfg.resid_pdrop, key)
 
 
-def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
+def whole(block: type[nn.Module], cfg: ModelConfig, split: Split) -> type[nn.Module]:
+    """`Block` that gathers its parameters over `fsdp` where it is applied."""
+    if split == WHOLE:
+        return block
+
+    def gather(variables: dict) -> dict:
+        return {"params": gathered(variables["params"], split, cfg, prefix="h/")}
+
+    return nn.map_variables(block, "params", trans_in_fn=gather)
+
+
+def rematerialised(block: type[nn.Module], remat: str, split: Split = WHOLE) -> type[nn.Module]:
     """`Block` that keeps only what `remat` names for its backward pass and computes the rest again.
 
     Chen et al. (2016). `none` keeps everything; `dots` the products and the attention's output, so
     that norms, GELUs, dropout and sums are done twice; `block` the attention's output besides the
-    block's input; `full` the block's input alone.
+    block's input; `full` the block's input alone. Weights gathered over `fsdp` are never kept, so
+    that `none` means `dots` there.
     """
+    if remat == "none" and split.fsdp > 1:
+        remat = "dots"
     policies = jax.checkpoint_policies
     kept = {
         "dots": policies.save_only_these_names(PRODUCT, ATTENDED),

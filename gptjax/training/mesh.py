@@ -1,6 +1,7 @@
-"""Devices as a mesh with one axis, `data`, and where a run's arrays lie on it.
+"""Devices as a mesh with the axes `data`, `fsdp` and `tensor`, and where a run's arrays lie on it.
 
-Parameters and optimizer state are on every device; each device has its own rows of a batch.
+Each group of devices along `data` has a whole model. The devices of a group divide it among them,
+and, but for those along `tensor`, rows of a batch too.
 """
 
 import math
@@ -10,18 +11,56 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gptjax.config import Config
-from gptjax.errors import ConfigError
+from gptjax.config import Config, MeshConfig
+from gptjax.errors import ConfigError, UserError
+from gptjax.model.parallel import FSDP, TENSOR, WHOLE, Split
 from gptjax.ramp import batch_ramp
+from gptjax.tree import Tree, leaf_names, named_leaves
 
-AXIS = "data"
+DATA = "data"
 
 
-def make_mesh(n_devices: int | None = None) -> Mesh:
-    """A mesh over all devices, or over the first `n_devices`."""
+def make_mesh(n_devices: int | None = None, split: Split = WHOLE) -> Mesh:
+    """A mesh over all devices, or over the first `n_devices`; neighbours share a model."""
     devices = jax.devices()[:n_devices]
+    shape = (len(devices) // (split.fsdp * split.tensor), split.fsdp, split.tensor)
     # make_mesh gives Explicit axes by default, which shard_map's automatic parts refuse
-    return jax.make_mesh((len(devices),), (AXIS,), (AxisType.Auto,), devices=devices)
+    return jax.make_mesh(shape, (DATA, FSDP, TENSOR), (AxisType.Auto,) * 3, devices=devices)
+
+
+def split_of(cfg: MeshConfig, n_devices: int, n_local: int) -> Split:
+    """How a config divides the model among `n_devices`, of which each process has `n_local`.
+
+    Raises `UserError` where the axes do not multiply to the number of devices.
+    """
+    group = cfg.fsdp * cfg.tensor
+    asked = f"mesh.fsdp {cfg.fsdp} x mesh.tensor {cfg.tensor}"
+    if n_devices % group:
+        raise UserError(
+            f"{asked} = {group} does not divide the {n_devices} devices here: choose sizes whose "
+            f"product does"
+        )
+    if cfg.data is not None and cfg.data * group != n_devices:
+        raise UserError(
+            f"mesh.data {cfg.data} x {asked} = {cfg.data * group}, but there are {n_devices} "
+            f"devices: leave mesh.data out, or make it {n_devices // group}"
+        )
+    if n_local % cfg.tensor:
+        raise UserError(
+            f"mesh.tensor {cfg.tensor} does not divide the {n_local} devices of a process: devices "
+            "along it read the same rows"
+        )
+    return Split(cfg.fsdp, cfg.tensor)
+
+
+def row_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes over which rows are divided; `fsdp` only where it has several devices."""
+    return (DATA, FSDP) if mesh.shape[FSDP] > 1 else (DATA,)
+
+
+def row_groups(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are divided into."""
+    return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -29,62 +68,90 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def shardings(tree: Tree, params: Tree, mesh: Mesh) -> Tree:
+    """Where every leaf of a state lies: parameters, and what is shaped like them, by their place.
+
+    Leaves of `tree` belong to the parameter whose name ends theirs, as Adam's moments do; what
+    belongs to none, or has another shape, is on every device.
+    """
+    split = Split(mesh.shape[FSDP], mesh.shape[TENSOR])
+    if split == WHOLE:
+        return jax.tree.map(lambda _: replicated(mesh), tree)
+    known = named_leaves(params)
+
+    def place(name: str, leaf: Any) -> NamedSharding:
+        parts = name.split("/")
+        endings = ("/".join(parts[i:]) for i in range(len(parts)))
+        owner = next((e for e in endings if e in known), None)
+        if owner is None or known[owner].shape != leaf.shape:
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(*split.place(owner)))
+
+    return jax.tree.map(place, leaf_names(tree), tree)
+
+
+def rows_spec(mesh: Mesh, axis: int) -> PartitionSpec:
+    """A batch whose rows are along `axis`."""
+    return PartitionSpec(*[None] * axis, row_axes(mesh))
+
+
 def put_rows(mesh: Mesh, batch: Any, axis: int) -> Any:
     """Start copying this process's part of a batch to its devices, split along `axis`.
 
     The result is the global batch of all processes; process order is row order.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+    sharding = NamedSharding(mesh, rows_spec(mesh, axis))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How the rows of an update are cut: A micro-steps of `micro_batch` rows on every device."""
+    """How the rows of an update are cut: A micro-steps of `micro_batch` rows in every group."""
 
     micro_steps: int
     micro_batch: int
-    n_devices: int
+    row_groups: int
+    """Devices with rows of their own; with `tensor`, groups of devices."""
     context: int
 
     def __str__(self) -> str:
-        tokens = self.micro_steps * self.micro_batch * self.n_devices * self.context
+        tokens = self.micro_steps * self.micro_batch * self.row_groups * self.context
         return (
-            f"{self.micro_steps} micro-steps x {self.n_devices} devices x {self.micro_batch} "
+            f"{self.micro_steps} micro-steps x {self.row_groups} devices x {self.micro_batch} "
             f"sequences x {self.context} tokens = {tokens:,} tokens an update"
         )
 
 
-def rows_per_device(config: Config, n_devices: int) -> int:
-    """Rows of the smallest update that each device has to do; they are cut into micro-batches.
+def rows_per_device(config: Config, groups: int) -> int:
+    """Rows of the smallest update that each of `groups` devices has to do.
 
     Raises `ConfigError` if the rows do not divide among the devices.
     """
     rows = batch_ramp(config).first
-    if rows % n_devices:
+    if rows % groups:
         name = "batch_tokens" if config.train.ramp_from_tokens is None else "ramp_from_tokens"
         micro_batch = config.train.micro_batch
-        fitting = math.lcm(1 if micro_batch == "auto" else micro_batch, n_devices)
+        fitting = math.lcm(1 if micro_batch == "auto" else micro_batch, groups)
         raise ConfigError(
             [
                 f"train.{name} {rows * config.context} is {rows} sequences of {config.context} "
-                f"tokens, which do not divide among {n_devices} devices: try "
+                f"tokens, which do not divide among {groups} devices: try "
                 f"{math.ceil(rows / fitting) * fitting * config.context}"
             ]
         )
-    return rows // n_devices
+    return rows // groups
 
 
-def batch_layout(config: Config, n_devices: int, micro_batch: int) -> BatchLayout:
+def batch_layout(config: Config, groups: int, micro_batch: int) -> BatchLayout:
     """Derive the micro-steps from the batch; they are never set by hand.
 
     Where there are so many devices that the rows do not fill `micro_batch` on each, the largest
     smaller one that divides them is taken.
     """
-    per_device = rows_per_device(config, n_devices)
+    per_device = rows_per_device(config, groups)
     largest = min(micro_batch, per_device)
     micro = next(m for m in range(largest, 0, -1) if per_device % m == 0)
-    return BatchLayout(config.batch_rows // n_devices // micro, micro, n_devices, config.context)
+    return BatchLayout(config.batch_rows // groups // micro, micro, groups, config.context)
 
 
 def abstract_batch(mesh: Mesh, layout: BatchLayout, updates: tuple[int, ...] = ()) -> Any:
@@ -92,8 +159,8 @@ def abstract_batch(mesh: Mesh, layout: BatchLayout, updates: tuple[int, ...] = (
 
     `updates` is (K,) where one call does K of them.
     """
-    rows = (*updates, layout.micro_steps, layout.micro_batch * layout.n_devices)
-    sharding = NamedSharding(mesh, PartitionSpec(*[None] * len(updates), None, AXIS))
+    rows = (*updates, layout.micro_steps, layout.micro_batch * layout.row_groups)
+    sharding = NamedSharding(mesh, rows_spec(mesh, axis=len(updates) + 1))
     return {
         "tokens": jax.ShapeDtypeStruct((*rows, layout.context + 1), "int32", sharding=sharding),
         "weights": jax.ShapeDtypeStruct((*rows, layout.context), "float32", sharding=sharding),

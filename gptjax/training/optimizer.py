@@ -1,10 +1,13 @@
 """The optimizer as one guarded chain: clip, rule, masked decay, schedule; behind MultiSteps.
 
-`optax.MultiSteps` runs its inner optimizer on every micro-step and throws the result away on all
-but the last, the collective with it. The inner chain therefore sits behind a gate
-(`on_last_micro_step`): gradients cross the network, and the chain runs, once per update.
+`optax.MultiSteps` runs its inner transformation on every micro-step and throws the result away on
+all but the last, a collective with it. What adds up gradients over the network therefore sits
+behind a gate (`on_last_micro_step`) and runs once per update. The chain itself comes after it, on
+whole arrays that the compiler divides as they are stored: a rule that looks at a matrix, as Muon's
+does, never sees a part of one.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -97,32 +100,32 @@ def make_optimizer(
 
 
 def on_last_micro_step(
-    inner: optax.GradientTransformation, axis: str
+    total: Callable[[Tree], Tree],
 ) -> optax.GradientTransformationExtraArgs:
-    """Average over `axis` and run `inner` only where `emit` is true; else emit zeros.
+    """Add up over devices, by `total`, only where `emit` is true; else emit zeros.
 
     `emit` must be the same on all devices, or the collective inside deadlocks.
     """
-    inner = optax.with_extra_args_support(inner)
 
-    def update(updates: Tree, state: Tree, params: Tree = None, *, emit: Array, **extra: Tree):
-        def last():
-            return inner.update(lax.pmean(updates, axis), state, params, **extra)
+    def update(updates: Tree, state: Any, params: Tree = None, *, emit: Array, **extra: Tree):
+        del extra
 
-        def earlier():  # zeros like params, which are invariant over the axis; updates are not
-            return optax.tree.zeros_like(params), state
+        def earlier():  # zeros like params, which vary over devices as totals do; updates do more
+            return optax.tree.zeros_like(params)
 
-        return lax.cond(emit, last, earlier)
+        return lax.cond(emit, lambda: total(updates), earlier), state
+
+    def init(params: Tree) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
 
     # pyright does not know that extra arguments may be required
-    return optax.GradientTransformationExtraArgs(inner.init, update)  # pyright: ignore
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
 
-def accumulate(
-    inner: optax.GradientTransformation, micro_steps: int, axis: str
-) -> optax.MultiSteps:
-    """Average gradients over `micro_steps` and devices, then apply `inner`, once."""
-    return optax.MultiSteps(on_last_micro_step(inner, axis), every_k_schedule=micro_steps)
+def accumulate(total: Callable[[Tree], Tree], micro_steps: int) -> optax.MultiSteps:
+    """Average gradients over `micro_steps`, then add them up over devices by `total`, once."""
+    return optax.MultiSteps(on_last_micro_step(total), every_k_schedule=micro_steps)
 
 
 def _float32_copy(x: Array) -> Array:

@@ -37,7 +37,9 @@ from gptjax.training.mesh import (
     make_mesh,
     put_rows,
     replicated,
+    row_groups,
     rows_per_device,
+    split_of,
 )
 from gptjax.training.optimizer import averaged_parameters, decay_table, make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
@@ -76,16 +78,18 @@ class Setup:
         train, context = config.train, config.context
         if train.sample_every_steps:
             self.tokenizer.encode(config.sample.prompt)  # fails now, not at the first sample
-        rows_per_device(config, jax.device_count())
-        self.mesh = make_mesh()
-        self.placement = replicated(self.mesh)
+        split = split_of(config.mesh, jax.device_count(), jax.local_device_count())
+        split.check(config.model)
+        self.mesh = make_mesh(split=split)
+        rows_per_device(config, row_groups(self.mesh))
         self.key = jax.device_put(
-            jax.random.key(train.seed, impl=DROPOUT_GENERATOR), self.placement
+            jax.random.key(train.seed, impl=DROPOUT_GENERATOR), replicated(self.mesh)
         )
 
         attention, self._attention_reason = choose_attention(config.model, context)
         self.model = dataclasses.replace(config.model, attention=attention)
-        self._task = TASKS["lm"](self.model, train.loss_chunk_tokens)
+        self._task = TASKS["lm"](self.model, train.loss_chunk_tokens, split)
+        self._specs = split.specs(parameter_shapes(self.model))
         self._schedule = learning_rate_schedule(config.optim, train.max_steps)
         self.optimizer = make_optimizer(
             config.optim, train.max_steps, dynamic_loss_scale=self.model.dtype == "float16"
@@ -93,7 +97,9 @@ class Setup:
         self._compiled: dict[BatchLayout, jax.stages.Compiled] = {}
         self._weights: dict[tuple[int, ...], jax.Array] = {}
         self.layout, self._memory = self._lay_out()
-        self.eval_step = make_eval_step(self._task, self.mesh, self.model.float32_matmul)
+        self.eval_step = make_eval_step(
+            self._task, self.mesh, self._specs, self.model.float32_matmul
+        )
 
         self.ramp = batch_ramp(config)
         self.source = StepSource(
@@ -109,25 +115,25 @@ class Setup:
 
     def _lay_out(self) -> tuple[BatchLayout, str | None]:
         """How an update is cut, and what was found about memory if the micro-batch is `auto`."""
-        micro_batch, n_devices = self.config.train.micro_batch, jax.device_count()
+        micro_batch, groups = self.config.train.micro_batch, row_groups(self.mesh)
         if micro_batch != "auto":
-            return batch_layout(self.config, n_devices, micro_batch), None
+            return batch_layout(self.config, groups, micro_batch), None
         limit = memory_limit()
         if limit is None:
             raise UserError(
                 "train.micro_batch auto needs to know how much memory a device has, which this one "
                 "does not tell: give a number as --train.micro-batch"
             )
-        rows, needs = rows_per_device(self.config, n_devices), {}
+        rows, needs = rows_per_device(self.config, groups), {}
 
         def needed(micro_batch: int) -> int:
-            layout = batch_layout(self.config, n_devices, micro_batch)
+            layout = batch_layout(self.config, groups, micro_batch)
             needs[micro_batch] = memory_needed(self._compile(layout))
             return needs[micro_batch]
 
         chosen = largest_micro_batch(rows, needed, limit)
         found = f"{gibibytes(needs[chosen])} of {gibibytes(limit)} a device, by the compiler"
-        return batch_layout(self.config, n_devices, chosen), found
+        return batch_layout(self.config, groups, chosen), found
 
     def _compile(self, layout: BatchLayout) -> jax.stages.Compiled:
         """Compile the update of one layout, without data and without running anything."""
@@ -138,18 +144,22 @@ class Setup:
             self._task,
             self.optimizer,
             self._schedule,
+            self.mesh,
+            self._specs,
             layout.micro_steps,
             dropout=any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)),
             float32_matmul=model.float32_matmul,
+            wire_dtype=self.config.train.wire_dtype,
         )
         state, most = self.abstract_state(), self.config.train.updates_per_call
+        places = jax.tree.map(lambda x: x.sharding, state)
         if most == 1:
             batch = abstract_batch(self.mesh, layout)
-            lowered = make_train_step(update, self.mesh).lower(state, batch, self.key)
+            lowered = make_train_step(update, places).lower(state, batch, self.key)
         else:
             batch = abstract_batch(self.mesh, layout, (most,))
-            count = jax.ShapeDtypeStruct((), "int32", sharding=self.placement)
-            lowered = make_train_steps(update, self.mesh).lower(state, batch, self.key, count)
+            count = jax.ShapeDtypeStruct((), "int32", sharding=replicated(self.mesh))
+            lowered = make_train_steps(update, places).lower(state, batch, self.key, count)
         self._compiled[layout] = lowered.compile(compiler_options())
         return self._compiled[layout]
 
@@ -160,7 +170,7 @@ class Setup:
                 self._compiled_for(rows)
 
     def _compiled_for(self, rows: int) -> jax.stages.Compiled:
-        micro_steps = rows // (self.layout.micro_batch * self.layout.n_devices)
+        micro_steps = rows // (self.layout.micro_batch * self.layout.row_groups)
         return self._compile(dataclasses.replace(self.layout, micro_steps=micro_steps))
 
     def train_steps(self, state: TrainState, call: Call) -> tuple[TrainState, Metrics]:
@@ -187,12 +197,12 @@ class Setup:
 
     def abstract_state(self) -> TrainState:
         """Shapes and placement of the state, for restoring into."""
-        return abstract_state(self.config.model, self.optimizer, self.placement)
+        return abstract_state(self.config.model, self.optimizer, self.mesh)
 
     def initial_state(self) -> TrainState:
         """Freshly drawn parameters, for a new run."""
         seed = self.config.train.seed
-        return initial_state(self.config.model, self.optimizer, seed, self.placement)
+        return initial_state(self.config.model, self.optimizer, seed, self.mesh)
 
     def put_training_rows(self, rows: np.ndarray) -> Call:
         """Start copying the rows of one call's updates, [updates, R, T + 1], to the devices."""
@@ -203,7 +213,7 @@ class Setup:
             filled, axis = np.zeros((most, *rows.shape[1:]), rows.dtype), 2
             filled[:updates] = rows
             rows = filled
-        local_rows = self.layout.micro_batch * jax.local_device_count()
+        local_rows = self.layout.micro_batch * self.layout.row_groups // jax.process_count()
         batch = training_batch(rows, rows.shape[-2] // local_rows)
         weights = batch.pop("weights")  # the same for all updates of a size: copied once
         if weights.shape not in self._weights:
@@ -217,7 +227,7 @@ class Setup:
             yield put_rows(self.mesh, batch, axis=0)
 
     def _host_batches(self, process: int, processes: int) -> Iterator[Any]:
-        rows = self.layout.micro_batch * self.layout.n_devices
+        rows = self.layout.micro_batch * self.layout.row_groups
         limit = self.config.train.eval_tokens
         return validation_batches(self._val_windows, rows, limit, process, processes)
 
@@ -247,7 +257,9 @@ class Setup:
             f"{len(split.shards)} shards, {val.tokens:,} for validation, tokenizer "
             f"{self.manifest.tokenizer}"
         )
-        say(f"devices  {self.layout.n_devices} x {device.device_kind} ({device.platform})")
+        axes = " x ".join(f"{n} {axis}" for axis, n in self.mesh.shape.items() if n > 1)
+        divided = f": {axes}" if axes else ""
+        say(f"devices  {self.mesh.size} x {device.device_kind} ({device.platform}){divided}")
         say(f"attn     {self.model.attention} ({self._attention_reason})")
         say(f"batch    {self.layout}")
         if self._memory is not None:

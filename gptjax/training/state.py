@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import Sharding
+from jax.sharding import Mesh
 
 from gptjax.config import ModelConfig
 from gptjax.model.gpt import init_params
+from gptjax.training.mesh import shardings
 from gptjax.tree import Tree, placed
 
 
@@ -28,20 +29,21 @@ class TrainState(NamedTuple):
 
 
 def abstract_state(
-    cfg: ModelConfig, optimizer: optax.GradientTransformation, sharding: Sharding
+    cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """The state's shapes, types and placement, with nothing allocated."""
-    draw = partial(_initial, cfg, optimizer)
-    return placed(jax.eval_shape(draw, jax.random.key(0)), sharding)
+    state = jax.eval_shape(partial(_initial, cfg, optimizer), jax.random.key(0))
+    return placed(state, shardings(state, state.params, mesh))
 
 
 def initial_state(
-    cfg: ModelConfig, optimizer: optax.GradientTransformation, seed: int, sharding: Sharding
+    cfg: ModelConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
 ) -> TrainState:
-    """Draw parameters and zero the optimizer, placed as `sharding` says."""
+    """Draw parameters and zero the optimizer, each device only what lies on it."""
     draw = partial(_initial, cfg, optimizer)
+    places = jax.tree.map(lambda x: x.sharding, abstract_state(cfg, optimizer, mesh))
     # the key is an argument, for XLA would compute what depends on nothing while it compiles
-    return jax.jit(draw, out_shardings=sharding)(jax.random.key(seed))
+    return jax.jit(draw, out_shardings=places)(jax.random.key(seed))
 
 
 def _initial(cfg: ModelConfig, optimizer: optax.GradientTransformation, key: Array) -> TrainState:

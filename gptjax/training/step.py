@@ -1,9 +1,11 @@
 """One optimizer update as one jitted call, or several as one; an evaluation batch as another.
 
-The update is a `shard_map` that is manual over `data`: every device scans its micro-batches,
-gathers gradients locally, and only the last micro-step's gate lets them cross the network. The
-parameters are cast to *varying* over `data` before differentiation; without that, autodiff itself
-would sum the gradients of replicated parameters in every micro-step.
+Gradients are taken in a `shard_map` that is manual over the whole mesh: every device scans its
+micro-batches, gathers gradients locally, and only the last micro-step's gate lets them cross the
+network between groups of devices. The parameters are cast to *varying* over the axes that divide
+rows before differentiation; without that, autodiff itself would sum the gradients of replicated
+parameters in every micro-step. The optimizer comes after it, on whole arrays that the compiler
+divides as they are stored.
 """
 
 from collections.abc import Callable
@@ -16,10 +18,12 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gptjax.training.mesh import AXIS, replicated
+from gptjax.model.parallel import FSDP
+from gptjax.training.mesh import DATA, replicated, row_axes, rows_spec
 from gptjax.training.optimizer import accumulate
 from gptjax.training.state import TrainState
 from gptjax.training.tasks import Batch, Params, Task
+from gptjax.tree import Tree
 
 Metrics = dict[str, Array]
 METRICS = ("loss", "grad_norm", "learning_rate", "tokens", "skipped")
@@ -31,38 +35,57 @@ def make_update(
     task: Task,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    mesh: Mesh,
+    specs: Tree,
     micro_steps: int,
     dropout: bool,
     float32_matmul: str = "highest",
+    wire_dtype: str = "float32",
 ) -> Update:
-    """`update(state, batch, key) -> (state, metrics)` as each device does it, in a `shard_map`.
+    """`update(state, batch, key) -> (state, metrics)`, for use within a jit.
 
-    The batch has leading axes [A, B]; `key` is the run's base key. Metrics are replicated float32
-    scalars: `loss` (nats per weighted token over the whole update), `grad_norm` before clipping,
-    `learning_rate` and `tokens` (weighted) of this update, `skipped` (updates skipped so far in a
-    row because a gradient was not finite).
+    `specs` says how each parameter is divided over the mesh, or how all are. The batch has leading
+    axes [A, B]; `key` is the run's base key. Gradients cross between groups of devices in
+    `wire_dtype`. Metrics are float32 scalars: `loss` (nats per weighted token over the whole update), `grad_norm` before
+    clipping, `learning_rate` and `tokens` (weighted) of this update, `skipped` (updates skipped so
+    far in a row because a gradient was not finite).
     """
+    rows = row_axes(mesh)
+    total = _total_over(rows, specs, wire_dtype)
 
-    def update(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(AXIS))
-        tokens = lax.psum(batch["weights"].sum(), AXIS)
-        loss_scale = optax.tree.get(state.opt_state, "loss_scale")
-        # gradients are averaged over micro-steps and devices: with these weights the mean of the
-        # sums is exactly the sum of all losses over the count of all tokens
-        share = micro_steps * lax.axis_size(AXIS) / jnp.where(tokens > 0, tokens, 1.0)
+    def gradients(params: Params, batch: Batch, key: Array, loss_scale: Array):
+        key = jax.random.fold_in(key, lax.axis_index(rows))
+        tokens = lax.psum(batch["weights"].sum(), rows)
+        # gradients are averaged over micro-steps and added up over devices: with these weights
+        # that is exactly the sum of all losses over the count of all tokens
+        share = micro_steps / jnp.where(tokens > 0, tokens, 1.0)
         batch = {**batch, "weights": batch["weights"] * (share * loss_scale)}
-        params = lax.pcast(state.params, AXIS, to="varying")
+        varying = _varying(params, specs, rows)
 
         def loss_and_gradients(index: Array | int, micro_batch: Batch) -> tuple[Array, Params]:
             micro_key = jax.random.fold_in(key, index) if dropout else None
-            return jax.value_and_grad(task.loss)(params, micro_batch, micro_key)
+            return jax.value_and_grad(task.loss)(varying, micro_batch, micro_key)
 
         with jax.default_matmul_precision(MATMUL_PRECISION[float32_matmul]):
-            updates, opt_state, losses_A = _accumulated(
-                loss_and_gradients, optimizer, state, batch, micro_steps
+            grads, losses_A = _accumulated(
+                loss_and_gradients, total, params, varying, batch, micro_steps
             )
+        return grads, lax.psum(losses_A.mean(), rows) / loss_scale, tokens
+
+    sharded = jax.shard_map(
+        gradients,
+        mesh=mesh,
+        in_specs=(specs, rows_spec(mesh, axis=1), P(), P()),
+        out_specs=(specs, P(), P()),
+    )
+
+    def update(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key, state.step)
+        loss_scale = optax.tree.get(state.opt_state, "loss_scale")
+        grads, loss, tokens = sharded(state.params, batch, key, loss_scale)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {
-            "loss": lax.pmean(losses_A.mean(), AXIS) / loss_scale,
+            "loss": loss,
             "grad_norm": optax.tree.get(opt_state, "grad_norm"),
             "learning_rate": schedule(_schedule_count(state.opt_state)),
             "tokens": tokens,
@@ -74,12 +97,15 @@ def make_update(
     return update
 
 
-def make_train_step(update: Update, mesh: Mesh) -> jax.stages.Wrapped:
-    """Compile-ready `step(state, batch, key) -> (state, metrics)`; `state` is donated."""
-    return _compile_ready(update, mesh, (P(), P(None, AXIS), P()))
+def make_train_step(update: Update, places: Tree) -> jax.stages.Wrapped:
+    """Compile-ready `step(state, batch, key) -> (state, metrics)`; `state` is donated.
+
+    `places` has the sharding of every leaf of the state, or one for all.
+    """
+    return _compile_ready(update, places)
 
 
-def make_train_steps(update: Update, mesh: Mesh) -> jax.stages.Wrapped:
+def make_train_steps(update: Update, places: Tree) -> jax.stages.Wrapped:
     """Compile-ready `steps(state, batches, key, count) -> (state, metrics)`; `state` is donated.
 
     Does the first `count` of K updates in one call, which saves launching each of them: their
@@ -100,58 +126,90 @@ def make_train_steps(update: Update, mesh: Mesh) -> jax.stages.Wrapped:
         nothing = jnp.zeros(len(batches["weights"]), jnp.float32)
         return lax.fori_loop(0, count, one_more, (state, dict.fromkeys(METRICS, nothing)))
 
-    return _compile_ready(updates, mesh, (P(), P(None, None, AXIS), P(), P()))
+    return _compile_ready(updates, places)
 
 
-def _compile_ready(function: Callable[..., Any], mesh: Mesh, in_specs: Any) -> jax.stages.Wrapped:
-    sharded = jax.shard_map(
-        function, mesh=mesh, in_specs=in_specs, out_specs=(P(), P()), axis_names={AXIS}
-    )
+def _compile_ready(function: Callable[..., Any], places: Tree) -> jax.stages.Wrapped:
     # outputs are pinned to their inputs' placement, so that no step can drift into a recompilation
-    return jax.jit(sharded, donate_argnums=0, out_shardings=replicated(mesh))
+    metrics = replicated(jax.tree.leaves(places)[0].mesh)
+    return jax.jit(function, donate_argnums=0, out_shardings=(places, metrics))
+
+
+def _varying(tree: Tree, specs: Tree, axes: tuple[str, ...]) -> Tree:
+    """The same values, each device's own to differentiate; parts vary over their axes already."""
+
+    def cast(spec: P, x: Array) -> Array:
+        return lax.pcast(x, tuple(a for a in axes if a not in spec), to="varying")
+
+    return jax.tree.map(cast, _of_each(specs, tree), tree, is_leaf=_is_spec)
+
+
+def _of_each(specs: Tree, tree: Tree) -> Tree:
+    """A spec for every leaf, where one may stand for all leaves below it."""
+    return jax.tree.broadcast(specs, tree, is_leaf=_is_spec)
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, P)
+
+
+def _total_over(rows: tuple[str, ...], specs: Tree, wire_dtype: str) -> Callable[[Tree], Tree]:
+    """Add up gradients over all devices that had rows of their own.
+
+    A leaf divided over `fsdp` has been added up along it where its gradient was scattered.
+    """
+
+    def total(grads: Tree) -> Tree:
+        def add(spec: P, grad: Array) -> Array:
+            axes = (DATA,) if FSDP in spec else rows
+            return lax.psum(grad.astype(wire_dtype), axes).astype(grad.dtype)
+
+        return jax.tree.map(add, _of_each(specs, grads), grads, is_leaf=_is_spec)
+
+    return total
 
 
 def _accumulated(
     loss_and_gradients: Callable[[Array | int, Batch], tuple[Array, Params]],
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
+    total: Callable[[Tree], Tree],
+    params: Params,
+    varying: Params,
     batch: Batch,
     micro_steps: int,
-) -> tuple[Any, Any, Array]:
-    """Parameter updates, new optimizer state and the loss of every micro-step [A].
+) -> tuple[Params, Array]:
+    """The gradients of an update, added up over devices, and the loss of every micro-step [A].
 
     A single micro-step has nothing to accumulate, and MultiSteps would still pass over every
     parameter several times.
     """
     if micro_steps == 1:
         loss, grads = loss_and_gradients(0, jax.tree.map(lambda x: x[0], batch))
-        mean = lax.pmean(grads, AXIS)
-        updates, opt_state = optimizer.update(mean, state.opt_state, state.params)
-        return updates, opt_state, loss[None]
+        return total(grads), loss[None]
 
-    steps = accumulate(optimizer, micro_steps, AXIS)
-    zeros = optax.tree.zeros_like(state.params)
+    steps = accumulate(total, micro_steps)
+    zeros = optax.tree.zeros_like(params)
     accumulator = optax.MultiStepsState(
         mini_step=jnp.int32(0),
-        gradient_step=state.step,
-        inner_opt_state=state.opt_state,
-        acc_grads=lax.pcast(zeros, AXIS, to="varying"),
+        gradient_step=jnp.int32(0),
+        inner_opt_state=optax.EmptyState(),
+        acc_grads=optax.tree.zeros_like(varying),
     )
 
     def micro_step(carry: tuple[Any, optax.MultiStepsState], item: tuple[Array, Batch]):
         _, accumulator = carry
         loss, grads = loss_and_gradients(*item)
         is_last = accumulator.mini_step == micro_steps - 1
-        return steps.update(grads, accumulator, state.params, emit=is_last), loss
+        return steps.update(grads, accumulator, params, emit=is_last), loss
 
-    (updates, accumulator), losses_A = lax.scan(
+    carry: Any
+    carry, losses_A = lax.scan(
         micro_step, (zeros, accumulator), (jnp.arange(micro_steps), batch)
     )
-    return updates, accumulator.inner_opt_state, losses_A
+    return carry[0], losses_A
 
 
 def make_eval_step(
-    task: Task, mesh: Mesh, float32_matmul: str = "highest"
+    task: Task, mesh: Mesh, specs: Tree, float32_matmul: str = "highest"
 ) -> Callable[[Params, Batch], Metrics]:
     """Compile-ready `step(params, batch) -> sums` over the rows of all devices.
 
@@ -172,10 +230,10 @@ def make_eval_step(
             "mean": mean_B.sum(),
             "square": jnp.square(mean_B).sum(),
         }
-        return lax.psum(sums, AXIS)
+        return lax.psum(sums, row_axes(mesh))
 
     sharded = jax.shard_map(
-        evaluate, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(), axis_names={AXIS}
+        evaluate, mesh=mesh, in_specs=(specs, rows_spec(mesh, axis=0)), out_specs=P()
     )
     return jax.jit(sharded, out_shardings=replicated(mesh))
 

@@ -1,0 +1,164 @@
+"""One model over several devices: which leaf is divided along which axis, and what undoes it.
+
+Rows of a batch are divided over the mesh axes `data` and `fsdp`; each device computes with its own.
+Over `fsdp` every matrix is stored in parts and gathered where it is used (Rajbhandari et al. 2020,
+stage 3), so that weights move and activations stay. Over `tensor` the heads, the MLP's width and
+the vocabulary are divided and stay so (Shoeybi et al. 2019): a block's first product enters the
+divided part, its second sums what the devices have and leaves it. All of this is written for a
+`shard_map` in which every axis is manual.
+
+Letters as in `gpt`: D width, F MLP width, H heads, K head dim, V vocabulary.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import PartitionSpec
+
+from gptjax.config import ModelConfig
+from gptjax.errors import UserError
+from gptjax.tree import Tree, leaf_names
+
+FSDP, TENSOR = "fsdp", "tensor"
+# Every leaf's name, and the axis that divides each of its dimensions. A stack's first dimension
+# is the layer. Norms and most biases are too small to be worth dividing.
+PLACES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"wte/embedding|lm_head", (TENSOR, FSDP)),
+    (r"wpe/embedding", (None, FSDP)),
+    (r"h/(attn/c_attn|mlp/c_fc)/kernel", (None, FSDP, TENSOR)),
+    (r"h/(attn|mlp)/c_proj/kernel", (None, TENSOR, FSDP)),
+    (r"h/mlp/c_fc/bias", (None, TENSOR)),
+    (r"(h/)?ln_\w+/(scale|bias)|h/attn/c_attn/bias|h/(attn|mlp)/c_proj/bias", ()),
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """How many devices a model is divided among; the whole model by default."""
+
+    fsdp: int = 1
+    tensor: int = 1
+
+    def check(self, cfg: ModelConfig) -> None:
+        """Raise `UserError` where a dimension does not divide."""
+        has_to_divide = (
+            ("mesh.fsdp", self.fsdp, "model.n_embd", cfg.n_embd),
+            ("mesh.tensor", self.tensor, "model.n_head", cfg.n_head),
+            ("mesh.tensor", self.tensor, "the padded vocabulary", cfg.padded_vocab),
+        )
+        for axis, size, name, dimension in has_to_divide:
+            if dimension % size:
+                fitting = [n for n in range(1, size) if dimension % n == 0]
+                raise UserError(
+                    f"{axis} {size} does not divide {name}, {dimension}: try --{axis} {fitting[-1]}"
+                )
+
+    def place(self, name: str) -> tuple[str | None, ...]:
+        """The axis of every dimension of the leaf `name`; axes of one device are left out.
+
+        Raises `ValueError` for a name that no rule, or more than one, covers.
+        """
+        found = [axes for pattern, axes in PLACES if re.fullmatch(pattern, name)]
+        if len(found) != 1:
+            raise ValueError(f"parameter {name} is covered by {len(found)} rules of PLACES")
+        sizes = {FSDP: self.fsdp, TENSOR: self.tensor}
+        return tuple(axis if axis and sizes[axis] > 1 else None for axis in found[0])
+
+    def specs(self, params: Tree) -> Tree:
+        """The place of every leaf, for `shard_map` and for placement."""
+        return jax.tree.map(lambda name: PartitionSpec(*self.place(name)), leaf_names(params))
+
+
+WHOLE = Split()
+
+
+def gathered(params: Tree, split: Split, cfg: ModelConfig, prefix: str = "") -> Tree:
+    """What a device computes with: leaves whole along `fsdp`, and its own part along `tensor`.
+
+    `prefix` is the name of the tree that `params` is a part of; below `h/` a layer's leaves have no
+    layer axis any more.
+    """
+    if split == WHOLE:
+        return params
+
+    def gather(name: str, x: Array) -> Array:
+        place = split.place(prefix + name)
+        if prefix == "h/":
+            place = place[1:]
+        if FSDP in place:
+            x = all_gather(x, FSDP, place.index(FSDP), cfg.dtype)
+        if split.tensor > 1 and re.fullmatch(r"h/attn/c_attn/\w+", prefix + name):
+            x = _own_heads(x, place, split, cfg)
+        return x
+
+    return jax.tree.map(gather, leaf_names(params), params)
+
+
+def _own_heads(x: Array, place: tuple[str | None, ...], split: Split, cfg: ModelConfig) -> Array:
+    """Query, key and value of this device's heads, [..., 3 D] to [..., 3 D / tensor].
+
+    GPT-2 stores the three side by side, so that a device's part of the last dimension is not its
+    heads': they are gathered first.
+    """
+    if TENSOR in place:
+        x = all_gather(x, TENSOR, x.ndim - 1, cfg.dtype)
+    else:
+        x = lax.pcast(x, TENSOR, to="varying")
+    own = cfg.n_head // split.tensor
+    x = x.reshape(*x.shape[:-1], 3, cfg.n_head, cfg.head_dim)
+    x = lax.dynamic_slice_in_dim(x, lax.axis_index(TENSOR) * own, own, axis=-2)
+    return x.reshape(*x.shape[:-3], 3 * own * cfg.head_dim)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def all_gather(part: Array, axis: str, dimension: int, dtype: Any) -> Array:
+    """Put the parts of all devices along `axis` together again, float32 as `part` is.
+
+    They travel in `dtype`, in which the products are computed anyway; the gradient's parts are
+    added up in float32, each on the device that stores it.
+    """
+    whole = lax.all_gather(part.astype(dtype), axis, axis=dimension, tiled=True)
+    return whole.astype(part.dtype)
+
+
+def _all_gather_forward(part: Array, axis: str, dimension: int, dtype: Any):
+    return all_gather(part, axis, dimension, dtype), None
+
+
+def _all_gather_backward(axis: str, dimension: int, dtype: Any, _: None, dwhole: Array):
+    del dtype
+    return (lax.psum_scatter(dwhole, axis, scatter_dimension=dimension, tiled=True),)
+
+
+all_gather.defvjp(_all_gather_forward, _all_gather_backward)
+
+
+def enter(x: Array, split: Split) -> Array:
+    """Let every device along `tensor` have its own use of `x`; their gradients are added up."""
+    return lax.pcast(x, TENSOR, to="varying") if split.tensor > 1 else x
+
+
+def leave(x: Array, split: Split) -> Array:
+    """Add up what the devices along `tensor` have."""
+    return lax.psum(x, TENSOR) if split.tensor > 1 else x
+
+
+def first_row(rows: int, split: Split) -> Array | int:
+    """Where this device's rows of the vocabulary begin, if each has `rows` of them."""
+    return lax.axis_index(TENSOR) * rows if split.tensor > 1 else 0
+
+
+def look_up(table_VD: Array, tokens_BT: Array, split: Split) -> Array:
+    """Rows of a table whose vocabulary is divided over `tensor`: [B, T] to [B, T, D]."""
+    if split.tensor == 1:
+        return jnp.take(table_VD, tokens_BT, axis=0)
+    rows = table_VD.shape[0]
+    own_BT = tokens_BT - first_row(rows, split)
+    is_own_BT1 = ((own_BT >= 0) & (own_BT < rows))[..., None]
+    x_BTD = jnp.take(table_VD, own_BT, axis=0, mode="clip")
+    return lax.psum(jnp.where(is_own_BT1, x_BTD, 0.0), TENSOR)

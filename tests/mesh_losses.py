@@ -1,0 +1,81 @@
+"""Train twenty updates on one mesh and print what came of it as JSON; for test_parallel.
+
+    python mesh_losses.py DATA FSDP TENSOR [checkpoint directory]
+
+With a directory, the checkpoint in it is restored first, if there is one, and one is written last.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sizes = [int(n) for n in sys.argv[1:4]]
+DATA, FSDP, TENSOR = sizes
+COUNT = DATA * FSDP * TENSOR
+os.environ["XLA_FLAGS"] = (
+    f"--xla_force_host_platform_device_count={COUNT} --xla_backend_optimization_level=0"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+
+from gptjax.config import ModelConfig, OptimConfig
+from gptjax.model.gpt import parameter_shapes
+from gptjax.model.parallel import Split
+from gptjax.training.checkpoint import Checkpointer
+from gptjax.training.mesh import make_mesh, put_rows, replicated
+from gptjax.training.optimizer import make_optimizer
+from gptjax.training.schedules import learning_rate_schedule
+from gptjax.training.state import abstract_state, initial_state
+from gptjax.training.step import make_eval_step, make_train_step, make_update
+from gptjax.training.tasks import language_modelling
+
+UPDATES, MICRO_STEPS, ROWS, CONTEXT, VOCAB = 20, 2, 8, 16, 200
+MODEL = ModelConfig(
+    n_layer=2, n_head=8, n_embd=64, n_ctx=CONTEXT, n_vocab=VOCAB, dtype="float32", remat="full"
+)
+OPTIM = OptimConfig(warmup_steps=3, peak_lr=1e-3)
+
+
+def main() -> None:
+    """Restore or draw, train, evaluate, save, print."""
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    split = Split(FSDP, TENSOR)
+    mesh, optimizer = make_mesh(split=split), make_optimizer(OPTIM, 2 * UPDATES)
+    task = language_modelling(MODEL, loss_chunk_tokens=50, split=split)
+    specs = split.specs(parameter_shapes(MODEL))
+    abstract = abstract_state(MODEL, optimizer, mesh)
+    state, checkpointer = initial_state(MODEL, optimizer, 0, mesh), None
+    if len(sys.argv) > 4:
+        checkpointer = Checkpointer(Path(sys.argv[4]))
+        restored = checkpointer.restore(abstract, lambda _: None)
+        state = state if restored is None else restored[0]
+    begin = int(state.step)
+    schedule = learning_rate_schedule(OPTIM, 2 * UPDATES)
+    update = make_update(task, optimizer, schedule, mesh, specs, MICRO_STEPS, dropout=False)
+    places = jax.tree.map(lambda x: x.sharding, abstract)
+    step = make_train_step(update, places)
+    key = jax.device_put(jax.random.key(0), replicated(mesh))
+    found = []
+    for i in range(begin, begin + UPDATES):
+        rng = np.random.default_rng(i)
+        # half of the vocabulary, so that there is something to learn
+        tokens = rng.integers(0, VOCAB // 2, (MICRO_STEPS, ROWS, CONTEXT + 1), dtype=np.int32)
+        weights = np.float32(rng.random((MICRO_STEPS, ROWS, CONTEXT)) < 0.8)
+        batch = put_rows(mesh, {"tokens": tokens, "weights": weights}, axis=1)
+        state, metrics = step(state, batch, key)
+        found.append({name: float(value) for name, value in metrics.items()})
+    assert jax.tree.map(lambda x: x.sharding, state) == places
+    rows = put_rows(mesh, {"tokens": tokens[0], "weights": weights[0]}, axis=0)
+    sums = make_eval_step(task, mesh, specs)(state.params, rows)
+    if checkpointer is not None:
+        checkpointer.save(state, {}, {})
+        checkpointer.close()
+    local = sum(x.addressable_data(0).nbytes for x in jax.tree.leaves(state))
+    evaluation = {name: float(value) for name, value in sums.items()}
+    print(json.dumps({"updates": found, "evaluation": evaluation, "bytes": local}))
+
+
+main()
