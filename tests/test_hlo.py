@@ -4,12 +4,10 @@ An update that averages gradients in every micro-step gives the same parameters,
 shows it. The checker is tried on programs known to be wrong before it is believed.
 """
 
-import math
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from gptjax.config import ModelConfig, OptimConfig
 from gptjax.model.gpt import parameter_shapes
+from gptjax.planning.collectives import collectives
 from gptjax.training import step as step_module
 from gptjax.training.loss import cross_entropy_rows
 from gptjax.training.mesh import make_mesh, put_rows, replicated
@@ -34,83 +33,6 @@ DEVICES, CONTEXT, VOCAB = 8, 8, 50
 MODEL = ModelConfig(
     n_layer=2, n_head=2, n_embd=16, n_ctx=CONTEXT, n_vocab=VOCAB, dtype="float32", tied_head=False
 )
-COLLECTIVE = re.compile(
-    r"= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all"
-    r"|collective-permute|collective-broadcast)(-start)?\("
-)
-CALLEE = re.compile(r"\b(?:calls|to_apply|body|condition)=%?([\w.-]+)")
-BODY = re.compile(r"\bbody=%?([\w.-]+)")
-BRANCH = re.compile(r"\b(?:true_computation|false_computation)=%?([\w.-]+)")
-BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
-BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
-Computations = dict[str, list[str]]
-
-
-class Collective(NamedTuple):
-    """An operation that crosses the network: its size and what makes it run."""
-
-    kind: str
-    elements: int
-    bytes: int
-    is_gated: bool
-    is_looped: bool
-
-
-def collectives(hlo: str) -> list[Collective]:
-    """Every collective of a compiled module."""
-    entry, computations = _computations(hlo)
-    ungated = _reachable([entry], computations, _callees)
-    bodies = [b for lines in computations.values() for line in lines for b in BODY.findall(line)]
-    looped = _reachable(bodies, computations, lambda line: _callees(line) + _branches(line))
-    return [
-        Collective(match["kind"], *_size(match["shapes"]), name not in ungated, name in looped)
-        for name, lines in computations.items()
-        for line in lines
-        if (match := COLLECTIVE.search(line))
-    ]
-
-
-def _computations(hlo: str) -> tuple[str, Computations]:
-    """Name of the entry computation, and the instructions of each computation."""
-    entry, name, found = "", "", {}
-    for line in hlo.splitlines():
-        if header := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
-            name = header[2]
-            found[name] = []
-            entry = name if header[1] else entry
-        elif name:
-            found[name].append(line)
-    return entry, found
-
-
-def _callees(line: str) -> list[str]:
-    return CALLEE.findall(line)
-
-
-def _branches(line: str) -> list[str]:
-    listed = [name for names in BRANCHES.findall(line) for name in re.findall(r"[\w.-]+", names)]
-    return BRANCH.findall(line) + listed
-
-
-def _reachable(
-    start: Iterable[str], computations: Computations, leads_to: Callable[[str], list[str]]
-) -> set[str]:
-    seen, waiting = set(), list(start)
-    while waiting:
-        name = waiting.pop()
-        if name not in seen:
-            seen.add(name)
-            waiting += [callee for line in computations[name] for callee in leads_to(line)]
-    return seen
-
-
-def _size(shapes: str) -> tuple[int, int]:
-    """Elements and bytes of a result, which may be a tuple."""
-    parts = [
-        (math.prod(int(d) for d in dims.split(",") if d), BYTES[kind])
-        for kind, dims in re.findall(r"\b(\w+)\[([\d,]*)\]", shapes)
-    ]
-    return sum(n for n, _ in parts), sum(n * width for n, width in parts)
 
 
 def problems(hlo: str, n_parameters: int, micro_steps: int) -> set[str]:

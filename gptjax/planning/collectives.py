@@ -1,0 +1,126 @@
+"""What a compiled program sends between devices, read from its text (HLO).
+
+For every collective: how many bytes, along which axes of the mesh, how often in one call of the
+program, and whether a condition guards it. This is how plans are held against the compiler's work.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = r"all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
+COLLECTIVE = re.compile(rf"= (?P<result>.*?) (?P<kind>{KINDS})(-start)?\((?P<operands>[^)]*)\)")
+CALLEE = re.compile(r"\b(?:calls|to_apply)=%?([\w.-]+)")
+LOOP = re.compile(r"\bcondition=%?([\w.-]+), body=%?([\w.-]+)")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+BRANCH = re.compile(r"\b(?:true_computation|false_computation)=%?([\w.-]+)")
+BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+LISTED_GROUPS = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
+IOTA_GROUPS = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
+
+
+class Collective(NamedTuple):
+    """An operation that crosses the network."""
+
+    kind: str
+    elements: int
+    bytes: int
+    """Of a device's part that is reduced, or of the whole that is gathered."""
+    groups: tuple[tuple[int, ...], ...]
+    """Devices that take part together; empty where the text does not list them."""
+    times: int
+    """How often one call of the program does it, conditions taken to be true once."""
+    is_gated: bool
+    is_looped: bool
+
+    def axes(self, mesh: Mapping[str, int]) -> tuple[str, ...]:
+        """The axes of the mesh along which the devices of a group differ."""
+        if not self.groups:
+            return ()
+        places = np.unravel_index(self.groups[0], tuple(mesh.values()))
+        return tuple(name for name, where in zip(mesh, places, strict=True) if len(set(where)) > 1)
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """Every collective of a module, compiled or as it was lowered."""
+    entry, computations = _computations(hlo)
+    found = []
+
+    def visit(name: str, times: int, is_gated: bool, is_looped: bool) -> None:
+        for line in computations.get(name, ()):
+            if match := COLLECTIVE.search(line):
+                size = _size(match, line)
+                found.append(
+                    Collective(match["kind"], *size, _groups(line), times, is_gated, is_looped)
+                )
+            for _, body in LOOP.findall(line):
+                trips = TRIPS.search(line)
+                visit(body, times * (int(trips[1]) if trips else 1), is_gated, True)
+            for callee in CALLEE.findall(line):
+                visit(callee, times, is_gated, is_looped)
+            for branch in _branches(line):
+                visit(branch, 1, True, is_looped)
+
+    visit(entry, 1, False, False)
+    return found
+
+
+def bytes_by_axes(
+    found: Iterable[Collective], mesh: Mapping[str, int]
+) -> dict[tuple[tuple[str, ...], str], int]:
+    """Bytes in one call by (axes, kind); what crosses no axis, or fewer than 64 elements, is not.
+
+    Scalars, such as the parts of a norm, are latency rather than traffic.
+    """
+    total: dict[tuple[tuple[str, ...], str], int] = defaultdict(int)
+    for c in found:
+        if (axes := c.axes(mesh)) and c.elements >= 64:
+            total[axes, c.kind] += c.bytes * c.times
+    return dict(total)
+
+
+def _computations(hlo: str) -> tuple[str, dict[str, list[str]]]:
+    """Name of the entry computation, and the instructions of each computation."""
+    entry, name, found = "", "", {}
+    for line in hlo.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.-]+) (?:\(.*)?\{$", line):
+            name = header[2]
+            found[name] = []
+            entry = name if header[1] else entry
+        elif name:
+            found[name].append(line)
+    return entry, found
+
+
+def _branches(line: str) -> list[str]:
+    listed = [name for names in BRANCHES.findall(line) for name in re.findall(r"[\w.-]+", names)]
+    return BRANCH.findall(line) + listed
+
+
+def _size(match: re.Match, line: str) -> tuple[int, int]:
+    """Elements and bytes; a scattered result is a part of what was reduced."""
+    parts = [
+        (math.prod(int(d) for d in dims.split(",") if d), WIDTHS[kind])
+        for kind, dims in re.findall(r"\b(\w+)\[([\d,]*)\]", match["result"])
+    ]
+    groups = _groups(line)
+    factor = len(groups[0]) if match["kind"] == "reduce-scatter" and groups else 1
+    return factor * sum(n for n, _ in parts), factor * sum(n * width for n, width in parts)
+
+
+def _groups(line: str) -> tuple[tuple[int, ...], ...]:
+    if listed := LISTED_GROUPS.search(line):
+        groups = re.findall(r"\{([\d,]+)\}", listed[1])
+        return tuple(tuple(map(int, group.split(","))) for group in groups)
+    if iota := IOTA_GROUPS.search(line):
+        shape, dims, order = (
+            tuple(map(int, part.split(","))) if part else None for part in iota.groups()
+        )
+        ids = np.arange(math.prod(dims or ())).reshape(dims)
+        return tuple(map(tuple, ids.transpose(order).reshape(shape).tolist()))
+    return ()

@@ -1,0 +1,246 @@
+"""Any mesh trains as one device does, sends what it should and holds its share alone."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT, environment_on
+from jax.sharding import PartitionSpec as P
+
+from gptjax.config import MeshConfig, ModelConfig, OptimConfig
+from gptjax.errors import UserError
+from gptjax.model.gpt import parameter_shapes
+from gptjax.model.parallel import FSDP, TENSOR, WHOLE, Split
+from gptjax.planning.collectives import bytes_by_axes, collectives
+from gptjax.training.mesh import (
+    BatchLayout,
+    abstract_batch,
+    make_mesh,
+    put_rows,
+    replicated,
+    row_groups,
+    split_of,
+)
+from gptjax.training.optimizer import make_optimizer
+from gptjax.training.schedules import learning_rate_schedule
+from gptjax.training.state import TrainState, abstract_state
+from gptjax.training.step import make_train_step, make_update
+from gptjax.training.tasks import language_modelling
+from gptjax.tree import named_leaves
+
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 2, 1)]
+ONE_FAST = [pytest.param(m, marks=() if m == (2, 2, 2) else pytest.mark.slow) for m in MESHES]
+MODEL = ModelConfig(
+    n_layer=2, n_head=8, n_embd=64, n_ctx=16, n_vocab=200, dtype="float32", remat="full"
+)
+ROWS = 16
+Sizes = tuple[int, int, int]
+
+
+def lowered(sizes: Sizes, micro_steps: int, wire: str = "float32") -> jax.stages.Lowered:
+    """The update of one layout, not compiled yet."""
+    split = Split(*sizes[1:])
+    mesh, optim = make_mesh(split=split), OptimConfig(warmup_steps=2)
+    optimizer = make_optimizer(optim, 10)
+    update = make_update(
+        language_modelling(MODEL, 64, split),
+        optimizer,
+        learning_rate_schedule(optim, 10),
+        mesh,
+        split.specs(parameter_shapes(MODEL)),
+        micro_steps,
+        dropout=False,
+        wire_dtype=wire,
+    )
+    state = abstract_state(MODEL, optimizer, mesh)
+    step = make_train_step(update, jax.tree.map(lambda x: x.sharding, state))
+    layout = BatchLayout(micro_steps, ROWS // row_groups(mesh), row_groups(mesh), MODEL.n_ctx)
+    key = jax.device_put(jax.random.key(0), replicated(mesh))
+    return step.lower(state, abstract_batch(mesh, layout), key)
+
+
+def local_parameters(sizes: Sizes) -> int:
+    """Scalars of the parameters on one device, by the table of places."""
+    split = Split(*sizes[1:])
+    axes = {FSDP: split.fsdp, TENSOR: split.tensor, None: 1}
+    return sum(
+        math.prod(leaf.shape) // math.prod(axes[axis] for axis in split.place(name))
+        for name, leaf in named_leaves(parameter_shapes(MODEL)).items()
+    )
+
+
+@cache
+def run_on(sizes: Sizes, directory: Path, starts_at: Path | None = None) -> dict[str, Any]:
+    """Twenty updates in a process of their own, and a checkpoint of them."""
+    if starts_at is not None:
+        subprocess.run(["cp", "-r", str(starts_at), str(directory)], check=True)
+    script = ROOT / "tests" / "mesh_losses.py"
+    words = [sys.executable, str(script), *map(str, sizes), str(directory)]
+    done = subprocess.run(words, env=environment_on(8), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def assert_same_numbers(got: dict[str, Any], expected: dict[str, Any]) -> None:
+    for ours, theirs in zip(got["updates"], expected["updates"], strict=True):
+        assert ours["tokens"] == theirs["tokens"]
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+    assert got["evaluation"] == pytest.approx(expected["evaluation"], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("meshes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES)
+def test_twenty_updates_are_those_of_one_device(sizes, checkpoints):
+    alone = run_on((1, 1, 1), checkpoints / "1-1-1")
+    assert alone["updates"][-1]["loss"] < alone["updates"][0]["loss"] - 0.3
+    got = run_on(sizes, checkpoints / "-".join(map(str, sizes)))
+    assert_same_numbers(got, alone)
+    moments_and_parameters = 3 * 4 * local_parameters(sizes)
+    assert moments_and_parameters <= got["bytes"] < moments_and_parameters + 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("written_on", "continued_on"),
+    [*zip([(1, 1, 1), *MESHES], [*MESHES, (1, 1, 1)], strict=True)],
+)
+def test_a_checkpoint_goes_on_on_any_mesh(written_on, continued_on, checkpoints):
+    written = {sizes: checkpoints / "-".join(map(str, sizes)) for sizes in (written_on, (1, 1, 1))}
+    for sizes, directory in written.items():
+        run_on(sizes, directory)
+    alone = run_on((1, 1, 1), checkpoints / "alone", written[1, 1, 1])
+    name = f"{written_on} on {continued_on}"
+    got = run_on(continued_on, checkpoints / name, written[written_on])
+    assert got["updates"][0]["loss"] < 5.2  # of what was trained before
+    assert_same_numbers(got, alone)
+
+
+@pytest.mark.parametrize("sizes", ONE_FAST)
+@pytest.mark.parametrize("micro_steps", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_gradients_cross_data_once_per_update(sizes, micro_steps):
+    hlo = lowered(sizes, micro_steps).compile().as_text()
+    mesh = dict(make_mesh(split=Split(*sizes[1:])).shape)
+    crossing = [c for c in collectives(hlo) if c.elements >= 64 and "data" in c.axes(mesh)]
+    assert {c.kind for c in crossing} <= {"all-reduce"}
+    if sizes[0] > 1:
+        assert sum(c.bytes for c in crossing) == pytest.approx(4 * local_parameters(sizes), abs=8)
+    assert all(c.is_gated and c.is_looped for c in crossing) == (micro_steps > 1 or not crossing)
+    # what is on every device along fsdp is added up with it
+    reduced = {c.axes(mesh) for c in crossing}
+    expected = {("data",), ("data", "fsdp")} if sizes[1] > 1 else {("data",)}
+    assert reduced == (expected if sizes[0] > 1 else set())
+
+
+@pytest.mark.parametrize("sizes", [pytest.param((1, 8, 1), marks=pytest.mark.slow), (4, 2, 1)])
+def test_weights_are_gathered_and_activations_stay(sizes):
+    """Over fsdp: every matrix once forwards and once backwards, its gradient once; nothing else."""
+    hlo = lowered(sizes, 2).compile().as_text()
+    mesh = dict(make_mesh(split=Split(*sizes[1:])).shape)
+    moved = bytes_by_axes(collectives(hlo), mesh)
+    embeddings = 4 * (MODEL.padded_vocab + MODEL.n_ctx) * MODEL.n_embd
+    matrices = 4 * MODEL.n_layer * 12 * MODEL.n_embd**2
+    along = {kind: n for (axes, kind), n in moved.items() if axes == ("fsdp",)}
+    assert along.pop("all-gather") == 2 * 2 * matrices + embeddings
+    assert along.pop("reduce-scatter") == 2 * (matrices + embeddings)
+    everywhere = 4 * local_parameters((1, 1, 1)) - matrices - embeddings
+    assert sum(along.values()) == (everywhere if sizes[0] == 1 else 0)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1)])
+def test_a_bfloat16_wire_carries_half(sizes):
+    """In the program as it is written: a CPU's compiler makes float32 of it again."""
+    mesh = dict(make_mesh(split=Split(*sizes[1:])).shape)
+    sent = {}
+    for wire in ("float32", "bfloat16"):
+        hlo = lowered(sizes, 2, wire).as_text(dialect="hlo")
+        found = [c for c in collectives(hlo) if c.elements > 1 and "data" in c.axes(mesh)]
+        sent[wire] = sum(c.bytes for c in found)
+    assert sent["float32"] == 4 * local_parameters(sizes) == 2 * sent["bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("cfg", "devices", "local", "words"),
+    [
+        (MeshConfig(fsdp=3), 8, 8, "mesh.fsdp 3 x mesh.tensor 1 = 3 does not divide the 8 devices"),
+        (MeshConfig(data=3, fsdp=2), 8, 8, "leave mesh.data out, or make it 4"),
+        (MeshConfig(tensor=4), 8, 2, "mesh.tensor 4 does not divide the 2 devices of a process"),
+    ],
+)
+def test_a_mesh_that_is_not_there_is_refused(cfg, devices, local, words):
+    with pytest.raises(UserError, match="^.*" + words.replace("(", r"\(")):
+        split_of(cfg, devices, local)
+
+
+@pytest.mark.parametrize(
+    ("split", "words"),
+    [
+        (Split(fsdp=5), "mesh.fsdp 5 does not divide model.n_embd, 64: try --mesh.fsdp 4"),
+        (Split(tensor=3), "mesh.tensor 3 does not divide model.n_head, 8: try --mesh.tensor 2"),
+    ],
+)
+def test_a_model_that_does_not_divide_is_refused(split, words):
+    with pytest.raises(UserError, match=words):
+        split.check(MODEL)
+
+
+def test_every_parameter_has_exactly_one_place():
+    cfg = dataclasses.replace(MODEL, tied_head=False, qkv_bias=True, bias=True)
+    specs = Split(2, 2).specs(parameter_shapes(cfg))
+    divided = {name for name, spec in named_leaves(specs).items() if any(spec)}
+    matrices = {n for n in named_leaves(specs) if n.endswith(("kernel", "embedding", "lm_head"))}
+    assert divided == matrices | {"h/mlp/c_fc/bias"}
+    with pytest.raises(ValueError, match="head/kernel is covered by 0 rules"):
+        Split().place("head/kernel")
+
+
+def test_moments_lie_with_their_parameters():
+    optimizer = make_optimizer(OptimConfig(), 10)
+    state = abstract_state(MODEL, optimizer, make_mesh(split=Split(2, 2)))
+    places = {name: x.sharding.spec for name, x in named_leaves(state).items()}
+    for moment in ("mu", "nu"):
+        (kernel,) = [n for n in places if n.endswith(f"{moment}/h/mlp/c_fc/kernel")]
+        assert places[kernel] == P(None, FSDP, TENSOR)
+    assert places["step"] == P()
+
+
+@pytest.mark.parametrize("sizes", ONE_FAST)
+@pytest.mark.parametrize("tied_head", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_raw_gradients_on_eight_devices_are_those_on_one(sizes, tied_head):
+    model = dataclasses.replace(MODEL, tied_head=tied_head, remat="none")
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, MODEL.n_vocab, (2, ROWS // 2, MODEL.n_ctx + 1), dtype=np.int32)
+    batch = {"tokens": tokens, "weights": np.float32(rng.random(tokens[..., 1:].shape) < 0.7)}
+    draw = np.random.default_rng(1).standard_normal
+    params = jax.tree.map(lambda x: np.float32(0.1 * draw(x.shape)), parameter_shapes(model))
+    optim = OptimConfig(warmup_steps=2)
+    optimizer = optax.chain(optax.snapshot("raw", lambda grads: grads), make_optimizer(optim, 10))
+
+    def gradients(split: Split, devices: int) -> dict[str, Any]:
+        mesh, schedule = make_mesh(devices, split), learning_rate_schedule(optim, 10)
+        specs = split.specs(params)
+        task = language_modelling(model, 64, split)
+        update = make_update(task, optimizer, schedule, mesh, specs, 2, dropout=False)
+        state = TrainState(jnp.int32(0), params, optimizer.init(params))
+        state, _ = jax.jit(update)(state, put_rows(mesh, batch, axis=1), jax.random.key(0))
+        return named_leaves(optax.tree.get(state.opt_state, "raw"))
+
+    expected = gradients(WHOLE, 1)
+    for name, leaf in gradients(Split(*sizes[1:]), 8).items():
+        error = np.linalg.norm(np.float64(leaf) - np.float64(expected[name]))
+        assert error <= 2e-6 * np.linalg.norm(expected[name]), name
