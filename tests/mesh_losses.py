@@ -28,6 +28,7 @@ from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.mesh import make_mesh, put_rows, replicated
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
+from gptjax.training.setup import DROPOUT_GENERATOR
 from gptjax.training.state import abstract_state, initial_state
 from gptjax.training.step import make_eval_step, make_train_step, make_update
 from gptjax.training.tasks import language_modelling
@@ -57,8 +58,8 @@ def main() -> None:
     update = make_update(task, optimizer, schedule, mesh, specs, MICRO_STEPS, dropout=False)
     places = jax.tree.map(lambda x: x.sharding, abstract)
     step = make_train_step(update, places)
-    key = jax.device_put(jax.random.key(0), replicated(mesh))
-    found = []
+    key = jax.device_put(jax.random.key(0, impl=DROPOUT_GENERATOR), replicated(mesh))
+    found, batch = [], None
     for i in range(begin, begin + UPDATES):
         rng = np.random.default_rng(i)
         # half of the vocabulary, so that there is something to learn
@@ -68,8 +69,8 @@ def main() -> None:
         state, metrics = step(state, batch, key)
         found.append({name: float(value) for name, value in metrics.items()})
     assert jax.tree.map(lambda x: x.sharding, state) == places
-    rows = put_rows(mesh, {"tokens": tokens[0], "weights": weights[0]}, axis=0)
-    sums = make_eval_step(task, mesh, specs)(state.params, rows)
+    rows = jax.tree.map(lambda x: np.asarray(x)[0], batch)
+    sums = make_eval_step(task, mesh, specs)(state.params, put_rows(mesh, rows, axis=0))
     if checkpointer is not None:
         checkpointer.save(state, {}, {})
         checkpointer.close()

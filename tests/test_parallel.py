@@ -134,7 +134,7 @@ def test_a_checkpoint_goes_on_on_any_mesh(written_on, continued_on, checkpoints)
 @pytest.mark.parametrize("sizes", ONE_FAST)
 @pytest.mark.parametrize("micro_steps", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_gradients_cross_data_once_per_update(sizes, micro_steps):
-    hlo = lowered(sizes, micro_steps).compile().as_text()
+    hlo = str(lowered(sizes, micro_steps).compile().as_text())
     mesh = dict(make_mesh(split=Split(*sizes[1:])).shape)
     crossing = [c for c in collectives(hlo) if c.elements >= 64 and "data" in c.axes(mesh)]
     assert {c.kind for c in crossing} <= {"all-reduce"}
@@ -150,7 +150,7 @@ def test_gradients_cross_data_once_per_update(sizes, micro_steps):
 @pytest.mark.parametrize("sizes", [pytest.param((1, 8, 1), marks=pytest.mark.slow), (4, 2, 1)])
 def test_weights_are_gathered_and_activations_stay(sizes):
     """Over fsdp: every matrix once forwards and once backwards, its gradient once; nothing else."""
-    hlo = lowered(sizes, 2).compile().as_text()
+    hlo = str(lowered(sizes, 2).compile().as_text())
     mesh = dict(make_mesh(split=Split(*sizes[1:])).shape)
     moved = bytes_by_axes(collectives(hlo), mesh)
     embeddings = 4 * (MODEL.padded_vocab + MODEL.n_ctx) * MODEL.n_embd

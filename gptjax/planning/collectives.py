@@ -119,8 +119,8 @@ def _groups(line: str) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(map(int, group.split(","))) for group in groups)
     if iota := IOTA_GROUPS.search(line):
         shape, dims, order = (
-            tuple(map(int, part.split(","))) if part else None for part in iota.groups()
+            [int(n) for n in part.split(",")] if part else None for part in iota.groups()
         )
-        ids = np.arange(math.prod(dims or ())).reshape(dims)
-        return tuple(map(tuple, ids.transpose(order).reshape(shape).tolist()))
+        ids = np.arange(math.prod(dims or ())).reshape(dims or ()).transpose(order)
+        return tuple(tuple(int(n) for n in row) for row in ids.reshape(shape or ()))
     return ()

@@ -53,8 +53,9 @@ def make_update(
     rows = row_axes(mesh)
     total = _total_over(rows, specs, wire_dtype)
 
-    def gradients(params: Params, batch: Batch, key: Array, loss_scale: Array):
-        key = jax.random.fold_in(key, lax.axis_index(rows))
+    def gradients(params: Params, batch: Batch, key: Array, step: Array, loss_scale: Array):
+        # here, and not outside: the compiler's own division cannot read philox2x32's multiplication
+        key = jax.random.fold_in(jax.random.fold_in(key, step), lax.axis_index(rows))
         tokens = lax.psum(batch["weights"].sum(), rows)
         # gradients are averaged over micro-steps and added up over devices: with these weights
         # that is exactly the sum of all losses over the count of all tokens
@@ -75,14 +76,13 @@ def make_update(
     sharded = jax.shard_map(
         gradients,
         mesh=mesh,
-        in_specs=(specs, rows_spec(mesh, axis=1), P(), P()),
+        in_specs=(specs, rows_spec(mesh, axis=1), P(), P(), P()),
         out_specs=(specs, P(), P()),
     )
 
     def update(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(key, state.step)
         loss_scale = optax.tree.get(state.opt_state, "loss_scale")
-        grads, loss, tokens = sharded(state.params, batch, key, loss_scale)
+        grads, loss, tokens = sharded(state.params, batch, key, state.step, loss_scale)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {
             "loss": loss,
@@ -202,9 +202,7 @@ def _accumulated(
         return steps.update(grads, accumulator, params, emit=is_last), loss
 
     carry: Any
-    carry, losses_A = lax.scan(
-        micro_step, (zeros, accumulator), (jnp.arange(micro_steps), batch)
-    )
+    carry, losses_A = lax.scan(micro_step, (zeros, accumulator), (jnp.arange(micro_steps), batch))
     return carry[0], losses_A
 
 
