@@ -181,6 +181,8 @@ def start(plan: Plan) -> None:
         report.figures[config] = {**seconds, "floor": floors}
         report.ratio[f"{config}, warm over cold"] = share
         report.ratio[f"{config}, cold over the floor"] = over
+        chosen = " ".join(["--data.tokenizer", tokenizer_name, *more])
+        report.notes.append(f"{config}: on prepared data, with {chosen}")
     report.notes.append("floor: a process that imports jax and adds two numbers")
     report.publish(plan.out)
 

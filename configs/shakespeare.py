@@ -1,6 +1,7 @@
 """A character-class model of Shakespeare that a laptop trains in minutes.
 
-Every number is nanoGPT's CPU recipe for its character-level Shakespeare: 4 layers, 4 heads, 128
+The numbers are nanoGPT's CPU recipe for its character-level Shakespeare, but for the seed, the
+tokenizer and how often it is validated: 4 layers, 4 heads, 128
 wide, context 64, batch 12 x 64 = 768 tokens, 2,000 updates, learning rate 1e-3 to 1e-4 with 100
 of warm-up, beta2 0.99, no biases, no dropout, the last tenth of the file for validation.
 Tokens are bytes, which in this text are characters. By its 65 characters alone (`--tokenizer

@@ -145,7 +145,8 @@ class TrainConfig:
     """Type in which gradients cross the network between groups of devices, once per update."""
     updates_per_call: int = 1
     """Updates that one call of the compiled program makes, at most: ten save a tenth where an
-    update takes some ten milliseconds. Their rows of metrics.jsonl share one time."""
+    update takes some ten milliseconds. Their rows of metrics.jsonl share one time, and a stop
+    request waits for the one or two calls under way."""
     loss_chunk_tokens: int = 2048
     """Tokens whose logits exist at once in training; 0 forms all logits of a micro-batch."""
     context: int | None = None

@@ -15,6 +15,7 @@ from gptjax.config import Config
 from gptjax.errors import ConfigError, did_you_mean
 
 SECTIONS = dataclasses.fields(Config)
+MOST_UPDATES_PER_CALL = 1000  # a stop request waits for the call under way
 
 
 class Problem(NamedTuple):
@@ -33,12 +34,15 @@ def validate(config: Config) -> None:
 def from_json(text: str, name: str) -> Config:
     """Read and check what `gptjax.config.to_json` wrote; `name` is the file, for messages.
 
-    Raises `ConfigError` with every problem.
+    What an earlier version did not know yet has its default. Raises `ConfigError` with every
+    problem.
     """
     try:
         raw = json.loads(text)
-        if set(raw) != {f.name for f in SECTIONS}:
-            raise ValueError(f"its sections are {', '.join(map(str, raw))}")
+        if unknown := set(raw) - {f.name for f in SECTIONS}:
+            raise ValueError(f"it has the unknown section {', '.join(sorted(map(str, unknown)))}")
+        if "model" not in raw:
+            raise ValueError("it has no section model")
         config = Config(**{k: _section(k, v) for k, v in raw.items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError([f"{name} is not a config that this version wrote: {error}"]) from error
@@ -88,7 +92,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
         "train.keep_latest": t.keep_latest, "sample.max_new_tokens": s.max_new_tokens,
         "model.n_vocab": m.n_vocab, "train.context": t.context, "train.eval_tokens": t.eval_tokens,
         "optim.decay_steps": o.decay_steps, "sample.top_k": s.top_k,
-        "train.cpu_devices": t.cpu_devices, "train.updates_per_call": t.updates_per_call,
+        "train.cpu_devices": t.cpu_devices,
         "mesh.data": c.mesh.data, "mesh.fsdp": c.mesh.fsdp, "mesh.tensor": c.mesh.tensor,
     }  # fmt: skip
     not_negative = {
@@ -112,6 +116,12 @@ def _ranges(c: Config) -> Iterator[Problem]:
     for name, value in probabilities.items():
         if not 0 <= value < 1:
             yield Problem((name,), f"{name} must be in [0, 1), not {value}")
+    if not 1 <= t.updates_per_call <= MOST_UPDATES_PER_CALL:
+        yield Problem(
+            ("train.updates_per_call",),
+            f"train.updates_per_call must be 1 to {MOST_UPDATES_PER_CALL}, "
+            f"not {t.updates_per_call}",
+        )
     if not 0 <= d.val_fraction <= 0.5:
         message = f"data.val_fraction must be in [0, 0.5], not {d.val_fraction}"
         yield Problem(("data.val_fraction",), message)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from gptjax.config import Config, DataConfig, ModelConfig, to_json
+from gptjax.config import Config, DataConfig, ModelConfig, TrainConfig, to_json
 from gptjax.errors import ConfigError
 from gptjax.presets import load_preset, preset_names
-from gptjax.validation import from_json, profile_window, type_name, validate
+from gptjax.validation import find_problems, from_json, profile_window, type_name, validate
 
 FIELDS = {
     f"{section}.{field.name}": typing.get_type_hints(kind)[field.name]
@@ -21,7 +21,7 @@ AT_LEAST_ONE = [
     "model.n_layer", "model.n_head", "model.n_embd", "model.n_ctx", "model.n_vocab", "model.unroll",
     "train.batch_tokens", "train.micro_batch", "train.context", "train.max_steps",
     "train.eval_tokens", "train.keep_latest", "optim.decay_steps", "sample.max_new_tokens",
-    "sample.top_k", "train.ramp_from_tokens", "train.cpu_devices", "train.updates_per_call",
+    "sample.top_k", "train.ramp_from_tokens", "train.cpu_devices",
     "mesh.data", "mesh.fsdp", "mesh.tensor",
 ]  # fmt: skip
 NOT_NEGATIVE = [
@@ -311,7 +311,7 @@ def whole(changes: dict) -> str:
         ("null", ["config.json"]),
         ('"model"', ["config.json"]),
         ('{"model": 3}', ["config.json"]),
-        ("{}", ["config.json", "sections"]),
+        ("{}", ["config.json", "no section model"]),
         ('{"modle": {}}', ["config.json", "modle"]),
         (whole({"model": {"n_layers": 3}}), ["config.json", "n_layers"]),
         (whole({"model": {"n_layer": "3"}}), ["model.n_layer must be int, not '3'"]),
@@ -323,6 +323,21 @@ def test_json_that_is_no_config_is_refused_by_name(text, words):
     with pytest.raises(ConfigError) as caught:
         from_json(text, "runs/x/config.json")
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_config_from_before_there_was_a_mesh_can_still_be_read():
+    config = Config(train=TrainConfig(max_steps=7))
+    old = json.loads(to_json(config))
+    del old["mesh"], old["train"]["wire_dtype"]
+    assert from_json(json.dumps(old), "config.json") == config
+
+
+@pytest.mark.parametrize("updates", [0, 1001, 10**20])
+def test_a_call_makes_at_most_a_thousand_updates(updates):
+    problems = find_problems(Config(train=TrainConfig(updates_per_call=updates)))
+    assert [p.message for p in problems] == [
+        f"train.updates_per_call must be 1 to 1000, not {updates}"
+    ]
 
 
 @pytest.mark.parametrize(

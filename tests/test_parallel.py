@@ -22,6 +22,7 @@ from gptjax.errors import UserError
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.parallel import FSDP, TENSOR, WHOLE, Split
 from gptjax.planning.collectives import bytes_by_axes, collectives
+from gptjax.training.fitting import memory_needed
 from gptjax.training.mesh import (
     BatchLayout,
     abstract_batch,
@@ -47,24 +48,28 @@ ROWS = 16
 Sizes = tuple[int, int, int]
 
 
-def lowered(sizes: Sizes, micro_steps: int, wire: str = "float32") -> jax.stages.Lowered:
-    """The update of one layout, not compiled yet."""
+def lowered(
+    sizes: Sizes, micro_steps: int, wire: str = "float32", model: ModelConfig = MODEL
+) -> jax.stages.Lowered:
+    """The update of one layout, not compiled yet: 16 rows of the small model, or one a device."""
     split = Split(*sizes[1:])
-    mesh, optim = make_mesh(split=split), OptimConfig(warmup_steps=2)
+    mesh, optim = make_mesh(math.prod(sizes), split), OptimConfig(warmup_steps=2)
     optimizer = make_optimizer(optim, 10)
     update = make_update(
-        language_modelling(MODEL, 64, split),
+        language_modelling(model, 64 if model is MODEL else 2048, split),
         optimizer,
         learning_rate_schedule(optim, 10),
         mesh,
-        split.specs(parameter_shapes(MODEL)),
+        split.specs(parameter_shapes(model)),
         micro_steps,
         dropout=False,
         wire_dtype=wire,
     )
-    state = abstract_state(MODEL, optimizer, mesh)
+    state = abstract_state(model, optimizer, mesh)
     step = make_train_step(update, jax.tree.map(lambda x: x.sharding, state))
-    layout = BatchLayout(micro_steps, ROWS // row_groups(mesh), row_groups(mesh), MODEL.n_ctx)
+    groups = row_groups(mesh)
+    rows = ROWS // groups if model is MODEL else 1
+    layout = BatchLayout(micro_steps, rows, groups, model.n_ctx)
     key = jax.device_put(jax.random.key(0), replicated(mesh))
     return step.lower(state, abstract_batch(mesh, layout), key)
 
@@ -244,3 +249,18 @@ def test_raw_gradients_on_eight_devices_are_those_on_one(sizes, tied_head):
     for name, leaf in gradients(Split(*sizes[1:]), 8).items():
         error = np.linalg.norm(np.float64(leaf) - np.float64(expected[name]))
         assert error <= 2e-6 * np.linalg.norm(expected[name]), name
+
+
+@pytest.mark.slow
+def test_eight_devices_hold_a_model_that_one_could_not():
+    """GPT-2's largest: compiled, not run; a sixth of the state, and what a pass keeps."""
+    model = ModelConfig(
+        n_layer=48, n_head=25, n_embd=1600, n_ctx=1024, n_vocab=50257, dtype="float32", remat="full"
+    )
+    one, eight = (memory_needed(lowered((1, n, 1), 1, model=model).compile()) for n in (1, 8))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model)))
+    state = 4 * 4 * parameters  # parameters, two moments, gradients
+    layer_inputs = 4 * model.n_layer * model.n_ctx * model.n_embd
+    logits_and_their_gradient = 2 * 4 * model.n_ctx * model.padded_vocab
+    assert one > state
+    assert eight < state / 6 + layer_inputs + logits_and_their_gradient
