@@ -37,6 +37,17 @@ def test_a_row_is_a_line_of_json_on_disk_as_soon_as_it_is_appended(tmp_path):
     assert read_rows(path) == ROWS
 
 
+def test_without_a_path_rows_are_kept_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = MetricsLog(None, 5)
+    for row in ROWS:
+        log.append(row)
+    log.sync()
+    assert log.rows == ROWS
+    log.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_numbers_come_back_exactly(tmp_path):
     row = {"step": 1, "train_loss": math.pi * 1e-30, "learning_rate": 1 / 3, "tokens": 2**53 + 1}
     assert read_rows(written(tmp_path / "m", [row])) == [row]

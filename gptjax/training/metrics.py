@@ -22,9 +22,13 @@ Row = dict[str, Any]
 class MetricsLog:
     """The rows of a run, in memory and on disk."""
 
-    def __init__(self, path: Path, step: int):
-        """Open the log of a run that goes on after `step`; later rows are cut off."""
-        self.rows = [row for row in read_rows(path) if row["step"] <= step]
+    def __init__(self, path: Path | None, step: int):
+        """Open the log of a run that goes on after `step`; later rows are cut off.
+
+        Without a path the rows are kept in memory alone.
+        """
+        known = [] if path is None else read_rows(path)
+        self.rows = [row for row in known if row["step"] <= step]
         self._path = path
         self._file = _rewritten(path, self.rows)
 
@@ -42,15 +46,18 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Force the rows to the disk: called before a checkpoint that relies on them."""
-        os.fsync(self._file.fileno())
+        if self._path is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def _rewritten(path: Path, rows: list[Row]) -> TextIO:
-    """The file with just these rows, open at its end."""
+def _rewritten(path: Path | None, rows: list[Row]) -> TextIO:
+    """The file with just these rows, open at its end; nowhere without a path."""
+    if path is None:
+        return open(os.devnull, "w")
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return path.open("a", buffering=1)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gptjax.errors import UserError
 from gptjax.evals.perplexity import target_bytes
 from gptjax.model.gpt import parameter_shapes
 from gptjax.ramp import batch_ramp
+from gptjax.training.agreement import first_says
 from gptjax.training.calls import Call
 from gptjax.training.compiler import compiler_options
 from gptjax.training.display import Display
@@ -82,9 +84,10 @@ class Setup:
         split.check(config.model)
         self.mesh = make_mesh(split=split)
         rows_per_device(config, row_groups(self.mesh))
-        self.key = jax.device_put(
-            jax.random.key(train.seed, impl=DROPOUT_GENERATOR), replicated(self.mesh)
-        )
+        # by way of its bits, since a key itself cannot be put where other processes have devices
+        bits = np.asarray(jax.random.key_data(jax.random.key(train.seed, impl=DROPOUT_GENERATOR)))
+        wrap = partial(jax.random.wrap_key_data, impl=DROPOUT_GENERATOR)
+        self.key = jax.jit(wrap, out_shardings=replicated(self.mesh))(bits)
 
         attention, self._attention_reason = choose_attention(config.model, context)
         self.model = dataclasses.replace(config.model, attention=attention)
@@ -124,6 +127,7 @@ class Setup:
                 "train.micro_batch auto needs to know how much memory a device has, which this one "
                 "does not tell: give a number as --train.micro-batch"
             )
+        limit = int(first_says(limit))  # all processes have to compile the same programs
         rows, needs = rows_per_device(self.config, groups), {}
 
         def needed(micro_batch: int) -> int:
