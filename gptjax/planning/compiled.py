@@ -114,6 +114,7 @@ def compile_update(config: Config, layout: Layout) -> Any:
     from gptjax.training.mesh import abstract_batch, batch_layout, make_mesh, replicated
     from gptjax.training.optimizer import make_optimizer
     from gptjax.training.schedules import learning_rate_schedule
+    from gptjax.training.setup import dropout_generator
     from gptjax.training.state import abstract_state
     from gptjax.training.step import make_train_step, make_update
     from gptjax.training.tasks import TASKS
@@ -135,7 +136,8 @@ def compile_update(config: Config, layout: Layout) -> Any:
     )
     state = abstract_state(model, optimizer, mesh)
     step = make_train_step(update, jax.tree.map(lambda leaf: leaf.sharding, state))
-    key = jax.device_put(jax.random.key(0, impl="philox2x32"), replicated(mesh))
+    key = jax.random.key(0, impl=dropout_generator(mesh.size))
+    key = jax.device_put(key, replicated(mesh))
     return step.lower(state, abstract_batch(mesh, rows), key).compile(compiler_options())
 
 

@@ -58,6 +58,13 @@ from gptjax.training.tasks import TASKS
 # The cheapest of jax's generators that is independent of the number of devices: a quarter of
 # threefry's time on a CPU, and few enough operations to be fused with what uses the bits.
 DROPOUT_GENERATOR = "philox2x32"
+# On several devices jax 0.10 cannot compile it ("Unable to convert MHLO to StableHLO", of mulhi).
+DIVIDED_DROPOUT_GENERATOR = "threefry2x32"
+
+
+def dropout_generator(n_devices: int) -> str:
+    """The random number generator of a run's key."""
+    return DROPOUT_GENERATOR if n_devices == 1 else DIVIDED_DROPOUT_GENERATOR
 
 
 def resolve(config: Config, manifest: Manifest) -> Config:
@@ -85,8 +92,9 @@ class Setup:
         self.mesh = make_mesh(split=split)
         rows_per_device(config, row_groups(self.mesh))
         # by way of its bits, since a key itself cannot be put where other processes have devices
-        bits = np.asarray(jax.random.key_data(jax.random.key(train.seed, impl=DROPOUT_GENERATOR)))
-        wrap = partial(jax.random.wrap_key_data, impl=DROPOUT_GENERATOR)
+        generator = dropout_generator(self.mesh.size)
+        bits = np.asarray(jax.random.key_data(jax.random.key(train.seed, impl=generator)))
+        wrap = partial(jax.random.wrap_key_data, impl=generator)
         self.key = jax.jit(wrap, out_shardings=replicated(self.mesh))(bits)
 
         attention, self._attention_reason = choose_attention(config.model, context)
