@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gptjax.cli import ConfigCommand, main, parse_config
 from gptjax.errors import UserError
+from gptjax.training.signals import StopRequest
 
 IMPORTED = time.perf_counter()
 
@@ -38,18 +39,22 @@ def train(argv: Sequence[str]) -> int:
     """
     command = parse_config(TrainCommand, argv, "python -m gptjax.train")
 
-    from gptjax.budget import parameter_count
-    from gptjax.data.manifest import is_prepared
-    from gptjax.data.preparation import how_to_prepare, prepare_with_progress
-    from gptjax.training.agreement import BUG, leave
-    from gptjax.training.compiler import (
-        divide_processor,
-        enable_compilation_cache,
-        keep_freed_memory,
-    )
-    from gptjax.training.distributed import find_launch, initialise
-    from gptjax.training.loop import fit
-    from gptjax.training.profile import Startup, process_began
+    # an interrupt in the midst of importing jax can be lost, or end in a crash
+    with StopRequest(answer="stopping before anything began") as stop:
+        from gptjax.budget import parameter_count
+        from gptjax.data.manifest import is_prepared
+        from gptjax.data.preparation import how_to_prepare, prepare_with_progress
+        from gptjax.training.agreement import BUG, leave
+        from gptjax.training.compiler import (
+            divide_processor,
+            enable_compilation_cache,
+            keep_freed_memory,
+        )
+        from gptjax.training.distributed import find_launch, initialise
+        from gptjax.training.loop import fit
+        from gptjax.training.profile import Startup, process_began
+    if stop:
+        return stop.exit_code
 
     startup = Startup(process_began(IMPORTED))
     startup.end("imports")

@@ -11,6 +11,7 @@ import math
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -99,6 +100,16 @@ def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set
     return now | {"save"} if last or save_failed else now
 
 
+class _Launch(NamedTuple):
+    """A call of the compiled program: it ends after `step`, and was launched in `seconds`."""
+
+    step: int
+    updates: int
+    data_wait: float
+    began: float
+    seconds: float
+
+
 class _Loop:
     """The updates of one start of a run."""
 
@@ -126,7 +137,7 @@ class _Loop:
             forget_samples_after(self.run_dir.samples, step)
         traced = train.profile if is_first() else None
         trace = UpdateTrace(traced, self.run_dir.path / "profile", display.say)
-        previous: tuple[int, int, Metrics, float] | None = None
+        previous: tuple[_Launch, Metrics] | None = None
         with batches_from(self.setup.source, step) as rows, closing(trace):
             display.say("compiling the update ...")
             self.startup.end("setup")
@@ -139,12 +150,14 @@ class _Loop:
                 rows_by_call(rows, train, self.setup.ramp, step), self.setup.put_training_rows
             )
             for call, wait in with_waits(calls):
+                began = time.perf_counter()
                 with trace.update(step + 1):
                     state, metrics = self.setup.train_steps(state, call)
                 step += call.updates
+                launch = _Launch(step, call.updates, wait, began, time.perf_counter() - began)
                 if previous is not None:
                     self._write(self._rows(*previous))
-                previous = (step, call.updates, metrics, wait)
+                previous = (launch, metrics)
                 self.stop.agree()
                 self._poll()
                 if trace.after(step, metrics):
@@ -157,12 +170,13 @@ class _Loop:
                         break
         return self._end(step)
 
-    def _rows(self, step: int, updates: int, metrics: Metrics, data_wait: float) -> list[Row]:
-        """Wait for a call, which ends after `step`; its updates as rows of metrics.jsonl."""
-        rows = rows_of_call(step, updates, jax.device_get(metrics))
+    def _rows(self, launch: _Launch, metrics: Metrics) -> list[Row]:
+        """Wait for a call; its updates as rows of metrics.jsonl."""
+        rows = rows_of_call(launch.step, launch.updates, jax.device_get(metrics))
         self.startup.finish(self.display.say)
-        shared = {"data_wait": data_wait / updates}
-        shared |= self.throughput.measure(sum(row["tokens"] for row in rows))
+        shared = {"data_wait": launch.data_wait / launch.updates}
+        tokens = sum(row["tokens"] for row in rows)
+        shared |= self.throughput.measure(tokens, launch.began, launch.seconds)
         for row in rows:
             self._check(row["step"], row.pop("skipped"))
             row |= shared

@@ -102,24 +102,29 @@ def with_waits(items: Iterator[T]) -> Iterator[tuple[T, float]]:
 
 
 class Throughput:
-    """Tokens per second between the ends of successive updates, with pauses left out."""
+    """Tokens per second between the ends of successive calls, with pauses left out."""
 
     def __init__(self, peak: float | None = None):
         """`peak` is the rate, in tokens a second, at which all devices would be at their peak."""
         self._last: float | None = None
+        self._paused = math.inf  # the first call of all is not measured: memory is new to it
         self._peak = peak
 
-    def measure(self, tokens: float) -> Row:
-        """Speed over the update that has just ended; None for the first after a pause.
+    def measure(self, tokens: float, launched: float, launching: float = 0.0) -> Row:
+        """Speed over the call that has just ended; it was `launched` then, in so many seconds.
 
-        `tokens_per_second`, and `mfu`, the share of the peak (0 to 1), None where that is unknown.
+        `tokens_per_second`, and `mfu`, the share of the peak (0 to 1); None where unknown. After a
+        pause the call's launch is its beginning. A launch that takes longer than the call has taken
+        since the last one ended did the work itself, as those of small programs on processors do.
         """
-        now, last = time.perf_counter(), self._last
+        now, began = time.perf_counter(), self._last
+        if began is None and launched >= self._paused:
+            began = launched
         self._last = now
-        rate = None if last is None else tokens / (now - last)
+        rate = None if began is None else tokens / max(now - began, launching)
         mfu = None if rate is None or self._peak is None else rate / self._peak
         return {"tokens_per_second": rate, "mfu": mfu}
 
     def pause(self) -> None:
-        """Do not count the time from now to the next update's end."""
-        self._last = None
+        """Do not count the time from now to the launch of the next call."""
+        self._last, self._paused = None, time.perf_counter()

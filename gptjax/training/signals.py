@@ -15,8 +15,16 @@ class StopRequest:
     whichever of them had the signal.
     """
 
-    def __init__(self, largest: Largest | None = None) -> None:
-        """`largest` begins to find the largest number of all processes; None if there is one."""
+    def __init__(
+        self,
+        largest: Largest | None = None,
+        answer: str = "stopping as soon as the updates under way are saved",
+    ) -> None:
+        """`largest` begins to find the largest number of all processes; None if there is one.
+
+        `answer` is what the user is told.
+        """
+        self._answer = answer
         self.signal: signal.Signals | None = None
         self._noted: signal.Signals | None = None
         self._largest = largest
@@ -50,7 +58,7 @@ class StopRequest:
         self._noted = signal.Signals(number)
         if self._largest is None:
             self.signal = self._noted
-        os.write(2, f"\n{self._noted.name}: stopping as soon as this update is saved\n".encode())
+        os.write(2, f"\n{self._noted.name}: {self._answer}\n".encode())
 
     @property
     def exit_code(self) -> int:
