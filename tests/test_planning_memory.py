@@ -190,10 +190,8 @@ print(json.dumps([found.arguments_error, found.temporaries_error]))
 @pytest.mark.parametrize(
     ("name", "remat", "mesh"),
     [
-        ("gpt2_124m", "none", (1, 1, 1)), ("gpt2_124m", "dots", (1, 1, 1)),
-        ("gpt2_124m", "block", (1, 1, 1)), ("gpt2_355m", "none", (1, 1, 1)),
-        ("gpt2_355m", "block", (1, 1, 1)), ("gpt2_774m", "dots", (1, 1, 1)),
-        ("gpt2_124m", "dots", (2, 2, 2)), ("gpt2_355m", "block", (1, 4, 1)),
+        ("gpt2_124m", "none", (1, 1, 1)), ("gpt2_355m", "block", (1, 1, 1)),
+        ("gpt2_774m", "dots", (1, 1, 1)), ("gpt2_124m", "dots", (2, 2, 2)),
     ],
 )  # fmt: skip
 def test_the_estimate_is_near_what_xla_says(name, remat, mesh):
