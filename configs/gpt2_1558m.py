@@ -2,8 +2,8 @@
 
 Shape: Radford et al. (2019), table 2, the last: 48 layers, 1600 wide, context 1024, 50,257 BPE
 tokens; 25 heads of 64 as in the released model. 1,557,611,200 parameters with the tied head (the
-paper says 1542M). 25 heads do not divide among 2, 4 or 8 GPUs: `--mesh.fsdp` divides this model,
-`--mesh.tensor` could only by 5.
+paper says 1542M). 25 heads and 50,304 rows of vocabulary have no common divisor: `--mesh.fsdp`
+divides this model, `--mesh.tensor` cannot.
 Batch: 2^20 tokens, Brown et al. (2020), table 2.1 (1M for "GPT-3 XL", 1.3B), as is the peak
 learning rate of 2e-4; the cosine to a tenth of it, beta2 0.95, clipping, decay and the warm-up of
 375M tokens = 358 updates are those of its appendix B.

@@ -44,7 +44,7 @@ def train(argv: Sequence[str]) -> int:
         from gptjax.budget import parameter_count
         from gptjax.data.manifest import is_prepared
         from gptjax.data.preparation import how_to_prepare, prepare_with_progress
-        from gptjax.training.agreement import BUG, leave
+        from gptjax.training.agreement import BUG, leave, require_equal_devices
         from gptjax.training.compiler import (
             divide_processor,
             enable_compilation_cache,
@@ -76,6 +76,7 @@ def train(argv: Sequence[str]) -> int:
         divide_processor(run.train.cpu_devices)
         enable_compilation_cache()
         keep_freed_memory(parameter_count(run.model))
+        require_equal_devices()
         return fit(run, run_path, command.fresh, startup)
     except BaseException as error:
         if launch is not None:

@@ -10,7 +10,7 @@
 # (docs.jax.dev/en/latest/gpu_memory_allocation.html); NVIDIA sets 0.8 to 0.9 (JAX-Toolbox, "GPU
 # performance"), since NCCL allocates from the rest and fails where there is none (jax issues 4950 and
 # 17426). `--train.micro-batch auto` fits into nine tenths of this.
-export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
+export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
 
 # NCCL says why a link failed, rather than only that something did (NCCL user guide, "Environment
 # Variables"); INFO tells of every link, and is for looking into one.

@@ -28,6 +28,14 @@ retries=${RETRIES:-10}
 pause=${PAUSE:-10}
 processes=${PROCESSES:-1}
 python=${PYTHON:-python}
+if ! [[ $processes =~ ^[1-9][0-9]*$ && $retries =~ ^[0-9]+$ ]]; then
+  echo "PROCESSES must be 1 or more and RETRIES 0 or more, not '$processes' and '$retries'" >&2
+  exit 2
+fi
+if ! command -v "$python" >/dev/null; then
+  echo "there is no $python: set PYTHON to the interpreter that gptjax is installed in" >&2
+  exit 2
+fi
 grace=5 # seconds for the others to report and end after the first has died
 here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/env.sh

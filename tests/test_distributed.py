@@ -1,6 +1,7 @@
 """Which process of a run this is, from flags or the environment, and how processes agree."""
 
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,9 +11,15 @@ import pytest
 from conftest import environment_on
 
 from gptjax.errors import UserError
-from gptjax.training import agreement
+from gptjax.training import agreement, distributed
 from gptjax.training.agreement import BUG, by_first, first_says, is_first, largest, require_same
-from gptjax.training.distributed import Launch, expand_nodes, find_launch, local_devices
+from gptjax.training.distributed import (
+    Launch,
+    MeetingError,
+    expand_nodes,
+    find_launch,
+    local_devices,
+)
 from gptjax.training.signals import StopRequest
 
 BATCH_SHELL = {  # what a batch script sees before any srun
@@ -252,3 +259,23 @@ with contextlib.ExitStack() as stack:
     assert (result.returncode, result.stdout) == (code, "")
     assert result.stderr.endswith(words)
     assert bool(result.stderr) == bool(words)
+
+
+def test_a_coordinator_that_is_not_there_is_named():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{unused.getsockname()[1]}"  # bound, and not listening
+        with pytest.raises(MeetingError, match=f"not to be reached at {where}"):
+            distributed._reach(where, 0.3)
+
+
+@pytest.mark.parametrize("name", ["SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"])
+def test_a_local_number_that_is_none_is_refused_in_words(name):
+    slurm = {
+        "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1",
+        "SLURM_STEP_NODELIST": "a", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0",
+    }  # fmt: skip
+    mpi = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
+    environment = {**(slurm if name.startswith("SLURM") else mpi), name: "x"}
+    with pytest.raises(UserError, match=f"{name} must be a count, not 'x'"):
+        find_launch(environment)

@@ -4,6 +4,7 @@ An update that averages gradients in every micro-step gives the same parameters,
 shows it. The checker is tried on programs known to be wrong before it is believed.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
@@ -19,13 +20,20 @@ from jax.sharding import PartitionSpec as P
 
 from gptjax.config import ModelConfig, OptimConfig
 from gptjax.model.gpt import parameter_shapes
-from gptjax.planning.collectives import collectives
+from gptjax.model.parallel import Split
+from gptjax.planning.collectives import bytes_by_axes, collectives
 from gptjax.training import step as step_module
 from gptjax.training.loss import cross_entropy_rows
-from gptjax.training.mesh import make_mesh, put_rows, replicated
+from gptjax.training.mesh import (
+    BatchLayout,
+    abstract_batch,
+    make_mesh,
+    put_rows,
+    replicated,
+)
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
-from gptjax.training.state import TrainState
+from gptjax.training.state import TrainState, abstract_state
 from gptjax.training.tasks import Task, language_modelling
 from gptjax.tree import count, placed
 
@@ -140,3 +148,55 @@ def test_the_checker_counts_what_crosses():
     }  # fmt: skip
     gathered = hlo.replace(" all-reduce(", " all-gather(")
     assert problems(gathered, count(BIGRAM), 4) == {"something else than an all-reduce"}
+
+
+MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("{{0,4},{1,5},{2,6},{3,7}}", ("data",)),
+        ("{{0,2,4,6},{1,3,5,7}}", ("data", "fsdp")),
+        ("[4,2]<=[8]", ("tensor",)),
+        ("[2,4]<=[4,2]T(1,0)", ("data", "fsdp")),
+        ("mesh['a'=2,'b'=2,'c'=2] {'b'}", ("fsdp",)),
+        ("mesh['a'=1,'b'=2,'c'=4], device_ids=([2,2,2]T(1,0,2)) {'b'}", ("fsdp",)),
+        ("mesh['a'=4,'b'=2] {'a','b'}", ("data", "fsdp", "tensor")),
+        ("{}", ("data", "fsdp", "tensor")),
+    ],
+)
+def test_groups_are_understood_in_every_form(groups, axes):
+    (found,) = collectives(
+        f"ENTRY main (p: f32[64]) -> f32[64] {{\n  r = f32[64]{{0}} all-reduce(p), "
+        f"replica_groups={groups}, use_global_device_ids=true\n}}\n"
+    )
+    assert found.axes(MESH) == axes
+
+
+def test_groups_in_an_unknown_form_are_no_silence():
+    with pytest.raises(ValueError, match="not understood: replica_groups=ring"):
+        collectives(
+            "ENTRY main () -> f32[] {\n  r = f32[4] all-gather(p), replica_groups=ring(8)\n}\n"
+        )
+
+
+def test_what_the_compiler_inserts_for_muon_is_counted():
+    """Its products over divided matrices move them, which AdamW's arithmetic does not."""
+    sent = {}
+    for name in ("adamw", "muon"):
+        split, optim = Split(fsdp=4), OptimConfig(name=name)
+        mesh, optimizer = make_mesh(8, split), make_optimizer(optim, 10)
+        model = dataclasses.replace(MODEL, n_embd=32)
+        params = parameter_shapes(model)
+        specs, schedule = split.specs(params), learning_rate_schedule(optim, 10)
+        task = language_modelling(model, 8, split)
+        update = step_module.make_update(task, optimizer, schedule, mesh, specs, 1, dropout=False)
+        state = abstract_state(model, optimizer, mesh)
+        places = jax.tree.map(lambda x: x.sharding, state)
+        batch = abstract_batch(mesh, BatchLayout(1, 1, 8, CONTEXT))
+        key = jax.device_put(jax.random.key(0), replicated(mesh))
+        program = step_module.make_train_step(update, places).lower(state, batch, key).compile()
+        moved = bytes_by_axes(collectives(str(program.as_text())), dict(mesh.shape))
+        sent[name] = sum(n for (axes, _), n in moved.items() if axes == ("fsdp",))
+    assert sent["muon"] > 1.5 * sent["adamw"]

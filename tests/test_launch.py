@@ -105,7 +105,7 @@ def test_settings_are_for_several_gpus_and_leave_what_is_set(gpus, level, fakes)
     command = ["bash", "-uc", f"{show} ${{JAX_OPTIMIZATION_LEVEL:-}}"]
     path = {"PATH": f"{fakes}:/usr/bin:/bin"}
     words = subprocess.check_output(command, env=path, text=True)
-    assert words.split() == [str(gpus), "0.9", "WARN", *level.split()]
+    assert words.split() == [str(gpus), "0.92", "WARN", *level.split()]
     mine = {"NCCL_DEBUG": "INFO", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
     words = subprocess.check_output(command, env=path | mine, text=True)
     assert words.split()[:3] == [str(gpus), "0.5", "INFO"]
@@ -622,3 +622,21 @@ def test_processes_of_different_runs_do_not_start(prepared, tmp_path, surroundin
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"PROCESSES": "0"}, "PROCESSES must be 1 or more"),
+        ({"PROCESSES": "1.5"}, "PROCESSES must be 1 or more"),
+        ({"RETRIES": "x"}, "RETRIES 0 or more, not '1' and 'x'"),
+        ({"PYTHON": "/no/python"}, "there is no /no/python: set PYTHON"),
+    ],
+)
+def test_a_setting_that_cannot_work_ends_the_script(surroundings, tmp_path, setting, words):
+    result = subprocess.run(
+        [LAUNCH / "node.sh", "tiny"], cwd=tmp_path, env=surroundings | setting,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert words in result.stderr

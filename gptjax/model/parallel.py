@@ -53,9 +53,10 @@ class Split:
         )
         for axis, size, name, dimension in has_to_divide:
             if dimension % size:
-                fitting = [n for n in range(1, size) if dimension % n == 0]
+                same = [d for a, _, _, d in has_to_divide if a == axis]
+                fits = max(n for n in range(1, size) if all(d % n == 0 for d in same))
                 raise UserError(
-                    f"{axis} {size} does not divide {name}, {dimension}: try --{axis} {fitting[-1]}"
+                    f"{axis} {size} does not divide {name}, {dimension}: try --{axis} {fits}"
                 )
 
     def place(self, name: str) -> tuple[str | None, ...]:

@@ -21,6 +21,11 @@ BRANCH = re.compile(r"\b(?:true_computation|false_computation)=%?([\w.-]+)")
 BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 LISTED_GROUPS = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
 IOTA_GROUPS = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\]"
+    r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{((?:'\w+',? ?)+)\}"
+)
+PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{}]*\})\}")
 WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
 
 
@@ -32,7 +37,7 @@ class Collective(NamedTuple):
     bytes: int
     """Of a device's part that is reduced, or of the whole that is gathered."""
     groups: tuple[tuple[int, ...], ...]
-    """Devices that take part together; empty where the text does not list them."""
+    """Devices that take part together; empty for all at once."""
     times: int
     """How often one call of the program does it, conditions taken to be true once."""
     is_gated: bool
@@ -41,7 +46,7 @@ class Collective(NamedTuple):
     def axes(self, mesh: Mapping[str, int]) -> tuple[str, ...]:
         """The axes of the mesh along which the devices of a group differ."""
         if not self.groups:
-            return ()
+            return tuple(name for name, size in mesh.items() if size > 1)
         places = np.unravel_index(self.groups[0], tuple(mesh.values()))
         return tuple(name for name, where in zip(mesh, places, strict=True) if len(set(where)) > 1)
 
@@ -114,13 +119,33 @@ def _size(match: re.Match, line: str) -> tuple[int, int]:
 
 
 def _groups(line: str) -> tuple[tuple[int, ...], ...]:
-    if listed := LISTED_GROUPS.search(line):
+    """The groups of an instruction. Raises `ValueError` where they are written in no known way."""
+    if listed := LISTED_GROUPS.search(line) or PAIRS.search(line):
         groups = re.findall(r"\{([\d,]+)\}", listed[1])
         return tuple(tuple(map(int, group.split(","))) for group in groups)
     if iota := IOTA_GROUPS.search(line):
-        shape, dims, order = (
-            [int(n) for n in part.split(",")] if part else None for part in iota.groups()
-        )
-        ids = np.arange(math.prod(dims or ())).reshape(dims or ()).transpose(order)
-        return tuple(tuple(int(n) for n in row) for row in ids.reshape(shape or ()))
+        shape, dims, order = map(_numbers, iota.groups())
+        return _rows(_ids(dims or [], order).reshape(shape or ()))
+    if named := MESH_GROUPS.search(line):
+        sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        dims, order = map(_numbers, named.groups()[1:3])
+        ids = _ids(dims or list(sizes.values()), order).reshape(tuple(sizes.values()))
+        along = re.findall(r"'(\w+)'", named[4])
+        others = [i for i, name in enumerate(sizes) if name not in along]
+        ids = ids.transpose(*others, *(list(sizes).index(name) for name in along))
+        return _rows(ids.reshape(-1, math.prod(sizes[name] for name in along)))
+    if "replica_groups=" in line and "replica_groups={}" not in line:
+        raise ValueError(f"not understood: {line[line.index('replica_groups=') :][:200]}")
     return ()
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    return [int(n) for n in text.split(",")] if text else None
+
+
+def _ids(dims: list[int], order: list[int] | None) -> np.ndarray:
+    return np.arange(math.prod(dims)).reshape(dims).transpose(order)
+
+
+def _rows(ids: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(n) for n in row) for row in ids)

@@ -148,7 +148,7 @@ def lay_out(config: Config, gpus: int, gpus_per_node: int = 8) -> Layout:
     )
     problems = [
         f"{axis} {size} does not divide {name} {dimension}: try --{axis} "
-        f"{max(n for n in range(1, size) if dimension % n == 0)}"
+        f"{_dividing(size, [d for a, _, _, d in has_to_divide if a == axis])}"
         for axis, size, name, dimension in has_to_divide
         if dimension % size
     ]
@@ -162,6 +162,11 @@ def lay_out(config: Config, gpus: int, gpus_per_node: int = 8) -> Layout:
     if problems:
         raise ConfigError(problems)
     return layout
+
+
+def _dividing(below: int, dimensions: list[int]) -> int:
+    """The largest number below this one that divides all dimensions."""
+    return max(n for n in range(1, below) if all(d % n == 0 for d in dimensions))
 
 
 def rows_problem(config: Config, layout: Layout) -> str:

@@ -92,6 +92,8 @@ class Report:
                 f"{rate / 1e9:,.1f}",
                 _seconds(moved.sent / rate),
             )
+        if plan.config.optim.name == "muon" and layout.fsdp * layout.tensor > 1:
+            table.add_row("whole matrices for Muon: not counted, see --compile", *[""] * 5)
         sync = sum(times.sync.values())
         table.add_row("communication, not overlapped", "", "", "", "", _seconds(sync))
         self._show(table)

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from types import TracebackType
@@ -39,6 +40,16 @@ class Followed(UserError):
 def is_first() -> bool:
     """Whether this is the process that writes and prints."""
     return jax.process_index() == 0
+
+
+def require_equal_devices() -> None:
+    """Raise `UserError` where processes have unequal numbers of devices. Talks to nobody."""
+    counts = Counter(device.process_index for device in jax.devices())
+    if others := [f"process {i} has {n}" for i, n in counts.items() if n != counts[0]]:
+        raise UserError(
+            f"process 0 has {counts[0]} devices, but {', '.join(others)}: every process needs as "
+            "many, so take out the node with a fault, or set CUDA_VISIBLE_DEVICES"
+        )
 
 
 def first_says(value: float) -> float:

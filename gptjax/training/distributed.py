@@ -6,17 +6,28 @@ by a function of a mapping, so that testing it takes no cluster.
 
 import os
 import re
+import socket
+import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from threading import Timer
 
 import jax
 
 from gptjax.errors import UserError
 
 PORT = 8476  # of the coordinator, where no job number tells neighbours apart
+QUIET_SECONDS = 10  # before a process says for whom it waits
 MEETING_SECONDS = 900  # nodes may still be pulling images, or process 0 preparing data
 HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
 SHUTDOWN_SECONDS = 120  # process 0 still draws curves when the others have ended
+
+
+class MeetingError(UserError):
+    """Process 0 is not there; another start may find it."""
+
+    exit_code = 75  # sysexits.h: EX_TEMPFAIL
 
 
 @dataclass(frozen=True)
@@ -132,8 +143,8 @@ def _from_slurm(environment: Mapping[str, str]) -> Launch | None:
     ]
     node = environment.get("SLURM_NODEID", "0")
     here = counts[int(node)] if node.isdecimal() and int(node) < len(counts) else 1
-    local = environment.get("SLURM_LOCALID", "0")
-    return Launch(f"{host}:{port}", processes, process, int(local) if here > 1 else 0, here)
+    local = _number(environment, "SLURM_LOCALID", step) if here > 1 else 0
+    return Launch(f"{host}:{port}", processes, process, local, here)
 
 
 def _from_open_mpi(environment: Mapping[str, str]) -> Launch | None:
@@ -142,9 +153,10 @@ def _from_open_mpi(environment: Mapping[str, str]) -> Launch | None:
         return None
     processes = _number(environment, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
     process = _number(environment, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+    usual = {"OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1", **environment}
     local, here = (
-        int(environment.get(f"OMPI_COMM_WORLD_LOCAL_{name}", usual))
-        for name, usual in (("RANK", "0"), ("SIZE", "1"))
+        _number(usual, f"OMPI_COMM_WORLD_LOCAL_{name}", "OMPI_COMM_WORLD_RANK")
+        for name in ("RANK", "SIZE")
     )
     uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
     match = re.search(r"tcp://(.+?)[,:]|tcp6://(\[.+?)[,\]]", uri)
@@ -232,8 +244,47 @@ def initialise(launch: Launch) -> None:
     """Meet the other processes; to be called before any device is touched.
 
     Process 0 listens from here on, the others wait for it. A process that dies afterwards ends all
-    within `HEARTBEAT_SECONDS`.
+    within `HEARTBEAT_SECONDS`. Raises `MeetingError` where process 0 cannot be reached.
     """
+    others = "the others" if launch.process == 0 else "process 0"
+    patient = Timer(QUIET_SECONDS, _say_waiting, (launch, others))
+    patient.daemon = True
+    patient.start()
+    try:
+        if launch.process:
+            _reach(launch.coordinator, MEETING_SECONDS)
+        _meet(launch)
+    finally:
+        patient.cancel()
+
+
+def _say_waiting(launch: Launch, others: str) -> None:
+    print(
+        f"process {launch.process} of {launch.processes}: waiting up to {MEETING_SECONDS // 60} "
+        f"minutes for {others} at {launch.coordinator}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _reach(coordinator: str, seconds: float) -> None:
+    """Wait until process 0 listens: jax itself would end the process with a stack trace."""
+    host, _, port = coordinator.rpartition(":")
+    deadline, problem = time.monotonic() + seconds, OSError("no answer")
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            problem = error
+            time.sleep(0.2)
+    raise MeetingError(
+        f"process 0 was not to be reached at {coordinator} within {seconds / 60:.0f} minutes "
+        f"({problem}): is it running, is the name right, and do firewalls let the port through?"
+    )
+
+
+def _meet(launch: Launch) -> None:
     # it would take SIGTERM away from the loop, which asks the other processes itself
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(

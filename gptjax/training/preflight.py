@@ -148,8 +148,16 @@ def advice(config: Config, kind: str, n: int, bandwidth: float) -> list[str]:
     An update's computation is what its arithmetic takes at an assumed 40% of the devices' peak;
     where that is unknown, links below 20 GB/s are called slow.
     """
-    wire_bytes = 2 if config.train.wire_dtype == "bfloat16" else 4
-    reducing = 2 * (n - 1) / n * parameter_count(config.model) * wire_bytes / bandwidth
+    within = config.mesh.fsdp * config.mesh.tensor
+    if within > 1 and bandwidth < SLOW:
+        return [
+            f"         slow links: {within} devices share a model, and its weights or activations "
+            "cross them in every micro-step; try a larger --train.micro-batch, fewer devices along "
+            "--mesh.fsdp and --mesh.tensor, or none with --model.remat full"
+        ]
+    wire_bytes, groups = 2 if config.train.wire_dtype == "bfloat16" else 4, n // within
+    stored = parameter_count(config.model) * wire_bytes / within
+    reducing = 2 * (groups - 1) / groups * stored / bandwidth
     peak = peak_tokens_per_second(config, kind, n) if config.model.n_vocab else None
     known = f"the gradients take {reducing * 1e3:,.0f} ms an update"
     if peak is not None:
