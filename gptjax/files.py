@@ -18,14 +18,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path`; yields whether it was free.
+def locked(path: Path, shared: bool = False) -> Iterator[bool]:
+    """Hold the lock file `path`, alone or `shared` with others; yields whether that was possible.
 
     The system releases the lock of a process however it ends.
     """
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             yield False
         else:
