@@ -12,10 +12,10 @@ import os
 import shutil
 import sys
 import sysconfig
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from gptjax.config import DataConfig
 from gptjax.data.documents import HASHED_BYTES
@@ -24,6 +24,7 @@ from gptjax.errors import UserError
 STDIN = "-"
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 PACKED = (".gz", ".zst", ".zstd")
+CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def content_hash(inputs: Sequence[Input]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for source in inputs:
         with source.path.open("rb") as file:
-            while raw := file.read(2**20):
+            while raw := file.read(CHUNK_BYTES):
                 digest.update(raw)
         digest.update(b"\xff")  # no byte of UTF-8: where a document ends counts too
     return digest.hexdigest()
@@ -123,7 +124,11 @@ def unpack(source: Input, directory: Path) -> Input:
     directory.mkdir(parents=True, exist_ok=True)
     if str(source.path) == STDIN:
         # another text each time: known by what is in it
-        path, digest = _store(sys.stdin.buffer, directory / f"stdin.{os.getpid()}")
+        path = directory / f"stdin.{os.getpid()}.tmp"
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file, CHUNK_BYTES)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "blake2b").hexdigest()[:16]
         target = path.rename(directory / f"stdin-{digest}")
         return replace(source, path=target, name="standard input")
     status = source.path.stat()
@@ -133,9 +138,9 @@ def unpack(source: Input, directory: Path) -> Input:
     if not target.exists():
         temporary = directory / f".{target.name}.{os.getpid()}.tmp"
         try:
-            with _open_packed(source.path) as packed:
-                _store(packed, temporary)
-        except (EOFError, gzip.BadGzipFile, OSError, _zstd_error()) as error:
+            with temporary.open("wb") as file:
+                file.writelines(_unpacked(source.path))
+        except (EOFError, OSError, zlib.error, _zstd_error()) as error:
             temporary.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno:
                 raise
@@ -188,25 +193,31 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _open_packed(path: Path) -> Any:
+def _unpacked(path: Path) -> Iterator[bytes]:
+    """What is in a compressed file, chunk by chunk; raises `EOFError` where it is cut short."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")
+        with gzip.open(path, "rb") as packed:
+            while raw := packed.read(CHUNK_BYTES):
+                yield raw
+        return
     try:
         import zstandard
     except ModuleNotFoundError:
         raise UserError(f"{path} needs zstandard: pip install 'gptjax[hub]'") from None
-    return zstandard.open(path, "rb")
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+    frame = None  # a file may hold many, one after the other
+    with path.open("rb") as packed:
+        while raw := packed.read(2**16):
+            while raw:
+                frame = frame or decompressor.decompressobj()
+                yield frame.decompress(raw)
+                raw = frame.unused_data
+                frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("it ends within a frame")
 
 
 def _zstd_error() -> type[Exception]:
     """What a damaged zstd file raises; it can only be raised where zstandard is loaded."""
     module = sys.modules.get("zstandard")
     return EOFError if module is None else module.ZstdError
-
-
-def _store(stream: BinaryIO, path: Path) -> tuple[Path, str]:
-    """Copy a stream into a file; returns the path and 16 hexadecimal digits of what is in it."""
-    with path.open("wb") as file:
-        shutil.copyfileobj(stream, file, 2**20)
-    with path.open("rb") as file:
-        return path, hashlib.file_digest(file, "blake2b").hexdigest()[:16]
