@@ -149,7 +149,7 @@ def work_on(
                 with worker_pool(workers, sum(i.size for i in inputs)) as pool:
                     yield Work(out, directory, find_units(inputs), worker, pool, workers)
             except UserError:
-                if not (merge or shared):
+                if not (merge or shared or any((directory / UNITS).glob("*.json"))):
                     shutil.rmtree(directory, ignore_errors=True)
                 raise
             finally:
