@@ -2,14 +2,20 @@
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
+def unique_name(path: Path) -> Path:
+    """A name beside `path` that no other thread, process or machine writes to."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content` such that no reader and no crash ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = unique_name(path)
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()

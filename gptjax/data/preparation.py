@@ -9,6 +9,7 @@ fill the same directory from several machines.
 import shlex
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,12 @@ def prepare(
     or partitions have finished is used; with `merge` all of it has to be there. Raises `UserError`
     if `data.path` holds anything else.
     """
+    name = data.tokenizer or "bytes"
     with work_on(data, documents, workers, merge) as work:
-        found = work.scan(progress)
+        with ThreadPoolExecutor(1) as beside:
+            if not needs_text(name) and not is_prepared(work.out):
+                beside.submit(work.make_tokenizer, name)  # fails again below, if it does
+            found = work.scan(progress)
         settings = _settings(data, found, shard_tokens)
         if existing := _existing(work.out, settings, documents):
             shutil.rmtree(work.directory)
@@ -56,15 +61,14 @@ def prepare(
             work.require_every_unit()
         # partitions cannot know that a corpus is of this kind; such a small one is made anew here
         work.worker.ends = data.val_fraction > 0 and found.holds_out_ends(data.val_fraction)
-        tokenizer = work.make_tokenizer(data.tokenizer or "bytes")
+        tokenizer = work.make_tokenizer(name)
         dtype = token_dtype(tokenizer.n_vocab)
         writers = {s: ShardWriter(work.directory, s, dtype, shard_tokens) for s in SPLITS}
         for number, made in enumerate(work.tokenise(range(len(work.units)))):
-            sides = {"train": made.train, "val": made.val}
-            for name, side in sides.items():
-                writers[name].count(side)
-                for tokens in work.worker.tokens(number, name, side, dtype):
-                    writers[name].add(tokens)
+            for split, side in (("train", made.train), ("val", made.val)):
+                writers[split].count(side)
+                for tokens in work.worker.tokens(number, split, side, dtype):
+                    writers[split].add(tokens)
             found.notes.counts["cut_blanks"] += made.cut_blanks
             progress("tokenising", made.bytes, made.tokens)
         Manifest(
@@ -74,7 +78,7 @@ def prepare(
             n_vocab=tokenizer.n_vocab,
             tokenizer_fingerprint=fingerprint(tokenizer),
             dtype=dtype,
-            splits={name: writer.finish() for name, writer in writers.items()},
+            splits={split: writer.finish() for split, writer in writers.items()},
             settings=settings,
             notes={kind: n for kind, n in sorted(found.notes.counts.items()) if n},
         ).write()
@@ -90,8 +94,7 @@ def prepare_partition(
     workers: int | None = None,
 ) -> int:
     """Tokenise one partition's units; returns how many tokens they have. `prepare` merges them."""
-    kind = (data.tokenizer or "bytes").partition(":")[0]
-    if kind in ("bpe", "chars"):
+    if needs_text(data.tokenizer or "bytes"):
         raise ConfigError(
             [f"--partition cannot be with --tokenizer {data.tokenizer}, which needs all the text"]
         )
@@ -151,6 +154,11 @@ def how_to_prepare(config_name: str, config: Config) -> str:
     return " ".join([*words, "--out", shlex.quote(config.data.path)]).replace(
         "'FILE...'", "FILE..."
     )
+
+
+def needs_text(tokenizer: str) -> bool:
+    """Whether a tokenizer is made from the text it is to tokenise."""
+    return tokenizer.partition(":")[0] in ("bpe", "chars")
 
 
 def _settings(data: DataConfig, found: Scan, shard_tokens: int) -> dict[str, Any]:

@@ -8,7 +8,6 @@ since only a plain file can be read from any place by any worker.
 import glob
 import gzip
 import hashlib
-import os
 import shutil
 import sys
 import sysconfig
@@ -20,6 +19,7 @@ from pathlib import Path
 from gptjax.config import DataConfig
 from gptjax.data.documents import HASHED_BYTES
 from gptjax.errors import UserError
+from gptjax.files import unique_name
 
 STDIN = "-"
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -124,7 +124,7 @@ def unpack(source: Input, directory: Path) -> Input:
     directory.mkdir(parents=True, exist_ok=True)
     if str(source.path) == STDIN:
         # another text each time: known by what is in it
-        path = directory / f"stdin.{os.getpid()}.tmp"
+        path = unique_name(directory / "stdin")
         with path.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file, CHUNK_BYTES)
         with path.open("rb") as file:
@@ -136,7 +136,7 @@ def unpack(source: Input, directory: Path) -> Input:
     name = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     target = directory / f"{name}-{source.path.stem}"
     if not target.exists():
-        temporary = directory / f".{target.name}.{os.getpid()}.tmp"
+        temporary = unique_name(target)
         try:
             with temporary.open("wb") as file:
                 file.writelines(_unpacked(source.path))

@@ -5,9 +5,7 @@ written last: a unit without it was not finished.
 """
 
 import json
-import os
 import re
-import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +21,7 @@ from gptjax.data.scanning import Digest, Scan, scan
 from gptjax.data.shards import token_dtype
 from gptjax.data.tokenizers import Tokenizer, from_json
 from gptjax.errors import UserError
+from gptjax.files import unique_name
 
 UNITS = "units"
 # tiktoken's regular expressions end at a million blanks in a row; these are tokenised on their own
@@ -90,8 +89,7 @@ class UnitWorker:
         dtype = np.dtype(token_dtype(tokenizer.n_vocab)).newbyteorder("<")
         eot = np.array([tokenizer.eot_id], dtype)
         totals = {side: [0, 0, 0, 0] for side in SPLITS}
-        own = f"{os.getpid()}-{threading.get_ident()}.tmp"
-        paths = {side: self._path(number, f"{side}.{own}") for side in SPLITS}
+        paths = {side: unique_name(self._path(number, side)) for side in SPLITS}
         with paths["train"].open("wb") as train, paths["val"].open("wb") as val:
             files = {"train": train, "val": val}
 
@@ -148,7 +146,7 @@ class UnitWorker:
 
     def _publish(self, path: Path, text: str) -> None:
         """Write a small file at once or not at all; one lost with the machine is made again."""
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary = unique_name(path)
         temporary.write_text(text)
         temporary.replace(path)
 

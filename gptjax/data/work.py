@@ -69,6 +69,8 @@ class Work:
 
     def make_tokenizer(self, name: str) -> Tokenizer:
         """The tokenizer, kept beside the units: a BPE from training text, characters from all."""
+        if self.worker.tokenizer is not None:
+            return self.worker.tokenizer
         path = self.directory / TOKENIZER
         kind, _, size = name.partition(":")
         if path.exists():
