@@ -119,6 +119,8 @@ def test_a_damaged_unit_is_found_and_made_again(data: DataConfig, tmp_path: Path
     inputs = find_documents(data)
     for index in range(2):
         prepare_partition(data, inputs, Partition(index, 2))
+    for name in ("train_000999.bin", ".val_000000.bin.12.tmp", "partition-9-of-9.done"):
+        (tmp_path / "out.preparing" / name).write_text("what a kill left")
     damaged = next((tmp_path / "out.preparing" / "units").glob("*3.train"))
     damaged.write_bytes(damaged.read_bytes()[:-2] + b"xx")
     with pytest.raises(UserError, match=f"{damaged.name} is damaged: run the same command again"):

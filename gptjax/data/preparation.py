@@ -71,7 +71,7 @@ def prepare(
                     writers[split].add(tokens)
             found.notes.counts["cut_blanks"] += made.cut_blanks
             progress("tokenising", made.bytes, made.tokens)
-        Manifest(
+        manifest = Manifest(
             directory=work.directory,
             source=_name(data, documents),
             tokenizer=tokenizer.name,
@@ -81,8 +81,9 @@ def prepare(
             splits={split: writer.finish() for split, writer in writers.items()},
             settings=settings,
             notes={kind: n for kind, n in sorted(found.notes.counts.items()) if n},
-        ).write()
-        work.publish()
+        )
+        manifest.write()
+        work.publish(manifest)
     return read_manifest(work.out)
 
 

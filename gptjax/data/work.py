@@ -16,7 +16,7 @@ from typing import Any
 
 from gptjax.config import DataConfig
 from gptjax.data.findings import describe
-from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, is_prepared
+from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepared
 from gptjax.data.partition import Unit, find_units, inputs_digest
 from gptjax.data.pool import cores, in_order, worker_pool
 from gptjax.data.readers import Notes, read_passages
@@ -111,12 +111,14 @@ class Work:
             "partitions that are missing, or leave out --merge to do the rest here"
         )
 
-    def publish(self) -> None:
-        """Make the finished directory the data set."""
-        for path in (self.directory / UNITS, self.directory / INPUTS):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in [self.directory / PLAN, *self.directory.glob("partition-*.done")]:
-            path.unlink()
+    def publish(self, manifest: Manifest) -> None:
+        """Make the finished directory the data set: what the manifest lists, and nothing else."""
+        shards = {shard.name for split in manifest.splits.values() for shard in split.shards}
+        for path in self.directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in shards | {MANIFEST, TOKENIZER}:
+                path.unlink()
         if self.out.exists():
             self.out.rmdir()
         self.directory.rename(self.out)
