@@ -85,9 +85,16 @@ class DataConfig:
     source: Literal["stdlib"] | None = None
     """Corpus that is on every machine: stdlib is Python's own standard library."""
     inputs: tuple[str, ...] = ()
-    """UTF-8 text files to prepare, one document each."""
+    """Files, directories and patterns to prepare, or - for standard input: UTF-8 text, JSON lines
+    (.jsonl), Parquet (.parquet), each also compressed (.gz, .zst)."""
     val_fraction: float = 0.05
     """Share of the text held out for validation, chosen by document hash (0 to 0.5)."""
+    input_format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
+    """What the inputs are; auto goes by the ends of their names, and takes the rest for text."""
+    text_field: str = "text"
+    """Field of JSON lines, or column of Parquet, that holds the text."""
+    doc_separator: str | None = None
+    r"""What stands between the documents of a text file (\n is a line end); None: a file is one."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from gptjax.cli import main, parse
 from gptjax.config import Config
@@ -18,8 +19,16 @@ class PrepareCommand:
 
     config: str | None = None
     """Name or path of a config whose data is to be prepared."""
-    input: tuple[Path, ...] = ()
-    """UTF-8 text files, each one document."""
+    input: tuple[str, ...] = ()
+    """Files, directories and patterns, or - for standard input: UTF-8 text, JSON lines (.jsonl),
+    Parquet (.parquet), each also compressed (.gz, .zst)."""
+    format: Literal["auto", "text", "jsonl", "parquet"] | None = None
+    """What the inputs are; by default the ends of their names say it, and the rest is text."""
+    text_field: str | None = None
+    """Field of JSON lines, or column of Parquet, that holds the text; the default is text."""
+    doc_separator: str | None = None
+    """What stands between the documents of a text file, such as '<|endoftext|>' or '\\n\\n'; by
+    default a file is one document."""
     tokenizer: str | None = None
     """gpt2, bytes, chars (those of this text), or bpe:N (a BPE of N tokens trained on this text);
     the default is bytes."""
@@ -27,6 +36,12 @@ class PrepareCommand:
     """Directory to make."""
     val_fraction: float | None = None
     """Share of the text held out for validation (0 to 0.5); the default is 0.05."""
+    workers: int | None = None
+    """Cores to use, all by default; the result is the same."""
+    partition: str | None = None
+    """i/n: tokenise only share i (from 0) of n, as one job of an array; then --merge."""
+    merge: bool = False
+    """Put together what all partitions have made; the result is that of one machine."""
 
 
 def prepare(argv: Sequence[str]) -> int:
@@ -35,7 +50,10 @@ def prepare(argv: Sequence[str]) -> int:
     config = load_preset(command.config) if command.config else Config()
     given = {
         "path": None if command.out is None else str(command.out),
-        "inputs": tuple(map(str, command.input)) or None,
+        "inputs": command.input or None,
+        "input_format": command.format,
+        "text_field": command.text_field,
+        "doc_separator": command.doc_separator,
         "tokenizer": command.tokenizer,
         "val_fraction": command.val_fraction,
     }
@@ -51,14 +69,22 @@ def prepare(argv: Sequence[str]) -> int:
                 ]
             )
     validate(dataclasses.replace(config, data=data))
+    if command.workers is not None and command.workers < 1:
+        raise ConfigError([f"--workers must be at least 1, not {command.workers}"])
+    if data.doc_separator == "":
+        raise ConfigError(["--doc-separator must not be empty"])
     if not data.inputs and data.source is None:
         raise UserError(
             f"config {command.config} has no text of its own: give text files with --input FILE..."
         )
 
+    from gptjax.data.partition import Partition
     from gptjax.data.preparation import prepare_with_progress
 
-    prepare_with_progress(data)
+    partition = Partition.parse(command.partition) if command.partition else None
+    if partition and command.merge:
+        raise ConfigError(["--partition and --merge are two steps: first every partition, then"])
+    prepare_with_progress(data, command.workers, partition, command.merge)
     return 0
 
 

@@ -22,8 +22,10 @@ LAYERS = [
     [
         "presets",
         *["model.ops", "model.products", "model.attention", "model.layers", "model.gpt"],
-        *["data.shards", "data.tokenizers", "data.sources", "data.manifest"],
-        *["data.windows", "data.loader", "data.preparation"],
+        *["data.shards", "data.tokenizers", "data.manifest", "data.windows", "data.loader"],
+        *["data.documents", "data.sources", "data.readers", "data.partition", "data.scanning"],
+        *["data.tokenising", "data.assembly", "data.findings", "data.pool", "data.work"],
+        *["data.progress", "data.preparation"],
         "evals.perplexity",
         *["training.mesh", "training.metrics", "training.curves", "training.display"],
         *["training.guard", "training.schedules", "training.update_rules", "training.optimizer"],

@@ -7,7 +7,7 @@ manifest is written last.
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says. `settings` are the choices that made the data."""
+    """What `manifest.json` says.
+
+    `settings` are the choices that made the data, `notes` count what was odd about the text.
+    """
 
     directory: Path
     source: str
@@ -44,6 +47,7 @@ class Manifest:
     dtype: str
     splits: dict[str, Split]
     settings: dict[str, Any]
+    notes: dict[str, int] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
