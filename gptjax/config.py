@@ -80,8 +80,9 @@ class DataConfig:
     path: str = "data/quickstart"
     """Directory of prepared token shards, with their manifest."""
     tokenizer: str | None = None
-    """gpt2, bytes, chars (those of the corpus), or bpe:N (a BPE of N tokens trained on the corpus);
-    None: whatever `path` has (and bytes when preparing)."""
+    """gpt2, gpt1, bytes, chars (those of the corpus), bpe:N (a BPE of N tokens trained on the
+    corpus), tiktoken:ENCODING, or a tokenizer's JSON file; None: whatever `path` has (and bytes
+    when preparing)."""
     source: Literal["stdlib"] | None = None
     """Corpus that is on every machine: stdlib is Python's own standard library."""
     inputs: tuple[str, ...] = ()

@@ -22,7 +22,8 @@ LAYERS = [
     [
         "presets",
         *["model.ops", "model.products", "model.attention", "model.layers", "model.gpt"],
-        *["data.shards", "data.tokenizers", "data.sources", "data.manifest"],
+        *["data.unicode", "data.words", "data.shards", "data.bpe", "data.gpt1"],
+        *["data.tokenizers", "data.sources", "data.manifest"],
         *["data.windows", "data.loader", "data.preparation"],
         "evals.perplexity",
         *["training.mesh", "training.metrics", "training.curves", "training.display"],

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptjax.data import sources
+from gptjax.data.bpe import GPT2_PATTERN, BPETokenizer, gpt2, train_bpe
 from gptjax.data.sources import (
     Document,
     content_hash,
@@ -19,7 +20,6 @@ from gptjax.data.sources import (
     standard_library,
     text_files,
 )
-from gptjax.data.tokenizers import GPT2_PATTERN, BPETokenizer, gpt2, train_bpe
 from gptjax.errors import UserError
 
 BOM = b"\xef\xbb\xbf"

@@ -16,19 +16,15 @@ import requests
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gptjax.data.bpe import EOT, GPT2_PATTERN, BPETokenizer, gpt2, train_bpe
 from gptjax.data.tokenizers import (
-    EOT,
-    GPT2_PATTERN,
-    BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
     bytes_per_token,
     collect_characters,
     fingerprint,
     from_json,
-    gpt2,
     make_tokenizer,
-    train_bpe,
 )
 from gptjax.errors import UserError
 
@@ -341,7 +337,7 @@ def test_asking_for_too_many_tokens_names_the_most_there_can_be():
     [
         ("byte", "did you mean bytes"),
         ("gpt-2", "did you mean gpt2"),
-        ("bpe:512", "expected bytes, chars, gpt2 or bpe:N"),
+        ("bpe:512", "expected bytes, gpt1, gpt2, chars, bpe:N"),
     ],
 )
 def test_an_unknown_tokenizer_is_answered_with_what_there_is(name: str, hint: str):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.config import Config, DataConfig
+from gptjax.data.bpe import train_bpe
 from gptjax.data.manifest import (
     MANIFEST,
     SPLITS,
@@ -37,8 +38,8 @@ from gptjax.data.tokenizers import (
     Tokenizer,
     collect_characters,
     fingerprint,
+    identity,
     make_tokenizer,
-    train_bpe,
 )
 from gptjax.errors import UserError
 from gptjax.files import locked, write_atomically
@@ -162,7 +163,7 @@ def _settings(data: DataConfig, documents: Sequence[Document], shard_tokens: int
         "source": files if data.inputs or not data.source else data.source,
         "bytes": sum(d.size for d in documents),
         "content": content_hash(documents),
-        "tokenizer": data.tokenizer or "bytes",
+        "tokenizer": identity(data.tokenizer or "bytes"),
         "val_fraction": data.val_fraction,
         "shard_tokens": shard_tokens,
     }
