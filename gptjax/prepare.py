@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptjax.cli import main, parse
-from gptjax.config import Config
+from gptjax.config import Config, DataConfig
 from gptjax.errors import ConfigError, UserError
 from gptjax.presets import load_preset
-from gptjax.validation import validate
+from gptjax.validation import is_tokenizer_name, validate
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,16 @@ class PrepareCommand:
     input: tuple[Path, ...] = ()
     """UTF-8 text files, each one document."""
     tokenizer: str | None = None
-    """gpt2, bytes, chars (those of this text), or bpe:N (a BPE of N tokens trained on this text);
-    the default is bytes."""
+    """gpt2, gpt1, bytes, chars (those of this text), bpe:N (a BPE of N tokens trained on it),
+    tiktoken:ENCODING, or a tokenizer's JSON file; the default is bytes."""
     out: Path | None = None
     """Directory to make."""
     val_fraction: float | None = None
     """Share of the text held out for validation (0 to 0.5); the default is 0.05."""
+    train_tokenizer: bool = False
+    """Only train a byte-level BPE on the text and write it to --out, a JSON file."""
+    vocab_size: int = 4096
+    """Tokens of the BPE that --train-tokenizer makes, end-of-text included (257 or more)."""
 
 
 def prepare(argv: Sequence[str]) -> int:
@@ -56,9 +60,28 @@ def prepare(argv: Sequence[str]) -> int:
             f"config {command.config} has no text of its own: give text files with --input FILE..."
         )
 
+    if command.train_tokenizer:
+        return _train_tokenizer(command, data)
+
     from gptjax.data.preparation import prepare_with_progress
 
     prepare_with_progress(data)
+    return 0
+
+
+def _train_tokenizer(command: PrepareCommand, data: DataConfig) -> int:
+    if command.out is None or not is_tokenizer_name(f"bpe:{command.vocab_size}"):
+        raise ConfigError(
+            [
+                "--train-tokenizer needs --out FILE.json and a --vocab-size of 257 or more, not "
+                f"{command.out} and {command.vocab_size}"
+            ]
+        )
+
+    from gptjax.data.preparation import find_documents
+    from gptjax.data.vocabulary import train_tokenizer_aloud
+
+    train_tokenizer_aloud(find_documents(data), command.vocab_size, command.out)
     return 0
 
 

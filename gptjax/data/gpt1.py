@@ -3,7 +3,16 @@
 Radford et al. (2018), as published in openai/finetune-transformer-lm: ftfy repairs the text, dashes
 become hyphens, runs of punctuation get blanks around them, white space is folded; spaCy cuts words,
 which `gptjax.data.words` does here; lower case; a BPE over characters whose last one carries
-`</w>`. The text does not come back: case, kinds of blanks and unknown characters are lost."""
+`</w>`. The text does not come back: case, kinds of blanks and unknown characters are lost.
+
+Measured by `bench/gpt1_tokenizer.py`. With spaCy 3.8 in place of our words the ids of every line of
+tinyshakespeare.txt are the same (277,109 tokens), and of all but 17 of the 5,574 lines of
+sms_spam.tsv (`u.So`, emoticons at the end of words, doubled quotes). Hugging Face's
+OpenAIGPTTokenizer joins words by the same merges, without a difference, but cuts them as BERT does,
+at every apostrophe and full stop (`don ' t` for `do n't`), drops line ends and accents, and does
+not repair: 97.0 % and 93.5 % of our tokens are among its own, in order, and 85.2 % and 40.3 % of
+the lines are the same. The original's weights were trained behind spaCy.
+"""
 # ruff: noqa: RUF001 - dashes and accents that look alike are to be told apart
 
 import json

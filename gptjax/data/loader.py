@@ -14,6 +14,7 @@ import grain
 import numpy as np
 
 from gptjax.data.manifest import Manifest
+from gptjax.data.tokenizers import identity
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
 from gptjax.ramp import BatchRamp
@@ -123,7 +124,8 @@ def validation_batches(
 
 def require_vocabulary(manifest: Manifest, n_vocab: int | None, tokenizer: str | None) -> int:
     """The data's vocabulary size; raises `UserError` where the config asks for another."""
-    if tokenizer is not None and tokenizer != manifest.tokenizer:
+    names = (None, manifest.tokenizer, manifest.tokenizer_fingerprint)
+    if tokenizer not in names and identity(tokenizer or "") not in names:
         raise UserError(
             f"{manifest.directory} was tokenised with {manifest.tokenizer}, but the "
             f"config says data.tokenizer {tokenizer}: leave it out, or prepare the "

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gptjax.data.shards import DTYPES, ShardInfo, check_shard
 from gptjax.data.tokenizers import Tokenizer, fingerprint, from_json
 from gptjax.errors import UserError
@@ -83,6 +85,8 @@ def read_manifest(directory: Path) -> Manifest:
             raise ValueError(f"dtype {manifest.dtype}, expected one of {', '.join(DTYPES)}")
         if set(splits) != set(SPLITS) or not isinstance(manifest.n_vocab, int):
             raise ValueError("its splits or its vocabulary size are not what this version writes")
+        if manifest.n_vocab - 1 > np.iinfo(manifest.dtype).max:
+            raise ValueError(f"ids up to {manifest.n_vocab - 1} do not fit {manifest.dtype}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a readable manifest ({type(error).__name__}: {error}): "

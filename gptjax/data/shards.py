@@ -37,6 +37,8 @@ def token_dtype(n_vocab: int) -> str:
 
 def write_shard(path: Path, tokens: np.ndarray, dtype: str) -> ShardInfo:
     """Write one shard to a temporary name, flush it to the disk, rename it into place."""
+    if len(tokens) and tokens.max() > np.iinfo(dtype).max:
+        raise ValueError(f"token id {tokens.max()} does not fit {dtype}")
     header = np.zeros(HEADER_INTS, dtype="<i4")
     header[0], header[1] = _FORMATS[dtype]
     header[2] = len(tokens)
