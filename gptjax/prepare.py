@@ -27,6 +27,9 @@ class PrepareCommand:
     """Directory to make."""
     val_fraction: float | None = None
     """Share of the text held out for validation (0 to 0.5); the default is 0.05."""
+    adopt: Path | None = None
+    """Directory of token files of llm.c, modded-nanogpt (.bin), nanoGPT (.bin without a header) or
+    build-nanogpt (.npy): they stay where they are, and --out (or it) gets a manifest."""
     train_tokenizer: bool = False
     """Only train a byte-level BPE on the text and write it to --out, a JSON file."""
     vocab_size: int = 4096
@@ -36,6 +39,8 @@ class PrepareCommand:
 def prepare(argv: Sequence[str]) -> int:
     """Parse, prepare, and say what came of it."""
     command = parse(PrepareCommand, argv, "python -m gptjax.prepare")
+    if command.adopt is not None:
+        return _adopt(command.adopt, command)
     config = load_preset(command.config) if command.config else Config()
     given = {
         "path": None if command.out is None else str(command.out),
@@ -66,6 +71,21 @@ def prepare(argv: Sequence[str]) -> int:
     from gptjax.data.preparation import prepare_with_progress
 
     prepare_with_progress(data)
+    return 0
+
+
+def _adopt(directory: Path, command: PrepareCommand) -> int:
+    if command.tokenizer is None or not is_tokenizer_name(command.tokenizer):
+        raise ConfigError(
+            [
+                "--adopt needs the --tokenizer that made the files (gpt2, or tiktoken:ENCODING, or "
+                f"a tokenizer's JSON file), not {command.tokenizer}"
+            ]
+        )
+
+    from gptjax.data.foreign import adopt_with_progress
+
+    adopt_with_progress(directory, command.tokenizer, command.out or directory)
     return 0
 
 

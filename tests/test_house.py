@@ -24,7 +24,7 @@ LAYERS = [
         *["model.ops", "model.products", "model.attention", "model.layers", "model.gpt"],
         *["data.unicode", "data.words", "data.shards", "data.bpe", "data.gpt1"],
         *["data.tokenizers", "data.sources", "data.manifest"],
-        *["data.vocabulary", "data.windows", "data.loader", "data.preparation"],
+        *["data.foreign", "data.vocabulary", "data.windows", "data.loader", "data.preparation"],
         "evals.perplexity",
         *["training.mesh", "training.metrics", "training.curves", "training.display"],
         *["training.guard", "training.schedules", "training.update_rules", "training.optimizer"],

@@ -51,7 +51,8 @@ class TokenWindows:
 
     def _map(self, shard: int) -> np.ndarray:
         info = self._shards[shard]
-        return open_shard(self.manifest.directory / info.name, info.tokens, self.manifest.dtype)
+        path = self.manifest.directory / info.name
+        return open_shard(path, info.tokens, self.manifest.dtype, info.layout)
 
     def _check(self, part: np.ndarray, shard: int) -> None:
         # without this an id beyond the table would silently read another row of it
