@@ -89,6 +89,11 @@ class DataConfig:
     """UTF-8 text files to prepare, one document each."""
     val_fraction: float = 0.05
     """Share of the text held out for validation, chosen by document hash (0 to 0.5)."""
+    mixture: tuple[str, ...] = ()
+    """Prepared directories to mix in place of `path`, each DIR=WEIGHT, or DIR=WEIGHT:EPOCHS with
+    the most epochs of it that are allowed."""
+    mixture_changes: tuple[str, ...] = ()
+    """Other weights from an update on, each STEP=WEIGHT,WEIGHT,... in the order of the mixture."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def train(argv: Sequence[str]) -> int:
     startup = Startup(process_began(IMPORTED))
     startup.end("imports")
     run, data_dir = command.run, Path(command.data.path)
-    if not is_prepared(data_dir):
+    if not run.data.mixture and not is_prepared(data_dir):
         if run.data.source is None:
             raise UserError(
                 f"there is no prepared data in {data_dir}: run "

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from gptjax.config import Config
 from gptjax.errors import ConfigError, did_you_mean
+from gptjax.mixing import mistakes
 
 SECTIONS = dataclasses.fields(Config)
 TOKENIZERS = ("gpt1", "gpt2", "bytes", "chars")
@@ -166,6 +167,8 @@ def _combinations(c: Config) -> Iterator[Problem]:
             f"train.context {c.context} is longer than the model's model.n_ctx {m.n_ctx}",
         )
     yield from _batch(c)
+    for name, message in mistakes(c.data.mixture, c.data.mixture_changes):
+        yield Problem((f"data.{name}",), f"data.{name} {message}")
     if o.decay_steps is not None and o.warmup_steps > o.decay_steps:
         yield Problem(
             ("optim.warmup_steps", "optim.decay_steps"),

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    ["errors", "files", "tree"],
+    ["errors", "files", "mixing", "tree"],
     ["config"],
     ["validation", "budget", "ramp"],
     [
@@ -24,7 +24,14 @@ LAYERS = [
         *["model.ops", "model.products", "model.attention", "model.layers", "model.gpt"],
         *["data.unicode", "data.words", "data.shards", "data.bpe", "data.gpt1"],
         *["data.tokenizers", "data.sources", "data.manifest"],
-        *["data.foreign", "data.vocabulary", "data.windows", "data.loader", "data.preparation"],
+        *[
+            "data.foreign",
+            "data.vocabulary",
+            "data.windows",
+            "data.corpus",
+            "data.loader",
+            "data.preparation",
+        ],
         "evals.perplexity",
         *["training.mesh", "training.metrics", "training.curves", "training.display"],
         *["training.guard", "training.schedules", "training.update_rules", "training.optimizer"],
@@ -40,7 +47,7 @@ LAYERS = [
     ["train", "prepare", "generate"],
 ]
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
-WITHOUT_JAX = ["errors", "files", "config", "budget", "ramp", "presets", "cli"]
+WITHOUT_JAX = ["errors", "files", "mixing", "config", "budget", "ramp", "presets", "cli"]
 LONGEST_FILE = 320
 NO_NAMES = {"utils", "util", "helpers", "misc", "common"}
 

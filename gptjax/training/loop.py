@@ -18,7 +18,7 @@ from gptjax.budget import peak_tokens_per_second
 from gptjax.config import Config, TrainConfig, to_json
 from gptjax.data.loader import batches_from, read_ahead
 from gptjax.errors import UserError
-from gptjax.evals.perplexity import Validation, evaluate
+from gptjax.evals.perplexity import Validation, evaluate_parts
 from gptjax.training.calls import rows_by_call, rows_of_call
 from gptjax.training.checkpoint import Checkpointer, SaveError
 from gptjax.training.compiler import watching_cache
@@ -210,7 +210,7 @@ class _Loop:
         step, best = row["step"], self.checkpointer.best_loss()
         validation = self._validate(state) if "validate" in now else None
         if validation is not None:
-            row |= _validation_values(validation)
+            row |= _validation_values(validation) | self.setup.corpus.progress(step)
         self._write(rows)
         if "sample" in now:
             self._sample(state, step)
@@ -233,14 +233,17 @@ class _Loop:
     def _validate(self, state: TrainState) -> Validation | None:
         """The validation loss; None if a stop request came meanwhile."""
 
-        def until_stopped():
-            for batch in self.setup.validation_batches():
+        def until_stopped(batches):
+            for batch in batches:
                 yield batch
                 if self.stop:
                     return
 
         step, params = self.setup.eval_step, self.setup.evaluated_params(state)
-        result = evaluate(lambda batch: step(params, batch), until_stopped(), self.setup.val_bytes)
+        parts = [
+            p._replace(batches=until_stopped(p.batches)) for p in self.setup.validation_parts()
+        ]
+        result = evaluate_parts(lambda batch: step(params, batch), parts)
         return None if self.stop else result
 
     def _sample(self, state: TrainState, step: int) -> None:
@@ -312,4 +315,5 @@ def _validation_values(validation: Validation) -> Row:
         "val_loss": validation.loss,
         "val_stderr": validation.stderr,
         "val_bits_per_byte": validation.bits_per_byte,
+        **{f"val_loss/{name}": loss for name, loss in validation.by_source},
     }
