@@ -52,8 +52,11 @@ FREE = {
 }  # fmt: skip
 PRESET = load_preset("tiny")
 TINY = dataclasses.replace(
-    PRESET, model=dataclasses.replace(PRESET.model, n_layer=4, unroll=1)
-)  # a loop over layers, without which nothing can be rematerialised
+    PRESET,
+    # a loop over layers, without which nothing can be rematerialised
+    model=dataclasses.replace(PRESET.model, n_layer=4, unroll=1),
+    data=dataclasses.replace(PRESET.data, mixture=("b=2",)),  # whose weights may then change
+)
 
 
 def value(config: Config, name: str) -> Any:
@@ -317,7 +320,10 @@ def test_a_start_that_other_data_refuse_leaves_the_run_as_it_was(tmp_path):
         data = DataConfig(str(tmp_path / name), "bpe:260", inputs=(str(file),), val_fraction=0.2)
         manifests.append(prepare(data, text_files(data.inputs)))
     assert len({m.tokenizer_fingerprint for m in manifests}) == 2
-    configs = [changed({"data.path": str(m.directory), "data.tokenizer": None}) for m in manifests]
+    configs = [
+        changed({"data.path": str(m.directory), "data.tokenizer": None, "data.mixture": ()})
+        for m in manifests
+    ]
 
     setup, run = Setup(configs[0]), RunDir(tmp_path / "run")
     with run.locked():
