@@ -30,6 +30,8 @@ class PrepareCommand:
     adopt: Path | None = None
     """Directory of token files of llm.c, modded-nanogpt (.bin), nanoGPT (.bin without a header) or
     build-nanogpt (.npy): they stay where they are, and --out (or it) gets a manifest."""
+    inspect: Path | None = None
+    """Prepared directory to verify and describe; nothing is prepared."""
     train_tokenizer: bool = False
     """Only train a byte-level BPE on the text and write it to --out, a JSON file."""
     vocab_size: int = 4096
@@ -39,6 +41,11 @@ class PrepareCommand:
 def prepare(argv: Sequence[str]) -> int:
     """Parse, prepare, and say what came of it."""
     command = parse(PrepareCommand, argv, "python -m gptjax.prepare")
+    if command.inspect is not None:
+        from gptjax.data.inspection import inspect_aloud
+
+        inspect_aloud(command.inspect)
+        return 0
     if command.adopt is not None:
         return _adopt(command.adopt, command)
     config = load_preset(command.config) if command.config else Config()

@@ -28,6 +28,7 @@ LAYERS = [
             "data.foreign",
             "data.vocabulary",
             "data.windows",
+            "data.inspection",
             "data.corpus",
             "data.loader",
             "data.preparation",
