@@ -80,8 +80,9 @@ class DataConfig:
     path: str = "data/quickstart"
     """Directory of prepared token shards, with their manifest."""
     tokenizer: str | None = None
-    """gpt2, bytes, chars (those of the corpus), or bpe:N (a BPE of N tokens trained on the corpus);
-    None: whatever `path` has (and bytes when preparing)."""
+    """gpt2, gpt1, bytes, chars (those of the corpus), bpe:N (a BPE of N tokens trained on the
+    corpus), tiktoken:ENCODING, or a tokenizer's JSON file; None: whatever `path` has (and bytes
+    when preparing)."""
     source: Literal["stdlib"] | None = None
     """Corpus that is on every machine: stdlib is Python's own standard library."""
     inputs: tuple[str, ...] = ()
@@ -95,6 +96,11 @@ class DataConfig:
     """Field of JSON lines, or column of Parquet, that holds the text."""
     doc_separator: str | None = None
     r"""What stands between the documents of a text file (\n is a line end); None: a file is one."""
+    mixture: tuple[str, ...] = ()
+    """Prepared directories to mix in place of `path`, each DIR=WEIGHT, or DIR=WEIGHT:EPOCHS with
+    the most epochs of it that are allowed."""
+    mixture_changes: tuple[str, ...] = ()
+    """Other weights from an update on, each STEP=WEIGHT,WEIGHT,... in the order of the mixture."""
 
 
 @dataclass(frozen=True)

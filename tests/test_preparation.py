@@ -14,10 +14,11 @@ from conftest import ROOT, run_verb
 
 from gptjax.config import DataConfig
 from gptjax.data import documents, work
+from gptjax.data.bpe import BPETokenizer
 from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
 from gptjax.data.preparation import prepare
 from gptjax.data.sources import find_documents, text_files
-from gptjax.data.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
+from gptjax.data.tokenizers import ByteTokenizer, Tokenizer
 from gptjax.errors import UserError
 
 SHARD = 1000
@@ -294,7 +295,7 @@ def test_the_command_line_prepares_and_says_what_came_of_it(texts: list[str], tm
     [
         ("", 2, ["--input and --out missing"]),
         ("--input a.txt", 2, ["--out missing"]),
-        ("--input a.txt --out out --tokenizer gpt3", 2, ["gpt3", "gpt2, bytes, chars or bpe:N"]),
+        ("--input a.txt --out out --tokenizer gpt3", 2, ["gpt3", "gpt2, bytes, chars, bpe:N"]),
         ("--input a.txt --out out --tokenizer bpe:256", 2, ["bpe:256", "257 or more"]),
         ("--input a.txt --out out --val-fraction 0.7", 2, ["val_fraction", "0.7"]),
         ("--input a.txt --out out --tokeniser bytes", 2, ["did you mean --tokenizer?"]),

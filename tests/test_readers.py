@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from gptjax.config import DataConfig
 from gptjax.data import documents, partition, readers
+from gptjax.data.bpe import train_bpe
 from gptjax.data.findings import describe
 from gptjax.data.manifest import Manifest, read_tokenizer
 from gptjax.data.partition import Partition, find_units
@@ -26,7 +27,6 @@ from gptjax.data.preparation import prepare
 from gptjax.data.readers import Notes, read_passages
 from gptjax.data.scanning import Digest, Scan, scan
 from gptjax.data.sources import Input, find_documents
-from gptjax.data.tokenizers import train_bpe
 from gptjax.errors import ConfigError, UserError
 
 TEXTS = [f"{i:03d} the sea {'shells ' * (i * 7 % 90)}\n漢字 🙂\n" for i in range(60)]

@@ -14,12 +14,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gptjax.data import documents
+from gptjax.data.bpe import GPT2_PATTERN, BPETokenizer, gpt2, train_bpe
 from gptjax.data.documents import Document
 from gptjax.data.partition import find_units
 from gptjax.data.readers import Notes, read_passages
 from gptjax.data.scanning import Scan, scan
 from gptjax.data.sources import Input, content_hash, standard_library, text_files
-from gptjax.data.tokenizers import GPT2_PATTERN, BPETokenizer, gpt2, train_bpe
 from gptjax.errors import UserError
 
 BOM = b"\xef\xbb\xbf"

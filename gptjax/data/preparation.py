@@ -22,7 +22,7 @@ from gptjax.data.progress import progress_bars
 from gptjax.data.scanning import Scan
 from gptjax.data.shards import SHARD_TOKENS, token_dtype
 from gptjax.data.sources import STDIN, Input, content_hash, find_documents
-from gptjax.data.tokenizers import fingerprint
+from gptjax.data.tokenizers import fingerprint, identity
 from gptjax.data.work import Progress, differences, work_on
 from gptjax.errors import ConfigError, UserError
 
@@ -159,7 +159,7 @@ def how_to_prepare(config_name: str, config: Config) -> str:
 
 def needs_text(tokenizer: str) -> bool:
     """Whether a tokenizer is made from the text it is to tokenise."""
-    return tokenizer.partition(":")[0] in ("bpe", "chars")
+    return tokenizer == "chars" or tokenizer.startswith("bpe:")
 
 
 def _settings(data: DataConfig, found: Scan, shard_tokens: int) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _settings(data: DataConfig, found: Scan, shard_tokens: int) -> dict[str, Any
     return {
         "bytes": found.bytes,
         "content": found.digest.text,
-        "tokenizer": data.tokenizer or "bytes",
+        "tokenizer": identity(data.tokenizer or "bytes"),
         "val_fraction": data.val_fraction,
         "shard_tokens": shard_tokens,
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.config import DataConfig
+from gptjax.data.bpe import train_bpe
 from gptjax.data.findings import describe
 from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepared
 from gptjax.data.partition import Unit, find_units, inputs_digest
@@ -27,8 +28,8 @@ from gptjax.data.tokenizers import (
     Tokenizer,
     collect_characters,
     from_json,
+    identity,
     make_tokenizer,
-    train_bpe,
 )
 from gptjax.errors import UserError
 from gptjax.files import locked, write_atomically
@@ -75,7 +76,7 @@ class Work:
         kind, _, size = name.partition(":")
         if path.exists():
             tokenizer = from_json(path.read_text(), str(path))
-        elif kind == "chars":
+        elif name == "chars":
             tokenizer = collect_characters(self._texts(SPLITS))
         elif kind == "bpe":
             tokenizer = train_bpe(self._texts(("train",)), int(size))
@@ -192,7 +193,7 @@ def _plan(data: DataConfig, inputs: Sequence[Input]) -> dict[str, Any]:
         "files": len(inputs),
         "bytes": sum(i.size for i in inputs),
         "names and times": inputs_digest(inputs),
-        "tokenizer": data.tokenizer or "bytes",
+        "tokenizer": identity(data.tokenizer or "bytes"),
         "val_fraction": data.val_fraction,
         "text_field": data.text_field,
         "doc_separator": data.doc_separator,
