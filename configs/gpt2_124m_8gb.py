@@ -4,7 +4,7 @@ What decides the result is `gpt2_124m`, whose docstring gives the sources, but d
 paper's days: 2^19 tokens an update as 256 micro-steps of 2 x 1024. What decides memory is for the
 card: float32 (its float16 is slower than its float32, and it has no bfloat16), attention in blocks,
 logits 512 tokens at a time, and norms, GELUs and dropout computed again in the backward pass.
-Memory: 4.2 GiB of the 8 by the compiler's account, of which 1.4 are parameters and moments.
+Memory: 3.3 GiB of the 8 by the compiler's account, of which 1.4 are parameters and moments.
 Arithmetic: 855 MFLOP a token; at half of the card's 8.2 TFLOP/s an update takes two minutes and
 the whole run four weeks: `--train.max-steps` shortens it. No figure of such a card has been
 measured.

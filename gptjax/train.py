@@ -1,11 +1,16 @@
 """Train a model: `python -m gptjax.train --config NAME`, again to resume."""
 
+import os
+import sys
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptjax.cli import ConfigCommand, main, parse_config
+from gptjax.errors import UserError
+from gptjax.training.signals import StopRequest
 
 IMPORTED = time.perf_counter()
 
@@ -18,40 +23,69 @@ class TrainCommand(ConfigCommand):
     """Directory of the run; None means runs/CONFIG_NAME."""
     fresh: bool = False
     """Start over; an older run in the same directory is kept under another name."""
+    coordinator: str | None = None
+    """HOST:PORT at which process 0 of several listens; None takes what the launcher (Slurm, Open
+    MPI, Kubernetes, SkyPilot) says."""
+    processes: int | None = None
+    """Processes of the run on all nodes; None takes what the launcher says, else 1."""
+    process: int | None = None
+    """Which of them this one is, from 0."""
 
 
 def train(argv: Sequence[str]) -> int:
-    """Parse, prepare embedded data if there is none yet, and fit."""
-    command = parse_config(TrainCommand, argv, "python -m gptjax.train")
-    run_path = command.run_dir or Path("runs") / Path(command.config).stem
+    """Parse, meet the other processes if there are any, and fit.
 
-    from gptjax.budget import parameter_count
-    from gptjax.data.manifest import is_prepared
-    from gptjax.data.preparation import how_to_prepare, prepare_with_progress
-    from gptjax.errors import UserError
-    from gptjax.training.compiler import (
-        divide_processor,
-        enable_compilation_cache,
-        keep_freed_memory,
-    )
-    from gptjax.training.loop import fit
-    from gptjax.training.profile import Startup, process_began
+    Embedded data is prepared if there is none yet, by process 0, which the others wait for.
+    """
+    command = parse_config(TrainCommand, argv, "python -m gptjax.train")
+
+    # an interrupt in the midst of importing jax can be lost, or end in a crash
+    with StopRequest(answer="stopping before anything began") as stop:
+        from gptjax.budget import parameter_count
+        from gptjax.data.manifest import is_prepared
+        from gptjax.data.preparation import how_to_prepare, prepare_with_progress
+        from gptjax.training.agreement import BUG, leave
+        from gptjax.training.compiler import (
+            divide_processor,
+            enable_compilation_cache,
+            keep_freed_memory,
+        )
+        from gptjax.training.distributed import find_launch, initialise
+        from gptjax.training.loop import fit
+        from gptjax.training.profile import Startup, process_began
+    if stop:
+        return stop.exit_code
 
     startup = Startup(process_began(IMPORTED))
     startup.end("imports")
+    launch = find_launch(os.environ, command.coordinator, command.processes, command.process)
     run, data_dir = command.run, Path(command.data.path)
-    if not run.data.mixture and not is_prepared(data_dir):
-        if run.data.source is None:
-            raise UserError(
-                f"there is no prepared data in {data_dir}: run "
-                f"`{how_to_prepare(command.config, run)}` first"
-            )
+    missing = not run.data.mixture and not is_prepared(data_dir)
+    if missing and run.data.source is None:
+        raise UserError(
+            f"there is no prepared data in {data_dir}: run "
+            f"`{how_to_prepare(command.config, run)}` first"
+        )
+    if missing and (launch is None or launch.process == 0):
         prepare_with_progress(run.data)
         startup.end("preparation")
-    divide_processor(run.train.cpu_devices)
-    enable_compilation_cache()
-    keep_freed_memory(parameter_count(run.model))
-    return fit(run, run_path, command.fresh, startup)
+    run_path = command.run_dir or Path("runs") / Path(command.config).stem
+    try:
+        if launch is not None:
+            initialise(launch)
+            startup.end("meeting")
+        divide_processor(run.train.cpu_devices)
+        enable_compilation_cache()
+        keep_freed_memory(parameter_count(run.model))
+        return fit(run, run_path, command.fresh, startup)
+    except BaseException as error:
+        if launch is not None:
+            leave(error)
+        if not isinstance(error, Exception) or isinstance(error, UserError):
+            raise
+        traceback.print_exc()
+        sys.stderr.flush()
+        return BUG
 
 
 if __name__ == "__main__":

@@ -1,15 +1,22 @@
 #!/usr/bin/env bash
 # Train on one machine, with all its devices, and start again until the run is done.
 #
-#   launch/node.sh gpt2_124m [any flag of gptjax.train]
+#   launch/node.sh CONFIG [any flag of gptjax.train]
+#   PROCESSES=8 launch/node.sh CONFIG ...     several processes, each with its share of the GPUs
 #
-# Arithmetic for gpt2_124m: 124.4M parameters x 10e9 tokens x 6 = 7.5e18 FLOP, and 0.6e18 for causal
-# attention. At 40% of 989 TFLOP/s (one H100, bf16) that is 5.6 hours; on eight, 42 minutes.
+# Arithmetic for gpt2_124m: 124,439,808 parameters, 10e9 tokens in 19,073 updates of 2^19. A token is
+# 6 x 124.4e6 FLOP and 0.06e9 for causal attention: 0.8e9; all are 8.0e18. One H100 (989 TFLOP/s in
+# bf16) at an assumed 40% needs 5.6 hours, eight 42 minutes; at 2.50 $ a GPU-hour either costs 14 $.
+# No figure of a GPU is measured yet.
 #
-# Exit codes of a run: 0 is done, 2 is a mistake in the command, 130 and 143 a stop asked for by Ctrl-C
-# and SIGTERM: those end the script. Everything else is tried again, from the last checkpoint, up to
-# RETRIES times.
-set -u
+# One process with all devices is the rule, and the fastest way to a small model. Several are for
+# debugging what happens between nodes, and where one process cannot feed all devices.
+#
+# Exit codes of a run: 0 is done; 1 and 2 are mistakes that another attempt repeats; 130 and 143 a stop
+# asked for by Ctrl-C and SIGTERM, after a save. Those end the script. Everything else (a crash, a
+# killed process, a disk or a link that failed) is tried again, from the last checkpoint, up to RETRIES
+# times, PAUSE seconds later. Where one of several processes dies, all are ended and started again.
+set -um # -m: processes of their own group, which Ctrl-C reaches by this script alone
 
 if [ $# -lt 1 ]; then
   echo "usage: launch/node.sh CONFIG [flags of gptjax.train]" >&2
@@ -18,15 +25,113 @@ fi
 config=$1
 shift
 retries=${RETRIES:-10}
+pause=${PAUSE:-10}
+processes=${PROCESSES:-1}
 python=${PYTHON:-python}
+grace=5 # seconds for the others to report and end after the first has died
+here=$(dirname "${BASH_SOURCE[0]}")
+# shellcheck source=launch/env.sh
+. "$here/env.sh"
 
-for attempt in $(seq 0 "$retries"); do
-  "$python" -m gptjax.train --config "$config" "$@"
-  code=$?
+pids=()
+stopped=0
+# shellcheck disable=SC2329 # the traps call it
+forward() {
+  stopped=$1
+  kill -s "$2" "${pids[@]}" 2>/dev/null
+}
+trap 'forward 143 TERM' TERM
+trap 'forward 130 INT' INT
+
+# not in the foreground, where Ctrl-C would end the sleep instead of reaching the trap
+wait_seconds() {
+  sleep "$1" &
+  wait $!
+}
+
+free_port() {
+  "$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+# the GPUs of process $1, separated by commas; nothing where there are none
+share_of_gpus() {
+  local all=() each
+  IFS=, read -ra all <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus - 1)))}"
+  each=$((${#all[@]} / processes))
+  (
+    IFS=,
+    echo "${all[*]:$(($1 * each)):each}"
+  )
+}
+
+start_all() {
+  local port i share
+  pids=()
+  if [ "$processes" -eq 1 ]; then
+    "$python" -m gptjax.train --config "$config" "$@" &
+    pids=($!)
+    return
+  fi
+  port=$(free_port)
+  for ((i = 0; i < processes; i++)); do
+    share=()
+    [ "$gpus" -eq 0 ] || share=(env "CUDA_VISIBLE_DEVICES=$(share_of_gpus "$i")")
+    "${share[@]}" "$python" -m gptjax.train --config "$config" "$@" \
+      --coordinator "127.0.0.1:$port" --processes "$processes" --process "$i" &
+    pids+=($!)
+  done
+}
+
+# Wait until all have ended; `code` is the one that decides what comes next.
+wait_for_all() {
+  local alive i pid one wanted failed_at=-1 codes=() ended=()
+  while true; do
+    alive=0
+    for ((i = 0; i < ${#pids[@]}; i++)); do
+      [ -z "${ended[i]:-}" ] || continue
+      if kill -0 "${pids[i]}" 2>/dev/null; then
+        alive=1
+        continue
+      fi
+      wait "${pids[i]}"
+      codes[i]=$?
+      ended[i]=yes
+      if [ "${codes[i]}" -ne 0 ] && [ "$failed_at" -lt 0 ]; then
+        failed_at=$SECONDS
+      fi
+    done
+    [ "$alive" -eq 1 ] || break
+    if [ "$failed_at" -ge 0 ] && [ $((SECONDS - failed_at)) -gt "$grace" ]; then
+      for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null; done
+    fi
+    wait_seconds 0.2
+  done
+  code=0
+  for one in "${codes[@]}"; do
+    [ "$one" -le "$code" ] || code=$one
+  done
+  for wanted in 143 130 2 1; do # a mistake explains what the others died of
+    for one in "${codes[@]}"; do
+      [ "$one" -ne "$wanted" ] || code=$one
+    done
+  done
+}
+
+if [ "$processes" -gt 1 ] && [ $((gpus % processes)) -ne 0 ]; then
+  echo "PROCESSES=$processes cannot share $gpus GPUs equally" >&2
+  exit 2
+fi
+for ((attempt = 0; attempt <= retries; attempt++)); do
+  start_all "$@"
+  wait_for_all
   case $code in
-    0 | 2 | 130 | 143) exit $code ;;
+    0 | 1 | 2 | 130 | 143) exit "$code" ;;
   esac
-  echo "the run ended with code $code; attempt $((attempt + 1)) of $retries follows in 10 seconds" >&2
-  sleep 10
+  [ "$stopped" -eq 0 ] || exit "$stopped"
+  if [ "$attempt" -lt "$retries" ]; then
+    echo "the run ended with code $code; attempt $((attempt + 1)) of $retries follows in $pause seconds" >&2
+    wait_seconds "$pause"
+    [ "$stopped" -eq 0 ] || exit "$stopped"
+  fi
 done
 exit "$code"

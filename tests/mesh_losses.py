@@ -28,7 +28,7 @@ from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.mesh import make_mesh, put_rows, replicated
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
-from gptjax.training.setup import DROPOUT_GENERATOR
+from gptjax.training.setup import dropout_generator
 from gptjax.training.state import abstract_state, initial_state
 from gptjax.training.step import make_eval_step, make_train_step, make_update
 from gptjax.training.tasks import language_modelling
@@ -58,7 +58,7 @@ def main() -> None:
     update = make_update(task, optimizer, schedule, mesh, specs, MICRO_STEPS, dropout=False)
     places = jax.tree.map(lambda x: x.sharding, abstract)
     step = make_train_step(update, places)
-    key = jax.device_put(jax.random.key(0, impl=DROPOUT_GENERATOR), replicated(mesh))
+    key = jax.device_put(jax.random.key(0, impl=dropout_generator(mesh.size)), replicated(mesh))
     found, batch = [], None
     for i in range(begin, begin + UPDATES):
         rng = np.random.default_rng(i)

@@ -19,7 +19,7 @@ import pytest
 from gptjax.config import OptimConfig
 from gptjax.errors import UserError
 from gptjax.training import checkpoint as checkpoint_module
-from gptjax.training.checkpoint import INTEGRITY, Checkpointer, SaveError, verify
+from gptjax.training.checkpoint import INTEGRITY, Checkpointer, RestoreError, SaveError, verify
 from gptjax.training.mesh import make_mesh, replicated
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.state import TrainState
@@ -293,6 +293,40 @@ def test_a_step_that_was_committed_but_not_signed_is_good(saved, said):
     state, _ = Checkpointer(saved).restore(abstract(), said.append)
     assert_bitwise_same(state, some_state(3))
     assert said == []
+
+
+def test_processes_together_walk_back_past_a_damaged_step(saved, said):
+    flip_a_bit(largest_file(saved / "3" / "params"))
+    state, cursor = Checkpointer(saved)._restore_together(abstract(), said.append)
+    assert_bitwise_same(state, some_state(2))
+    assert cursor["step"] == 2
+    assert len(said) == 1
+    assert (saved.parent / "damaged" / "3").exists()
+
+
+def test_what_processes_together_cannot_read_is_not_moved(saved, said):
+    """Nobody can tell a damaged step from a process that died while it was read."""
+    leave_nothing(saved / "3" / "params")
+    (saved / "3" / INTEGRITY).unlink()
+    before = files(saved)
+    with pytest.raises(RestoreError, match=r"checkpoint \S*/3 cannot be restored") as caught:
+        Checkpointer(saved)._restore_together(abstract(), said.append)
+    assert caught.value.exit_code == 74
+    assert files(saved) == before
+    assert said == []
+
+
+def test_a_new_run_of_several_processes_restores_nothing(tmp_path, said):
+    assert Checkpointer(tmp_path / "new")._restore_together(abstract(), said.append) is None
+
+
+def test_one_process_of_several_signs(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_module, "is_first", lambda: False)
+    checkpointer = Checkpointer(tmp_path / "checkpoints")
+    save(checkpointer, 1)
+    checkpointer.close()
+    assert (tmp_path / "checkpoints" / "1").exists()
+    assert not (tmp_path / "checkpoints" / "1" / INTEGRITY).exists()
 
 
 def test_what_orbax_had_not_committed_is_no_step(saved, said):

@@ -45,6 +45,19 @@ def test_a_message_is_printed_and_logged_as_it_is(text, log, capsys):
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", log.read_text())
 
 
+def test_without_a_log_nothing_is_said(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    shown = Display(None)
+    shown.say("text")
+    shown.table("title", ("a",), [("b",)])
+    shown.start(0, 2)
+    shown.update({"step": 1, **ROW, **VALIDATION})
+    shown.close()
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_message_is_in_the_log_at_once_and_a_second_display_adds_to_it(log):
     first = Display(log)
     first.say("one")

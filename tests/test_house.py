@@ -18,7 +18,7 @@ from conftest import ROOT
 LAYERS = [
     ["errors", "files", "mixing", "tree"],
     ["config"],
-    ["validation", "budget", "ramp"],
+    ["validation", "budget", "ramp", "model.parallel"],
     [
         "presets",
         *["model.ops", "model.products", "model.attention", "model.layers", "model.gpt"],
@@ -37,6 +37,11 @@ LAYERS = [
         *["training.mesh", "training.metrics", "training.curves", "training.display"],
         *["training.guard", "training.schedules", "training.update_rules", "training.optimizer"],
         *["training.compiler", "training.profile", "training.signals"],
+        *["training.agreement", "training.distributed", "training.preflight"],
+        "training.integrity",
+        *["planning.gpus", "planning.layout", "planning.memory", "planning.traffic"],
+        *["planning.schedule", "planning.fitting", "planning.advice", "planning.report"],
+        "planning.collectives",
     ],
     [
         *["cli", "sampling", "training.run_dir", "training.state", "training.loss"],
@@ -44,11 +49,26 @@ LAYERS = [
     ],
     ["training.checkpoint", "training.step", "training.samples", "training.calls"],
     ["training.setup"],
+    ["training.start", "planning.compiled"],
     ["training.loop"],
-    ["train", "prepare", "generate"],
+    ["train", "prepare", "generate", "plan"],
 ]
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
-WITHOUT_JAX = ["errors", "files", "mixing", "config", "budget", "ramp", "presets", "cli"]
+PLANNING = ("gpus", "layout", "memory", "traffic", "schedule", "fitting", "advice", "report")
+WITHOUT_JAX = [
+    *[
+        "errors",
+        "files",
+        "mixing",
+        "config",
+        "budget",
+        "ramp",
+        "presets",
+        "cli",
+        "planning.collectives",
+    ],
+    *[f"planning.{name}" for name in PLANNING],
+]
 LONGEST_FILE = 320
 NO_NAMES = {"utils", "util", "helpers", "misc", "common"}
 

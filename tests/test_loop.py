@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import pytest
 
 from gptjax.config import Config, SampleConfig, TrainConfig
+from gptjax.data.tokenizers import make_tokenizer
+from gptjax.model.gpt import init_params
 from gptjax.presets import load_preset
-from gptjax.training import loop
+from gptjax.sampling import stream_text
+from gptjax.training import loop, samples
 from gptjax.training.loop import due
-from gptjax.training.samples import append_sample, forget_samples_after
+from gptjax.training.samples import append_sample, forget_samples_after, sample_after
 from gptjax.training.setup import Setup
 from gptjax.training.signals import StopRequest
 
@@ -139,6 +142,37 @@ def test_a_sample_that_is_added_is_one_that_can_be_forgotten(tmp_path):
     assert path.read_text() == sample(20) + sample(40)
     forget_samples_after(path, 20)
     assert path.read_text() == sample(20)
+
+
+def test_a_sample_of_divided_parameters_is_that_of_whole_ones(monkeypatch):
+    """They are used where they lie: no device could hold them all."""
+    config = load_preset("tiny")
+    cfg = dataclasses.replace(config.model, n_vocab=257)
+    config = dataclasses.replace(
+        config, model=cfg, sample=SampleConfig(prompt="ab", max_new_tokens=6)
+    )
+    tokenizer = make_tokenizer("bytes")
+    mesh = jax.make_mesh((8,), ("a",), (jax.sharding.AxisType.Auto,))
+
+    def spread(leaf, *axes: str | None):
+        return jax.device_put(leaf, jax.NamedSharding(mesh, jax.P(*axes)))
+
+    params = init_params(cfg, jax.random.key(1))
+    whole = jax.tree.map(spread, params)
+    divided = jax.tree.map(
+        lambda x: spread(x, *[None] * (x.ndim - 1), "a") if x.shape[-1] % 8 == 0 else spread(x),
+        params,
+    )
+    seen = []
+
+    def watched(_, params, *rest):
+        seen.append({len(x.sharding.device_set) for x in jax.tree.leaves(params)})
+        return stream_text(cfg, params, *rest)
+
+    monkeypatch.setattr(samples, "stream_text", watched)
+    texts = [sample_after(3, config, p, tokenizer, StopRequest()) for p in (whole, divided)]
+    assert texts[0] == texts[1]
+    assert seen == [{1}, {8}]
 
 
 @pytest.fixture

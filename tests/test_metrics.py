@@ -37,6 +37,17 @@ def test_a_row_is_a_line_of_json_on_disk_as_soon_as_it_is_appended(tmp_path):
     assert read_rows(path) == ROWS
 
 
+def test_without_a_path_rows_are_kept_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = MetricsLog(None, 5)
+    for row in ROWS:
+        log.append(row)
+    log.sync()
+    assert log.rows == ROWS
+    log.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_numbers_come_back_exactly(tmp_path):
     row = {"step": 1, "train_loss": math.pi * 1e-30, "learning_rate": 1 / 3, "tokens": 2**53 + 1}
     assert read_rows(written(tmp_path / "m", [row])) == [row]
@@ -127,29 +138,49 @@ def test_sync_forces_this_very_file_to_the_disk(path, monkeypatch):
 
 def test_throughput_is_tokens_over_the_time_between_ends(clock):
     throughput = Throughput()
-    assert throughput.measure(64) == {"tokens_per_second": None, "mfu": None}
+    assert throughput.measure(64, clock[0]) == {"tokens_per_second": None, "mfu": None}
     clock[0] += 2.0
-    assert throughput.measure(64) == {"tokens_per_second": 32.0, "mfu": None}
+    assert throughput.measure(64, clock[0]) == {"tokens_per_second": 32.0, "mfu": None}
     clock[0] += 0.5
-    assert throughput.measure(64) == {"tokens_per_second": 128.0, "mfu": None}
+    assert throughput.measure(64, clock[0]) == {"tokens_per_second": 128.0, "mfu": None}
 
 
 def test_utilisation_is_the_share_of_the_peak_rate(clock):
     throughput = Throughput(peak=320.0)
-    assert throughput.measure(64)["mfu"] is None
+    assert throughput.measure(64, clock[0])["mfu"] is None
     clock[0] += 2.0
-    assert throughput.measure(64) == {"tokens_per_second": 32.0, "mfu": 0.1}
+    assert throughput.measure(64, clock[0]) == {"tokens_per_second": 32.0, "mfu": 0.1}
 
 
-def test_throughput_leaves_pauses_out(clock):
+def test_after_a_pause_a_call_is_measured_from_its_launch(clock):
     throughput = Throughput()
-    throughput.measure(64)
+    throughput.measure(64, clock[0])
+    throughput.pause()
+    clock[0] += 1000.0
+    launched = clock[0]
+    clock[0] += 4.0
+    assert throughput.measure(64, launched)["tokens_per_second"] == 16.0
+
+
+def test_a_call_that_was_launched_before_a_pause_is_not_measured(clock):
+    """As the one at whose end a trace is written."""
+    throughput = Throughput()
+    throughput.measure(64, clock[0])
+    launched = clock[0]
     clock[0] += 1.0
     throughput.pause()
     clock[0] += 1000.0
-    assert throughput.measure(64)["tokens_per_second"] is None
+    assert throughput.measure(64, launched)["tokens_per_second"] is None
     clock[0] += 4.0
-    assert throughput.measure(64)["tokens_per_second"] == 16.0
+    assert throughput.measure(64, clock[0])["tokens_per_second"] == 16.0
+
+
+def test_a_launch_that_did_the_work_itself_counts(clock):
+    throughput = Throughput()
+    throughput.measure(64, clock[0])
+    launched = clock[0] - 2.0
+    clock[0] += 0.001  # the last end was noticed only after this launch
+    assert throughput.measure(64, launched, 2.0)["tokens_per_second"] == 32.0
 
 
 def test_waits_are_those_of_the_one_who_asks(clock):

@@ -110,30 +110,25 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", MESHES)
-def test_twenty_updates_are_those_of_one_device(sizes, checkpoints):
-    alone = run_on((1, 1, 1), checkpoints / "1-1-1")
-    assert alone["updates"][-1]["loss"] < alone["updates"][0]["loss"] - 0.3
-    got = run_on(sizes, checkpoints / "-".join(map(str, sizes)))
-    assert_same_numbers(got, alone)
+@pytest.mark.parametrize(
+    ("sizes", "continued_on"), list(zip(MESHES, [*MESHES[1:], MESHES[0]], strict=True))
+)
+def test_twenty_updates_are_those_of_one_device_and_go_on_elsewhere(
+    sizes, continued_on, checkpoints
+):
+    """Each mesh's checkpoint is continued by the next one."""
+    here, alone = checkpoints / f"{sizes}", checkpoints / "alone"
+    expected = run_on((1, 1, 1), alone)
+    assert expected["updates"][-1]["loss"] < expected["updates"][0]["loss"] - 0.3
+    got = run_on(sizes, here)
+    assert_same_numbers(got, expected)
     moments_and_parameters = 3 * 4 * local_parameters(sizes)
     assert moments_and_parameters <= got["bytes"] < moments_and_parameters + 100
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("written_on", "continued_on"),
-    [*zip([(1, 1, 1), *MESHES], [*MESHES, (1, 1, 1)], strict=True)],
-)
-def test_a_checkpoint_goes_on_on_any_mesh(written_on, continued_on, checkpoints):
-    written = {sizes: checkpoints / "-".join(map(str, sizes)) for sizes in (written_on, (1, 1, 1))}
-    for sizes, directory in written.items():
-        run_on(sizes, directory)
-    alone = run_on((1, 1, 1), checkpoints / "alone", written[1, 1, 1])
-    name = f"{written_on} on {continued_on}"
-    got = run_on(continued_on, checkpoints / name, written[written_on])
+    expected = run_on((1, 1, 1), checkpoints / "alone, longer", alone)
+    got = run_on(continued_on, checkpoints / f"{sizes}, longer", here)
     assert got["updates"][0]["loss"] < 5.2  # of what was trained before
-    assert_same_numbers(got, alone)
+    assert_same_numbers(got, expected)
 
 
 @pytest.mark.parametrize("sizes", ONE_FAST)
@@ -224,8 +219,14 @@ def test_moments_lie_with_their_parameters():
     assert places["step"] == P()
 
 
-@pytest.mark.parametrize("sizes", ONE_FAST)
-@pytest.mark.parametrize("tied_head", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("sizes", "tied_head"),
+    [
+        ((2, 2, 2), True),
+        pytest.param((2, 2, 2), False, marks=pytest.mark.slow),
+        *(pytest.param(m, True, marks=pytest.mark.slow) for m in MESHES if m != (2, 2, 2)),
+    ],
+)
 def test_raw_gradients_on_eight_devices_are_those_on_one(sizes, tied_head):
     model = dataclasses.replace(MODEL, tied_head=tied_head, remat="none")
     rng = np.random.default_rng(0)

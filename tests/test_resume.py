@@ -130,7 +130,7 @@ def has_sample(cwd: Path) -> Callable[[], bool]:
     return lambda: path.exists() and f"## update {SAMPLE_EVERY}\n" in path.read_text()
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1], indirect=True)
+@pytest.mark.parametrize("dropout", [0.1], indirect=True)
 def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
     prepared, tmp_path, unbroken, dropout
 ):
@@ -198,14 +198,13 @@ def test_a_validation_that_a_stop_cut_short_is_made_up_for(prepared, tmp_path):
     assert all("val_loss" in row for row in rows(tmp_path / "unbroken"))
 
 
-@pytest.mark.parametrize("updates_per_call", [1, 7])
-def test_a_ramp_that_is_killed_goes_on_with_the_same_batches(prepared, tmp_path, updates_per_call):
-    """Killed in each of the two stages of the ramp, and after it."""
+def test_a_ramp_that_is_killed_goes_on_with_the_same_batches(prepared, tmp_path):
+    """Killed in each of the two stages of the ramp, and after it; seven updates a call."""
     ramp = ["--train.ramp-from-tokens", "128", "--train.ramp-steps", "100"]
     ramped = [*options(prepared, 0.1), *ramp, "--train.micro-batch", "2"]
     ramped += ["--train.max-steps", "160", "--train.sample-every-steps", "0"]
     ramped += ["--train.save-every-steps", "15"]
-    ramped += ["--train.updates-per-call", str(updates_per_call)]
+    ramped += ["--train.updates-per-call", "7"]
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
     for directory in (broken, unbroken):
         directory.mkdir()

@@ -211,9 +211,7 @@ def test_moments_in_bfloat16_learn_as_float32_does(prepared):
         {"optim.name": "lion", "optim.peak_lr": 5e-4},
         {"optim.name": "adafactor"},
         {"optim.name": "muon"},
-        {"optim.schedule": "linear"},
-        {"optim.schedule": "wsd", "optim.cooldown_fraction": 0.5},
-        {"optim.ema_decay": 0.9},
+        {"optim.schedule": "wsd", "optim.cooldown_fraction": 0.5, "optim.ema_decay": 0.9},
         {"optim.moments_dtype": "bfloat16"},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
@@ -272,3 +270,13 @@ def test_a_prompt_that_the_tokenizer_cannot_say_is_refused_before_training(text_
     with pytest.raises(UserError, match="'\u00e9' is none of the"):
         Setup(config)
     Setup(tiny(chars, fields))  # never sampled
+
+
+@pytest.mark.slow
+def test_dropout_trains_on_several_devices(prepared):
+    """With the generator that a run takes there, which is not the one of a single device."""
+    rates = {"model.embd_pdrop": 0.1, "model.attn_pdrop": 0.1, "model.resid_pdrop": 0.1}
+    divided = {"mesh.fsdp": 2, "mesh.tensor": 2}
+    for mesh in ({}, divided):
+        losses, _ = trained(Setup(tiny(prepared, {**BIG, **rates, **mesh})), 4)
+        assert losses[-1] < losses[0]

@@ -6,12 +6,14 @@ import os
 import re
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
-from conftest import run_verb, without_speed
+from conftest import environment_on, run_verb, without_speed
 
 from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest
@@ -165,6 +167,29 @@ def test_other_data_is_refused_and_leaves_the_run_as_it_is(finished, text_file, 
     assert {k for k in after if after[k] != before.get(k)} <= {"log.txt"}
 
 
+@pytest.mark.slow
+def test_a_bug_keeps_its_traceback_and_has_an_exit_code_of_its_own(prepared, tmp_path):
+    """Told from a mistake, which is not worth another attempt."""
+    script = (
+        "import sys, gptjax.training.loop as loop, gptjax.train as verb\n"
+        "loop.fit = lambda *_: 1 // 0\n"
+        "verb.main(verb.train)"
+    )
+    words = [sys.executable, "-c", script, "--config", "tiny"]
+    words += ["--data.path", str(prepared.directory)]
+    result = subprocess.run(
+        words, cwd=tmp_path, env=environment_on(1), capture_output=True, text=True
+    )
+    assert result.returncode == 70
+    assert result.stderr.rstrip().endswith("ZeroDivisionError: integer division or modulo by zero")
+
+
+def test_half_of_a_place_among_processes_is_refused_before_anything_starts(tmp_path):
+    flags = ["--config", "quickstart", "--processes", 2, "--process", 1]
+    assert_refused(run_verb("train", *flags, cwd=tmp_path), "--processes needs --coordinator")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_missing_data_is_answered_with_the_command_that_makes_it(tmp_path):
     result = run_verb("train", "--config", "shakespeare", cwd=tmp_path)
     assert_refused(
@@ -257,7 +282,7 @@ def test_a_disk_that_stays_full_ends_the_run_and_a_later_start_finishes_it(
         result = run_verb("train", *options, cwd=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert result.returncode == 1
+    assert result.returncode == 74
     message = r"error: the checkpoint of step \d+ could not be written to .* is the disk full\?"
     assert len(re.findall(message, result.stderr)) == 1
     assert "Trying once more" in result.stdout

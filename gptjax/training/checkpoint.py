@@ -8,35 +8,48 @@ back from the newest step to the first that verifies, and `poll` brings late err
 A step holds four items: params, opt_state, cursor (step, data fingerprint, validation loss) and
 config. Parameters stand alone so that generating or converting reads nothing else; a fifth item,
 averaged, holds their running average where there is one, and is what is read then.
+
+All processes of a run save and restore together, each its own part. Process 0 verifies, signs and
+moves what is damaged; which step is restored is what it says. A save that fails at one of several
+ends the run: the others would wait for it where nobody can call them back.
 """
 
 import json
 import logging
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from gptjax.errors import UserError
-from gptjax.files import write_atomically
+from gptjax.training.agreement import by_first, first_says, is_first
+from gptjax.training.integrity import INTEGRITY, sign, verify
 from gptjax.training.optimizer import averaged_parameters
 from gptjax.training.state import TrainState
 from gptjax.tree import Tree
 
-INTEGRITY = "INTEGRITY.json"
 CURSOR_FILE = "cursor/metadata"
 DAMAGED = "damaged"
+NO_STEP = -1  # what process 0 tells the others where there is none
 AVERAGED = "averaged"
 Say = Callable[[str], None]
 
 
 class SaveError(UserError):
     """A checkpoint could not be written; the run's earlier ones are untouched."""
+
+    exit_code = 74  # sysexits.h: EX_IOERR; a disk may have room, or be there, at another attempt
+
+
+class RestoreError(UserError):
+    """Not all processes could restore a checkpoint; it stays where it is."""
+
+    exit_code = 74
 
 
 class _LatestAndBest(PreservationPolicy):
@@ -171,7 +184,8 @@ class Checkpointer:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed(step, error) from error
-        self._signing = self._workers.submit(sign, self.directory / str(step))
+        if is_first():
+            self._signing = self._workers.submit(sign, self.directory / str(step))
 
     def _finish_signing(self) -> None:
         signing, self._signing = self._signing, None
@@ -184,8 +198,9 @@ class Checkpointer:
     def _failed(self, step: int, error: Exception) -> SaveError:
         """Reopen the manager, whose idea of what is on disk is wrong now, and tell the user."""
         self._losses.pop(step, None)
-        self._manager.close()
-        self._open()
+        if jax.process_count() == 1:
+            self._manager.close()
+            self._open()
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return SaveError(
             f"the checkpoint of step {step} could not be written to {self.directory}: "
@@ -199,6 +214,8 @@ class Checkpointer:
         Raises `UserError` if there are steps but none can be read, or if one that verifies cannot
         be: then memory or permissions are short, and the step stays where it is.
         """
+        if jax.process_count() > 1:
+            return self._restore_together(abstract, say)
         found = self.steps()
         for step in reversed(found):
             problem = verify(self.directory / str(step))
@@ -213,13 +230,46 @@ class Checkpointer:
                             f"restored: {problem}"
                         ) from error
             self._set_aside(step, problem, say)
+        self._refuse_if_lost(found)
+        return None
+
+    def _restore_together(self, abstract: TrainState, say: Say) -> tuple[TrainState, dict] | None:
+        """`restore` for several processes: process 0 chooses the step.
+
+        Where reading it fails it is not moved, for it may be another process that has failed.
+        """
+
+        def choose() -> int:
+            found = self.steps()
+            for step in reversed(found):
+                problem = verify(self.directory / str(step))
+                if problem is None:
+                    return step
+                self._set_aside(step, problem, say)
+            self._refuse_if_lost(found)
+            return NO_STEP
+
+        step = int(first_says(by_first(choose) or 0))
+        self._manager.reload()
+        self._losses = {s: loss for s, loss in self._losses.items() if s in self.steps()}
+        if step == NO_STEP:
+            return None
+        try:
+            return self._restore(step, abstract)
+        except Exception as error:
+            raise RestoreError(
+                f"checkpoint {self.directory / str(step)} cannot be restored: {_reason(error)}; if "
+                "every start ends like this, move it away and the one before is taken"
+            ) from error
+
+    def _refuse_if_lost(self, found: list[int]) -> None:
+        """Raise `UserError` if there were steps and all of them are set aside."""
         if found or (self.directory.parent / DAMAGED).exists():
             raise UserError(
                 f"none of the checkpoints in {self.directory} can be read; they are in "
                 f"{self.directory.parent / DAMAGED} now. Copy one back from a backup, "
                 "or start over with --fresh"
             )
-        return None
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
         items = self._manager.restore(
@@ -259,49 +309,7 @@ class Checkpointer:
         )
 
 
-def sign(step_dir: Path) -> None:
-    """Write `INTEGRITY.json`: size and crc32 of every file of a committed step."""
-    files = {str(p.relative_to(step_dir)): _checksum(p) for p in _files(step_dir)}
-    write_atomically(step_dir / INTEGRITY, json.dumps(files, indent=0).encode())
-
-
-def verify(step_dir: Path) -> str | None:
-    """Compare a step with its `INTEGRITY.json`: None if all is well, else what is wrong.
-
-    A step without one was committed but not signed before the process died; Orbax's commit is
-    atomic, so it is good unless reading it fails.
-    """
-    path = step_dir / INTEGRITY
-    if not path.exists():
-        return None
-    try:
-        expected = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        return f"{INTEGRITY} is not readable"
-    for name, recorded in expected.items():
-        file = step_dir / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if _checksum(file) != recorded:
-            return f"{name} has changed since it was written"
-    return None
-
-
 def _reason(error: Exception) -> str:
     """What Orbax said, in one line."""
     first_line = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__} on reading it: {first_line[:200]}"
-
-
-def _files(step_dir: Path) -> list[Path]:
-    hidden = {INTEGRITY}
-    return sorted(p for p in step_dir.rglob("*") if p.is_file() and p.name not in hidden)
-
-
-def _checksum(path: Path) -> list[int]:
-    """[size in bytes, crc32]."""
-    size = crc = 0
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            size, crc = size + len(block), zlib.crc32(block, crc)
-    return [size, crc]

@@ -26,12 +26,15 @@ class _Console(Console):
 
 
 class Display:
-    """Terminal and log.txt of one run."""
+    """Terminal and log.txt of one run; without a path for the log, all goes nowhere."""
 
-    def __init__(self, log_path: Path):
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._console = _Console(highlight=False, markup=False, emoji=False)
-        self._log = log_path.open("a", buffering=1, encoding="utf-8", errors="replace")
+    def __init__(self, log_path: Path | None):
+        if log_path is not None:
+            log_path.parent.mkdir(parents=True, exist_ok=True)
+        path = log_path or Path(os.devnull)
+        self._log = path.open("a", buffering=1, encoding="utf-8", errors="replace")
+        file = None if log_path is not None else self._log
+        self._console = _Console(highlight=False, markup=False, emoji=False, file=file)
         self._progress: Progress | None = None
         self._next_line = 0.0
 

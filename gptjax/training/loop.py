@@ -11,6 +11,7 @@ import math
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -19,17 +20,20 @@ from gptjax.config import Config, TrainConfig, to_json
 from gptjax.data.loader import batches_from, read_ahead
 from gptjax.errors import UserError
 from gptjax.evals.perplexity import Validation, evaluate_parts
+from gptjax.training.agreement import by_first, first_says, is_first, largest, leave_if_several
 from gptjax.training.calls import rows_by_call, rows_of_call
 from gptjax.training.checkpoint import Checkpointer, SaveError
 from gptjax.training.compiler import watching_cache
 from gptjax.training.curves import plot_curves
 from gptjax.training.display import Display
 from gptjax.training.metrics import MetricsLog, Row, Throughput, with_waits
+from gptjax.training.preflight import check_links
 from gptjax.training.profile import Startup, UpdateTrace
 from gptjax.training.run_dir import RunDir
 from gptjax.training.samples import append_sample, forget_samples_after, sample_after
 from gptjax.training.setup import Setup
 from gptjax.training.signals import StopRequest
+from gptjax.training.start import open_run, restore_or_start
 from gptjax.training.state import TrainState
 from gptjax.training.step import Metrics
 
@@ -40,28 +44,29 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
     """Train until `max_steps`, resuming the run in `run_path`; returns the exit code.
 
     `fresh` moves an older run aside first; `startup` has the phases of the start so far. 0 for a
-    complete run, 128 + signal number for one that a signal ended, after a save.
+    complete run, 128 + signal number for one that a signal ended, after a save. All processes of a
+    run call this; the first of them writes, prints and decides.
     """
     run_dir, startup = RunDir(run_path), startup or Startup(time.perf_counter())
-    run_dir.check()
+    by_first(run_dir.check)
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
+        stop = stack.enter_context(StopRequest(largest if jax.process_count() > 1 else None))
+        links = check_links(config)
         setup = Setup(config)
-        kept = run_dir.set_aside() if fresh else None
-        stack.enter_context(run_dir.locked())
-        changed = run_dir.compare(setup.config)
-        display = stack.enter_context(closing(Display(run_dir.log)))
+        news = open_run(setup, run_dir, fresh, stack)
+        display = stack.enter_context(closing(Display(run_dir.log if is_first() else None)))
         keep_latest = setup.config.train.keep_latest
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
-        if kept is not None:
-            display.say(f"the old run is kept in {kept}")
-        for difference in changed:
-            display.say(f"changed since the last start: {difference}")
+        stack.push(leave_if_several)  # before the checkpointer would wait for the others
+        stack.callback(display.stop)
+        for line in news + links:
+            display.say(line)
         startup.end("setup")
-        state, step = _restore_or_start(setup, checkpointer, run_dir, display)
+        state, step = restore_or_start(setup, checkpointer, run_dir, display)
         startup.end("initialisation" if step == 0 else "restoring")
-        run_dir.begin(setup.config, setup.tokenizer)
-        log = stack.enter_context(closing(MetricsLog(run_dir.metrics, step)))
+        by_first(lambda: run_dir.begin(setup.config, setup.tokenizer))
+        metrics_path = run_dir.metrics if is_first() else None
+        log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
         loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup)
         loop.make_up_validation(state, step)
         if step >= setup.config.train.max_steps:
@@ -95,29 +100,14 @@ def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set
     return now | {"save"} if last or save_failed else now
 
 
-def _restore_or_start(
-    setup: Setup, checkpointer: Checkpointer, run_dir: RunDir, display: Display
-) -> tuple[TrainState, int]:
-    """The newest good checkpoint, or freshly drawn parameters where there is none; updates done."""
-    restored = checkpointer.restore(setup.abstract_state(), display.say)
-    if restored is None:
-        return setup.initial_state(), 0  # not waited for: the update compiles meanwhile
-    state, cursor = restored
-    identity = setup.data_identity
-    if cursor["data"] != identity["data"]:
-        raise UserError(
-            f"{run_dir.path} was trained on other data (fingerprint {cursor['data']}) than "
-            f"{setup.manifest.directory} ({identity['data']}): give that data's --data.path, or "
-            "start over with --fresh"
-        )
-    if cursor.get("grain") != identity["grain"]:
-        display.say(
-            f"note: the run began with Grain {cursor.get('grain')}, this is {identity['grain']}: "
-            "windows may come in another order from here on"
-        )
-    step = int(state.step)
-    display.say(f"resuming {run_dir.path} after update {step}")
-    return setup.adapted(state), step
+class _Launch(NamedTuple):
+    """A call of the compiled program: it ends after `step`, and was launched in `seconds`."""
+
+    step: int
+    updates: int
+    data_wait: float
+    began: float
+    seconds: float
 
 
 class _Loop:
@@ -143,9 +133,11 @@ class _Loop:
     def train(self, state: TrainState, step: int) -> int:
         """Update by update to the end, or to a stop request; returns the exit code."""
         train, display = self.setup.config.train, self.display
-        forget_samples_after(self.run_dir.samples, step)
-        trace = UpdateTrace(train.profile, self.run_dir.path / "profile", display.say)
-        previous: tuple[int, int, Metrics, float] | None = None
+        if is_first():
+            forget_samples_after(self.run_dir.samples, step)
+        traced = train.profile if is_first() else None
+        trace = UpdateTrace(traced, self.run_dir.path / "profile", display.say)
+        previous: tuple[_Launch, Metrics] | None = None
         with batches_from(self.setup.source, step) as rows, closing(trace):
             display.say("compiling the update ...")
             self.startup.end("setup")
@@ -158,12 +150,15 @@ class _Loop:
                 rows_by_call(rows, train, self.setup.ramp, step), self.setup.put_training_rows
             )
             for call, wait in with_waits(calls):
+                began = time.perf_counter()
                 with trace.update(step + 1):
                     state, metrics = self.setup.train_steps(state, call)
                 step += call.updates
+                launch = _Launch(step, call.updates, wait, began, time.perf_counter() - began)
                 if previous is not None:
                     self._write(self._rows(*previous))
-                previous = (step, call.updates, metrics, wait)
+                previous = (launch, metrics)
+                self.stop.agree()
                 self._poll()
                 if trace.after(step, metrics):
                     self.throughput.pause()
@@ -175,12 +170,13 @@ class _Loop:
                         break
         return self._end(step)
 
-    def _rows(self, step: int, updates: int, metrics: Metrics, data_wait: float) -> list[Row]:
-        """Wait for a call, which ends after `step`; its updates as rows of metrics.jsonl."""
-        rows = rows_of_call(step, updates, jax.device_get(metrics))
+    def _rows(self, launch: _Launch, metrics: Metrics) -> list[Row]:
+        """Wait for a call; its updates as rows of metrics.jsonl."""
+        rows = rows_of_call(launch.step, launch.updates, jax.device_get(metrics))
         self.startup.finish(self.display.say)
-        shared = {"data_wait": data_wait / updates}
-        shared |= self.throughput.measure(sum(row["tokens"] for row in rows))
+        shared = {"data_wait": launch.data_wait / launch.updates}
+        tokens = sum(row["tokens"] for row in rows)
+        shared |= self.throughput.measure(tokens, launch.began, launch.seconds)
         for row in rows:
             self._check(row["step"], row.pop("skipped"))
             row |= shared
@@ -207,15 +203,16 @@ class _Loop:
         Returns whether a stop request came; it is saved then, due or not.
         """
         row = rows[-1]
-        step, best = row["step"], self.checkpointer.best_loss()
+        step, is_best = row["step"], False
         validation = self._validate(state) if "validate" in now else None
         if validation is not None:
+            is_best = validation.loss < first_says(self.checkpointer.best_loss())
             row |= _validation_values(validation) | self.setup.corpus.progress(step)
         self._write(rows)
         if "sample" in now:
             self._sample(state, step)
         stopping = bool(self.stop)  # read once: a signal may come at any moment
-        if "save" in now or stopping or (validation is not None and validation.loss < best):
+        if "save" in now or stopping or is_best:
             self._save(state, validation)
         if "validate" in now and step < self.setup.config.train.max_steps:
             self._plot()  # after the last update `_end` does
@@ -225,9 +222,10 @@ class _Loop:
     def make_up_validation(self, state: TrainState, step: int) -> None:
         """Measure what was due at the restored update, if a stop request cut it short."""
         is_due = "validate" in due(self.setup.config.train, step, False, False)
-        if not is_due or not self.log.rows or "val_loss" in self.log.rows[-1]:
+        is_missing = bool(self.log.rows) and "val_loss" not in self.log.rows[-1]
+        if not first_says(is_due and is_missing):
             return
-        if validation := self._validate(state):
+        if (validation := self._validate(state)) and is_first():
             self.log.amend(_validation_values(validation))
 
     def _validate(self, state: TrainState) -> Validation | None:
@@ -236,6 +234,7 @@ class _Loop:
         def until_stopped(batches):
             for batch in batches:
                 yield batch
+                self.stop.agree()
                 if self.stop:
                     return
 
@@ -251,7 +250,7 @@ class _Loop:
         setup = self.setup
         params = setup.evaluated_params(state)
         text = sample_after(step, setup.config, params, setup.tokenizer, self.stop)
-        if text is not None:
+        if text is not None and is_first():
             append_sample(self.run_dir.samples, step, text)
             self.display.say(f"sample after update {step}:\n{text}")
 
@@ -268,8 +267,6 @@ class _Loop:
                 self.display.say("the checkpoint is written now")
             self.save_failed = False
         except SaveError as error:
-            if self.save_failed:
-                raise
             self._note_failure(error)
 
     def _poll(self) -> None:
@@ -277,15 +274,18 @@ class _Loop:
         try:
             self.checkpointer.poll()
         except SaveError as error:
-            if self.save_failed:
-                raise
             self._note_failure(error)
 
     def _note_failure(self, error: SaveError) -> None:
+        """Try once more after the next update, unless others do not know of it."""
+        if self.save_failed or jax.process_count() > 1:
+            raise error
         self.save_failed = True
         self.display.say(f"{error} Trying once more.")
 
     def _plot(self) -> None:
+        if not is_first():
+            return
         train = self.setup.config.train
         tokens = train.batch_tokens if train.ramp_from_tokens is None else None
         plot_curves(self.log.rows, tokens, self.run_dir.path.name, self.run_dir.curves)

@@ -22,9 +22,13 @@ Row = dict[str, Any]
 class MetricsLog:
     """The rows of a run, in memory and on disk."""
 
-    def __init__(self, path: Path, step: int):
-        """Open the log of a run that goes on after `step`; later rows are cut off."""
-        self.rows = [row for row in read_rows(path) if row["step"] <= step]
+    def __init__(self, path: Path | None, step: int):
+        """Open the log of a run that goes on after `step`; later rows are cut off.
+
+        Without a path the rows are kept in memory alone.
+        """
+        known = [] if path is None else read_rows(path)
+        self.rows = [row for row in known if row["step"] <= step]
         self._path = path
         self._file = _rewritten(path, self.rows)
 
@@ -42,15 +46,18 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Force the rows to the disk: called before a checkpoint that relies on them."""
-        os.fsync(self._file.fileno())
+        if self._path is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def _rewritten(path: Path, rows: list[Row]) -> TextIO:
-    """The file with just these rows, open at its end."""
+def _rewritten(path: Path | None, rows: list[Row]) -> TextIO:
+    """The file with just these rows, open at its end; nowhere without a path."""
+    if path is None:
+        return open(os.devnull, "w")
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
     return path.open("a", buffering=1)
 
@@ -95,24 +102,29 @@ def with_waits(items: Iterator[T]) -> Iterator[tuple[T, float]]:
 
 
 class Throughput:
-    """Tokens per second between the ends of successive updates, with pauses left out."""
+    """Tokens per second between the ends of successive calls, with pauses left out."""
 
     def __init__(self, peak: float | None = None):
         """`peak` is the rate, in tokens a second, at which all devices would be at their peak."""
         self._last: float | None = None
+        self._paused = math.inf  # the first call of all is not measured: memory is new to it
         self._peak = peak
 
-    def measure(self, tokens: float) -> Row:
-        """Speed over the update that has just ended; None for the first after a pause.
+    def measure(self, tokens: float, launched: float, launching: float = 0.0) -> Row:
+        """Speed over the call that has just ended; it was `launched` then, in so many seconds.
 
-        `tokens_per_second`, and `mfu`, the share of the peak (0 to 1), None where that is unknown.
+        `tokens_per_second`, and `mfu`, the share of the peak (0 to 1); None where unknown. After a
+        pause the call's launch is its beginning. A launch that takes longer than the call has taken
+        since the last one ended did the work itself, as those of small programs on processors do.
         """
-        now, last = time.perf_counter(), self._last
+        now, began = time.perf_counter(), self._last
+        if began is None and launched >= self._paused:
+            began = launched
         self._last = now
-        rate = None if last is None else tokens / (now - last)
+        rate = None if began is None else tokens / max(now - began, launching)
         mfu = None if rate is None or self._peak is None else rate / self._peak
         return {"tokens_per_second": rate, "mfu": mfu}
 
     def pause(self) -> None:
-        """Do not count the time from now to the next update's end."""
-        self._last = None
+        """Do not count the time from now to the launch of the next call."""
+        self._last, self._paused = None, time.perf_counter()

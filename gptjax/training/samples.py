@@ -18,11 +18,16 @@ HEADING = re.compile(rb"^## update (\d+)\n\n~~~text$", re.MULTILINE)
 def sample_after(
     step: int, config: Config, params: Any, tokenizer: Tokenizer, stop: StopRequest
 ) -> str | None:
-    """A text with its prompt, the same whenever this update is reached; None once stopped."""
+    """A text with its prompt, the same whenever this update is reached; None once stopped.
+
+    Parameters that are divided among devices are used where they lie, so all processes of a run
+    have to call this.
+    """
     key = jax.random.fold_in(jax.random.key(config.train.seed), step)
-    local = jax.tree.map(lambda x: x.addressable_data(0), params)
+    if all(x.is_fully_replicated for x in jax.tree.leaves(params)):
+        params = jax.tree.map(lambda x: x.addressable_data(0), params)  # one device is enough
     pieces = [config.sample.prompt]
-    for piece in stream_text(config.model, local, tokenizer, key, config.sample):
+    for piece in stream_text(config.model, params, tokenizer, key, config.sample):
         pieces.append(piece)
         if stop:
             return None

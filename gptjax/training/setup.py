@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +20,7 @@ from gptjax.errors import UserError
 from gptjax.evals.perplexity import ValidationPart, target_bytes
 from gptjax.model.gpt import parameter_shapes
 from gptjax.ramp import batch_ramp
+from gptjax.training.agreement import first_says
 from gptjax.training.calls import Call
 from gptjax.training.compiler import compiler_options
 from gptjax.training.display import Display
@@ -56,6 +58,13 @@ from gptjax.training.tasks import TASKS
 # The cheapest of jax's generators that is independent of the number of devices: a quarter of
 # threefry's time on a CPU, and few enough operations to be fused with what uses the bits.
 DROPOUT_GENERATOR = "philox2x32"
+# On several devices jax 0.10 cannot compile it ("Unable to convert MHLO to StableHLO", of mulhi).
+DIVIDED_DROPOUT_GENERATOR = "threefry2x32"
+
+
+def dropout_generator(n_devices: int) -> str:
+    """The random number generator of a run's key."""
+    return DROPOUT_GENERATOR if n_devices == 1 else DIVIDED_DROPOUT_GENERATOR
 
 
 def resolve(config: Config, manifest: Manifest) -> Config:
@@ -83,9 +92,11 @@ class Setup:
         split.check(config.model)
         self.mesh = make_mesh(split=split)
         rows_per_device(config, row_groups(self.mesh))
-        self.key = jax.device_put(
-            jax.random.key(train.seed, impl=DROPOUT_GENERATOR), replicated(self.mesh)
-        )
+        # by way of its bits, since a key itself cannot be put where other processes have devices
+        generator = dropout_generator(self.mesh.size)
+        bits = np.asarray(jax.random.key_data(jax.random.key(train.seed, impl=generator)))
+        wrap = partial(jax.random.wrap_key_data, impl=generator)
+        self.key = jax.jit(wrap, out_shardings=replicated(self.mesh))(bits)
 
         attention, self._attention_reason = choose_attention(config.model, context)
         self.model = dataclasses.replace(config.model, attention=attention)
@@ -125,6 +136,7 @@ class Setup:
                 "train.micro_batch auto needs to know how much memory a device has, which this one "
                 "does not tell: give a number as --train.micro-batch"
             )
+        limit = int(first_says(limit))  # all processes have to compile the same programs
         rows, needs = rows_per_device(self.config, groups), {}
 
         def needed(micro_batch: int) -> int:

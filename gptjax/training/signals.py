@@ -2,14 +2,33 @@
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
+
+Largest = Callable[[int], Callable[[], int]]
 
 
 class StopRequest:
-    """Within this context the first signal is noted; a second Ctrl-C interrupts at once."""
+    """Within this context the first signal is noted; a second Ctrl-C interrupts at once.
 
-    def __init__(self) -> None:
+    One of several processes is stopped once all have agreed to be, at the same call of `agree`,
+    whichever of them had the signal.
+    """
+
+    def __init__(
+        self,
+        largest: Largest | None = None,
+        answer: str = "stopping as soon as the updates under way are saved",
+    ) -> None:
+        """`largest` begins to find the largest number of all processes; None if there is one.
+
+        `answer` is what the user is told.
+        """
+        self._answer = answer
         self.signal: signal.Signals | None = None
+        self._noted: signal.Signals | None = None
+        self._largest = largest
+        self._asked: Callable[[], int] | None = None
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -22,11 +41,24 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def agree(self) -> None:
+        """Hear what the processes knew at the last call, and tell them what this one knows now.
+
+        To be called by all of them equally often; one call behind, so that nobody waits.
+        """
+        if self._largest is None:
+            return
+        if self._asked is not None and (number := self._asked()):
+            self.signal = signal.Signals(number)
+        self._asked = self._largest(self._noted or 0)
+
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
+        if self._noted is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
-        os.write(2, f"\n{self.signal.name}: stopping as soon as this update is saved\n".encode())
+        self._noted = signal.Signals(number)
+        if self._largest is None:
+            self.signal = self._noted
+        os.write(2, f"\n{self._noted.name}: {self._answer}\n".encode())
 
     @property
     def exit_code(self) -> int:

@@ -46,15 +46,14 @@ def make_update(
 
     `specs` says how each parameter is divided over the mesh, or how all are. The batch has leading
     axes [A, B]; `key` is the run's base key. Gradients cross between groups of devices in
-    `wire_dtype`. Metrics are float32 scalars: `loss` (nats per weighted token over the whole update), `grad_norm` before
-    clipping, `learning_rate` and `tokens` (weighted) of this update, `skipped` (updates skipped so
-    far in a row because a gradient was not finite).
+    `wire_dtype`. Metrics are float32 scalars: `loss` (nats per weighted token over the whole
+    update), `grad_norm` before clipping, `learning_rate` and `tokens` (weighted) of this update,
+    `skipped` (updates skipped so far in a row because a gradient was not finite).
     """
     rows = row_axes(mesh)
     total = _total_over(rows, specs, wire_dtype)
 
     def gradients(params: Params, batch: Batch, key: Array, step: Array, loss_scale: Array):
-        # here, and not outside: the compiler's own division cannot read philox2x32's multiplication
         key = jax.random.fold_in(jax.random.fold_in(key, step), lax.axis_index(rows))
         tokens = lax.psum(batch["weights"].sum(), rows)
         # gradients are averaged over micro-steps and added up over devices: with these weights

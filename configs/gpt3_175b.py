@@ -1,0 +1,59 @@
+"""GPT-3, to be planned: what 175 billion parameters need on a thousand GPUs.
+
+Shape: Brown et al. (2020), table 2.1, the last: 96 layers, 96 heads of 128, 12,288 wide, context
+2048 (section 2.1), GPT-2's 50,257 BPE tokens; 174,604,259,328 parameters with the tied head.
+Attention here is dense in every layer, where the paper alternates dense and banded sparse ones.
+Batch: 3 x 2^20 = 3.15M tokens, 1,536 rows (the paper's 3.2M divide among no usual number of GPUs).
+Appendix B: peak learning rate 6e-5 (table 2.1), cosine to a tenth of it over 260e9 tokens, warm-up
+over 375M, betas 0.9 and 0.95, decay 0.1, clipping at 1.0. The batch grows over the first 12e9
+tokens, from a quarter of it here: the paper's 32k tokens are 16 rows, too few for so many GPUs.
+Length: 300e9 tokens. Ramp: 10,173 updates of 2^18 x 3 and 2^19 x 3 tokens, half each; then
+3 x 2^20: 101,726 updates in all, the cosine ends at 89,010, the warm-up at 477.
+Mesh: heads and widths divided among the 8 GPUs of a node, weights among 16 nodes.
+Expected: 3.2e23 FLOP; the paper counts 3.14e23. Nobody has trained this config.
+
+    python -m gptjax.plan --config gpt3_175b --gpu h100 --gpus 1024 --price 2.5
+    python -m gptjax.train --config gpt3_175b
+"""
+
+from gptjax.config import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Config:
+    """The run described above."""
+    return Config(
+        model=ModelConfig(
+            n_layer=96, n_head=96, n_embd=12_288, n_ctx=2048, n_vocab=50257, remat="block"
+        ),
+        data=DataConfig(path="data/gpt3_300b", tokenizer="gpt2", val_fraction=0.001),
+        optim=OptimConfig(
+            peak_lr=6e-5,
+            final_lr=6e-6,
+            warmup_steps=477,
+            decay_steps=89_010,
+            weight_decay=0.1,
+            beta1=0.9,
+            beta2=0.95,
+            clip_norm=1.0,
+        ),
+        train=TrainConfig(
+            batch_tokens=3 * 2**20,
+            ramp_from_tokens=3 * 2**18,
+            ramp_steps=10_173,
+            micro_batch="auto",
+            max_steps=101_726,
+            eval_every_steps=500,
+            save_every_steps=500,
+            sample_every_steps=0,
+        ),
+        mesh=MeshConfig(fsdp=16, tensor=8),
+        sample=SampleConfig(prompt="Once upon a time"),
+    )

@@ -1,0 +1,95 @@
+"""Plan a run: `python -m gptjax.plan --config NAME --gpu h100 --gpus 8 --price 2.5`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gptjax.cli import ConfigCommand, main, parse_config
+from gptjax.errors import ConfigError
+from gptjax.planning.advice import advise
+from gptjax.planning.fitting import USABLE, for_gpu, make_plan
+from gptjax.planning.gpus import find_gpu
+from gptjax.planning.layout import lay_out, with_vocabulary
+from gptjax.planning.report import Report
+from gptjax.planning.schedule import TYPICAL_MFU, Links, on_nodes
+
+
+@dataclass(frozen=True)
+class PlanCommand(ConfigCommand):
+    """What a run needs and costs: memory, time, communication, money. Nothing is run."""
+
+    gpu: str = "h100"
+    """Type of GPU: gtx1070ti, t4, v100, rtx3090, rtx4090, a10g, l4, l40s, a100-40, a100, h100,
+    h200 or b200."""
+    gpus: int = 8
+    """GPUs in all."""
+    gpus_per_node: int = 8
+    """GPUs of a machine, which the bus connects; between machines there is the network."""
+    price: float | None = None
+    """Money per GPU and hour; None names no price."""
+    mfu: float = TYPICAL_MFU
+    """Share of the GPU's peak that the model's arithmetic reaches (0 to 1)."""
+    bus: float | None = None
+    """Bus bandwidth within a machine, GB/s in one direction; None takes the GPU's usual one."""
+    network: float | None = None
+    """Network bandwidth of each GPU, GB/s in one direction; None takes the usual one."""
+    usable: float = USABLE
+    """Share of a GPU's memory that an update may need (0 to 1)."""
+    compile: bool = False
+    """Compile the update for virtual devices and compare its memory with the plan's."""
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Parse, plan, print."""
+    command = parse_config(PlanCommand, argv, "python -m gptjax.plan")
+    _check(command)
+    gpu, wanted, per_node = (
+        find_gpu(command.gpu),
+        with_vocabulary(command.run),
+        command.gpus_per_node,
+    )
+    bus, network = command.bus or gpu.bus / 1e9, command.network or gpu.network / 1e9
+    links = Links(1e9 * bus, 1e9 * network)
+    layout = lay_out(wanted, command.gpus, per_node)
+    made = make_plan(for_gpu(wanted, gpu), layout, gpu, links, command.mfu, command.usable)
+
+    report = Report(gpu, links, command.mfu, command.usable, command.price)
+    report.heading(wanted, made)
+    report.memory(made)
+    report.update(made)
+    report.scaling(on_nodes(made.config, layout, gpu, links, command.mfu))
+    report.gpus(wanted, layout)
+    advice = advise(made, gpu, links, command.mfu, command.usable, per_node)
+    report.words(command.config, made, advice)
+    if command.compile:
+        from gptjax.planning.compiled import compare, lines
+
+        found = compare(made.config, layout)
+        for line in lines(found, made.config, layout):
+            report.say(line)
+    return 0
+
+
+def _check(command: PlanCommand) -> None:
+    """Raise one `ConfigError` with everything that is wrong with the verb's own flags."""
+    positive = {"price": command.price, "bus": command.bus, "network": command.network}
+    shares = {"mfu": command.mfu, "usable": command.usable}
+    problems = [
+        f"--{name} must be above 0, not {value:g}"
+        for name, value in positive.items()
+        if value is not None and not 0 < value < float("inf")
+    ]
+    problems += [
+        f"--{name} must be above 0 and at most 1, not {value:g}"
+        for name, value in shares.items()
+        if not 0 < value <= 1
+    ]
+    try:
+        find_gpu(command.gpu)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+
+
+if __name__ == "__main__":
+    main(plan)

@@ -1,0 +1,67 @@
+"""What to do about a plan: the mesh to take, or the least change that would make it fit."""
+
+from dataclasses import dataclass, replace
+
+from gptjax.config import Config
+from gptjax.planning.fitting import ALIKE, Plan, best_plan
+from gptjax.planning.gpus import Gpu
+from gptjax.planning.schedule import Links
+
+MOST_GPUS = 2**16
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A sentence without its end, and the plan that it leads to, if there is one."""
+
+    words: str
+    plan: Plan | None = None
+
+
+def advise(plan: Plan, gpu: Gpu, links: Links, mfu: float, usable: float, per_node: int) -> Advice:
+    """Compare with other meshes; where nothing fits, with more recomputing and more GPUs."""
+    gpus, remat = plan.layout.gpus, plan.config.model.remat
+    auto = replace(plan.config, train=replace(plan.config.train, micro_batch="auto"))
+
+    def best(config: Config, gpus: int) -> Plan | None:
+        return best_plan(config, gpus, per_node, gpu, links, mfu, usable)
+
+    found = best(auto, gpus)
+    if plan.fits:
+        if found is None or found.layout == plan.layout:
+            return Advice("No other mesh would be faster")
+        if found.schedule.seconds * (1 + ALIKE) >= plan.schedule.seconds:
+            return Advice("No other mesh would be faster by much")
+        return Advice(f"Faster would be {flags(found)}", found)
+    if found is not None:
+        return Advice(f"It fits with {flags(found)}", found)
+    for policy in ("dots", "block", "full"):
+        if policy > "" and _recomputes_more(policy, remat):
+            found = best(_with_remat(auto, policy), gpus)
+            if found is not None:
+                return Advice(f"It fits with --model.remat {policy} {flags(found)}", found)
+    more = 2 * gpus
+    while more <= MOST_GPUS:
+        for policy in dict.fromkeys((remat, "full")):
+            found = best(_with_remat(auto, policy), more)
+            if found is not None:
+                words = f"--gpus {more} --model.remat {policy} {flags(found)}"
+                return Advice(f"No mesh of {gpus} fits; the least that does is {words}", found)
+        more *= 2
+    return Advice(f"No number of {gpu.name} up to {MOST_GPUS:,} makes it fit")
+
+
+def flags(plan: Plan) -> str:
+    """The mesh of a plan as flags, and the micro-batch that it has."""
+    layout = plan.layout
+    words = f"--mesh.fsdp {layout.fsdp} --mesh.tensor {layout.tensor}"
+    return f"{words} (micro-batch {plan.config.train.micro_batch})"
+
+
+def _with_remat(config: Config, policy: str) -> Config:
+    return replace(config, model=replace(config.model, remat=policy))
+
+
+def _recomputes_more(policy: str, than: str) -> bool:
+    order = ("none", "dots", "block", "full")
+    return order.index(policy) > order.index(than)

@@ -1,0 +1,169 @@
+"""What XLA says that an update needs and sends, beside what was planned; it alone imports jax.
+
+The update is compiled for virtual devices of this machine's processor and never run. A processor
+computes bfloat16 in float32 and has no cuDNN, so the same config is planned again as it will be
+compiled: float32, attention in tiles, layers in a loop, two micro-steps where there are several,
+and no more groups along `data` than two, which changes nothing on a device.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gptjax.config import Config
+from gptjax.errors import UserError
+from gptjax.planning.collectives import bytes_by_axes, collectives
+from gptjax.planning.gpus import gibibytes
+from gptjax.planning.layout import AXES, Layout
+from gptjax.planning.memory import Memory, memory
+from gptjax.planning.traffic import traffic
+
+MOST_DEVICES = 64
+FASTER = "--xla_backend_optimization_level=0"  # machine code that is not run need not be good
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Bytes on each device, planned and by XLA's own account."""
+
+    planned: Memory
+    arguments: int
+    temporaries: int
+    sent: dict[tuple[str, str], tuple[int, int]]
+    """Payload by (axis, kind), planned and as the program has it."""
+    seconds: float
+    """That compiling took."""
+
+    @property
+    def arguments_error(self) -> float:
+        """Planned over actual arguments, minus 1."""
+        return self.planned.arguments / self.arguments - 1
+
+    @property
+    def temporaries_error(self) -> float:
+        """Planned over actual temporaries, minus 1."""
+        return self.planned.temporaries / self.temporaries - 1
+
+
+def as_compiled(config: Config, layout: Layout) -> tuple[Config, Layout]:
+    """The config and layout that stand for these on a processor. Raises `UserError` if too large.
+
+    The batch has one micro-step or two.
+    """
+    small = replace(layout, data=min(2, layout.data))
+    if small.gpus > MOST_DEVICES:
+        raise UserError(
+            f"--compile makes at most {MOST_DEVICES} virtual devices, and {small} is {small.gpus}: "
+            "try a smaller --mesh.fsdp, whose estimate is made in the same way"
+        )
+    context, micro_batch = config.context, int(config.train.micro_batch)
+    attention = "blockwise" if config.model.attention == "cudnn" else config.model.attention
+    model = replace(config.model, dtype="float32", attention=attention, unroll=1)
+    steps = min(2, config.batch_rows // (layout.groups * micro_batch))
+    train = replace(
+        config.train,
+        batch_tokens=steps * small.groups * micro_batch * context,
+        wire_dtype="float32",
+        ramp_from_tokens=None,
+        ramp_steps=0,
+    )
+    return replace(config, model=model, train=train), small
+
+
+def compare(config: Config, layout: Layout) -> Comparison:
+    """Compile what `as_compiled` makes of these; has to come before anything imports jax."""
+    config, layout = as_compiled(config, layout)
+    flags = f"{FASTER} --xla_force_host_platform_device_count={layout.gpus}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    began = time.perf_counter()
+    compiled = compile_update(config, layout)
+    found = compiled.memory_analysis()
+    return Comparison(
+        memory(config, layout, int(config.train.micro_batch)),
+        found.argument_size_in_bytes,
+        found.temp_size_in_bytes,
+        compare_traffic(config, layout, compiled.as_text()),
+        time.perf_counter() - began,
+    )
+
+
+def compare_traffic(
+    config: Config, layout: Layout, hlo: str
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """Payload by (axis, kind), as planned and as the text of the compiled program has it."""
+    mesh = {axis: layout.size(axis) for axis in AXES}
+    actual = {
+        (" x ".join(axes), kind): n
+        for (axes, kind), n in bytes_by_axes(collectives(hlo), mesh).items()
+    }
+    planned = {key: moved.payload for key, moved in traffic(config, layout).items()}
+    keys = dict.fromkeys([*planned, *actual])
+    return {key: (planned.get(key, 0), actual.get(key, 0)) for key in keys}
+
+
+def compile_update(config: Config, layout: Layout) -> Any:
+    """The compiled update, a `jax.stages.Compiled`, of a config that a processor can compute."""
+    import jax
+
+    from gptjax.model.gpt import parameter_shapes
+    from gptjax.model.parallel import Split
+    from gptjax.training.compiler import compiler_options
+    from gptjax.training.mesh import abstract_batch, batch_layout, make_mesh, replicated
+    from gptjax.training.optimizer import make_optimizer
+    from gptjax.training.schedules import learning_rate_schedule
+    from gptjax.training.setup import dropout_generator
+    from gptjax.training.state import abstract_state
+    from gptjax.training.step import make_train_step, make_update
+    from gptjax.training.tasks import TASKS
+
+    model, train = config.model, config.train
+    split = Split(layout.fsdp, layout.tensor)
+    mesh = make_mesh(layout.gpus, split)
+    rows = batch_layout(config, layout.groups, int(train.micro_batch))
+    optimizer = make_optimizer(config.optim, train.max_steps)
+    update = make_update(
+        TASKS["lm"](model, train.loss_chunk_tokens, split),
+        optimizer,
+        learning_rate_schedule(config.optim, train.max_steps),
+        mesh,
+        split.specs(parameter_shapes(model)),
+        rows.micro_steps,
+        dropout=any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)),
+        wire_dtype=train.wire_dtype,
+    )
+    state = abstract_state(model, optimizer, mesh)
+    step = make_train_step(update, jax.tree.map(lambda leaf: leaf.sharding, state))
+    key = jax.random.key(0, impl=dropout_generator(mesh.size))
+    key = jax.device_put(key, replicated(mesh))
+    return step.lower(state, abstract_batch(mesh, rows), key).compile(compiler_options())
+
+
+def lines(found: Comparison, config: Config, layout: Layout) -> list[str]:
+    """A comparison in words."""
+    config, layout = as_compiled(config, layout)
+    steps = config.batch_rows // (layout.groups * int(config.train.micro_batch))
+    memory_found = {
+        "arguments": (found.planned.arguments, found.arguments),
+        "temporaries": (found.planned.temporaries, found.temporaries),
+    }
+    sent = {f"{axis} {kind}": sizes for (axis, kind), sizes in found.sent.items()}
+    return [
+        "",
+        f"compiled in {found.seconds:.0f} s for {layout.gpus} virtual devices ({layout}): float32, "
+        f"attention {config.model.attention}, layers in a loop, micro-steps {steps}",
+        *(_line(name, sizes, gibibytes) for name, sizes in memory_found.items()),
+        *(_line(name, sizes, _megabytes) for name, sizes in sent.items()),
+    ]
+
+
+def _line(name: str, sizes: tuple[int, int], readable: Callable[[float], str]) -> str:
+    planned, actual = sizes
+    error = f"{planned / actual - 1:+.2%}" if actual else "not in the program"
+    return f"  {name:<22} planned {readable(planned)}, XLA {readable(actual)}: {error}"
+
+
+def _megabytes(n: float) -> str:
+    return f"{n / 1e6:,.2f} MB"

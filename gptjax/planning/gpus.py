@@ -1,0 +1,129 @@
+"""The GPUs that a run can be planned for: memory and links. Peaks are in `gptjax.budget`.
+
+Memory is what nvidia-smi shows, in MiB. Bandwidths are bytes a second in one direction, as NCCL's
+tests define bus bandwidth: what a ring all-reduce of n devices moves, `2 (n - 1) / n` of its
+operand, over the time it takes. Within a node they are `ATTAINED` of the data sheet's rate of the
+link, between nodes of the network of a usual machine; a card that NVIDIA does not let talk to
+others directly (GeForce since the RTX 3090) goes through the host's memory and gets less. No
+bandwidth has been measured here: `--bus` and `--network` put in your own.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from functools import partial
+
+from gptjax.budget import peak_flops
+from gptjax.config import ModelConfig
+from gptjax.errors import ConfigError, did_you_mean
+
+ATTAINED = 0.8  # of a link's rate, which large all-reduces over NVLink reach
+HALF = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One type of GPU in the machine it is usually found in."""
+
+    name: str
+    """As `--gpu` takes it."""
+    kind: str
+    """jax's `device_kind`, by which `gptjax.budget.peak_flops` knows its peaks."""
+    memory: int
+    """Bytes."""
+    bus: float
+    """Bus bandwidth within a node, bytes a second."""
+    network: float
+    """Bandwidth between nodes that each GPU has for itself, bytes a second."""
+    source: str
+    """What the two bandwidths are taken from."""
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether its matrix units take bfloat16 (compute capability 8.0 and newer)."""
+        return peak_flops(self.kind, "bfloat16") is not None
+
+    def dtype(self, wanted: str) -> str:
+        """The type to compute in: `wanted`, or float32 where the GPU does not have it."""
+        return wanted if peak_flops(self.kind, wanted) is not None else "float32"
+
+    def attention(self, model: ModelConfig, context: int) -> str:
+        """The attention to expect of `auto` or `cudnn`, for `model.dtype` as it will be.
+
+        Any other is kept. cuDNN's takes bfloat16 or float16 on GPUs with bfloat16, heads of at most
+        128 in steps of 8, and drops no weights; else tiles if the context has 256 tokens or more.
+        """
+        if model.attention not in ("auto", "cudnn"):
+            return model.attention
+        fits = model.head_dim <= 128 and model.head_dim % 8 == 0
+        if self.has_bfloat16 and model.dtype in HALF and fits and not model.attn_pdrop:
+            return "cudnn"
+        return "blockwise" if context >= 256 else "xla"
+
+
+def _gpu(
+    link: str, name: str, kind: str, mib: int, gigabytes: float, gigabits: float, node: str
+) -> Gpu:
+    """`gigabytes` a second of the link, `gigabits` a second of network for each GPU."""
+    return Gpu(
+        name,
+        kind,
+        mib * 2**20,
+        ATTAINED * gigabytes * 1e9,
+        ATTAINED * gigabits / 8 * 1e9,
+        f"{link}, {gigabytes:g} GB/s; {node}",
+    )
+
+
+_nvlink = partial(_gpu, "NVLink")
+_direct = partial(_gpu, "PCIe between GPUs")
+_hosted = partial(_gpu, "PCIe through the host's memory, about half of its rate")
+_DESK = "one 10 Gbit/s Ethernet"
+
+GPUS: dict[str, Gpu] = {
+    gpu.name: gpu
+    for gpu in (
+        _hosted("gtx1070ti", "NVIDIA GeForce GTX 1070 Ti", 8_119, 8, 10, _DESK),
+        _direct("t4", "Tesla T4", 15_360, 16, 12.5, "AWS g4dn.metal: 100 Gbit/s for 8"),
+        _nvlink("v100", "Tesla V100-SXM2-32GB", 32_768, 150, 50, "DGX-1: 4 x 100 Gbit/s for 8"),
+        _hosted("rtx3090", "NVIDIA GeForce RTX 3090", 24_576, 16, 10, _DESK),
+        _hosted("rtx4090", "NVIDIA GeForce RTX 4090", 24_564, 16, 10, _DESK),
+        _direct("a10g", "NVIDIA A10G", 23_028, 32, 12.5, "AWS g5.48xlarge: 100 Gbit/s for 8"),
+        _direct("l4", "NVIDIA L4", 23_034, 16, 12.5, "GCP g2-standard-96: 100 Gbit/s for 8"),
+        _direct("l40s", "NVIDIA L40S", 46_068, 32, 50, "AWS g6e.48xlarge: 400 Gbit/s for 8"),
+        _nvlink("a100-40", "NVIDIA A100-SXM4-40GB", 40_960, 300, 200, "DGX A100: 8 x 200 Gbit/s"),
+        _nvlink("a100", "NVIDIA A100-SXM4-80GB", 81_920, 300, 200, "DGX A100: 8 x 200 Gbit/s"),
+        _nvlink("h100", "NVIDIA H100 80GB HBM3", 81_559, 450, 400, "DGX H100: 8 x 400 Gbit/s"),
+        _nvlink("h200", "NVIDIA H200", 143_771, 450, 400, "DGX H200: 8 x 400 Gbit/s"),
+        _nvlink("b200", "NVIDIA B200", 183_359, 900, 400, "DGX B200: 8 x 400 Gbit/s"),
+    )
+}
+"""By name, the smallest and oldest first. Rates of links: NVIDIA's data sheets, half of what they
+give for both directions; PCIe 3.0 x16 has 16 GB/s and 4.0 x16 has 32 GB/s in one direction."""
+
+ALIASES = {"1070ti": "gtx1070ti", "3090": "rtx3090", "4090": "rtx4090", "a10080": "a100"}
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU called `name`, in any spelling: `H100`, `RTX 4090`, `a100-40gb`.
+
+    Raises `ConfigError` with the nearest name and a list of all.
+    """
+
+    def plain(text: str) -> str:
+        return re.sub(r"gb$", "", re.sub(r"[\s_-]", "", text.lower().removeprefix("nvidia")))
+
+    known = {plain(n): n for n in GPUS} | ALIASES | {plain(g.kind): n for n, g in GPUS.items()}
+    if plain(name) in known:
+        return GPUS[known[plain(name)]]
+    near = did_you_mean(name.lower(), GPUS)
+    raise ConfigError([f"unknown GPU {name!r}{near}; there are: {', '.join(GPUS)}"])
+
+
+def gibibytes(n: float) -> str:
+    """Bytes as people read them: 3 digits."""
+    size = n / 2**30
+    if size >= 1000:
+        return f"{size:,.0f} GiB"
+    digits = 2 if size < 10 else 1 if size < 100 else 0
+    return f"{math.floor(size * 10**digits + 0.5) / 10**digits:.{digits}f} GiB"

@@ -1,0 +1,232 @@
+"""Bytes on every device while an update runs, by part, without compiling anything.
+
+What lives throughout is the state; what comes and goes is counted at three moments, and the largest
+of them counts: while logits exist (`loss`), while the first layers' gradients are formed
+(`backward`), and while the optimizer makes new parameters (`update`). Shapes follow from the model;
+how many arrays of a shape live at once was read from XLA's buffer assignment of the update on
+processors (jax 0.10.2) and is checked against it by `--compile`. GPUs fuse more and need less.
+
+Letters: D width, F = 4 D, N layers, V vocabulary, T context, H heads.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+from gptjax.config import Config, ModelConfig
+from gptjax.planning.layout import Layout, Leaf, leaves
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Arrays [rows, T, D] of a layer that wait for the backward pass, as (whole, divided by `tensor`).
+# none: inputs of both norms and their outputs; query, key, value, attended, c_fc's and GELU's.
+# dots: the block's input and the two sums' terms; query, key, value, attended, c_fc's.
+SAVED = {"none": (4, 12), "dots": (3, 8), "block": (1, 1), "full": (1, 0)}
+SAVED_KEYS = {"blockwise": 3, "xla": 0, "cudnn": 0}  # and copies of keys and values, by segment
+
+# Arrays [rows, T, D] that live while one layer's gradients are formed, likewise.
+TRANSIENT = {"none": (8, 20), "dots": (7, 12), "block": (12, 26), "full": (12, 26)}
+DROPPED = 8  # the same of masks and what they are made from
+
+# While logits exist, by how they are cut: float32 [chunk, V], and float32 [V, D] of the head's
+# gradient, a chunk's part of it and a copy of the head.
+LOGITS = {"uncut": 3, "one chunk": 2, "chunks": 2}
+HEADS = {"uncut": 1, "one chunk": 2, "chunks": 3}
+SETS = {"one": 2, "several": 3}  # like the parameters, in the optimizer, by micro-steps
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device at the moment that needs most; parts add up to `total`."""
+
+    masters: int
+    """float32 parameters, this device's part."""
+    moments: int
+    """What the optimizer keeps between updates."""
+    average: int
+    """The running average of the parameters, where `optim.ema_decay` keeps one."""
+    batch: int
+    """Tokens and weights of the whole update."""
+    gradients: int
+    """Of this micro-step, the sum over micro-steps, and new parameters while they are made."""
+    activations: int
+    """What waits for the backward pass, and what one layer's needs at once."""
+    logits: int
+    """One chunk's logits and probabilities, and the head's gradient while it grows."""
+    buffers: int
+    """Weights as they arrive from other devices, gradients as they leave."""
+    moment: str
+    """loss, backward or update."""
+
+    @property
+    def arguments(self) -> int:
+        """What the update is given: state and batch."""
+        return self.masters + self.moments + self.average + self.batch
+
+    @property
+    def temporaries(self) -> int:
+        """What comes and goes within an update."""
+        return self.gradients + self.activations + self.logits + self.buffers
+
+    @property
+    def total(self) -> int:
+        """Bytes that a device has to have."""
+        return self.arguments + self.temporaries
+
+    def parts(self) -> dict[str, int]:
+        """Bytes by part, in the order above."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "moment"}
+
+
+def memory(
+    config: Config, layout: Layout, micro_batch: int, micro_steps: int | None = None
+) -> Memory:
+    """Bytes of an update with `micro_batch` rows at once on every device.
+
+    `micro_steps` are as many as the batch needs, unless given. `model.attention` has to be one that
+    was chosen, not `auto`.
+    """
+    found = leaves(config.model)
+    stored = 4 * sum(leaf.part(layout) for leaf in found)
+    if micro_steps is None:
+        micro_steps = -(-config.batch_rows // (layout.groups * micro_batch))
+    state = {
+        "masters": stored,
+        "moments": moments(config, layout, found),
+        "average": 0 if config.optim.ema_decay is None else stored,
+        "batch": 4 * micro_steps * micro_batch * (2 * config.context + 1),
+    }
+    at_moment = _temporaries(config, layout, micro_batch, micro_steps, found)
+    most = max(at_moment, key=lambda name: sum(at_moment[name].values()))
+    return Memory(**state, **at_moment[most], moment=most)
+
+
+def moments(config: Config, layout: Layout, found: list[Leaf]) -> int:
+    """Bytes of the optimizer's moments on one device.
+
+    AdamW keeps two numbers a parameter, Lion one, Muon one for the blocks' matrices; Adafactor
+    means of rows and columns of what is at least 128 by 128.
+    """
+    size = BYTES[config.optim.moments_dtype]
+    total = 0
+    for leaf in found:
+        own = leaf.part(layout)
+        if config.optim.name == "adafactor":
+            total += 4 * _factored(leaf, own)
+            continue
+        is_block_matrix = leaf.is_matrix and leaf.name.startswith("h/")
+        one = config.optim.name == "lion" or (config.optim.name == "muon" and is_block_matrix)
+        total += size * own * (1 if one else 2)
+    return total
+
+
+def _factored(leaf: Leaf, own: int) -> int:
+    """Numbers that Adafactor keeps: everything but one of the two largest dimensions, twice."""
+    *_, second, first = sorted((1, *leaf.shape))
+    if second < 128:
+        return own
+    return leaf.elements // first + leaf.elements // second
+
+
+def _temporaries(
+    config: Config, layout: Layout, micro_batch: int, micro_steps: int, found: list[Leaf]
+) -> dict[str, dict[str, int]]:
+    """Bytes that come and go, by part, at each of the three moments."""
+    model = config.model
+    size = BYTES[model.dtype]
+    gradients = 4 * sum(leaf.part(layout) for leaf in found)
+    several = "several" if micro_steps > 1 else "one"
+    summed = gradients if micro_steps > 1 else 0
+    saved = _saved(config, layout, micro_batch)
+    chunk, cut = _chunk_tokens(config, micro_batch)
+    vocabulary = model.padded_vocab // layout.tensor
+    heads = HEADS[cut] - (layout.fsdp > 1)  # the copy is the one that was gathered
+    logits = 4 * vocabulary * (LOGITS[cut] * chunk + heads * model.n_embd)
+    cast = 0 if size == 4 else size  # weights arrive in the compute type and are made float32
+    tables = _whole_tables(layout, found, cast)
+    wire = 2 if config.train.wire_dtype == "bfloat16" else 0
+    return {
+        "loss": {
+            "gradients": summed,
+            "activations": saved,
+            "logits": logits,
+            "buffers": tables,
+        },
+        "backward": {
+            "gradients": summed + gradients,
+            "activations": saved + _transient(config, layout, micro_batch),
+            "logits": 0,
+            "buffers": 2 * tables + _whole_layer(layout, found, cast),
+        },
+        "update": {
+            "gradients": SETS[several] * gradients,
+            "activations": 0,
+            "logits": 0,
+            "buffers": wire * gradients // 4 if layout.data > 1 else 0,
+        },
+    }
+
+
+def _chunk_tokens(config: Config, micro_batch: int) -> tuple[int, str]:
+    """Tokens whose logits exist at once, and how that cuts them: as `gptjax.training.loss` does."""
+    tokens, most = micro_batch * config.context, config.train.loss_chunk_tokens
+    if not most:
+        return tokens, "uncut"
+    chunks = math.ceil(tokens / most)
+    return math.ceil(tokens / chunks), "chunks" if chunks > 1 else "one chunk"
+
+
+def remat_policy(model: ModelConfig, layout: Layout) -> str:
+    """What is recomputed: weights gathered over `fsdp` are never kept, so none means dots there."""
+    return "dots" if model.remat == "none" and layout.fsdp > 1 else model.remat
+
+
+def _saved(config: Config, layout: Layout, micro_batch: int) -> int:
+    """Bytes that wait for the backward pass: of all layers."""
+    model, size = config.model, BYTES[config.model.dtype]
+    policy = remat_policy(model, layout)
+    whole, divided = SAVED[policy]
+    kernels = pairs = 0
+    if policy == "none":
+        divided += SAVED_KEYS[model.attention]
+        kernels = 4 * 12 * model.n_layer * model.n_embd**2 // layout.tensor  # each layer's, copied
+        pairs = _pairs(config, layout, micro_batch) * model.n_layer
+    width = micro_batch * config.context * model.n_embd
+    arrays = size * model.n_layer * (width * whole + width * divided // layout.tensor)
+    return arrays + kernels + pairs
+
+
+def _pairs(config: Config, layout: Layout, micro_batch: int) -> int:
+    """Bytes of the T x T weights of one layer, in float32 and in the compute type."""
+    model = config.model
+    if model.attention != "xla":
+        return 0
+    weights = micro_batch * model.n_head // layout.tensor * config.context**2
+    return weights * (4 + BYTES[model.dtype])
+
+
+def _transient(config: Config, layout: Layout, micro_batch: int) -> int:
+    """Bytes that live while one layer's gradients are formed."""
+    model = config.model
+    whole, divided = TRANSIENT[remat_policy(model, layout)]
+    if any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)):
+        whole += DROPPED
+    width = micro_batch * config.context * model.n_embd
+    arrays = BYTES[model.dtype] * (width * whole + width * divided // layout.tensor)
+    return arrays + _pairs(config, layout, micro_batch)
+
+
+def _whole_tables(layout: Layout, found: list[Leaf], cast: int) -> int:
+    """Bytes of embeddings and head gathered over `fsdp`: as they arrive and in float32."""
+    if layout.fsdp == 1:
+        return 0
+    tables = (leaf for leaf in found if leaf.is_matrix and not leaf.name.startswith("h/"))
+    return sum(leaf.part(layout, "tensor") for leaf in tables) * (cast + 4)
+
+
+def _whole_layer(layout: Layout, found: list[Leaf], cast: int) -> int:
+    """Bytes of one layer's matrices gathered over `fsdp`, and of their gradients in float32."""
+    if layout.fsdp == 1:
+        return 0
+    kernels = (leaf for leaf in found if leaf.is_matrix and leaf.name.startswith("h/"))
+    elements = sum(leaf.part(layout, "tensor") // leaf.shape[0] for leaf in kernels)
+    return elements * (cast + 4 + 4)

@@ -1,0 +1,146 @@
+"""How long an update and a run take: arithmetic at a stated utilisation, bytes at a bandwidth.
+
+Nothing is assumed to overlap: an update takes its arithmetic and then its communication, so a
+trainer that hides some of it is faster than planned. Arithmetic is counted as in `gptjax.budget`,
+without what rematerialisation does again: state a lower utilisation where blocks are recomputed.
+"""
+
+from dataclasses import dataclass, replace
+
+from gptjax.budget import flops_per_token, matmul_dtype, peak_flops
+from gptjax.config import Config
+from gptjax.errors import ConfigError
+from gptjax.planning.gpus import Gpu
+from gptjax.planning.layout import AXES, ROWS, Layout, rows_problem
+from gptjax.planning.traffic import Transfer, transfers
+from gptjax.ramp import batch_ramp
+
+TYPICAL_MFU = 0.4  # what good trainers reach with GPT-2's sizes; nothing of ours is measured
+
+
+ALL = (*AXES, ROWS)
+
+
+@dataclass(frozen=True)
+class Links:
+    """Bandwidths in one direction, bytes a second: within a node, and of each GPU between nodes."""
+
+    bus: float
+    network: float
+
+    def rate(self, layout: Layout, axis: str) -> float:
+        """What a ring along an axis attains.
+
+        One that leaves the node shares the node's network with the rings beside it: its devices
+        within the node bring their parts of it.
+        """
+        within = layout.within_node(axis)
+        return self.bus if within == layout.size(axis) else min(self.bus, within * self.network)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """An update and a run, in seconds."""
+
+    flops_per_token: float
+    """Model FLOPs, causal attention."""
+    compute: float
+    """Seconds of arithmetic in an update of the full batch."""
+    sync: dict[str, float]
+    """Seconds of communication in an update of the full batch, by axis."""
+    sent: float
+    """Bytes that a device sends in an update of the full batch."""
+    tokens: int
+    """Tokens of the whole run."""
+    seconds: float
+    """The whole run, smaller batches at its beginning included."""
+
+    @property
+    def update(self) -> float:
+        """Seconds of an update of the full batch."""
+        return self.compute + sum(self.sync.values())
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the time in which there is arithmetic, if nothing overlaps."""
+        return self.compute / self.update
+
+    @property
+    def best_efficiency(self) -> float:
+        """The same if all communication that can be hidden behind arithmetic were."""
+        return self.compute / max(self.update - self.compute, self.compute)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all devices and the whole run."""
+        return self.tokens / self.seconds
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run."""
+        return self.seconds / 3600
+
+    @property
+    def limit(self) -> str:
+        """What takes longer: chip or network."""
+        return "chip" if self.compute >= sum(self.sync.values()) else "network"
+
+
+def schedule(config: Config, layout: Layout, gpu: Gpu, links: Links, mfu: float) -> Schedule:
+    """Times of a config whose micro-batch is a number, at a stated share of the GPU's peak."""
+    peak = peak_flops(gpu.kind, matmul_dtype(config.model))
+    if peak is None:
+        raise ConfigError([f"the peak of {gpu.name} in {matmul_dtype(config.model)} is not known"])
+    flops = flops_per_token(config.model, config.context)
+    compute = config.train.batch_tokens * flops / (layout.gpus * peak * mfu)
+    moved = transfers(config, layout)
+    sync = {axis: _seconds(moved, layout, links, axis) for axis in ALL}
+
+    ramp, updates = batch_ramp(config), config.train.max_steps
+    tokens = ramp.rows_before(updates) * config.context
+    full_updates = tokens / config.train.batch_tokens
+    # arithmetic and what is done in every micro-step grow with the tokens, the rest with updates
+    once = [transfer for transfer in moved if transfer.micro_steps is None]
+    often = [transfer for transfer in moved if transfer.micro_steps is not None]
+    by_token = sum(_seconds(often, layout, links, axis) for axis in ALL)
+    by_update = sum(_seconds(once, layout, links, axis) for axis in ALL)
+    seconds = full_updates * (compute + by_token) + updates * by_update
+    return Schedule(flops, compute, sync, sum(t.sent for t in moved), tokens, seconds)
+
+
+def _seconds(moved: list[Transfer], layout: Layout, links: Links, axis: str) -> float:
+    sent = sum(transfer.sent for transfer in moved if transfer.axis == axis)
+    return sent / links.rate(layout, axis)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The same run on some number of nodes; `schedule` is None where its rows do not divide."""
+
+    nodes: int
+    layout: Layout
+    schedule: Schedule | None
+
+
+def on_nodes(
+    config: Config, layout: Layout, gpu: Gpu, links: Links, mfu: float, most: int = 1024
+) -> list[Scale]:
+    """The run on 1, 2, 4, ... nodes: more groups along `data`, the same batch.
+
+    Micro-batches become smaller where devices have fewer rows than they hold.
+    """
+    micro_batch = int(config.train.micro_batch)
+    found, nodes = [], 1
+    while nodes <= most:
+        data, rest = divmod(nodes * layout.gpus_per_node, layout.fsdp * layout.tensor)
+        wider = replace(layout, data=max(1, data))
+        if data and not rest:
+            times = None
+            if not rows_problem(config, wider):
+                rows = batch_ramp(config).first // wider.groups
+                largest = next(m for m in range(min(rows, micro_batch), 0, -1) if rows % m == 0)
+                train = replace(config.train, micro_batch=largest)
+                times = schedule(replace(config, train=train), wider, gpu, links, mfu)
+            found.append(Scale(nodes, wider, times))
+        nodes *= 2
+    return found

@@ -1,0 +1,143 @@
+"""Bytes that cross between devices in one update, by axis of the mesh and kind of collective.
+
+Payload is what the compiled program shows: the operand of an all-reduce, the result of an
+all-gather, the operand of a reduce-scatter, summed over everything that runs in an update. Sent is
+what a ring makes of it on each device: `2 (n - 1) / n` of an all-reduce's payload, `(n - 1) / n` of
+the others'. Counts, norms and losses, some bytes each, are left out.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gptjax.config import Config
+from gptjax.planning.layout import ROWS, Layout, Leaf, leaves
+from gptjax.planning.memory import BYTES, remat_policy
+
+ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = "all-reduce", "all-gather", "reduce-scatter"
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Collectives of one kind and purpose, in one update, as one device sees them."""
+
+    axis: str
+    """data, fsdp, tensor, or `ROWS` for the first two at once."""
+    kind: str
+    """all-reduce, all-gather or reduce-scatter."""
+    what: str
+    """What travels."""
+    bytes_each: int
+    """Payload of all of them together, each time."""
+    devices: int
+    """Devices along the axis."""
+    micro_steps: int | None = None
+    """How often in an update, if in every micro-step; None means once."""
+
+    @property
+    def payload(self) -> int:
+        """Bytes of operands, or of results where gathered, in an update."""
+        return self.bytes_each * (self.micro_steps or 1)
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends in an update, in a ring."""
+        rounds = 2 if self.kind == ALL_REDUCE else 1
+        return self.payload * rounds * (self.devices - 1) / self.devices
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one kind of collective moves along one axis, in bytes an update and a device."""
+
+    payload: int
+    sent: float
+
+
+def traffic(config: Config, layout: Layout) -> dict[tuple[str, str], Traffic]:
+    """Payload and bytes sent, by (axis, kind). `train.micro_batch` has to be a number."""
+    sums: dict[tuple[str, str], list[Transfer]] = defaultdict(list)
+    for transfer in transfers(config, layout):
+        sums[transfer.axis, transfer.kind].append(transfer)
+    return {
+        key: Traffic(sum(t.payload for t in found), sum(t.sent for t in found))
+        for key, found in sums.items()
+    }
+
+
+def transfers(config: Config, layout: Layout) -> list[Transfer]:
+    """Everything that crosses between devices in an update; axes of one device have nothing."""
+    micro_batch = config.train.micro_batch
+    if isinstance(micro_batch, str):
+        raise ValueError("the micro-batch has to be a number before traffic can be counted")
+    micro_steps = config.batch_rows // (layout.groups * micro_batch)
+    found = leaves(config.model)
+    moved = [
+        *_over_rows(config, layout, found),
+        *_over_fsdp(config, layout, found, micro_steps),
+        *_over_tensor(config, layout, found, micro_batch, micro_steps),
+    ]
+    return [transfer for transfer in moved if transfer.devices > 1 and transfer.payload]
+
+
+def _over_rows(config: Config, layout: Layout, found: list[Leaf]) -> Iterator[Transfer]:
+    """Gradients, once an update: what each device stores of them.
+
+    Those that `fsdp` does not divide, of norms and biases, are summed over both axes at once.
+    """
+    size = BYTES[config.train.wire_dtype]
+    divided = size * sum(leaf.part(layout) for leaf in found if leaf.is_matrix)
+    others = size * sum(leaf.part(layout) for leaf in found if not leaf.is_matrix)
+    if layout.fsdp == 1:
+        divided, others = divided + others, 0
+    axis = ROWS if layout.data > 1 else "fsdp"
+    yield Transfer("data", ALL_REDUCE, "gradients", divided, layout.data)
+    yield Transfer(axis, ALL_REDUCE, "norms, biases", others, layout.groups)
+
+
+def _over_fsdp(
+    config: Config, layout: Layout, found: list[Leaf], micro_steps: int
+) -> Iterator[Transfer]:
+    """Matrices as they are used, in the compute type, and their gradients back, in float32.
+
+    A block's are gathered forwards and again backwards. The tables would be once for both, but no
+    micro-step changes them, and XLA takes their gathering out of the loop: once an update.
+    """
+    matrices = [leaf for leaf in found if leaf.is_matrix]
+    in_blocks = [leaf for leaf in matrices if leaf.name.startswith("h/")]
+    size, n = BYTES[config.model.dtype], layout.fsdp
+
+    def whole(some: list[Leaf]) -> int:
+        return sum(leaf.part(layout, "tensor") for leaf in some)
+
+    blocks, tables = whole(in_blocks), whole(matrices) - whole(in_blocks)
+    yield Transfer("fsdp", ALL_GATHER, "blocks", 2 * size * blocks, n, micro_steps)
+    yield Transfer("fsdp", ALL_GATHER, "tables", size * tables, n)
+    yield Transfer("fsdp", REDUCE_SCATTER, "gradients", 4 * (blocks + tables), n, micro_steps)
+
+
+def _over_tensor(
+    config: Config, layout: Layout, found: list[Leaf], micro_batch: int, micro_steps: int
+) -> Iterator[Transfer]:
+    """Sums of activations: two a layer forwards and two backwards, one each at both ends.
+
+    Where blocks are computed again, so is the attention's sum. The kernel of query, key and value
+    does not lie by heads and is gathered besides, backwards again unless everything is kept; its
+    bias is on every device, and the gradient of that summed. The softmax over a divided vocabulary
+    needs three numbers a token.
+    """
+    model, n = config.model, layout.tensor
+    policy = remat_policy(model, layout)
+    sums, gathers = 5 if policy in ("block", "full") else 4, 1 if policy == "none" else 2
+    size = BYTES[model.dtype]
+    width = micro_batch * config.context * model.n_embd
+    qkv = next(leaf.elements for leaf in found if leaf.name == "h/attn/c_attn/kernel")
+    bias = 3 * model.n_embd * model.n_layer * model.qkv_bias
+    softmax = 3 * micro_batch * config.context
+    in_layers = sums * model.n_layer * size * width
+    yield Transfer("tensor", ALL_REDUCE, "activations", in_layers, n, micro_steps)
+    yield Transfer("tensor", ALL_REDUCE, "embeddings", 4 * width, n, micro_steps)
+    yield Transfer("tensor", ALL_REDUCE, "head", size * width, n, micro_steps)
+    yield Transfer("tensor", ALL_GATHER, "c_attn", gathers * size * qkv, n, micro_steps)
+    yield Transfer("tensor", REDUCE_SCATTER, "c_attn", 4 * qkv, n, micro_steps)
+    yield Transfer("tensor", ALL_REDUCE, "softmax, bias", 4 * (softmax + bias), n, micro_steps)

@@ -1,0 +1,139 @@
+"""How the processes of a run come to agree, and how one that fails leaves.
+
+Whatever decides what all do next (a stop request, a checkpoint to restore, a loss to compare) is
+decided once and told to all: processes that take different turns wait for each other for ever.
+With one process nothing here costs anything. Only `leave` may be called by one process alone.
+"""
+
+import os
+import sys
+import time
+import traceback
+import zlib
+from collections.abc import Callable
+from functools import cache
+from types import TracebackType
+from typing import NoReturn, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from gptjax.errors import UserError
+
+T = TypeVar("T")
+BUG = 70  # exit code of an exception that is no `UserError` (sysexits.h: EX_SOFTWARE)
+SAME = "start all with the same command, code and files"
+LAST_WORDS_SECONDS = 1.0  # for the others to report before their coordinator leaves
+
+
+class Followed(UserError):
+    """Process 0 has ended the run and says why; the others have nothing to add."""
+
+    def __init__(self, exit_code: int):
+        self.exit_code = exit_code
+        super().__init__("process 0 has ended the run")
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+def first_says(value: float) -> float:
+    """Process 0's number, at every process."""
+    if jax.process_count() == 1:
+        return value
+    # as bytes, since jax would round a float64
+    told = multihost_utils.broadcast_one_to_all(np.frombuffer(np.float64(value).tobytes(), "u1"))
+    return float(np.frombuffer(np.asarray(told, "u1").tobytes(), np.float64)[0])
+
+
+def by_first(action: Callable[[], T]) -> T | None:
+    """Have process 0 alone do something; its result there, None at the others.
+
+    They wait for it, and a `UserError` ends all with its exit code.
+    """
+    if jax.process_count() == 1:
+        return action()
+    result, failure = None, None
+    if is_first():
+        try:
+            result = action()
+        except UserError as error:
+            failure = error
+    code = int(first_says(0 if failure is None else failure.exit_code))
+    if failure is not None:
+        raise failure
+    if code:
+        raise Followed(code)
+    return result
+
+
+def require_same(what: str, value: str, remedy: str = SAME) -> None:
+    """Raise `UserError` at every process, naming those for which `value` is not process 0's."""
+    if jax.process_count() == 1:
+        return
+    sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(value.encode())))
+    if others := [str(i) for i, s in enumerate(np.ravel(sums)) if s != np.ravel(sums)[0]]:
+        raise UserError(
+            f"{what} differs between the {jax.process_count()} processes: that of "
+            f"{', '.join(others)} is not that of process 0; {remedy}"
+        )
+
+
+def largest(number: int) -> Callable[[], int]:
+    """Begin to find the largest of all processes' numbers; the result waits for it.
+
+    It is found by the devices after whatever they were given before, so that asking costs no wait.
+    """
+    sharding, find = _maximum()
+    mine = np.full(jax.local_device_count(), number, np.int32)
+    found = find(jax.make_array_from_process_local_data(sharding, mine))
+    return lambda: int(found)
+
+
+@cache
+def _maximum() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    """One number on every device, and the program that finds the largest."""
+    shape, names = (jax.device_count(),), ("device",)
+    mesh = jax.make_mesh(shape, names, (AxisType.Auto,), devices=jax.devices())
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec("device")), jax.jit(
+        lambda x: x.max(), out_shardings=everywhere
+    )
+
+
+def leave(error: BaseException) -> NoReturn:
+    """Report why this process fails and end it now, as one of several.
+
+    Not by way of an exception: on its way out this process would wait for the others, for a save
+    in progress or in jax's shutdown, while those wait for it in an update.
+    """
+    name = "" if is_first() else f"process {jax.process_index()}: "
+    code = BUG
+    if isinstance(error, UserError):
+        code = error.exit_code
+        if not isinstance(error, Followed):
+            print(f"{name}error: {error}", file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt):
+        code = 130
+        print(f"{name}stopped", file=sys.stderr)
+    else:
+        text = "".join(traceback.format_exception(error))
+        print("\n".join(name + line for line in text.splitlines()), file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_first() and isinstance(error, UserError):
+        time.sleep(LAST_WORDS_SECONDS)
+    os._exit(code)
+
+
+def leave_if_several(
+    _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+) -> bool:
+    """`leave` with whatever ends a block too early, as the exit of a context; False otherwise."""
+    if error is not None and jax.process_count() > 1:
+        leave(error)
+    return False

@@ -1,0 +1,66 @@
+"""How a run begins: whose directory it is, and where it goes on.
+
+With several processes, the first looks after the directory; all of them have to see it.
+"""
+
+from contextlib import ExitStack
+
+from gptjax.config import to_json
+from gptjax.errors import UserError
+from gptjax.training.agreement import by_first, require_same
+from gptjax.training.checkpoint import Checkpointer
+from gptjax.training.display import Display
+from gptjax.training.run_dir import RunDir
+from gptjax.training.setup import Setup
+from gptjax.training.state import TrainState
+
+
+def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> list[str]:
+    """Hold the directory until `stack` ends, an older run moved aside if `fresh`.
+
+    Returns what the user should know. Raises `UserError` if the directory is another process's or
+    another run's, or if the processes are not at the same run.
+    """
+    require_same("the config", to_json(setup.config))
+    require_same("the data", setup.manifest.fingerprint)
+    require_same("the cut of a batch", str(setup.layout))
+    require_same("the attention that works", setup.model.attention)
+
+    def hold() -> list[str]:
+        kept = run_dir.set_aside() if fresh else None
+        stack.enter_context(run_dir.locked())
+        said = [] if kept is None else [f"the old run is kept in {kept}"]
+        return said + [
+            f"changed since the last start: {difference}"
+            for difference in run_dir.compare(setup.config)
+        ]
+
+    said = by_first(hold)
+    shared = "it has to be on a file system that all nodes share"
+    require_same(f"the sight of {run_dir.path}", str(run_dir.is_held()), shared)
+    return said or []
+
+
+def restore_or_start(
+    setup: Setup, checkpointer: Checkpointer, run_dir: RunDir, display: Display
+) -> tuple[TrainState, int]:
+    """The newest good checkpoint, or freshly drawn parameters where there is none; updates done."""
+    restored = checkpointer.restore(setup.abstract_state(), display.say)
+    if restored is None:
+        return setup.initial_state(), 0  # not waited for: the update compiles meanwhile
+    state, cursor = restored
+    identity = setup.data_identity
+    if cursor["data"] != identity["data"]:
+        raise UserError(
+            f"{run_dir.path} was trained on other data (fingerprint {cursor['data']}) than "
+            f"{setup.manifest.directory} ({identity['data']}): give that data's --data.path, or "
+            "start over with --fresh"
+        )
+    if cursor.get("grain") != identity["grain"]:
+        display.say(
+            f"note: the run began with Grain {cursor.get('grain')}, this is {identity['grain']}: "
+            "windows may come in another order from here on"
+        )
+    step = int(state.step)
+    display.say(f"resuming {run_dir.path} after update {step}")
+    return setup.adapted(state), step

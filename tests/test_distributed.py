@@ -1,0 +1,254 @@
+"""Which process of a run this is, from flags or the environment, and how processes agree."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import jax
+import pytest
+from conftest import environment_on
+
+from gptjax.errors import UserError
+from gptjax.training import agreement
+from gptjax.training.agreement import BUG, by_first, first_says, is_first, largest, require_same
+from gptjax.training.distributed import Launch, expand_nodes, find_launch, local_devices
+from gptjax.training.signals import StopRequest
+
+BATCH_SHELL = {  # what a batch script sees before any srun
+    "SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "gpu[07-09]", "SLURM_NNODES": "3",
+    "SLURM_NTASKS": "3", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
+}  # fmt: skip
+STEP = BATCH_SHELL | {
+    "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "gpu[07-09]", "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x3)", "SLURM_PROCID": "2", "SLURM_NODEID": "2",
+}  # fmt: skip
+SLURM_PORT = 61440 + 123456 % 4096
+MPI = {
+    "OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "16",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "5", "OMPI_COMM_WORLD_LOCAL_SIZE": "8",
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+}  # fmt: skip
+POD = {
+    "JOB_COMPLETION_INDEX": "1", "GPTJAX_PROCESSES": "2",
+    "GPTJAX_COORDINATOR": "gptjax-0.gptjax:8476",
+}  # fmt: skip
+SKY = {
+    "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.9"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (BATCH_SHELL, None),
+        (STEP, Launch(f"gpu07:{SLURM_PORT}", 3, 2)),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
+        (
+            STEP | {"SLURM_STEP_TASKS_PER_NODE": "2(x2),8", "SLURM_STEP_NUM_TASKS": "12",
+                    "SLURM_PROCID": "9", "SLURM_LOCALID": "5"},
+            Launch(f"gpu07:{SLURM_PORT}", 12, 9, 5, 8),
+        ),
+        (
+            {k: v for k, v in STEP.items() if k not in ("SLURM_STEP_NODELIST", "SLURM_JOB_ID")},
+            Launch("gpu07:8476", 3, 2),
+        ),
+        (MPI, Launch("10.96.0.1:8476", 16, 5, 5, 8)),
+        (MPI | {"OMPI_COMM_WORLD_SIZE": "8"}, Launch("127.0.0.1:8476", 8, 5, 5, 8)),
+        (
+            MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp6://[fe80::1,2620::2]:43370"},
+            Launch("[fe80::1]:8476", 16, 5, 5, 8),
+        ),
+        (STEP | MPI, Launch("10.96.0.1:8476", 16, 5, 5, 8)),
+        (POD, Launch("gptjax-0.gptjax:8476", 2, 1)),
+        ({"JOB_COMPLETION_INDEX": "3"}, None),
+        (SKY, Launch("10.0.0.4:8476", 2, 1)),
+        (SKY | {"SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0"}, None),
+        (SKY | POD, Launch("gptjax-0.gptjax:8476", 2, 1)),
+    ],
+)  # fmt: skip
+def test_launchers_say_which_process_this_is(environment, expected):
+    assert find_launch(environment) == expected
+
+
+def test_flags_win_over_the_environment():
+    assert find_launch(STEP, "a:1", 2, 1) == Launch("a:1", 2, 1)
+    assert find_launch(STEP, None, 1, 0) is None
+    assert find_launch(MPI, "head:99") == Launch("head:99", 16, 5, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "words"),
+    [
+        ({}, ("a:1", 2, None), "--processes and --process belong together"),
+        ({}, ("a:1", None, 0), "--processes and --process belong together"),
+        ({}, (None, 2, 0), "--processes needs --coordinator HOST:PORT"),
+        ({}, ("a:1", None, None), "--coordinator was given"),
+        ({}, ("a:1", 2, 2), "the command line says process 2 of 2"),
+        ({}, ("a:1", 0, 0), "the command line says process 0 of 0"),
+        ({}, ("a", 2, 0), "expected HOST:PORT"),
+        ({}, ("a:70000", 2, 0), "expected HOST:PORT"),
+        (STEP | {"SLURM_PROCID": "x"}, (), "SLURM_PROCID must be a count, not 'x'"),
+        (STEP | {"SLURM_PROCID": "3"}, (), "Slurm says process 3 of 3"),
+        (STEP | {"SLURM_STEP_NODELIST": "a[1-"}, (), "cannot read the Slurm node list 'a[1-'"),
+        ({"SLURM_STEP_ID": "0"}, (), "an srun step and not SLURM_NTASKS"),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, (), "OMPI_COMM_WORLD_RANK and not OMPI_COMM_WORLD_SIZE"),
+        ({**MPI, "OMPI_MCA_orte_hnp_uri": ""}, (), "give --coordinator HOST:PORT"),
+        ({"GPTJAX_PROCESSES": "2"}, (), "GPTJAX_PROCESSES and not JOB_COMPLETION_INDEX"),
+        ({"GPTJAX_COORDINATOR": "a:1"}, (), "GPTJAX_COORDINATOR and not GPTJAX_PROCESSES"),
+        (POD | {"GPTJAX_COORDINATOR": ""}, (), "expected HOST:PORT"),
+        (SKY | {"SKYPILOT_NODE_IPS": "10.0.0.4"}, (), "1 addresses for SKYPILOT_NUM_NODES 2"),
+        (SKY | POD | {"JOB_COMPLETION_INDEX": "0"}, (),
+         "contradictory things about this process (Kubernetes: process 0 of 2; SkyPilot: process"),
+    ],
+)  # fmt: skip
+def test_what_is_half_said_or_contradictory_is_refused(environment, flags, words):
+    with pytest.raises(UserError) as caught:
+        find_launch(environment, *flags)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("node1", ["node1"]),
+        ("a,b", ["a", "b"]),
+        ("node[01-03,07]", ["node01", "node02", "node03", "node07"]),
+        ("a[9-11],b-1,c[2]", ["a9", "a10", "a11", "b-1", "c2"]),
+        ("r[1-2]n[01-02]", ["r1n01", "r1n02", "r2n01", "r2n02"]),
+        ("n[1-2].cluster.org", ["n1.cluster.org", "n2.cluster.org"]),
+    ],
+)
+def test_node_lists(text, names):
+    assert expand_nodes(text) == names
+
+
+@pytest.mark.parametrize("text", ["", "a[", "a[1-]", "a[b]", "a[1-2"])
+def test_what_is_no_node_list(text):
+    with pytest.raises(UserError, match="Slurm node list"):
+        expand_nodes(text)
+
+
+@pytest.mark.parametrize(
+    ("local", "visible", "expected"),
+    [
+        ((0, 1), "0,1,2,3", None),
+        ((3, 8), None, [3]),
+        ((1, 2), "0,1,2,3,4,5,6,7", [4, 5, 6, 7]),
+        ((1, 2), "5", None),
+        ((1, 2), "", None),
+    ],
+)
+def test_processes_of_a_node_share_its_gpus(local, visible, expected):
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert local_devices(Launch("a:1", 8, 3, *local), environment) == expected
+
+
+def test_gpus_that_do_not_divide_are_refused():
+    with pytest.raises(UserError, match="2 processes on this node cannot share the 3 GPUs"):
+        local_devices(Launch("a:1", 2, 0, 0, 2), {"CUDA_VISIBLE_DEVICES": "0,1,2"})
+
+
+def test_one_process_agrees_with_itself(monkeypatch):
+    monkeypatch.setattr(agreement, "multihost_utils", None)  # nothing to ask
+    assert is_first()
+    assert first_says(1 / 3) == 1 / 3
+    assert by_first(lambda: "done") == "done"
+    require_same("anything", "at all")
+    assert largest(15)() == 15
+
+
+def test_a_number_crosses_processes_unrounded(monkeypatch):
+    """jax itself would make a float32 of it."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(agreement.multihost_utils, "broadcast_one_to_all", jax.numpy.asarray)
+    for number in (1 / 3, float("inf"), -1.0, 2.0**53 - 1):
+        assert first_says(number) == number
+
+
+def test_a_mistake_of_the_first_process_ends_the_others_with_its_code(monkeypatch):
+    told = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(agreement, "first_says", lambda code: told.append(code) or told[0])
+
+    def fail() -> None:
+        raise UserError("taken")
+
+    with pytest.raises(UserError, match="taken"):
+        by_first(fail)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(agreement.Followed) as caught:
+        by_first(fail)
+    assert caught.value.exit_code == 1
+    assert told == [1, 0]
+
+
+def test_processes_that_differ_are_named(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    gathered = {"process_allgather": lambda mine: [mine, mine, mine + 1, mine]}
+    monkeypatch.setattr(agreement, "multihost_utils", type("Fake", (), gathered))
+    with pytest.raises(UserError, match=r"the data differs between the 4 processes: that of 2 is"):
+        require_same("the data", "a")
+
+
+class Wire:
+    """Finds the largest of two processes' numbers, as devices would: after both have asked."""
+
+    def __init__(self):
+        self.numbers: dict[int, list[int]] = {0: [], 1: []}
+
+    def of(self, process: int) -> Callable[[int], Callable[[], int]]:
+        def ask(number: int) -> Callable[[], int]:
+            mine = self.numbers[process]
+            mine.append(number)
+            turn = len(mine) - 1
+            return lambda: max(numbers[turn] for numbers in self.numbers.values())
+
+        return ask
+
+
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_processes_stop_at_the_same_turn_whichever_had_the_signal(signalled):
+    wire = Wire()
+    stops = [StopRequest(wire.of(0)), StopRequest(wire.of(1))]
+    seen = []
+    for turn in range(4):
+        if turn == 1:
+            with stops[signalled]:
+                signal.raise_signal(signal.SIGTERM)
+        assert not stops[1 - signalled] or stops[signalled]
+        for stop in stops:
+            stop.agree()
+        seen.append([bool(stop) for stop in stops])
+    assert seen == [[False, False], [False, False], [True, True], [True, True]]
+    assert [stop.exit_code for stop in stops] == [143, 143]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        ("UserError('no disk')", 1, "process 1: error: no disk\n"),
+        ("ConfigError(['a'])", 2, "process 1: error: the configuration has 1 problem:\n  - a\n"),
+        ("Followed(74)", 74, ""),
+        ("KeyboardInterrupt()", 130, "process 1: stopped\n"),
+        ("ValueError('bug')", BUG, "process 1: ValueError: bug\n"),
+    ],
+)
+def test_a_process_that_fails_reports_and_leaves_past_everything(raised, code, words):
+    script = f"""
+import atexit, contextlib, jax
+from gptjax.errors import *
+from gptjax.training.agreement import *
+atexit.register(print, "waited for the others")
+jax.process_index, jax.process_count = lambda: 1, lambda: 2
+with contextlib.ExitStack() as stack:
+    stack.callback(print, "waited for a save")
+    stack.push(leave_if_several)
+    raise {raised}
+"""
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, env=environment_on(1), capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (code, "")
+    assert result.stderr.endswith(words)
+    assert bool(result.stderr) == bool(words)
