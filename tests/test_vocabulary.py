@@ -13,7 +13,8 @@ from gptjax.config import DataConfig
 from gptjax.data.bpe import BPETokenizer, train_bpe
 from gptjax.data.loader import require_vocabulary
 from gptjax.data.manifest import read_tokenizer
-from gptjax.data.preparation import prepare
+from gptjax.data.partition import Partition
+from gptjax.data.preparation import prepare, prepare_partition
 from gptjax.data.sources import find_documents, text_files
 from gptjax.data.tokenizers import fingerprint, read_tokenizer_file
 from gptjax.data.vocabulary import train_tokenizer
@@ -74,6 +75,24 @@ def test_data_prepared_with_it_knows_it_by_its_content(
         prepare(moved, text_files(data.inputs))
     with pytest.raises(UserError, match="was tokenised with bpe:300"):
         require_vocabulary(manifest, None, str(path))
+
+
+def test_partitions_share_it_and_refuse_one_that_has_changed(
+    made: BPETokenizer, text_file: Path, tmp_path: Path
+):
+    path = tmp_path / "made" / "tok.json"
+    whole = data_with(path, text_file, tmp_path / "whole")
+    shared = data_with(path, text_file, tmp_path / "shared")
+    documents = text_files(whole.inputs)
+    manifest = prepare(whole, documents)
+    for index in range(2):
+        prepare_partition(shared, documents, Partition(index, 2))
+    table = path.read_text()
+    path.write_text(train_bpe([text_file.read_text()], 299).to_json())
+    with pytest.raises(UserError, match=r"made differently .*tokenizer was"):
+        prepare(shared, documents, merge=True)
+    path.write_text(table)
+    assert prepare(shared, documents, merge=True).splits == manifest.splits
 
 
 @pytest.mark.slow
