@@ -23,7 +23,8 @@ from gptjax.budget import parameter_count
 from gptjax.config import DataConfig, OptimConfig, SampleConfig
 from gptjax.data.loader import StepSource, batches_from
 from gptjax.data.manifest import read_manifest
-from gptjax.data.preparation import find_documents, prepare
+from gptjax.data.preparation import prepare
+from gptjax.data.sources import find_documents
 from gptjax.data.tokenizers import make_tokenizer
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError

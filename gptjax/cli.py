@@ -91,7 +91,8 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
     good = argv
     sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(Config)}
     if _flag(argv, "--data.path") not in (None, base.data.path):
-        data = dataclasses.replace(base.data, tokenizer=None, source=None, inputs=())
+        data = dataclasses.replace(base.data, tokenizer=None, source=None, inputs=(), mixture=())
+        data = dataclasses.replace(data, mixture_changes=())
         sections["data"] = data
         sections["model"] = dataclasses.replace(base.model, n_vocab=None)
     default = command(**sections, config=name or "")

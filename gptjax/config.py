@@ -80,14 +80,27 @@ class DataConfig:
     path: str = "data/quickstart"
     """Directory of prepared token shards, with their manifest."""
     tokenizer: str | None = None
-    """gpt2, bytes, chars (those of the corpus), or bpe:N (a BPE of N tokens trained on the corpus);
-    None: whatever `path` has (and bytes when preparing)."""
+    """gpt2, gpt1, bytes, chars (those of the corpus), bpe:N (a BPE of N tokens trained on the
+    corpus), tiktoken:ENCODING, or a tokenizer's JSON file; None: whatever `path` has (and bytes
+    when preparing)."""
     source: Literal["stdlib"] | None = None
     """Corpus that is on every machine: stdlib is Python's own standard library."""
     inputs: tuple[str, ...] = ()
-    """UTF-8 text files to prepare, one document each."""
+    """Files, directories and patterns to prepare, or - for standard input: UTF-8 text, JSON lines
+    (.jsonl), Parquet (.parquet), each also compressed (.gz, .zst)."""
     val_fraction: float = 0.05
     """Share of the text held out for validation, chosen by document hash (0 to 0.5)."""
+    input_format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
+    """What the inputs are; auto goes by the ends of their names, and takes the rest for text."""
+    text_field: str = "text"
+    """Field of JSON lines, or column of Parquet, that holds the text."""
+    doc_separator: str | None = None
+    r"""What stands between the documents of a text file (\n is a line end); None: a file is one."""
+    mixture: tuple[str, ...] = ()
+    """Prepared directories to mix in place of `path`, each DIR=WEIGHT, or DIR=WEIGHT:EPOCHS with
+    the most epochs of it that are allowed."""
+    mixture_changes: tuple[str, ...] = ()
+    """Other weights from an update on, each STEP=WEIGHT,WEIGHT,... in the order of the mixture."""
 
 
 @dataclass(frozen=True)

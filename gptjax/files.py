@@ -2,14 +2,20 @@
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
+def unique_name(path: Path) -> Path:
+    """A name beside `path` that no other thread, process or machine writes to."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content` such that no reader and no crash ever sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = unique_name(path)
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
@@ -18,14 +24,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path`; yields whether it was free.
+def locked(path: Path, shared: bool = False) -> Iterator[bool]:
+    """Hold the lock file `path`, alone or `shared` with others; yields whether that was possible.
 
     The system releases the lock of a process however it ends.
     """
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             yield False
         else:

@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from gptjax.cli import main, parse
-from gptjax.config import Config
+from gptjax.config import Config, DataConfig
 from gptjax.errors import ConfigError, UserError
 from gptjax.presets import load_preset
-from gptjax.validation import validate
+from gptjax.validation import is_tokenizer_name, validate
 
 
 @dataclass(frozen=True)
@@ -18,24 +19,57 @@ class PrepareCommand:
 
     config: str | None = None
     """Name or path of a config whose data is to be prepared."""
-    input: tuple[Path, ...] = ()
-    """UTF-8 text files, each one document."""
+    input: tuple[str, ...] = ()
+    """Files, directories and patterns, or - for standard input: UTF-8 text, JSON lines (.jsonl),
+    Parquet (.parquet), each also compressed (.gz, .zst)."""
+    format: Literal["auto", "text", "jsonl", "parquet"] | None = None
+    """What the inputs are; by default the ends of their names say it, and the rest is text."""
+    text_field: str | None = None
+    """Field of JSON lines, or column of Parquet, that holds the text; the default is text."""
+    doc_separator: str | None = None
+    """What stands between the documents of a text file, such as '<|endoftext|>' or '\\n\\n'; by
+    default a file is one document."""
     tokenizer: str | None = None
-    """gpt2, bytes, chars (those of this text), or bpe:N (a BPE of N tokens trained on this text);
-    the default is bytes."""
+    """gpt2, gpt1, bytes, chars (those of this text), bpe:N (a BPE of N tokens trained on it),
+    tiktoken:ENCODING, or a tokenizer's JSON file; the default is bytes."""
     out: Path | None = None
     """Directory to make."""
     val_fraction: float | None = None
     """Share of the text held out for validation (0 to 0.5); the default is 0.05."""
+    workers: int | None = None
+    """Cores to use, all by default; the result is the same."""
+    partition: str | None = None
+    """i/n: tokenise only share i (from 0) of n, as one job of an array; then --merge."""
+    merge: bool = False
+    """Put together what all partitions have made; the result is that of one machine."""
+    adopt: Path | None = None
+    """Directory of token files of llm.c, modded-nanogpt (.bin), nanoGPT (.bin without a header) or
+    build-nanogpt (.npy): they stay where they are, and --out (or it) gets a manifest."""
+    inspect: Path | None = None
+    """Prepared directory to verify and describe; nothing is prepared."""
+    train_tokenizer: bool = False
+    """Only train a byte-level BPE on the text and write it to --out, a JSON file."""
+    vocab_size: int = 4096
+    """Tokens of the BPE that --train-tokenizer makes, end-of-text included (257 or more)."""
 
 
 def prepare(argv: Sequence[str]) -> int:
     """Parse, prepare, and say what came of it."""
     command = parse(PrepareCommand, argv, "python -m gptjax.prepare")
+    if command.inspect is not None:
+        from gptjax.data.inspection import inspect_aloud
+
+        inspect_aloud(command.inspect)
+        return 0
+    if command.adopt is not None:
+        return _adopt(command.adopt, command)
     config = load_preset(command.config) if command.config else Config()
     given = {
         "path": None if command.out is None else str(command.out),
-        "inputs": tuple(map(str, command.input)) or None,
+        "inputs": command.input or None,
+        "input_format": command.format,
+        "text_field": command.text_field,
+        "doc_separator": command.doc_separator,
         "tokenizer": command.tokenizer,
         "val_fraction": command.val_fraction,
     }
@@ -51,14 +85,58 @@ def prepare(argv: Sequence[str]) -> int:
                 ]
             )
     validate(dataclasses.replace(config, data=data))
+    if command.workers is not None and command.workers < 1:
+        raise ConfigError([f"--workers must be at least 1, not {command.workers}"])
+    if data.doc_separator == "":
+        raise ConfigError(["--doc-separator must not be empty"])
     if not data.inputs and data.source is None:
         raise UserError(
             f"config {command.config} has no text of its own: give text files with --input FILE..."
         )
 
+    if command.train_tokenizer:
+        return _train_tokenizer(command, data)
+
+    from gptjax.data.partition import Partition
     from gptjax.data.preparation import prepare_with_progress
 
-    prepare_with_progress(data)
+    partition = Partition.parse(command.partition) if command.partition else None
+    if partition and command.merge:
+        raise ConfigError(["--partition and --merge are two steps: first every partition, then"])
+    prepare_with_progress(data, command.workers, partition, command.merge)
+    return 0
+
+
+def _adopt(directory: Path, command: PrepareCommand) -> int:
+    if command.tokenizer is None or not is_tokenizer_name(command.tokenizer):
+        raise ConfigError(
+            [
+                "--adopt needs the --tokenizer that made the files (gpt2, or tiktoken:ENCODING, or "
+                f"a tokenizer's JSON file), not {command.tokenizer}"
+            ]
+        )
+
+    from gptjax.data.foreign import adopt_with_progress
+
+    adopt_with_progress(directory, command.tokenizer, command.out or directory)
+    return 0
+
+
+def _train_tokenizer(command: PrepareCommand, data: DataConfig) -> int:
+    if command.out is None or not is_tokenizer_name(f"bpe:{command.vocab_size}"):
+        raise ConfigError(
+            [
+                "--train-tokenizer needs --out FILE.json and a --vocab-size of 257 or more, not "
+                f"{command.out} and {command.vocab_size}"
+            ]
+        )
+    if command.partition or command.merge:
+        raise ConfigError(["--train-tokenizer reads all text at once: leave out --partition"])
+
+    from gptjax.data.sources import find_documents
+    from gptjax.data.vocabulary import train_tokenizer_aloud
+
+    train_tokenizer_aloud(find_documents(data), command.vocab_size, command.out)
     return 0
 
 

@@ -60,12 +60,13 @@ def train(argv: Sequence[str]) -> int:
     startup.end("imports")
     launch = find_launch(os.environ, command.coordinator, command.processes, command.process)
     run, data_dir = command.run, Path(command.data.path)
-    if not is_prepared(data_dir) and run.data.source is None:
+    is_missing = not run.data.mixture and not is_prepared(data_dir)
+    if is_missing and run.data.source is None:
         raise UserError(
             f"there is no prepared data in {data_dir}: run "
             f"`{how_to_prepare(command.config, run)}` first"
         )
-    if not is_prepared(data_dir) and (launch is None or launch.process == 0):
+    if is_missing and (launch is None or launch.process == 0):
         prepare_with_progress(run.data)
         startup.end("preparation")
     run_path = command.run_dir or Path("runs") / Path(command.config).stem

@@ -13,8 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 from gptjax.config import Config
 from gptjax.errors import ConfigError, did_you_mean
+from gptjax.mixing import mistakes
 
 SECTIONS = dataclasses.fields(Config)
+TOKENIZERS = ("gpt1", "gpt2", "bytes", "chars")
 MOST_UPDATES_PER_CALL = 1000  # a stop request waits for the call under way
 
 
@@ -140,8 +142,11 @@ def _ranges(c: Config) -> Iterator[Problem]:
         message = f"train.profile must be STEP:COUNT with a COUNT of 1 or more, not {t.profile!r}"
         yield Problem(("train.profile",), message)
     if d.tokenizer is not None and not is_tokenizer_name(d.tokenizer):
-        near = did_you_mean(d.tokenizer, ["gpt2", "bytes", "chars", "bpe:4096"])
-        message = "data.tokenizer must be gpt2, bytes, chars or bpe:N with N of 257 or more"
+        near = did_you_mean(d.tokenizer, [*TOKENIZERS, "bpe:4096", "tiktoken:cl100k_base"])
+        message = (
+            f"data.tokenizer must be {', '.join(TOKENIZERS)}, bpe:N with N of 257 or more, "
+            "tiktoken:ENCODING or the path of a .json file"
+        )
         yield Problem(("data.tokenizer",), f"{message}, not {d.tokenizer!r}{near}")
     if t.seed >= 2**32:
         yield Problem(("train.seed",), f"train.seed must be below 2**32, not {t.seed}")
@@ -162,6 +167,8 @@ def _combinations(c: Config) -> Iterator[Problem]:
             f"train.context {c.context} is longer than the model's model.n_ctx {m.n_ctx}",
         )
     yield from _batch(c)
+    for name, message in mistakes(c.data.mixture, c.data.mixture_changes):
+        yield Problem((f"data.{name}",), f"data.{name} {message}")
     if o.decay_steps is not None and o.warmup_steps > o.decay_steps:
         yield Problem(
             ("optim.warmup_steps", "optim.decay_steps"),
@@ -242,10 +249,14 @@ def profile_window(text: str) -> tuple[int, int] | None:
 
 
 def is_tokenizer_name(name: str) -> bool:
-    """Whether `name` is one that `gptjax.data.tokenizers` can make: gpt2, bytes, chars or bpe:N."""
-    kind, _, size = name.partition(":")
-    is_size = size.isdecimal() and size.isascii() and size[0] != "0" and int(size) >= 257
-    return name in ("gpt2", "bytes", "chars") or (kind == "bpe" and is_size)
+    """Whether `name` says which tokenizer: a known name, bpe:N, tiktoken:ENCODING or a JSON file.
+
+    Whether there is such an encoding or file is found out when it is made.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "bpe":
+        return rest.isdecimal() and rest.isascii() and rest[0] != "0" and int(rest) >= 257
+    return name in TOKENIZERS or (kind == "tiktoken" and bool(rest)) or name.endswith(".json")
 
 
 def _types(section: Any, prefix: str = "") -> Iterator[Problem]:

@@ -88,8 +88,8 @@ RULES = [
     *[("train.profile", bad, "must be STEP:COUNT with a COUNT of 1 or more", repr(bad))
       for bad in ("", "3", ":", "3:", ":2", "3:0", "-1:2", "3:-2", "a:b", "1:2:3", "1.5:2")],
     ("train.seed", 2**32, "must be below 2**32", 2**32),
-    ("data.tokenizer", "gtp2", "must be gpt2, bytes, chars or bpe:N", "did you mean gpt2?"),
-    ("data.tokenizer", "byte", "must be gpt2, bytes, chars or bpe:N", "did you mean bytes?"),
+    ("data.tokenizer", "gtp2", "must be gpt1, gpt2, bytes, chars, bpe:N", "did you mean gpt2?"),
+    ("data.tokenizer", "byte", "must be gpt1, gpt2, bytes, chars, bpe:N", "did you mean bytes?"),
     ("data.tokenizer", "bpe:256", "N of 257 or more", "'bpe:256'"),
     ("data.tokenizer", "bpe:", "N of 257 or more", "'bpe:'"),
     ("data.tokenizer", "bpe", "N of 257 or more", "'bpe'"),

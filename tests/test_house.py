@@ -16,14 +16,18 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    ["errors", "files", "tree"],
+    ["errors", "files", "mixing", "tree"],
     ["config"],
     ["validation", "budget", "ramp", "model.parallel"],
     [
         "presets",
         *["model.ops", "model.products", "model.attention", "model.layers", "model.gpt"],
-        *["data.shards", "data.tokenizers", "data.sources", "data.manifest"],
-        *["data.windows", "data.loader", "data.preparation"],
+        *["data.unicode", "data.words", "data.shards", "data.bpe", "data.gpt1"],
+        *["data.tokenizers", "data.manifest", "data.foreign", "data.windows", "data.inspection"],
+        *["data.corpus", "data.loader"],
+        *["data.documents", "data.sources", "data.readers", "data.partition", "data.scanning"],
+        *["data.tokenising", "data.assembly", "data.findings", "data.pool", "data.work"],
+        *["data.vocabulary", "data.progress", "data.preparation"],
         "evals.perplexity",
         *["training.mesh", "training.metrics", "training.curves", "training.display"],
         *["training.guard", "training.schedules", "training.update_rules", "training.optimizer"],
@@ -47,7 +51,8 @@ LAYERS = [
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 PLANNING = ("gpus", "layout", "memory", "traffic", "schedule", "fitting", "advice", "report")
 WITHOUT_JAX = [
-    *["errors", "files", "config", "budget", "ramp", "presets", "cli", "planning.collectives"],
+    *["errors", "files", "mixing", "config", "budget", "ramp", "presets", "cli"],
+    *["data.preparation", "data.vocabulary", "data.foreign", "planning.collectives"],
     *[f"planning.{name}" for name in PLANNING],
 ]
 LONGEST_FILE = 320

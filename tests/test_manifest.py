@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from gptjax.data.bpe import train_bpe
 from gptjax.data.manifest import MANIFEST, Manifest, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.shards import ShardInfo
-from gptjax.data.tokenizers import ByteTokenizer, fingerprint, train_bpe
+from gptjax.data.tokenizers import ByteTokenizer, fingerprint
 from gptjax.errors import UserError
 
 
@@ -62,6 +63,7 @@ GARBAGE = {
     "splits are a list": edited(splits=[]),
     "a split lacks everything": edited(splits={"train": {}}),
     "an unknown type": edited(dtype="float16"),
+    "ids beyond the type": edited(n_vocab=65537),
 }
 
 

@@ -13,11 +13,12 @@ import pytest
 from conftest import ROOT, run_verb
 
 from gptjax.config import DataConfig
-from gptjax.data import preparation, sources
+from gptjax.data import documents, work
+from gptjax.data.bpe import BPETokenizer
 from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
-from gptjax.data.preparation import find_documents, prepare
-from gptjax.data.sources import Document, text_files
-from gptjax.data.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer
+from gptjax.data.preparation import prepare
+from gptjax.data.sources import find_documents, text_files
+from gptjax.data.tokenizers import ByteTokenizer, Tokenizer
 from gptjax.errors import UserError
 
 SHARD = 1000
@@ -80,9 +81,9 @@ def refuse(name: str) -> Tokenizer:
 def test_every_token_of_every_document_is_there_in_order_and_closed(
     data: DataConfig, texts: list[str], monkeypatch: pytest.MonkeyPatch, name: str, dtype: str
 ):
-    monkeypatch.setattr(sources, "PIECE_BYTES", 500)
+    monkeypatch.setattr(documents, "PART_BYTES", 500)
     if name == "gpt2":
-        monkeypatch.setattr(preparation, "make_tokenizer", lambda name: BPETokenizer(name, PAIRS))
+        monkeypatch.setattr(work, "make_tokenizer", lambda name: BPETokenizer(name, PAIRS))
     manifest = prepared_from(dataclasses.replace(data, tokenizer=name))
     tokenizer = read_tokenizer(manifest)
     assert (manifest.dtype, manifest.tokenizer) == (dtype, name)
@@ -158,45 +159,14 @@ def test_a_bpe_is_trained_on_the_training_text_alone(tmp_path: Path):
     assert not any(set(b"zq") & set(tokenizer.token_bytes(i)) for i in range(256, 259))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_the_number_of_workers_changes_nothing(
-    data: DataConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: int
-):
-    monkeypatch.setattr(sources, "PIECE_BYTES", 300)
-    expected = prepared_from(data)
-    monkeypatch.setattr(os, "cpu_count", lambda: workers)
-    again = prepared_from(dataclasses.replace(data, path=str(tmp_path / "again")))
-    assert again.splits == expected.splits
-    assert again.fingerprint == expected.fingerprint
-
-
-def test_few_pieces_are_in_memory_at_a_time(data: DataConfig, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sources, "PIECE_BYTES", 100)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    read, finished, most = 0, 0, 0
-    pieces = Document.pieces
-
-    def counted(document: Document):
-        nonlocal read, most
-        for piece in pieces(document):
-            read += 1
-            most = max(most, read - finished)
-            yield piece
-
-    def progress(size: int) -> None:
-        nonlocal finished
-        finished += 1
-
-    monkeypatch.setattr(Document, "pieces", counted)
-    prepare(data, text_files(data.inputs), progress)
-    assert read == finished > 300
-    assert 2 <= most <= 4 * 2 + 1
-
-
-def test_progress_adds_up_to_the_bytes_of_the_text(data: DataConfig, texts: list[str]):
-    sizes: list[int] = []
-    prepare(data, text_files(data.inputs), sizes.append)
-    assert sum(sizes) == sum(len(text.encode()) for text in texts)
+def test_progress_adds_up_to_the_bytes_and_tokens_of_the_text(data: DataConfig, texts: list[str]):
+    seen: list[tuple[str, int, int]] = []
+    manifest = prepare(data, text_files(data.inputs), lambda *done: seen.append(done))
+    size = sum(len(text.encode()) for text in texts)
+    for stage, tokens in (("reading", 0), ("tokenising", size + len(texts))):
+        done = [(b, t) for name, b, t in seen if name == stage]
+        assert (sum(b for b, _ in done), sum(t for _, t in done)) == (size, tokens)
+    assert sum(split.tokens for split in manifest.splits.values()) == size + len(texts)
 
 
 def test_the_same_settings_again_return_what_is_there(
@@ -204,7 +174,7 @@ def test_the_same_settings_again_return_what_is_there(
 ):
     first = prepared_from(data)
     before = snapshot(first.directory)
-    monkeypatch.setattr(preparation, "make_tokenizer", refuse)
+    monkeypatch.setattr(work, "make_tokenizer", refuse)
     assert prepared_from(data) == first
     assert snapshot(first.directory) == before
 
@@ -325,13 +295,23 @@ def test_the_command_line_prepares_and_says_what_came_of_it(texts: list[str], tm
     [
         ("", 2, ["--input and --out missing"]),
         ("--input a.txt", 2, ["--out missing"]),
-        ("--input a.txt --out out --tokenizer gpt3", 2, ["gpt3", "gpt2, bytes, chars or bpe:N"]),
+        ("--input a.txt --out out --tokenizer gpt3", 2, ["gpt3", "gpt2, bytes, chars, bpe:N"]),
         ("--input a.txt --out out --tokenizer bpe:256", 2, ["bpe:256", "257 or more"]),
         ("--input a.txt --out out --val-fraction 0.7", 2, ["val_fraction", "0.7"]),
         ("--input a.txt --out out --tokeniser bytes", 2, ["did you mean --tokenizer?"]),
         ("--config no_such_config", 2, ["unknown config 'no_such_config'"]),
-        ("--input a.txt b.txt . --out out", 1, ["no such text file: b.txt, ."]),
+        ("--input a.txt b.txt *.md --out out", 1, ["no such text file: b.txt, *.md"]),
         ("--input empty.txt --out out", 1, ["no text in empty.txt"]),
+        ("--input a.txt --out out --workers 0", 2, ["--workers", "not 0"]),
+        ("--input a.txt --out out --partition 3/3", 2, ["--partition must be i/n", "'3/3'"]),
+        ("--input a.txt --out out --partition 0/2 --merge", 2, ["two steps"]),
+        ("--input a.txt --out out --merge", 1, ["1 of 1 units", "leave out --merge"]),
+        ("--input a.txt --out out --partition 0/2 --tokenizer bpe:300", 2, ["needs all the text"]),
+        ("--input - --out out --partition 0/2", 2, ["standard input"]),
+        ("--input a.txt --out out --format jsonl", 1, ["no text", "50 lines that are no JSON"]),
+        ("--input a.txt --out out --format parquet", 1, ["a.txt is no readable Parquet file"]),
+        ("--input broken.gz --out out", 1, ["broken.gz cannot be unpacked"]),
+        ("--input broken.zst --out out", 1, ["broken.zst cannot be unpacked"]),
         ("--input a.txt --out out --tokenizer bpe:9999", 1, ["not 9999", "ask for bpe:"]),
         ("--input a.txt --out thesis", 1, ["thesis exists and is no prepared data set"]),
         ("--input a.txt --out a.txt", 1, ["a.txt exists and is no prepared data set"]),
@@ -347,12 +327,14 @@ def test_a_mistake_on_the_command_line_is_one_message_without_a_traceback(
         (directory / "thesis" / "thesis.tex").write_text("years of work")
         (directory / "a.txt").write_text("one line\n" * 50)
         (directory / "empty.txt").write_text("")
+        (directory / "broken.gz").write_bytes(b"not gzip")
+        (directory / "broken.zst").write_bytes(b"not zstd")
     done = run_verb("prepare", *arguments.split(), cwd=tmp_path / "work")
     assert "Traceback" not in done.stderr
     assert done.returncode == code
     assert done.stderr.startswith("error: ")
     assert all(part in done.stderr for part in says)
-    kept = ["a.txt", "empty.txt", "thesis"]
+    kept = ["a.txt", "broken.gz", "broken.zst", "empty.txt", "thesis"]
     assert [n for n in sorted(os.listdir(tmp_path / "work")) if "preparing" not in n] == kept
 
 
@@ -379,13 +361,13 @@ def test_an_empty_working_directory_as_out_is_made_or_refused_without_a_tracebac
 
 
 MEASURE = """
-import os, re, sys
-os.cpu_count = lambda: 2
+import re, sys
 from gptjax.config import DataConfig
-from gptjax.data.preparation import find_documents, prepare
+from gptjax.data.preparation import prepare
+from gptjax.data.sources import find_documents
 text, out, tokenizer = sys.argv[1:]
 data = DataConfig(path=out, tokenizer=tokenizer, inputs=(text,), val_fraction=0.05)
-tokens = prepare(data, find_documents(data)).splits["train"].tokens
+tokens = prepare(data, find_documents(data), workers=2).splits["train"].tokens
 print(tokens, re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
 

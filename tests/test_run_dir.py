@@ -38,7 +38,9 @@ FREE = {
     "model.dtype": "bfloat16", "model.unroll": 2, "model.float32_matmul": "tf32",
     "model.attention": "xla", "model.remat": "full", "data.path": "elsewhere",
     "data.tokenizer": "gpt2", "data.source": None, "data.inputs": ("a.txt",),
-    "data.val_fraction": 0.3, "optim.peak_lr": 1.0, "optim.final_lr": 1.0, "optim.warmup_steps": 3,
+    "data.input_format": "jsonl", "data.text_field": "body", "data.doc_separator": "--",
+    "data.val_fraction": 0.3, "data.mixture": ("a=1",), "data.mixture_changes": ("5=1",),
+    "optim.peak_lr": 1.0, "optim.final_lr": 1.0, "optim.warmup_steps": 3,
     "optim.decay_steps": 70, "optim.weight_decay": 0.3, "optim.beta1": 0.5, "optim.beta2": 0.5,
     "optim.eps": 1e-5, "optim.clip_norm": None, "train.micro_batch": 2, "train.max_steps": 200,
     "train.loss_chunk_tokens": 64, "train.profile": "1:2", "train.updates_per_call": 3,
@@ -51,8 +53,11 @@ FREE = {
 }  # fmt: skip
 PRESET = load_preset("tiny")
 TINY = dataclasses.replace(
-    PRESET, model=dataclasses.replace(PRESET.model, n_layer=4, unroll=1)
-)  # a loop over layers, without which nothing can be rematerialised
+    PRESET,
+    # a loop over layers, without which nothing can be rematerialised
+    model=dataclasses.replace(PRESET.model, n_layer=4, unroll=1),
+    data=dataclasses.replace(PRESET.data, mixture=("b=2",)),  # whose weights may then change
+)
 
 
 def value(config: Config, name: str) -> Any:
@@ -316,7 +321,10 @@ def test_a_start_that_other_data_refuse_leaves_the_run_as_it_was(tmp_path):
         data = DataConfig(str(tmp_path / name), "bpe:260", inputs=(str(file),), val_fraction=0.2)
         manifests.append(prepare(data, text_files(data.inputs)))
     assert len({m.tokenizer_fingerprint for m in manifests}) == 2
-    configs = [changed({"data.path": str(m.directory), "data.tokenizer": None}) for m in manifests]
+    configs = [
+        changed({"data.path": str(m.directory), "data.tokenizer": None, "data.mixture": ()})
+        for m in manifests
+    ]
 
     setup, run = Setup(configs[0]), RunDir(tmp_path / "run")
     with run.locked():

@@ -21,7 +21,7 @@ from gptjax.data.manifest import Manifest
 from gptjax.data.preparation import prepare
 from gptjax.data.sources import text_files
 from gptjax.errors import ConfigError, UserError
-from gptjax.evals.perplexity import evaluate
+from gptjax.evals.perplexity import evaluate_parts
 from gptjax.presets import load_preset
 from gptjax.training import loop, setup
 from gptjax.training.checkpoint import Checkpointer
@@ -241,8 +241,8 @@ def test_validation_looks_at_the_average_of_the_parameters(prepared, tmp_path):
     state = saved_state(made, tmp_path / "run")
 
     def loss_of(params: Any) -> float:
-        step, batches = made.eval_step, made.validation_batches()
-        return evaluate(lambda batch: step(params, batch), batches, made.val_bytes).loss
+        step, parts = made.eval_step, made.validation_parts()
+        return evaluate_parts(lambda batch: step(params, batch), parts).loss
 
     average = averaged_parameters(state.opt_state)
     found = rows(tmp_path / "run")[-1]["val_loss"]

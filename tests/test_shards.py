@@ -53,6 +53,12 @@ def test_a_published_shard_is_read(
     assert (read.dtype, read.tolist()) == (np.dtype(dtype), tokens)
 
 
+def test_an_id_too_large_for_the_stored_type_is_never_written(tmp_path: Path):
+    with pytest.raises(ValueError, match="token id 65536 does not fit uint16"):
+        write_shard(tmp_path / "a.bin", np.array([1, 65536], np.uint32), "uint16")
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("n_vocab", "dtype"),
     [(257, "uint16"), (65_535, "uint16"), (65_536, "uint16"), (65_537, "uint32")],

@@ -3,7 +3,9 @@
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,15 +13,13 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gptjax.data import sources
-from gptjax.data.sources import (
-    Document,
-    content_hash,
-    split_documents,
-    standard_library,
-    text_files,
-)
-from gptjax.data.tokenizers import GPT2_PATTERN, BPETokenizer, gpt2, train_bpe
+from gptjax.data import documents
+from gptjax.data.bpe import GPT2_PATTERN, BPETokenizer, gpt2, train_bpe
+from gptjax.data.documents import Document
+from gptjax.data.partition import find_units
+from gptjax.data.readers import Notes, read_passages
+from gptjax.data.scanning import Scan, scan
+from gptjax.data.sources import Input, content_hash, standard_library, text_files
 from gptjax.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
@@ -48,13 +48,46 @@ def trained() -> BPETokenizer:
 
 def document(path: Path, content: bytes) -> Document:
     path.write_bytes(content)
-    return Document(path, 0, len(content))
+    return Document(path.name, path.name, len(content), path)
 
 
-def pieces(document: Document, piece_bytes: int) -> list[str]:
+def pieces(document: Document, piece_bytes: int, start: int = 0) -> list[str]:
+    """The parts of a document, read from its file and from memory, as text."""
+    inside = Document("", "", document.size, Path(document.content).read_bytes())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "PIECE_BYTES", piece_bytes)
-        return list(document.pieces())
+        patch.setattr(documents, "PART_BYTES", piece_bytes)
+        parts = list(document.parts(start, document.size))
+        assert parts == list(inside.parts(start, document.size))
+    return [part.decode("utf-8", "replace") for part in parts]
+
+
+class Part(NamedTuple):
+    """What one side of the split gets of a file."""
+
+    path: Path
+    start: int
+    stop: int
+    split: str
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+def split_documents(files: Sequence[Document], val_fraction: float) -> list[Part]:
+    """The sides of files that are one document each, as `prepare` finds them."""
+    units = find_units([Input(Path(f.content)) for f in files])
+    total = Scan()
+    for unit in units:
+        total.merge(scan(unit, val_fraction))
+    ends = val_fraction > 0 and total.holds_out_ends(val_fraction)
+    return [
+        Part(Path(passage.document.content), start, stop, side)
+        for unit in units
+        for span in unit
+        for passage in read_passages(span, Notes())
+        for side, start, stop, _ in passage.split(val_fraction, ends)
+    ]
 
 
 @example(raw=BOM + b"a\r\nb\r\n" + BOM, start=0, piece_bytes=3)
@@ -69,9 +102,8 @@ def pieces(document: Document, piece_bytes: int) -> list[str]:
 def test_pieces_joined_are_the_text(directory: Path, raw: bytes, start: int, piece_bytes: int):
     whole = document(directory / "pieces.txt", raw)
     start = min(start, len(raw))
-    part = Document(whole.path, start, len(raw))
     text = raw.removeprefix(BOM) if start == 0 else raw[start:]
-    assert "".join(pieces(part, piece_bytes)) == text.decode("utf-8", "replace")
+    assert "".join(pieces(whole, piece_bytes, start)) == text.decode("utf-8", "replace")
 
 
 @example(text="one  two\n\n  three \n four\r\n five  ", piece_bytes=4)
@@ -99,7 +131,7 @@ def test_gpt2_reads_a_play_in_pieces_as_it_reads_the_whole(
         shutil.copyfile(test_data / "tiktoken_cache" / cached, tmp_path / name)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
     tokenizer, path = gpt2(tmp_path), test_data / "tinyshakespeare.txt"
-    made = pieces(Document(path, 0, path.stat().st_size), 1000)
+    made = pieces(Document("", "", path.stat().st_size, path), 1000)
     assert len(made) > 1000
     assert max(map(len, made)) < 2000
     ids = np.concatenate([tokenizer.encode(piece) for piece in made])
@@ -110,24 +142,24 @@ def test_gpt2_reads_a_play_in_pieces_as_it_reads_the_whole(
 def test_text_without_a_place_to_cut_is_still_read_in_bounded_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
 ):
-    monkeypatch.setattr(sources, "UNBROKEN_CHARS", 512)
+    monkeypatch.setattr(documents, "UNBROKEN_BYTES", 512)
     text = unit * 10_000
     made = pieces(document(tmp_path / "long.txt", text.encode()), 64)
-    assert max(map(len, made)) <= 512 + 64
+    assert max(len(piece.encode()) for piece in made) <= 512 + 3
     assert "".join(made) == text
 
 
 def test_a_file_that_shrinks_while_it_is_read_ends_early(tmp_path: Path):
     whole = document(tmp_path / "a.txt", b"one two three")
-    whole.path.write_bytes(b"one")
-    assert list(whole.pieces()) == ["one"]
+    (tmp_path / "a.txt").write_bytes(b"one")
+    assert list(whole.parts(0, whole.size)) == [b"one"]
 
 
 def test_a_file_that_went_away_is_named(tmp_path: Path):
     gone = document(tmp_path / "gone.txt", b"text")
-    gone.path.unlink()
-    with pytest.raises(UserError, match=re.escape(str(gone.path))):
-        list(gone.pieces())
+    (tmp_path / "gone.txt").unlink()
+    with pytest.raises(UserError, match=re.escape(str(gone.content))):
+        list(gone.parts(0, gone.size))
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +173,7 @@ def test_the_hash_splits_whole_documents_at_about_the_fraction(
     tiny_documents: list[Document], val_fraction: float
 ):
     parts = split_documents(tiny_documents, val_fraction)
-    whole = [(d.path, d.start, d.stop) for d in tiny_documents]
+    whole = [(d.content, 0, d.size) for d in tiny_documents]
     assert [(d.path, d.start, d.stop) for d in parts] == whole
     assert {d.split for d in parts} == {"train", "val"}
     held_out = sum(d.split == "val" for d in parts)
@@ -156,9 +188,11 @@ def test_the_split_of_a_document_does_not_depend_on_order_name_or_company(
     for others in (tiny_documents[::-1], tiny_documents[700:1500], tiny_documents[::3]):
         for part in split_documents(others, 0.1):
             assert part.split == split_of[part.path]
-    moved = [document(tmp_path / d.path.stem, d.path.read_bytes()) for d in tiny_documents[:500]]
+    moved = [
+        document(tmp_path / Path(d.content).stem, d.read(0, d.size)) for d in tiny_documents[:500]
+    ]
     for part in split_documents(moved, 0.1):
-        assert part.split == split_of[tiny_documents[int(part.path.name)].path]
+        assert part.split == split_of[tiny_documents[int(part.path.name)].content]
 
 
 def test_a_larger_fraction_only_adds_documents_to_validation(tiny_documents: list[Document]):
@@ -170,7 +204,8 @@ def test_a_larger_fraction_only_adds_documents_to_validation(tiny_documents: lis
 
 
 def test_no_fraction_holds_nothing_out(tiny_documents: list[Document]):
-    assert split_documents(tiny_documents, 0.0) == tiny_documents
+    parts = split_documents(tiny_documents, 0.0)
+    assert parts == [Part(Path(d.content), 0, d.size, "train") for d in tiny_documents]
 
 
 @pytest.mark.parametrize("val_fraction", [0.01, 0.05, 0.3, 0.5])
@@ -191,7 +226,8 @@ def test_of_few_documents_each_gives_its_end_in_order(tmp_path: Path):
     few = [document(tmp_path / f"{i}", b"a line\n" * (500 + i)) for i in range(5)]
     parts = split_documents(few, 0.02)
     assert [d.split for d in parts] == ["train", "val"] * 5
-    assert [d.path for d in parts[::2]] == [d.path for d in parts[1::2]] == [d.path for d in few]
+    assert [d.path for d in parts[::2]] == [d.path for d in parts[1::2]]
+    assert [d.path for d in parts[::2]] == [d.content for d in few]
 
 
 @pytest.mark.parametrize("ending", ["", "\n", "\nshort\n"])
@@ -199,13 +235,14 @@ def test_of_few_documents_each_gives_its_end_in_order(tmp_path: Path):
 def test_a_line_too_long_to_end_soon_is_cut_between_characters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lead: str, ending: str
 ):
-    monkeypatch.setattr(sources, "PIECE_BYTES", 16)
+    monkeypatch.setattr(documents, "PART_BYTES", 16)
     text = lead + "漢🙂" * 50 + ending
     whole = document(tmp_path / "a.txt", text.encode())
     train, val = split_documents([whole], 0.2)
     assert (train.split, val.split) == ("train", "val")
     assert (train.start, train.stop, val.stop) == (0, val.start, whole.size)
-    assert "".join(train.pieces()) + "".join(val.pieces()) == text
+    made = [b"".join(whole.parts(part.start, part.stop)) for part in (train, val)]
+    assert made[0].decode() + made[1].decode() == text
     assert 0 < val.size <= 0.2 * whole.size + 1
 
 
@@ -213,8 +250,7 @@ def test_text_files_keep_their_order_and_leave_out_empty_ones(tmp_path: Path):
     for name, content in {"b": "bb", "empty": "", "a": "a"}.items():
         (tmp_path / name).write_text(content)
     paths = [str(tmp_path / name) for name in ("b", "empty", "a")]
-    expected = [Document(tmp_path / "b", 0, 2), Document(tmp_path / "a", 0, 1)]
-    assert text_files(paths) == expected
+    assert text_files(paths) == [Input(tmp_path / "b"), Input(tmp_path / "a")]
 
 
 def test_every_path_that_is_no_file_is_named_at_once(tmp_path: Path):
@@ -236,19 +272,25 @@ def test_nothing_but_empty_files_is_an_error_that_names_them(tmp_path: Path):
 
 
 def test_the_standard_library_is_there_sorted_readable_and_nobody_elses():
-    documents = standard_library()
-    paths = [d.path for d in documents]
+    library = standard_library()
+    paths = [d.path for d in library]
     assert len(paths) > 500
     assert paths == sorted(set(paths))
     assert Path(re.__file__) in paths
     assert not any({"site-packages", "dist-packages"} & set(p.parts) for p in paths)
     assert not any(p.is_relative_to(Path(sys.modules["pytest"].__file__).parent) for p in paths)
-    assert all(d.path.read_bytes().decode() and d.size == d.path.stat().st_size for d in documents)
+    assert all(d.path.read_bytes().decode() and d.size == d.path.stat().st_size for d in library)
 
 
 def hash_of(directory: Path, *contents: bytes, prefix: str = "") -> str:
-    documents = [document(directory / f"{prefix}{i}", c) for i, c in enumerate(contents)]
-    return content_hash(documents)
+    """The digest of documents; that of earlier versions has to tell them apart as well."""
+    files = [document(directory / f"{prefix}{i}", c) for i, c in enumerate(contents)]
+    inputs = [Input(Path(f.content)) for f in files]
+    total = Scan()
+    for source in inputs:
+        for unit in find_units([source]):
+            total.merge(scan(unit, 0.1))
+    return f"{total.digest.text} {content_hash(inputs)}"
 
 
 @given(raw=st.binary(min_size=1, max_size=50), where=st.integers(0), by=st.integers(1, 255))
@@ -256,15 +298,16 @@ def hash_of(directory: Path, *contents: bytes, prefix: str = "") -> str:
 def test_the_content_hash_changes_with_any_byte(directory: Path, raw: bytes, where: int, by: int):
     where %= len(raw)
     changed = raw[:where] + bytes([raw[where] ^ by]) + raw[where + 1 :]
-    assert hash_of(directory, raw) != hash_of(directory, changed)
+    hashes = [hash_of(directory, content).split() for content in (raw, changed)]
+    assert hashes[0][1] != hashes[1][1]
+    if raw.removeprefix(BOM) != changed.removeprefix(BOM):
+        assert hashes[0][0] != hashes[1][0]
 
 
 def test_the_content_hash_changes_with_documents_and_not_with_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ):
     different = [(b"abc",), (b"a", b"bc"), (b"ab", b"c"), (b"bc", b"a"), (b"abc", b"abc")]
     hashes = [hash_of(tmp_path, *contents) for contents in different]
     assert len(set(hashes)) == len(different)
     assert hash_of(tmp_path, b"a", b"bc", prefix="other") == hashes[1]
-    monkeypatch.setattr(sources, "PIECE_BYTES", 2)
-    assert [hash_of(tmp_path, *contents) for contents in different] == hashes

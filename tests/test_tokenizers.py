@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,19 +17,16 @@ import requests
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gptjax.data.bpe import EOT, GPT2_PATTERN, BPETokenizer, gpt2, train_bpe
 from gptjax.data.tokenizers import (
-    EOT,
-    GPT2_PATTERN,
-    BPETokenizer,
     ByteTokenizer,
     CharTokenizer,
     bytes_per_token,
     collect_characters,
     fingerprint,
     from_json,
-    gpt2,
+    identity,
     make_tokenizer,
-    train_bpe,
 )
 from gptjax.errors import UserError
 
@@ -341,7 +339,7 @@ def test_asking_for_too_many_tokens_names_the_most_there_can_be():
     [
         ("byte", "did you mean bytes"),
         ("gpt-2", "did you mean gpt2"),
-        ("bpe:512", "expected bytes, chars, gpt2 or bpe:N"),
+        ("bpe:512", "expected bytes, gpt1, gpt2, chars, bpe:N"),
     ],
 )
 def test_an_unknown_tokenizer_is_answered_with_what_there_is(name: str, hint: str):
@@ -370,3 +368,74 @@ def test_a_character_that_was_not_in_the_text_is_named_with_those_that_were(stra
 def test_an_empty_text_has_no_alphabet():
     with pytest.raises(UserError, match="text is empty"):
         collect_characters(["", ""])
+
+
+@pytest.fixture
+def with_gaps(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """An encoding of tiktoken that leaves ids out, as cl100k_base does, under its name."""
+    ranks = {bytes([b]): b for b in range(256)} | {b"he": 257, b"llo": 300}
+    table = {
+        "name": "cl100k_base",
+        "pat_str": GPT2_PATTERN,
+        "mergeable_ranks": ranks,
+        "special_tokens": {EOT: 310, "<|fim|>": 315},
+    }
+    constructors = {"cl100k_base": lambda: table}
+    monkeypatch.setattr("tiktoken.registry.ENCODING_CONSTRUCTORS", constructors)
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    return table
+
+
+def test_an_encoding_of_tiktoken_keeps_its_own_ids_and_travels_as_json(with_gaps: dict[str, Any]):
+    tokenizer = make_tokenizer("tiktoken:cl100k_base")
+    assert (tokenizer.name, tokenizer.eot_id, tokenizer.n_vocab) == (
+        "tiktoken:cl100k_base", 310, 316,
+    )  # fmt: skip
+    assert tokenizer.encode("he<|fim|>").tolist() == [257, *b"<|fim|>"]
+    assert [tokenizer.token_bytes(i) for i in (65, 256, 257, 310, 315)] == [
+        b"A",
+        b"",
+        b"he",
+        b"",
+        b"",
+    ]
+    again = from_json(tokenizer.to_json(), "tokenizer.json")
+    assert (again.name, again.eot_id, again.n_vocab) == ("tiktoken:cl100k_base", 310, 316)
+    assert fingerprint(again) == fingerprint(tokenizer)
+    assert again.encode("hello").tolist() == tokenizer.encode("hello").tolist()
+    assert len(bytes_per_token(again)) == 316
+    moved = {**json.loads(tokenizer.to_json()), "eot": 311}
+    assert fingerprint(from_json(json.dumps(moved), "moved.json")) != fingerprint(tokenizer)
+    with pytest.raises(UserError, match="end-of-text is 65, which is another token"):
+        from_json(json.dumps({**moved, "eot": 65}), "moved.json")
+
+
+def test_gpt2_by_the_name_tiktoken_has_for_it_gives_the_same_ids(
+    published: BPETokenizer, test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(test_data / "tiktoken_cache", tmp_path / "filled")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "filled"))
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    named = make_tokenizer("tiktoken:gpt2")
+    text = (test_data / "sms_spam.tsv").read_text()  # tiktoken writes the same pattern otherwise
+    assert named.encode(text).tolist() == published.encode(text).tolist()
+    assert (named.name, named.eot_id, named.n_vocab) == ("tiktoken:gpt2", 50256, 50257)
+
+
+def test_an_encoding_that_is_not_cached_or_not_there_says_what_helps(monkeypatch):
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})
+    with pytest.raises(UserError, match=r"files of tiktoken's o200k_base .*TIKTOKEN_CACHE_DIR"):
+        make_tokenizer("tiktoken:o200k_base")
+    with pytest.raises(UserError, match=r"no encoding 'cl100k' \(did you mean cl100k_base\?\)"):
+        make_tokenizer("tiktoken:cl100k")
+
+
+def test_a_json_file_is_a_tokenizer_known_by_its_content(trained: BPETokenizer, tmp_path: Path):
+    path = tmp_path / "tok.json"
+    path.write_text(trained.to_json())
+    made = make_tokenizer(str(path))
+    assert made.encode(CORPUS).tolist() == trained.encode(CORPUS).tolist()
+    assert identity(str(path)) == fingerprint(trained)
+    assert identity("gpt2") == "gpt2"
+    with pytest.raises(UserError, match=r"none\.json cannot be read as a tokenizer.*--train-tok"):
+        make_tokenizer(str(tmp_path / "none.json"))

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import grain
 import numpy as np
 
+from gptjax.data.corpus import MixedWindows
 from gptjax.data.manifest import Manifest
+from gptjax.data.tokenizers import identity
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
 from gptjax.ramp import BatchRamp
@@ -28,30 +30,24 @@ DEVICE_AHEAD = 2  # batches already on their way to the device
 class StepSource:
     """A Grain source whose item `step` is this process's rows of that global step.
 
-    Items are [rows / processes, T + 1] int32. Every window appears once an epoch; each epoch has
-    its own order.
+    Items are [rows / processes, T + 1] int32. Every window of a source appears once an epoch;
+    each epoch has its own order.
     """
 
     def __init__(
         self,
-        windows: TokenWindows,
+        windows: TokenWindows | MixedWindows,
         ramp: BatchRamp,
         steps: int,
         seed: int,
         process: int = 0,
         processes: int = 1,
     ):
-        if len(windows) == 0:
-            raise UserError(
-                f"{windows.manifest.directory} has too few {windows.split} tokens for "
-                f"one window of {windows.context} + 1: prepare more text, or train "
-                "with a shorter --train.context"
-            )
+        self._order = windows.in_order(seed)
         if ramp.first % processes:
             raise UserError(
                 f"{ramp.first} sequences an update do not divide among {processes} processes"
             )
-        self._order = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
         self._ramp, self._steps = ramp, steps
         self._process, self._processes = process, processes
 
@@ -123,7 +119,8 @@ def validation_batches(
 
 def require_vocabulary(manifest: Manifest, n_vocab: int | None, tokenizer: str | None) -> int:
     """The data's vocabulary size; raises `UserError` where the config asks for another."""
-    if tokenizer is not None and tokenizer != manifest.tokenizer:
+    names = (None, manifest.tokenizer, manifest.tokenizer_fingerprint)
+    if tokenizer not in names and identity(tokenizer or "") not in names:
         raise UserError(
             f"{manifest.directory} was tokenised with {manifest.tokenizer}, but the "
             f"config says data.tokenizer {tokenizer}: leave it out, or prepare the "

@@ -7,11 +7,13 @@ manifest is written last.
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptjax.data.shards import DTYPES, ShardInfo, check_shard
+import numpy as np
+
+from gptjax.data.shards import DTYPES, LAYOUTS, ShardInfo, check_shard
 from gptjax.data.tokenizers import Tokenizer, fingerprint, from_json
 from gptjax.errors import UserError
 from gptjax.files import write_atomically
@@ -34,7 +36,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says. `settings` are the choices that made the data."""
+    """What `manifest.json` says.
+
+    `settings` are the choices that made the data, `notes` count what was odd about the text.
+    """
 
     directory: Path
     source: str
@@ -44,11 +49,15 @@ class Manifest:
     dtype: str
     splits: dict[str, Split]
     settings: dict[str, Any]
+    notes: dict[str, int] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change if any token of any shard does."""
-        shards = {k: [dataclasses.astuple(s) for s in v.shards] for k, v in self.splits.items()}
+        shards = {
+            split: [[Path(s.name).name, s.tokens, s.sha256] for s in content.shards]
+            for split, content in self.splits.items()
+        }
         content = json.dumps([self.tokenizer_fingerprint, shards], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -81,8 +90,13 @@ def read_manifest(directory: Path) -> Manifest:
         manifest = Manifest(directory=directory, splits=splits, **table)
         if manifest.dtype not in DTYPES:
             raise ValueError(f"dtype {manifest.dtype}, expected one of {', '.join(DTYPES)}")
+        layouts = {shard.layout for split in splits.values() for shard in split.shards}
+        if not layouts <= set(LAYOUTS):
+            raise ValueError(f"shards of layout {layouts}, expected {', '.join(LAYOUTS)}")
         if set(splits) != set(SPLITS) or not isinstance(manifest.n_vocab, int):
             raise ValueError("its splits or its vocabulary size are not what this version writes")
+        if manifest.n_vocab - 1 > np.iinfo(manifest.dtype).max:
+            raise ValueError(f"ids up to {manifest.n_vocab - 1} do not fit {manifest.dtype}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a readable manifest ({type(error).__name__}: {error}): "
@@ -90,7 +104,7 @@ def read_manifest(directory: Path) -> Manifest:
         ) from error
     for split in manifest.splits.values():
         for shard in split.shards:
-            check_shard(directory / shard.name, shard.tokens, manifest.dtype)
+            check_shard(directory / shard.name, shard.tokens, manifest.dtype, shard.layout)
     return manifest
 
 

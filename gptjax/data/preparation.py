@@ -1,148 +1,150 @@
-"""Turn documents into a prepared data set: tokenise, write shards, and the manifest last.
+"""Turn documents into a prepared data set: look, tokenise, write shards, and the manifest last.
 
 All of it happens in `OUT.preparing`, which is renamed to `OUT` when it is complete: a killed
-preparation leaves nothing that could be taken for data.
+preparation leaves nothing that could be taken for data. What it had finished is kept there, unit by
+unit, and is not made again by the next try, by however many workers; the partitions of an array job
+fill the same directory from several machines.
 """
 
-import os
 import shlex
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from gptjax.config import Config, DataConfig
-from gptjax.data.manifest import (
-    MANIFEST,
-    SPLITS,
-    TOKENIZER,
-    Manifest,
-    Split,
-    is_prepared,
-    read_manifest,
-)
-from gptjax.data.shards import SHARD_TOKENS, ShardInfo, token_dtype, write_shard
-from gptjax.data.sources import (
-    Document,
-    content_hash,
-    split_documents,
-    standard_library,
-    text_files,
-)
-from gptjax.data.tokenizers import (
-    Tokenizer,
-    collect_characters,
-    fingerprint,
-    make_tokenizer,
-    train_bpe,
-)
-from gptjax.errors import UserError
-from gptjax.files import locked, write_atomically
+from gptjax.data.assembly import ShardWriter
+from gptjax.data.findings import describe
+from gptjax.data.manifest import SPLITS, Manifest, is_prepared, read_manifest
+from gptjax.data.partition import Partition
+from gptjax.data.progress import progress_bars
+from gptjax.data.scanning import Scan
+from gptjax.data.shards import SHARD_TOKENS, token_dtype
+from gptjax.data.sources import STDIN, Input, content_hash, find_documents
+from gptjax.data.tokenizers import fingerprint, identity
+from gptjax.data.work import Progress, differences, work_on
+from gptjax.errors import ConfigError, UserError
 
-Progress = Callable[[int], None]  # called with the number of bytes just finished
+NAMES_SHOWN = 100
 
 
-def find_documents(data: DataConfig) -> list[Document]:
-    """The documents a config names: its text files, or its embedded source."""
-    if data.inputs:
-        return text_files(data.inputs)
-    if data.source == "stdlib":
-        return standard_library()
-    raise UserError("there is nothing to prepare: give text files with --input FILE...")
+def silent(stage: str, size: int, tokens: int) -> None:
+    """Show no progress."""
 
 
 def prepare(
     data: DataConfig,
-    documents: Sequence[Document],
-    progress: Progress = lambda _: None,
+    documents: Sequence[Input],
+    progress: Progress = silent,
     shard_tokens: int = SHARD_TOKENS,
+    workers: int | None = None,
+    merge: bool = False,
 ) -> Manifest:
     """Prepare `documents` as `data` says, into `data.path`; returns the manifest.
 
-    A finished data set made with the same settings is returned as it is. Raises `UserError` if
-    `data.path` holds anything else.
+    A finished data set made with the same settings is returned as it is. What a killed preparation
+    or partitions have finished is used; with `merge` all of it has to be there. Raises `UserError`
+    if `data.path` holds anything else.
     """
-    out = Path(data.path).absolute()
-    settings = _settings(data, documents, shard_tokens)
-    if existing := _existing(out, settings):
-        return existing
-    work = out.with_name(out.name + ".preparing")
-    try:
-        work.parent.mkdir(parents=True, exist_ok=True)
-        with locked(work.with_suffix(".lock")) as is_free:
-            if not is_free:
-                raise UserError(f"another process is preparing {data.path}: wait for it")
-            shutil.rmtree(work, ignore_errors=True)  # what a killed preparation left
-            work.mkdir()
-            try:
-                _write(data, documents, settings, work, progress)
-                work.rename(out)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-                work.with_suffix(".lock").unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {data.path}: {error.strerror or error}; nothing was left there"
-        ) from error
-    return read_manifest(out)
+    name = data.tokenizer or "bytes"
+    with work_on(data, documents, workers, merge) as work:
+        with ThreadPoolExecutor(1) as beside:
+            if not needs_text(name) and not is_prepared(work.out):
+                beside.submit(work.make_tokenizer, name)  # fails again below, if it does
+            found = work.scan(progress)
+        settings = _settings(data, found, shard_tokens)
+        if existing := _existing(work.out, settings, documents):
+            shutil.rmtree(work.directory)
+            return existing
+        if merge:
+            work.require_every_unit()
+        # partitions cannot know that a corpus is of this kind; such a small one is made anew here
+        work.worker.ends = data.val_fraction > 0 and found.holds_out_ends(data.val_fraction)
+        tokenizer = work.make_tokenizer(name)
+        dtype = token_dtype(tokenizer.n_vocab)
+        writers = {s: ShardWriter(work.directory, s, dtype, shard_tokens) for s in SPLITS}
+        for number, made in enumerate(work.tokenise(range(len(work.units)))):
+            for split, side in (("train", made.train), ("val", made.val)):
+                writers[split].count(side)
+                for tokens in work.worker.tokens(number, split, side, dtype):
+                    writers[split].add(tokens)
+            found.notes.counts["cut_blanks"] += made.cut_blanks
+            progress("tokenising", made.bytes, made.tokens)
+        manifest = Manifest(
+            directory=work.directory,
+            source=_name(data, documents),
+            tokenizer=tokenizer.name,
+            n_vocab=tokenizer.n_vocab,
+            tokenizer_fingerprint=fingerprint(tokenizer),
+            dtype=dtype,
+            splits={split: writer.finish() for split, writer in writers.items()},
+            settings=settings,
+            notes={kind: n for kind, n in sorted(found.notes.counts.items()) if n},
+        )
+        manifest.write()
+        work.publish(manifest)
+    return read_manifest(work.out)
 
 
-def _write(
+def prepare_partition(
     data: DataConfig,
-    documents: Sequence[Document],
-    settings: dict[str, Any],
-    work: Path,
-    progress: Progress,
+    documents: Sequence[Input],
+    partition: Partition,
+    progress: Progress = silent,
+    workers: int | None = None,
+) -> int:
+    """Tokenise one partition's units; returns how many tokens they have. `prepare` merges them."""
+    if needs_text(data.tokenizer or "bytes"):
+        raise ConfigError(
+            [f"--partition cannot be with --tokenizer {data.tokenizer}, which needs all the text"]
+        )
+    if any(str(d.path) == STDIN for d in documents):
+        raise ConfigError(["--partition cannot be with standard input: give files"])
+    with work_on(data, documents, workers, shared=True) as work:
+        numbers = [n for n in range(len(work.units)) if partition.has(n)]
+        work.scan(progress, numbers)
+        work.make_tokenizer(data.tokenizer or "bytes")
+        total = 0
+        for made in work.tokenise(numbers):
+            progress("tokenising", made.bytes, made.tokens)
+            total += made.tokens
+        done = f"partition-{partition.index}-of-{partition.count}.done"
+        (work.directory / done).touch()
+    return total
+
+
+def prepare_with_progress(
+    data: DataConfig,
+    workers: int | None = None,
+    partition: Partition | None = None,
+    merge: bool = False,
 ) -> None:
-    """Write tokenizer, shards and, last, the manifest into the directory `work`."""
-    parts = split_documents(documents, data.val_fraction)
-    tokenizer = _tokenizer(data.tokenizer or "bytes", parts)
-    write_atomically(work / TOKENIZER, tokenizer.to_json().encode())
-    splits = {
-        name: _write_split(name, parts, tokenizer, work, settings["shard_tokens"], progress)
-        for name in SPLITS
-    }
-    Manifest(
-        directory=work,
-        source=settings["source"],
-        tokenizer=tokenizer.name,
-        n_vocab=tokenizer.n_vocab,
-        tokenizer_fingerprint=fingerprint(tokenizer),
-        dtype=token_dtype(tokenizer.n_vocab),
-        splits=splits,
-        settings=settings,
-    ).write()
-
-
-def prepare_with_progress(data: DataConfig) -> Manifest:
-    """Prepare on a terminal: a progress bar while it runs, totals when it is done."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
+    """Prepare on a terminal: progress while it runs; what was odd, and totals, when it is done."""
     documents = find_documents(data)
-    total = sum(document.size for document in documents)
-    for document in documents:
-        if not document.is_utf8():
-            print(f"note: {document.path} is not UTF-8 text: what is not becomes U+FFFD")
+    total = sum(d.size for d in documents if str(d.path) != STDIN)
+    share = f", partition {partition.index}/{partition.count}" if partition else ""
     print(
-        f"preparing {data.path}: {len(documents):,} documents, {total / 1e6:,.1f} MB, tokenizer "
-        f"{data.tokenizer or 'bytes'}",
+        f"preparing {data.path}: {len(documents):,} files, {total / 1e6:,.1f} MB, tokenizer "
+        f"{data.tokenizer or 'bytes'}{share}",
         flush=True,
     )
-    columns = (TextColumn("tokenising"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task("", total=total)
-        manifest = prepare(data, documents, lambda done: bar.advance(task, done))
+    with progress_bars(total, partition.count if partition else 1) as progress:
+        if partition is not None:
+            tokens = prepare_partition(data, documents, partition, progress, workers)
+        else:
+            manifest = prepare(data, documents, progress, workers=workers, merge=merge)
+    if partition is not None:
+        print(f"{tokens:,} tokens; when every partition is done, run the same with --merge")
+        return
+    for note in describe(manifest.notes, {}):
+        print(f"note: {note}")
     for name, split in manifest.splits.items():
         per_token = split.bytes / max(1, split.tokens)
         print(
             f"{name:5}  {split.tokens:,} tokens in {len(split.shards)} shards from "
             f"{split.documents:,} documents, {per_token:.2f} bytes per token"
         )
-    return manifest
 
 
 def how_to_prepare(config_name: str, config: Config) -> str:
@@ -155,120 +157,42 @@ def how_to_prepare(config_name: str, config: Config) -> str:
     )
 
 
-def _settings(data: DataConfig, documents: Sequence[Document], shard_tokens: int) -> dict[str, Any]:
+def needs_text(tokenizer: str) -> bool:
+    """Whether a tokenizer is made from the text it is to tokenise."""
+    return tokenizer == "chars" or tokenizer.startswith("bpe:")
+
+
+def _settings(data: DataConfig, found: Scan, shard_tokens: int) -> dict[str, Any]:
     """The choices that decide every token written."""
-    files = ", ".join(d.path.name for d in documents)
     return {
-        "source": files if data.inputs or not data.source else data.source,
-        "bytes": sum(d.size for d in documents),
-        "content": content_hash(documents),
-        "tokenizer": data.tokenizer or "bytes",
+        "bytes": found.bytes,
+        "content": found.digest.text,
+        "tokenizer": identity(data.tokenizer or "bytes"),
         "val_fraction": data.val_fraction,
         "shard_tokens": shard_tokens,
     }
 
 
-def _existing(out: Path, settings: dict[str, Any]) -> Manifest | None:
-    """The data set already in `out`, or None where there is nothing; refuses anything else."""
-    if is_prepared(out):
-        manifest = read_manifest(out)
-        if manifest.settings == settings:
-            return manifest
-        differences = "; ".join(
-            f"{k} was {manifest.settings.get(k)!r}, now {v!r}"
-            for k, v in settings.items()
-            if manifest.settings.get(k) != v
-        )
-        raise UserError(
-            f"{out} holds data prepared differently ({differences}): choose another "
-            "--out, or move that directory away"
-        )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            f"{out} exists and is no prepared data set (no {MANIFEST}): choose another --out"
-        )
-    if out.exists():
-        out.rmdir()
-    return None
+def _name(data: DataConfig, documents: Sequence[Input]) -> str:
+    """What the manifest calls the source."""
+    if data.source and not data.inputs:
+        return data.source
+    names = ["standard input" if str(d.path) == STDIN else d.path.name for d in documents]
+    more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
 
 
-def _tokenizer(name: str, parts: Sequence[Document]) -> Tokenizer:
-    """Make the tokenizer: a BPE from the training text alone, an alphabet from all of it."""
-    kind, _, size = name.partition(":")
-    if kind == "chars":
-        return collect_characters(text for d in parts for text in d.pieces())
-    if kind != "bpe":
-        return make_tokenizer(name)
-    return train_bpe((t for d in parts if d.split == "train" for t in d.pieces()), int(size))
-
-
-def _write_split(
-    name: str,
-    parts: Sequence[Document],
-    tokenizer: Tokenizer,
-    directory: Path,
-    shard_tokens: int,
-    progress: Progress,
-) -> Split:
-    """Write every document of one split, each followed by end-of-text, into shards."""
-    documents = [d for d in parts if d.split == name]
-    dtype = token_dtype(tokenizer.n_vocab)
-    shards: list[ShardInfo] = []
-    buffer, filled = np.empty(shard_tokens, dtype=np.uint32), 0
-
-    def write() -> None:
-        path = directory / f"{name}_{len(shards):06d}.bin"
-        shards.append(write_shard(path, buffer[:filled], dtype))
-
-    for ids in _encode(documents, tokenizer, progress):
-        if len(ids) and ids.max() >= tokenizer.n_vocab:
-            raise ValueError(f"{tokenizer.name} gave id {ids.max()}, its vocabulary ends before")
-        while len(ids):  # a document may be longer than any number of shards
-            take = min(len(ids), shard_tokens - filled)
-            buffer[filled : filled + take] = ids[:take]
-            filled, ids = filled + take, ids[take:]
-            if filled == shard_tokens:
-                write()
-                filled = 0
-    if filled:
-        write()
-    return Split(
-        tokens=sum(s.tokens for s in shards),
-        documents=len(documents),
-        bytes=sum(d.size for d in documents),
-        shards=tuple(shards),
+def _existing(out: Path, settings: dict[str, Any], documents: Sequence[Input]) -> Manifest | None:
+    """The data set already in `out`, or None where there is nothing; refuses another one."""
+    if not is_prepared(out):
+        return None
+    manifest = read_manifest(out)
+    before = {key: value for key, value in manifest.settings.items() if key != "source"}
+    if len(str(before.get("content"))) == 16 and all(d.kind == "text" for d in documents):
+        settings = {**settings, "content": content_hash(documents)}  # as it was taken once
+    if before == settings:
+        return manifest
+    raise UserError(
+        f"{out} holds data prepared differently ({differences(before, settings)}): choose another "
+        "--out, or move that directory away"
     )
-
-
-def _encode(
-    documents: Sequence[Document], tokenizer: Tokenizer, progress: Progress
-) -> Iterator[np.ndarray]:
-    """Token ids piece by piece in order, tokenised by all cores with few pieces in flight."""
-    eot = np.array([tokenizer.eot_id], dtype=np.uint32)
-
-    def encode(text: str, path: Path) -> tuple[np.ndarray, int]:
-        try:
-            return tokenizer.encode(text), len(text.encode("utf-8", "replace"))
-        except ValueError as error:  # tiktoken's regular expressions end at a million blanks
-            raise UserError(f"{tokenizer.name} cannot tokenise {path}: {error}") from error
-
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        in_flight: deque[Future[tuple[np.ndarray, int]] | None] = deque()
-
-        def finish() -> np.ndarray:
-            future = in_flight.popleft()
-            if future is None:
-                return eot
-            ids, size = future.result()
-            progress(size)
-            return ids
-
-        for document in documents:
-            for text in document.pieces():
-                in_flight.append(pool.submit(encode, text, document.path))
-                while len(in_flight) > 4 * workers:
-                    yield finish()
-            in_flight.append(None)  # end-of-text closes the document
-        while in_flight:
-            yield finish()

@@ -3,6 +3,9 @@
 Header: magic, version, count, zeros. uint16 tokens have magic 20240520 and version 1; uint32
 tokens, for vocabularies above 65,536, have magic 20240801 and version 7. All little-endian.
 Trainers that read that format read these shards.
+
+Shards of other trainers are read where they lie, in two more layouts: `raw`, tokens and nothing
+else (nanoGPT), and `npy`, a one-dimensional NumPy file (build-nanogpt).
 """
 
 import hashlib
@@ -19,15 +22,17 @@ HEADER_BYTES = 4 * HEADER_INTS
 SHARD_TOKENS = 2**20
 _FORMATS: dict[str, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 DTYPES = tuple(_FORMATS)
+LAYOUTS = ("llm.c", "raw", "npy")
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """A shard as the manifest lists it: file name, tokens, sha256 of the whole file."""
+    """A shard as the manifest lists it: file name (or path), tokens, sha256 of the whole file."""
 
     name: str
     tokens: int
     sha256: str
+    layout: str = "llm.c"
 
 
 def token_dtype(n_vocab: int) -> str:
@@ -37,6 +42,8 @@ def token_dtype(n_vocab: int) -> str:
 
 def write_shard(path: Path, tokens: np.ndarray, dtype: str) -> ShardInfo:
     """Write one shard to a temporary name, flush it to the disk, rename it into place."""
+    if len(tokens) and tokens.max() > np.iinfo(dtype).max:
+        raise ValueError(f"token id {tokens.max()} does not fit {dtype}")
     header = np.zeros(HEADER_INTS, dtype="<i4")
     header[0], header[1] = _FORMATS[dtype]
     header[2] = len(tokens)
@@ -45,14 +52,23 @@ def write_shard(path: Path, tokens: np.ndarray, dtype: str) -> ShardInfo:
     return ShardInfo(path.name, len(tokens), hashlib.sha256(content).hexdigest())
 
 
-def check_shard(path: Path, tokens: int, dtype: str) -> None:
+def format_of(path: Path) -> str | None:
+    """The type of the tokens behind a header of llm.c's; None where there is no such header."""
+    if path.stat().st_size < HEADER_BYTES:
+        return None
+    magic = int(np.fromfile(path, dtype="<i4", count=1)[0])
+    return next((dtype for dtype, (known, _) in _FORMATS.items() if known == magic), None)
+
+
+def check_shard(path: Path, tokens: int, dtype: str, layout: str = "llm.c") -> None:
     """Compare a shard's size and header with its manifest; raises `UserError` naming the file."""
     again = "prepare the data again"
     magic, version = _FORMATS[dtype]
     if not path.is_file():
         raise UserError(f"shard {path} is missing though its manifest lists it: {again}")
-    size, expected = path.stat().st_size, HEADER_BYTES + tokens * np.dtype(dtype).itemsize
-    if size >= HEADER_BYTES:
+    size = path.stat().st_size
+    expected = _offset(path, layout) + tokens * np.dtype(dtype).itemsize
+    if layout == "llm.c" and size >= HEADER_BYTES:
         header = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
         if header[0] != magic:
             raise UserError(
@@ -69,14 +85,34 @@ def check_shard(path: Path, tokens: int, dtype: str) -> None:
         raise UserError(f"shard {path} is {what}: {size} bytes, expected {expected}; {again}")
 
 
-def open_shard(path: Path, tokens: int, dtype: str) -> np.ndarray:
+def _offset(path: Path, layout: str) -> int:
+    """Bytes before the first token."""
+    return npy_header(path)[0] if layout == "npy" else HEADER_BYTES if layout == "llm.c" else 0
+
+
+def npy_header(path: Path) -> tuple[int, tuple[int, ...], np.dtype]:
+    """Length in bytes, shape and type of a NumPy file's header; raises `UserError`."""
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0
+            shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(
+                file
+            )
+            return file.tell(), shape, dtype
+    except (OSError, ValueError) as error:
+        raise UserError(f"shard {path} is no NumPy file, or damaged: {error}") from error
+
+
+def open_shard(path: Path, tokens: int, dtype: str, layout: str = "llm.c") -> np.ndarray:
     """Map a shard's tokens into memory, [tokens]; nothing is read until it is sliced.
 
     The map keeps a file descriptor until the array is dropped. It comes back as a plain array view,
     which slices three times faster than `np.memmap` does.
     """
     try:
-        mapped = np.memmap(path, np.dtype(dtype).newbyteorder("<"), "r", HEADER_BYTES, (tokens,))
+        little = np.dtype(dtype).newbyteorder("<")
+        mapped = np.memmap(path, little, "r", _offset(path, layout), (tokens,))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot map shard {path}: {error}") from error
     return mapped.view(np.ndarray)

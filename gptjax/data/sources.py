@@ -1,114 +1,97 @@
-"""Documents: text files read in pieces, and their split into training and validation.
+"""Where text comes from: files, directories, patterns, standard input, Python's own library.
 
-A document is a file. It is read in pieces that end where no token can span them, so that a file
-of any size is tokenised in bounded memory, exactly as if it had been read whole.
+Every source becomes a list of `Input`s: plain files of one kind each. What is compressed is
+unpacked, and what comes through standard input is stored, in the directory of the work in hand,
+since only a plain file can be read from any place by any worker.
 """
 
-import codecs
+import glob
+import gzip
 import hashlib
-import re
+import shutil
+import sys
 import sysconfig
+import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gptjax.config import DataConfig
+from gptjax.data.documents import HASHED_BYTES
 from gptjax.errors import UserError
+from gptjax.files import unique_name
 
-PIECE_BYTES = 2**20
-UNBROKEN_CHARS = 8 * PIECE_BYTES  # text without a single blank is cut anywhere, to bound memory
-HASHED_BYTES = 2**16  # a document is known by its beginning, so that none need be read twice
-# A blank or line end after text begins a new pre-token in GPT-2's pattern: no merge crosses it.
-_BOUNDARY = re.compile(r"(?<=\S)(?=[ \n])")
+STDIN = "-"
+KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+PACKED = (".gz", ".zst", ".zstd")
+CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class Document:
-    """Bytes `start` to `stop` of a UTF-8 file: a whole document, or the part one split gets."""
+class Input:
+    """One file of documents: `text` (one, or many by `separator`), `jsonl` or `parquet`."""
 
     path: Path
-    start: int
-    stop: int
-    split: str = "train"
+    kind: str = "text"
+    field: str = "text"
+    separator: str | None = None
+    name: str = ""
+    """What the user calls it, where that is not the path."""
 
     @property
     def size(self) -> int:
-        """Length in bytes."""
-        return self.stop - self.start
+        """Length of the file in bytes."""
+        return self.path.stat().st_size
 
-    def pieces(self) -> Iterator[str]:
-        """The text in pieces of about 1 MiB, cut only between pre-tokens.
+    @property
+    def label(self) -> str:
+        """The name to show."""
+        return self.name or str(self.path)
 
-        A byte-order mark is dropped; what is no UTF-8 becomes U+FFFD.
-        """
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        left, rest = self.size, ""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.start)
-                while left:
-                    raw = file.read(min(PIECE_BYTES, left))
-                    if not raw:
-                        break
-                    left -= len(raw)
-                    text = decoder.decode(raw)
-                    if file.tell() - len(raw) == 0:
-                        text = text.removeprefix("\ufeff")
-                    rest += text
-                    cut = _last_boundary(rest)
-                    if not cut and len(rest) > UNBROKEN_CHARS:
-                        cut = len(rest)
-                    if cut and left:
-                        yield rest[:cut]
-                        rest = rest[cut:]
-        except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error.strerror}") from error
-        rest += decoder.decode(b"", final=True)
-        if rest:
-            yield rest
-
-    def is_utf8(self) -> bool:
-        """Whether the document's first 64 KiB are UTF-8 text."""
-        with self.path.open("rb") as file:
-            head = file.read(HASHED_BYTES)
-        try:
-            codecs.getincrementaldecoder("utf-8")().decode(head)
-        except UnicodeDecodeError:
-            return False
-        return b"\0" not in head
-
-    def fraction(self) -> float:
-        """A number in [0, 1) that the document's first 64 KiB alone decide."""
-        with self.path.open("rb") as file:
-            digest = hashlib.blake2b(file.read(HASHED_BYTES), digest_size=8).digest()
-        return int.from_bytes(digest, "big") / 2**64
+    @property
+    def is_packed(self) -> bool:
+        """Whether it has to be unpacked, or stored, before it can be read."""
+        return str(self.path) == STDIN or self.path.suffix in PACKED
 
 
-def _last_boundary(text: str) -> int:
-    """Position of the last safe cut in `text`, 0 where there is none."""
-    span = 4096  # look at ever longer ends, since a cut is nearly always close
-    while True:
-        start = max(0, len(text) - span)
-        cuts = [m.start() for m in _BOUNDARY.finditer(text, start) if m.start() > start]
-        if cuts or start == 0:
-            return cuts[-1] if cuts else 0
-        span *= 8
+def find_documents(data: DataConfig) -> list[Input]:
+    """The files a config names, or its embedded source; directories and patterns in their order.
+
+    Raises `UserError` that names every path at which there is nothing, or where all is empty.
+    """
+    if not data.inputs:
+        if data.source == "stdlib":
+            return standard_library()
+        raise UserError("there is nothing to prepare: give text files with --input FILE...")
+    out = Path(data.path).absolute()
+    expanded = {given: list(_expand(given, out)) for given in data.inputs}
+    if bad := [given for given, paths in expanded.items() if not paths]:
+        raise UserError(
+            f"no such text file: {', '.join(bad)}; expected files, directories with files in them, "
+            "patterns that match any, or - for standard input"
+        )
+    if sum(given == STDIN for given in data.inputs) > 1:
+        raise UserError("standard input (-) can be read once only, but is given twice")
+    inputs = [_input(path, data) for paths in expanded.values() for path in paths]
+    if not any(i.is_packed or i.size for i in inputs):
+        raise UserError(f"there is no text in {', '.join(data.inputs)}: every file is empty")
+    return inputs
 
 
-def text_files(paths: Sequence[str]) -> list[Document]:
+def text_files(paths: Sequence[str]) -> list[Input]:
     """One document a file, in the order given; empty ones are left out.
 
     Raises `UserError` that names every path that is no readable file, or where no text is left.
     """
     if bad := [p for p in paths if not Path(p).is_file()]:
         raise UserError(f"no such text file: {', '.join(bad)}; expected paths of UTF-8 text files")
-    documents = [Document(Path(p), 0, Path(p).stat().st_size) for p in paths]
-    documents = [d for d in documents if d.size]
-    if not documents:
+    inputs = [i for i in (Input(Path(p)) for p in paths) if i.size]
+    if not inputs:
         raise UserError(f"there is no text in {', '.join(paths)}: every file is empty")
-    return documents
+    return inputs
 
 
-def standard_library() -> list[Document]:
+def standard_library() -> list[Input]:
     """The source of the running Python's standard library: about 1,630 files, 29 MB, no download.
 
     Files that are no UTF-8, a handful of its own test data, are left out.
@@ -120,6 +103,88 @@ def standard_library() -> list[Document]:
     return text_files([str(p) for p in paths if _is_utf8(p)])
 
 
+def content_hash(inputs: Sequence[Input]) -> str:
+    """16 hexadecimal digits of all the files' bytes: how manifests were once told apart."""
+    digest = hashlib.blake2b(digest_size=8)
+    for source in inputs:
+        with source.path.open("rb") as file:
+            while raw := file.read(CHUNK_BYTES):
+                digest.update(raw)
+        digest.update(b"\xff")  # no byte of UTF-8: where a document ends counts too
+    return digest.hexdigest()
+
+
+def unpack(source: Input, directory: Path) -> Input:
+    """The input as a plain file: itself, or one in `directory`, which is complete if it is there.
+
+    Raises `UserError` where what is compressed is damaged.
+    """
+    if not source.is_packed:
+        return source
+    directory.mkdir(parents=True, exist_ok=True)
+    if str(source.path) == STDIN:
+        # another text each time: known by what is in it
+        path = unique_name(directory / "stdin")
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file, CHUNK_BYTES)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "blake2b").hexdigest()[:16]
+        target = path.rename(directory / f"stdin-{digest}")
+        return replace(source, path=target, name="standard input")
+    status = source.path.stat()
+    key = f"{source.path.absolute()} {status.st_size} {status.st_mtime_ns}"
+    name = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    target = directory / f"{name}-{source.path.stem}"
+    if not target.exists():
+        temporary = unique_name(target)
+        try:
+            with temporary.open("wb") as file:
+                file.writelines(_unpacked(source.path))
+        except (EOFError, OSError, zlib.error, _zstd_error()) as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno:
+                raise
+            raise UserError(
+                f"{source.path} cannot be unpacked, it is damaged or cut short: {error}"
+            ) from error
+        temporary.rename(target)
+    return replace(source, path=target, name=str(source.path))
+
+
+def _expand(given: str, out: Path) -> Iterator[Path]:
+    """The files of one path, directory or pattern, sorted; never what is being prepared."""
+    path = Path(given)
+    if given == STDIN or path.is_file():
+        yield path
+        return
+    matches = (
+        [path] if path.is_dir() else [Path(p) for p in sorted(glob.glob(given, recursive=True))]
+    )
+    for match in matches:
+        if match.is_file():
+            yield match
+            continue
+        for file in sorted(match.rglob("*")):
+            hidden = any(part.startswith(".") for part in file.relative_to(match).parts)
+            own = {out, out.with_name(out.name + ".preparing")} & set(file.absolute().parents)
+            if not hidden and not own and file.is_file() and _may_be_text(file):
+                yield file
+
+
+def _may_be_text(path: Path) -> bool:
+    """Whether a file found in a directory is worth reading: by its name, or no NUL at its start."""
+    if path.suffix in KINDS or path.suffix in PACKED:
+        return True
+    with path.open("rb") as file:
+        return b"\0" not in file.read(HASHED_BYTES)
+
+
+def _input(path: Path, data: DataConfig) -> Input:
+    suffix = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
+    kind = KINDS.get(suffix, "text") if data.input_format == "auto" else data.input_format
+    return Input(path, kind, data.text_field, data.doc_separator if kind == "text" else None)
+
+
 def _is_utf8(path: Path) -> bool:
     try:
         path.read_text("utf-8")
@@ -128,54 +193,31 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def content_hash(documents: Sequence[Document]) -> str:
-    """16 hexadecimal digits of all the text, which tell a changed corpus from the same one."""
-    digest = hashlib.blake2b(digest_size=8)
-    for document in documents:
-        try:
-            with document.path.open("rb") as file:
-                while raw := file.read(PIECE_BYTES):
-                    digest.update(raw)
-        except OSError as error:
-            raise UserError(f"cannot read {document.path}: {error.strerror}") from error
-        digest.update(b"\xff")  # no byte of UTF-8: where a document ends counts too
-    return digest.hexdigest()
+def _unpacked(path: Path) -> Iterator[bytes]:
+    """What is in a compressed file, chunk by chunk; raises `EOFError` where it is cut short."""
+    if path.suffix == ".gz":
+        with gzip.open(path, "rb") as packed:
+            while raw := packed.read(CHUNK_BYTES):
+                yield raw
+        return
+    try:
+        import zstandard
+    except ModuleNotFoundError:
+        raise UserError(f"{path} needs zstandard: pip install 'gptjax[hub]'") from None
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+    frame = None  # a file may hold many, one after the other
+    with path.open("rb") as packed:
+        while raw := packed.read(2**16):
+            while raw:
+                frame = frame or decompressor.decompressobj()
+                yield frame.decompress(raw)
+                raw = frame.unused_data
+                frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("it ends within a frame")
 
 
-def split_documents(documents: Sequence[Document], val_fraction: float) -> list[Document]:
-    """Give every document to `train` or `val` by its hash: the same on any machine, in any order.
-
-    A corpus of few documents can put nothing, or far too much, into validation that way; where the
-    share of bytes is off by more than three times, the last part of every document is held out
-    instead, cut at a line's end.
-    """
-    if val_fraction == 0:
-        return list(documents)
-    by_hash = [
-        Document(d.path, d.start, d.stop, "val" if d.fraction() < val_fraction else "train")
-        for d in documents
-    ]
-    total = sum(d.size for d in by_hash)
-    share = sum(d.size for d in by_hash if d.split == "val") / total
-    if val_fraction / 3 <= share <= val_fraction * 3 and share < 1:
-        return by_hash
-    return [part for d in documents for part in _hold_out_end(d, val_fraction)]
-
-
-def _hold_out_end(document: Document, val_fraction: float) -> list[Document]:
-    """Cut a document in two at the first line end after its first `1 - val_fraction`."""
-    wanted = document.start + int(document.size * (1 - val_fraction))
-    with document.path.open("rb") as file:
-        file.seek(wanted)
-        line = file.readline(PIECE_BYTES)
-        cut = file.tell()
-        if cut >= document.stop or not line.endswith(b"\n"):  # cut the line, but no character
-            file.seek(wanted)
-            cut = wanted
-            while (byte := file.read(1)) and byte[0] & 0xC0 == 0x80:
-                cut += 1
-    parts = [
-        Document(document.path, document.start, cut, "train"),
-        Document(document.path, cut, document.stop, "val"),
-    ]
-    return [part for part in parts if part.size]
+def _zstd_error() -> type[Exception]:
+    """What a damaged zstd file raises; it can only be raised where zstandard is loaded."""
+    module = sys.modules.get("zstandard")
+    return EOFError if module is None else module.ZstdError

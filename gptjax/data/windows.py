@@ -8,6 +8,7 @@ import bisect
 from functools import lru_cache
 from itertools import accumulate
 
+import grain
 import numpy as np
 
 from gptjax.data.manifest import Manifest
@@ -49,9 +50,23 @@ class TokenWindows:
             filled, shard = filled + len(part), shard + 1
         return window
 
+    def in_order(self, seed: int) -> grain.MapDataset:
+        """All windows in an endless shuffled order: each once an epoch, every epoch another way.
+
+        Raises `UserError` where there is no window at all.
+        """
+        if len(self) == 0:
+            raise UserError(
+                f"{self.manifest.directory} has too few {self.split} tokens for "
+                f"one window of {self.context} + 1: prepare more text, or train "
+                "with a shorter --train.context"
+            )
+        return grain.MapDataset.source(self).seed(seed).shuffle().repeat()
+
     def _map(self, shard: int) -> np.ndarray:
         info = self._shards[shard]
-        return open_shard(self.manifest.directory / info.name, info.tokens, self.manifest.dtype)
+        path = self.manifest.directory / info.name
+        return open_shard(path, info.tokens, self.manifest.dtype, info.layout)
 
     def _check(self, part: np.ndarray, shard: int) -> None:
         # without this an id beyond the table would silently read another row of it

@@ -6,9 +6,9 @@ wherever it is measured.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,17 @@ class Validation:
     """Standard error of `loss`, from the spread between windows."""
     bits_per_byte: float
     """Bits per byte of text, which compares models with different tokenizers."""
+    by_source: tuple[tuple[str, float], ...] = ()
+    """Of a mixture: each source's name and its own loss."""
+
+
+class ValidationPart(NamedTuple):
+    """The validation set of one source: its share of the mixture, and the bytes of its targets."""
+
+    name: str
+    share: float
+    batches: Iterable[Batch]
+    target_bytes: int
 
 
 def evaluate(
@@ -42,6 +53,28 @@ def evaluate(
         stderr=math.sqrt(variance / max(1.0, rows - 1)),
         bits_per_byte=total["loss"] / math.log(2) / max(1, target_bytes),
     )
+
+
+def evaluate_parts(
+    step: Callable[[Batch], dict[str, Any]], parts: Sequence[ValidationPart]
+) -> Validation:
+    """Evaluate every source by itself, and all of them weighted by their shares."""
+    results = [evaluate(step, part.batches, part.target_bytes) for part in parts]
+    if len(parts) == 1:
+        return results[0]
+    shares = [part.share for part in parts]
+    bits = [result.loss / math.log(2) for result in results]
+    bytes_per_token = [b / max(1e-9, r.bits_per_byte) for b, r in zip(bits, results, strict=True)]
+    return Validation(
+        loss=_weighted(shares, [result.loss for result in results]),
+        stderr=math.hypot(*(s * r.stderr for s, r in zip(shares, results, strict=True))),
+        bits_per_byte=_weighted(shares, bits) / max(1e-9, _weighted(shares, bytes_per_token)),
+        by_source=tuple((p.name, r.loss) for p, r in zip(parts, results, strict=True)),
+    )
+
+
+def _weighted(shares: Sequence[float], values: Sequence[float]) -> float:
+    return sum(share * value for share, value in zip(shares, values, strict=True))
 
 
 def target_bytes(batches: Iterable[Batch], bytes_per_token: np.ndarray) -> int:

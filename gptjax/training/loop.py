@@ -19,7 +19,7 @@ from gptjax.budget import peak_tokens_per_second
 from gptjax.config import Config, TrainConfig, to_json
 from gptjax.data.loader import batches_from, read_ahead
 from gptjax.errors import UserError
-from gptjax.evals.perplexity import Validation, evaluate
+from gptjax.evals.perplexity import Validation, evaluate_parts
 from gptjax.training.agreement import by_first, first_says, is_first, largest, leave_if_several
 from gptjax.training.calls import rows_by_call, rows_of_call
 from gptjax.training.checkpoint import Checkpointer, SaveError
@@ -207,7 +207,7 @@ class _Loop:
         validation = self._validate(state) if "validate" in now else None
         if validation is not None:
             is_best = validation.loss < first_says(self.checkpointer.best_loss())
-            row |= _validation_values(validation)
+            row |= self._validation_values(validation, step)
         self._write(rows)
         if "sample" in now:
             self._sample(state, step)
@@ -226,21 +226,34 @@ class _Loop:
         if not first_says(is_due and is_missing):
             return
         if (validation := self._validate(state)) and is_first():
-            self.log.amend(_validation_values(validation))
+            self.log.amend(self._validation_values(validation, step))
 
     def _validate(self, state: TrainState) -> Validation | None:
         """The validation loss; None if a stop request came meanwhile."""
 
-        def until_stopped():
-            for batch in self.setup.validation_batches():
+        def until_stopped(batches):
+            for batch in batches:
                 yield batch
                 self.stop.agree()
                 if self.stop:
                     return
 
         step, params = self.setup.eval_step, self.setup.evaluated_params(state)
-        result = evaluate(lambda batch: step(params, batch), until_stopped(), self.setup.val_bytes)
+        parts = [
+            p._replace(batches=until_stopped(p.batches)) for p in self.setup.validation_parts()
+        ]
+        result = evaluate_parts(lambda batch: step(params, batch), parts)
         return None if self.stop else result
+
+    def _validation_values(self, validation: Validation, step: int) -> Row:
+        """A validation as it stands in metrics.jsonl, with the epochs of a mixture's sources."""
+        return {
+            "val_loss": validation.loss,
+            "val_stderr": validation.stderr,
+            "val_bits_per_byte": validation.bits_per_byte,
+            **{f"val_loss/{name}": loss for name, loss in validation.by_source},
+            **self.setup.corpus.progress(step),
+        }
 
     def _sample(self, state: TrainState, step: int) -> None:
         """Show a text and add it to samples.md, unless a stop request came meanwhile."""
@@ -304,12 +317,3 @@ class _Loop:
             f'python -m gptjax.generate --run {self.run_dir.path} --prompt "..."'
         )
         return 0
-
-
-def _validation_values(validation: Validation) -> Row:
-    """A validation as it stands in metrics.jsonl."""
-    return {
-        "val_loss": validation.loss,
-        "val_stderr": validation.stderr,
-        "val_bits_per_byte": validation.bits_per_byte,
-    }

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,12 +11,13 @@ import numpy as np
 
 from gptjax.budget import parameter_count
 from gptjax.config import Config
+from gptjax.data.corpus import Corpus
 from gptjax.data.loader import StepSource, require_vocabulary, training_batch, validation_batches
-from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
+from gptjax.data.manifest import Manifest, read_tokenizer
 from gptjax.data.tokenizers import Tokenizer, bytes_per_token
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
-from gptjax.evals.perplexity import target_bytes
+from gptjax.evals.perplexity import ValidationPart, target_bytes
 from gptjax.model.gpt import parameter_shapes
 from gptjax.ramp import batch_ramp
 from gptjax.training.agreement import first_says
@@ -81,7 +81,8 @@ class Setup:
     """Data, mesh, optimizer and steps of one config. Raises `UserError` before any training."""
 
     def __init__(self, config: Config):
-        self.manifest = read_manifest(Path(config.data.path))
+        self.corpus = Corpus(config)
+        self.manifest = self.corpus.manifest
         self.config = config = resolve(config, self.manifest)
         self.tokenizer: Tokenizer = read_tokenizer(self.manifest)
         train, context = config.train, config.context
@@ -114,15 +115,15 @@ class Setup:
 
         self.ramp = batch_ramp(config)
         self.source = StepSource(
-            TokenWindows(self.manifest, "train", context),
+            self.corpus.training_windows(),
             self.ramp,
             train.max_steps,
             train.seed,
             jax.process_index(),
             jax.process_count(),
         )
-        self._val_windows = TokenWindows(self.manifest, "val", context)
-        self.val_bytes = self._count_val_bytes() if train.eval_every_steps else 0
+        self._val_windows = self.corpus.validation_windows()
+        self._val_bytes = self._count_val_bytes() if train.eval_every_steps else []
 
     def _lay_out(self) -> tuple[BatchLayout, str | None]:
         """How an update is cut, and what was found about memory if the micro-batch is `auto`."""
@@ -205,7 +206,7 @@ class Setup:
     @property
     def data_identity(self) -> dict[str, str]:
         """What decides the order of the data besides config and step; kept with checkpoints."""
-        return {"data": self.manifest.fingerprint, "grain": version("grain")}
+        return {"data": self.corpus.fingerprint, "grain": version("grain")}
 
     def abstract_state(self) -> TrainState:
         """Shapes and placement of the state, for restoring into."""
@@ -233,30 +234,44 @@ class Setup:
         placed = put_rows(self.mesh, batch, axis)
         return Call({**placed, "weights": self._weights[weights.shape]}, updates)
 
-    def validation_batches(self) -> Iterator[Any]:
-        """The fixed validation set on the devices, batch by batch."""
-        for batch in self._host_batches(jax.process_index(), jax.process_count()):
+    def validation_parts(self) -> list[ValidationPart]:
+        """The fixed validation set of every source, with its batches on the devices."""
+        return [
+            ValidationPart(name, share, self._placed(windows), size)
+            for name, share, windows, size in zip(
+                self.corpus.names,
+                self.corpus.shares(),
+                self._val_windows,
+                self._val_bytes,
+                strict=True,
+            )
+        ]
+
+    def _placed(self, windows: TokenWindows) -> Iterator[Any]:
+        for batch in self._host_batches(windows, jax.process_index(), jax.process_count()):
             yield put_rows(self.mesh, batch, axis=0)
 
-    def _host_batches(self, process: int, processes: int) -> Iterator[Any]:
-        rows = self.layout.micro_batch * self.layout.row_groups
-        limit = self.config.train.eval_tokens
-        return validation_batches(self._val_windows, rows, limit, process, processes)
+    def _host_batches(self, windows: TokenWindows, process: int, processes: int) -> Iterator[Any]:
+        rows, limit = self.layout.micro_batch * self.layout.row_groups, None
+        if self.config.train.eval_tokens is not None:
+            limit = self.config.train.eval_tokens // len(self._val_windows)
+        return validation_batches(windows, rows, limit, process, processes)
 
-    def _count_val_bytes(self) -> int:
-        if len(self._val_windows) == 0:
-            tokens = self.manifest.splits["val"].tokens
-            raise UserError(
-                f"{self.manifest.directory} has {tokens} validation tokens, fewer than "
-                f"one window of {self.config.context} + 1: prepare with a larger "
-                "--val-fraction, or train with --train.eval-every-steps 0"
-            )
-        return target_bytes(self._host_batches(0, 1), bytes_per_token(self.tokenizer))
+    def _count_val_bytes(self) -> list[int]:
+        for windows in self._val_windows:
+            if len(windows) == 0:
+                tokens = windows.manifest.splits["val"].tokens
+                raise UserError(
+                    f"{windows.manifest.directory} has {tokens} validation tokens, fewer than "
+                    f"one window of {self.config.context} + 1: prepare with a larger "
+                    "--val-fraction, or train with --train.eval-every-steps 0"
+                )
+        lengths = bytes_per_token(self.tokenizer)
+        return [target_bytes(self._host_batches(w, 0, 1), lengths) for w in self._val_windows]
 
     def announce(self, step: int, display: Display) -> None:
         """Say what is about to happen, so that a mistake is seen before it costs anything."""
         train, model, say = self.config.train, self.config.model, display.say
-        split, val = self.manifest.splits["train"], self.manifest.splits["val"]
         device = jax.devices()[0]
         tokens = self.ramp.rows_before(train.max_steps) * self.config.context
         say(
@@ -264,11 +279,8 @@ class Setup:
             f"{model.n_head} heads, {model.n_embd} wide, context {model.n_ctx}, vocabulary "
             f"{model.n_vocab:,} (padded to {model.padded_vocab:,}), {model.dtype}"
         )
-        say(
-            f"data     {self.manifest.directory}: {split.tokens:,} training tokens in "
-            f"{len(split.shards)} shards, {val.tokens:,} for validation, tokenizer "
-            f"{self.manifest.tokenizer}"
-        )
+        for line in self.corpus.lines(step):
+            say(line)
         axes = " x ".join(f"{n} {axis}" for axis, n in self.mesh.shape.items() if n > 1)
         divided = f": {axes}" if axes else ""
         say(f"devices  {self.mesh.size} x {device.device_kind} ({device.platform}){divided}")
@@ -283,7 +295,7 @@ class Setup:
             say(f"         (in steps over the first {train.ramp_steps:,} updates: {tokens_of})")
         say(
             f"updates  {step:,} to {train.max_steps:,}; {tokens:,} tokens in all, "
-            f"{tokens / split.tokens:.2f} epochs"
+            f"{tokens / self.corpus.tokens:.2f} epochs"
         )
         rows = [
             (name, " x ".join(map(str, shape)), "yes" if decayed else "no")

@@ -1,0 +1,59 @@
+"""GPT-3's mixture of five sources, for its smallest model: 125 million parameters, 300e9 tokens.
+
+Brown et al. (2020), table 2.2: share of the training mixture, tokens there are, and epochs that
+300e9 tokens make of them.
+
+    Common Crawl (filtered)  60 %  410e9 tokens  0.44 epochs
+    WebText2                 22 %   19e9         2.9
+    Books1                    8 %   12e9         1.9
+    Books2                    8 %   55e9         0.43
+    Wikipedia                 3 %    3e9         3.4
+
+The shares are rounded and add up to 101; by them the epochs are 0.43, 3.44, 1.98, 0.43 and 2.97,
+as the trainer will say. At most four epochs of any source are allowed (Muennighoff et al. 2023:
+up to four are as good as new text). OpenAI never published the five sources: put a prepared
+directory of your own in the place of each.
+Shape and optimizer: table 2.1's first row and appendix B. 12 layers, 12 heads, 768 wide, context
+2048, batch 2^19 tokens, learning rate 6e-4 to a tenth over 260e9 tokens (495,911 updates), warm-up
+over 375M (715 updates). 572,205 updates make 300e9 tokens. The ramp of the batch is left out.
+Expected: 2.3e20 FLOP. Nobody has trained this config.
+
+    python -m gptjax.prepare --config gpt3_mixture --input crawl.txt --out data/common_crawl
+    python -m gptjax.train --config gpt3_mixture
+"""
+
+from gptjax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
+
+
+def get_config() -> Config:
+    """The run described above."""
+    return Config(
+        model=ModelConfig(n_ctx=2048, n_vocab=50257),
+        data=DataConfig(
+            tokenizer="gpt2",
+            mixture=(
+                "data/common_crawl=60:4",
+                "data/webtext2=22:4",
+                "data/books1=8:4",
+                "data/books2=8:4",
+                "data/wikipedia=3:4",
+            ),
+        ),
+        optim=OptimConfig(
+            peak_lr=6e-4,
+            final_lr=6e-5,
+            warmup_steps=715,
+            decay_steps=495_911,
+            weight_decay=0.1,
+            beta1=0.9,
+            beta2=0.95,
+        ),
+        train=TrainConfig(
+            batch_tokens=2**19,
+            micro_batch="auto",
+            max_steps=572_205,
+            eval_every_steps=1000,
+            save_every_steps=1000,
+        ),
+        sample=SampleConfig(prompt="Once upon a time"),
+    )

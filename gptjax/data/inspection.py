@@ -1,0 +1,130 @@
+"""Look into a prepared directory: verify every hash, count, and show what the tokens say."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
+from gptjax.data.shards import open_shard
+from gptjax.data.windows import TokenWindows
+from gptjax.errors import UserError
+
+CHUNK_BYTES = 2**22
+SHOWN_TOKENS, SHOWN_WINDOWS, WINDOW = 20, 3, 64
+Progress = Callable[[int], None]  # called with the number of bytes just read
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one pass over the tokens of a split finds."""
+
+    lengths: np.ndarray
+    """Tokens of every document, its end-of-text left out."""
+    frequencies: np.ndarray
+    """How often each id occurs, [V]."""
+
+
+def verify(manifest: Manifest, progress: Progress = lambda _: None) -> None:
+    """Compare the sha256 of every shard; raises `UserError` that names all that are wrong."""
+    wrong = []
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            digest = hashlib.sha256()
+            with (manifest.directory / shard.name).open("rb") as file:
+                while raw := file.read(CHUNK_BYTES):
+                    digest.update(raw)
+                    progress(len(raw))
+            if digest.hexdigest() != shard.sha256:
+                wrong.append(shard.name)
+    if wrong:
+        raise UserError(
+            f"{', '.join(wrong)} in {manifest.directory} changed since the data was prepared "
+            "(another sha256 than the manifest's): prepare the data again"
+        )
+
+
+def count(manifest: Manifest, split: str, eot_id: int) -> Counts:
+    """Document lengths and token frequencies of a split, shard by shard."""
+    frequencies = np.zeros(manifest.n_vocab, dtype=np.int64)
+    ends, position = [np.empty(0, dtype=np.int64)], 0
+    for tokens in _shards(manifest, split):
+        found = np.bincount(tokens, minlength=manifest.n_vocab)
+        if len(found) > manifest.n_vocab:
+            raise UserError(f"{manifest.directory} holds token id {len(found) - 1}: it is damaged")
+        frequencies += found
+        ends.append(np.flatnonzero(tokens == eot_id) + position)
+        position += len(tokens)
+    starts = np.concatenate([[-1], *ends, [position]])
+    lengths = np.diff(starts) - 1
+    return Counts(lengths[lengths > 0], frequencies)
+
+
+def _shards(manifest: Manifest, split: str) -> Iterator[np.ndarray]:
+    for shard in manifest.splits[split].shards:
+        path = manifest.directory / shard.name
+        yield open_shard(path, shard.tokens, manifest.dtype, shard.layout)
+
+
+def report(manifest: Manifest, split: str, counts: Counts) -> str:
+    """Counts, most frequent tokens and some windows of a split, as text."""
+    tokenizer, found = read_tokenizer(manifest), manifest.splits[split]
+    per_byte = found.tokens / max(1, found.bytes)
+    longest = counts.lengths.max(initial=0)
+    lines = [
+        f"{split}: {found.tokens:,} tokens, {found.documents:,} documents, {found.bytes:,} bytes, "
+        f"{per_byte:.3f} tokens per byte, longest document {longest:,} tokens"
+    ]
+    order = np.argsort(-counts.frequencies, kind="stable")[:SHOWN_TOKENS]
+    shown = [
+        f"{tokenizer.token_bytes(int(i)).decode('utf-8', 'replace')!r} "
+        f"{counts.frequencies[i] / max(1, found.tokens):.1%}"
+        for i in order
+        if counts.frequencies[i]
+    ]
+    lines.append(f"  most frequent: {', '.join(shown)}")
+    windows = TokenWindows(manifest, split, WINDOW)
+    for k in range(min(SHOWN_WINDOWS, len(windows))):
+        index = k * len(windows) // SHOWN_WINDOWS
+        lines.append(f"  window {index:,}: {tokenizer.decode(windows[index].tolist())!r}")
+    return "\n".join(lines)
+
+
+def plot_lengths(counts: Counts, path: Path) -> None:
+    """A histogram of document lengths, both axes logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    bins = np.geomspace(1, max(2, counts.lengths.max(initial=1) + 1), 50)
+    axes.hist(counts.lengths, bins=bins.tolist())
+    axes.set(xscale="log", yscale="log", xlabel="tokens in a document", ylabel="documents")
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def inspect_aloud(directory: Path) -> None:
+    """Verify with a progress bar, then print what is there and draw the histogram."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    manifest = read_manifest(directory)
+    eot_id = read_tokenizer(manifest).eot_id
+    paths = [directory / shard.name for s in manifest.splits.values() for shard in s.shards]
+    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task("", total=sum(path.stat().st_size for path in paths))
+        verify(manifest, lambda done: bar.advance(task, done))
+    print(
+        f"{directory}: {len(paths)} shards of {manifest.dtype}, all as the manifest says; "
+        f"tokenizer {manifest.tokenizer} ({manifest.tokenizer_fingerprint}), from {manifest.source}"
+    )
+    for split in manifest.splits:
+        counts = count(manifest, split, eot_id)
+        print(report(manifest, split, counts))
+        if split == "train":
+            plot_lengths(counts, directory / "lengths.png")
+    print(f"document lengths: {directory / 'lengths.png'}")

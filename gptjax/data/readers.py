@@ -1,0 +1,192 @@
+"""Documents out of files: text, text with separators, JSON lines, Parquet.
+
+A `Span` is a stretch of one file that is read by itself; a file's spans, one after the other, give
+the file's documents in order. Nothing in a text ends a preparation: what cannot be read is left
+out, and counted in `Notes`.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptjax.data.documents import BYTE_ORDER_MARK, Document, Passage
+from gptjax.data.sources import Input
+from gptjax.errors import UserError
+
+CHUNK_BYTES = 2**20
+RECORD_BYTES = 2**25  # a longer JSON line is left out: it has to be held in memory as a whole
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes `start` to `stop` of a file, or of a Parquet file its row groups."""
+
+    input: Input
+    start: int
+    stop: int
+    size: int
+    """About how many bytes of text it holds."""
+
+
+@dataclass
+class Notes:
+    """What was found wrong with the text: how often, and where first."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, where: str) -> None:
+        """Count one finding."""
+        self.counts[kind] += 1
+        self.first.setdefault(kind, where)
+
+    def merge(self, later: "Notes") -> None:
+        """Add the findings of a later part of the text."""
+        self.counts.update(later.counts)
+        self.first = {**later.first, **self.first}
+
+
+def read_passages(span: Span, notes: Notes) -> Iterator[Passage]:
+    """The documents of a span, or the passage of one that it holds; empty ones are counted."""
+    source = span.input
+    if source.kind == "text" and source.separator is None:
+        document = Document(source.label, source.label, source.size, source.path)
+        if span.start < span.stop:
+            yield Passage(document, span.start, span.stop)
+        else:
+            notes.add("empty", source.label)
+        return
+    readers = {"text": _separated, "jsonl": _json_lines, "parquet": _parquet_rows}
+    try:
+        for document in readers[source.kind](span, notes):
+            if document.size:
+                yield Passage(document, 0, document.size)
+            else:
+                notes.add("empty", document.id)
+    except OSError as error:
+        raise UserError(f"cannot read {source.label}: {error.strerror or error}") from error
+
+
+def separator_ends(source: Input, start: int, stop: int) -> Iterator[int]:
+    """Where each separator between `start` and `stop` ends, overlapping ones left out."""
+    separator = separator_bytes(source)
+    with source.path.open("rb") as file:
+        file.seek(start)
+        held, offset = b"", start
+        while raw := file.read(min(CHUNK_BYTES, stop - file.tell())):
+            held += raw
+            at = 0
+            while (found := held.find(separator, at)) >= 0:
+                at = found + len(separator)
+                yield offset + at
+            keep = max(at, len(held) - len(separator) + 1)
+            held, offset = held[keep:], offset + keep
+
+
+def separator_bytes(source: Input) -> bytes:
+    r"""A text's separator; `\n` and `\t` in it are a line end and a tab."""
+    separator = source.separator or ""
+    return separator.replace("\\n", "\n").replace("\\t", "\t").encode("utf-8", "surrogateescape")
+
+
+def parquet_file(source: Input) -> Any:
+    """Open a Parquet file; raises `UserError` where it is none or lacks the text's column."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError:
+        raise UserError(f"{source.label} needs pyarrow: pip install 'gptjax[hub]'") from None
+    try:
+        file = pq.ParquetFile(source.path, buffer_size=CHUNK_BYTES, pre_buffer=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{source.label} is no readable Parquet file: {error}") from error
+    if source.field not in file.schema_arrow.names:
+        raise UserError(
+            f"{source.label} has no column {source.field!r}; its columns are "
+            f"{', '.join(file.schema_arrow.names)}: name the one with the text by --text-field"
+        )
+    return file
+
+
+def _separated(span: Span, notes: Notes) -> Iterator[Document]:
+    source, start = span.input, span.start
+    length = len(separator_bytes(source))
+    for end in separator_ends(source, span.start, span.stop):
+        yield _file_document(source, start, end - length)
+        start = end
+    if start < span.stop:
+        yield _file_document(source, start, span.stop)
+
+
+def _file_document(source: Input, start: int, stop: int) -> Document:
+    return Document(f"{source.label}:{start}", source.label, stop - start, source.path, start)
+
+
+def _json_lines(span: Span, notes: Notes) -> Iterator[Document]:
+    source = span.input
+    with source.path.open("rb") as file:
+        file.seek(span.start)
+        while (at := file.tell()) < span.stop:
+            where = f"{source.label}:{at}"
+            line = file.readline(RECORD_BYTES)
+            if not line:
+                return
+            if len(line) == RECORD_BYTES and not line.endswith(b"\n"):
+                while (rest := file.readline(CHUNK_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                notes.add("long_records", where)
+                continue
+            if at == 0:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            if line.strip():
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError:
+                    notes.add("not_utf8", where)
+                    text = line.decode("utf-8", "replace")
+                document = _from_json(text, source, where, notes)
+                if document is not None:
+                    yield document
+
+
+def _from_json(line: str, source: Input, where: str, notes: Notes) -> Document | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        notes.add("bad_records", where)
+        return None
+    text = record.get(source.field) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        fields = f" (it has {', '.join(record)})" if isinstance(record, dict) else ""
+        notes.add("no_text", where + fields)
+        return None
+    return _text_document(text, str(record.get("id", where)), source, where, notes)
+
+
+def _parquet_rows(span: Span, notes: Notes) -> Iterator[Document]:
+    source, row = span.input, 0
+    groups = list(range(span.start, span.stop))
+    with parquet_file(source) as file:
+        for batch in file.iter_batches(64, groups, [source.field], use_threads=False):
+            for text in batch.column(0).to_pylist():
+                where = f"{source.label}:{span.start}:{row}"
+                row += 1
+                if isinstance(text, bytes):
+                    text = text.decode("utf-8", "surrogateescape")
+                if isinstance(text, str):
+                    yield _text_document(text, where, source, where, notes)
+                else:
+                    notes.add("no_text", where)
+
+
+def _text_document(text: str, id: str, source: Input, where: str, notes: Notes) -> Document:
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError:  # halves of surrogate pairs, which have no UTF-8
+        notes.add("not_utf8", where)
+        raw = _SURROGATES.sub("\ufffd", text).encode()
+    return Document(id, source.label, len(raw), raw)

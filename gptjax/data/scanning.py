@@ -1,0 +1,100 @@
+"""The first look at a unit: how much text, which side of the split, what is wrong with it.
+
+The digest of the contents is the same however the text is stored and cut into units: a polynomial
+in the hashes of the parts of all documents, which can be joined from those of its stretches.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+from gptjax.data.documents import PART_BYTES
+from gptjax.data.partition import Unit
+from gptjax.data.readers import Notes, read_passages
+
+_PRIME = 2**127 - 1
+_BASE = 0x1F3D5B79A2C4E6081B3C5D7F9A0E2C46
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What tells one sequence of parts from another; `a.then(b)` is that of a followed by b."""
+
+    value: int = 0
+    parts: int = 0
+
+    def then(self, later: "Digest") -> "Digest":
+        """The digest of this sequence with another after it."""
+        shifted = self.value * pow(_BASE, later.parts, _PRIME)
+        return Digest((shifted + later.value) % _PRIME, self.parts + later.parts)
+
+    def add(self, part: bytes, ends: bool) -> "Digest":
+        """The digest with one more part, which may end its document."""
+        hashed = hashlib.blake2b(part, digest_size=16, person=b"end" if ends else b"part")
+        return self.then(Digest(int.from_bytes(hashed.digest(), "big") % _PRIME, 1))
+
+    @property
+    def text(self) -> str:
+        """32 hexadecimal digits of value and length."""
+        content = f"{self.value} {self.parts}".encode()
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+@dataclass
+class Scan:
+    """What a unit, or several, hold."""
+
+    documents: int = 0
+    bytes: int = 0
+    val_bytes: int = 0
+    """Bytes of the documents that their hash gives to validation."""
+    digest: Digest = field(default_factory=Digest)
+    notes: Notes = field(default_factory=Notes)
+
+    def merge(self, later: "Scan") -> None:
+        """Add what a later unit holds."""
+        self.documents += later.documents
+        self.bytes += later.bytes
+        self.val_bytes += later.val_bytes
+        self.digest = self.digest.then(later.digest)
+        self.notes.merge(later.notes)
+
+    def holds_out_ends(self, val_fraction: float) -> bool:
+        """Whether the end of every document is validation, instead of some whole documents.
+
+        A corpus of few documents can put nothing, or far too much, into validation by hash; that
+        is when the share of bytes is off by more than three times.
+        """
+        share = self.val_bytes / max(1, self.bytes)
+        return not (val_fraction / 3 <= share <= val_fraction * 3 and share < 1)
+
+
+def scan(unit: Unit, val_fraction: float) -> Scan:
+    """Read a unit once."""
+    found = Scan()
+    for span in unit:
+        for passage in read_passages(span, found.notes):
+            document = passage.document
+            size = passage.stop - passage.start
+            found.documents += passage.ends_document
+            found.bytes += size
+            if val_fraction and document.fraction() < val_fraction:
+                found.val_bytes += size
+            for part in document.parts(passage.start, passage.stop):
+                _look(part, document.id, found.notes)
+                found.digest = found.digest.add(part, False)
+            if passage.ends_document:
+                found.digest = found.digest.add(b"", True)
+    return found
+
+
+def _look(part: bytes, where: str, notes: Notes) -> None:
+    """Note what is odd about a part."""
+    if not part.isascii():
+        try:
+            part.decode()
+        except UnicodeDecodeError:
+            notes.add("not_utf8", where)
+    if b"\0" in part:
+        notes.add("nul", where)
+    if len(part) >= PART_BYTES and b"\n" not in part:
+        notes.add("long_lines", where)

@@ -1,0 +1,192 @@
+"""One unit of text to files of tokens, which any worker makes alike and which outlive a kill.
+
+`units/N.train` and `units/N.val` hold bare tokens, `units/N.json` says what they hold and is
+written last: a unit without it was not finished.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.data.manifest import SPLITS, TOKENIZER
+from gptjax.data.partition import Unit
+from gptjax.data.readers import Notes, read_passages
+from gptjax.data.scanning import Digest, Scan, scan
+from gptjax.data.shards import token_dtype
+from gptjax.data.tokenizers import Tokenizer, from_json
+from gptjax.errors import UserError
+from gptjax.files import unique_name
+
+UNITS = "units"
+# tiktoken's regular expressions end at a million blanks in a row; these are tokenised on their own
+_BLANKS = re.compile(r"\s{65536}")
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a unit has for one split: counts, and the checksum of its file."""
+
+    tokens: int
+    documents: int
+    bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class UnitTokens:
+    """What `units/N.json` says of a finished unit."""
+
+    ends: bool
+    """Whether validation is the documents' ends."""
+    cut_blanks: int
+    """Parts with more blanks in a row than the tokenizer takes at once."""
+    train: Side
+    val: Side
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of both splits."""
+        return self.train.tokens + self.val.tokens
+
+    @property
+    def bytes(self) -> int:
+        """Text of both splits, in bytes."""
+        return self.train.bytes + self.val.bytes
+
+
+class UnitWorker:
+    """Scans and tokenises units, in this process or, pickled, in another."""
+
+    def __init__(self, directory: Path, val_fraction: float, tokenizer: Tokenizer | None = None):
+        self.directory, self.val_fraction = directory, val_fraction
+        self.ends = False
+        self.tokenizer = tokenizer
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "tokenizer": None}  # the other process reads it from the directory
+
+    def scan(self, number: int, unit: Unit) -> Scan:
+        """Look through a unit, or recall what was found."""
+        path = self._path(number, "scan")
+        if path.exists():
+            return _scan_from_json(path.read_text())
+        found = scan(unit, self.val_fraction)
+        self._publish(path, _scan_to_json(found))
+        return found
+
+    def tokenise(self, number: int, unit: Unit) -> UnitTokens:
+        """Write a unit's tokens, unless they are there."""
+        if (done := self.finished(number)) is not None:
+            return done
+        tokenizer = self.tokenizer or _tokenizer_at(self.directory / TOKENIZER)
+        cut = 0
+        dtype = np.dtype(token_dtype(tokenizer.n_vocab)).newbyteorder("<")
+        eot = np.array([tokenizer.eot_id], dtype)
+        totals = {side: [0, 0, 0, 0] for side in SPLITS}
+        paths = {side: unique_name(self._path(number, side)) for side in SPLITS}
+        with paths["train"].open("wb") as train, paths["val"].open("wb") as val:
+            files = {"train": train, "val": val}
+
+            def write(side: str, ids: np.ndarray) -> None:
+                if len(ids) and ids.max() >= tokenizer.n_vocab:
+                    top = f"{tokenizer.name} gave id {ids.max()}"
+                    raise ValueError(f"{top}, its vocabulary ends before")
+                raw = ids.astype(dtype, copy=False).tobytes()
+                files[side].write(raw)
+                totals[side][0] += len(ids)
+                totals[side][3] = zlib.crc32(raw, totals[side][3])
+
+            for passage in (p for span in unit for p in read_passages(span, Notes())):
+                document = passage.document
+                for side, start, stop, ends in passage.split(self.val_fraction, self.ends):
+                    for part in document.parts(start, stop):
+                        for ids in encode(tokenizer, part.decode("utf-8", "replace"), document.id):
+                            cut += ids is None
+                            if ids is not None:
+                                write(side, ids)
+                    totals[side][2] += stop - start
+                    if ends:
+                        write(side, eot)
+                        totals[side][1] += 1
+        made = UnitTokens(self.ends, cut, *(Side(*totals[side]) for side in SPLITS))
+        for side, path in paths.items():
+            path.replace(self._path(number, side))
+        self._publish(self._path(number, "json"), json.dumps(asdict(made)))
+        return made
+
+    def finished(self, number: int) -> UnitTokens | None:
+        """What a unit holds if it is finished, and was split as it is to be."""
+        try:
+            table = json.loads(self._path(number, "json").read_text())
+            train, val = (Side(**table.pop(side)) for side in SPLITS)
+            made = UnitTokens(**table, train=train, val=val)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return made if made.ends == self.ends else None
+
+    def tokens(self, number: int, side: str, expected: Side, dtype: str) -> Iterator[np.ndarray]:
+        """A finished unit's tokens, a few million at a time; raises `UserError` at damaged ones."""
+        checksum = 0
+        with self._path(number, side).open("rb") as file:
+            while raw := file.read(2**22):
+                checksum = zlib.crc32(raw, checksum)
+                yield np.frombuffer(raw, np.dtype(dtype).newbyteorder("<"))
+        if checksum != expected.crc32:
+            self._path(number, "json").unlink()
+            raise UserError(
+                f"{self._path(number, side)} is damaged: run the same command again, which makes "
+                "that part again and keeps the others"
+            )
+
+    def _publish(self, path: Path, text: str) -> None:
+        """Write a small file at once or not at all; one lost with the machine is made again."""
+        temporary = unique_name(path)
+        temporary.write_text(text)
+        temporary.replace(path)
+
+    def _path(self, number: int, suffix: str) -> Path:
+        return self.directory / UNITS / f"{number:07d}.{suffix}"
+
+
+def encode(tokenizer: Tokenizer, text: str, where: str) -> Iterator[np.ndarray | None]:
+    """Ids of a text in order; one None where blanks had to be cut to be tokenised at all."""
+    try:
+        yield tokenizer.encode(text)
+        return
+    except ValueError as error:
+        matches = list(_BLANKS.finditer(text))
+        if not matches:
+            raise UserError(f"{tokenizer.name} cannot tokenise {where}: {error}") from error
+    yield None
+    at = 0
+    for match in matches:
+        yield tokenizer.encode(text[at : match.start()])
+        yield tokenizer.encode(match[0])
+        at = match.end()
+    yield tokenizer.encode(text[at:])
+
+
+@cache
+def _tokenizer_at(path: Path) -> Tokenizer:
+    return from_json(path.read_text(), str(path))
+
+
+def _scan_to_json(found: Scan) -> str:
+    notes = {"counts": dict(found.notes.counts), "first": found.notes.first}
+    table = {**vars(found), "digest": asdict(found.digest), "notes": notes}
+    return json.dumps(table)
+
+
+def _scan_from_json(text: str) -> Scan:
+    table = json.loads(text)
+    notes = table.pop("notes")
+    found = Scan(**{**table, "digest": Digest(**table["digest"])})
+    found.notes.counts.update(notes["counts"])
+    found.notes.first.update(notes["first"])
+    return found

@@ -1,0 +1,74 @@
+"""Train a tokenizer on text by itself, as one JSON file that any preparation may then use."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from gptjax.data.bpe import BPETokenizer, train_bpe
+from gptjax.data.documents import PART_BYTES
+from gptjax.data.findings import describe
+from gptjax.data.partition import find_units
+from gptjax.data.readers import Notes, read_passages
+from gptjax.data.sources import Input, unpack
+from gptjax.data.tokenizers import fingerprint
+from gptjax.errors import UserError
+from gptjax.files import write_atomically
+
+
+def train_tokenizer(inputs: Sequence[Input], n_vocab: int, out: Path) -> BPETokenizer:
+    """Train a byte-level BPE of `n_vocab` ids on all documents and write it to `out`.
+
+    Raises `UserError` where `out` is there already, or cannot be written, or without any text.
+    """
+    with _plain_files(inputs, out) as plain:
+        return _train(plain, n_vocab, out, Notes())
+
+
+def train_tokenizer_aloud(inputs: Sequence[Input], n_vocab: int, out: Path) -> None:
+    """Train on a terminal: what is trained on before, what came of it after."""
+    with _plain_files(inputs, out) as plain:
+        size, notes = sum(source.size for source in plain), Notes()
+        print(f"training a BPE of {n_vocab:,} tokens on {size / 1e6:,.1f} MB", flush=True)
+        tokenizer = _train(plain, n_vocab, out, notes)
+        for note in describe(notes.counts, notes.first):
+            print(f"note: {note}")
+        text = next(_texts(plain, Notes()))[:PART_BYTES]
+        tokens = len(tokenizer.encode(text))
+    print(
+        f"{out}: {tokenizer.n_vocab:,} tokens, {len(text.encode()) / max(1, tokens):.2f} bytes per "
+        f"token at the beginning of the text, fingerprint {fingerprint(tokenizer)}; now try\n"
+        f"  python -m gptjax.prepare --tokenizer {out} --input FILE... --out DIR"
+    )
+
+
+@contextmanager
+def _plain_files(inputs: Sequence[Input], out: Path) -> Iterator[list[Input]]:
+    """The inputs as plain files, for a while; what has to be unpacked lies beside `out`."""
+    if out.suffix != ".json":
+        raise UserError(f"--out {out} is no .json file: a tokenizer is stored as one, TOK.json")
+    if out.exists():
+        raise UserError(f"{out} exists: choose another --out, or move that file away")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as directory:
+            yield [unpack(source, Path(directory)) for source in inputs]
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def _train(plain: Sequence[Input], n_vocab: int, out: Path, notes: Notes) -> BPETokenizer:
+    if next(_texts(plain, found := Notes()), None) is None:
+        why = "; ".join(describe(found.counts, found.first))
+        raise UserError(f"there is no text in what was given: {why}")
+    tokenizer = train_bpe(_texts(plain, notes), n_vocab)
+    write_atomically(out, tokenizer.to_json().encode())
+    return tokenizer
+
+
+def _texts(plain: Sequence[Input], notes: Notes) -> Iterator[str]:
+    """The text of all documents, part by part."""
+    for span in (span for unit in find_units(plain) for span in unit):
+        for passage in read_passages(span, notes):
+            for part in passage.document.parts(passage.start, passage.stop):
+                yield part.decode("utf-8", "replace")

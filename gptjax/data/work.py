@@ -1,0 +1,209 @@
+"""The directory of a preparation under way: units, what is done of them, and whose it is.
+
+`OUT.preparing` belongs to one plan, which is everything that decides what a unit holds. What was
+made by the same plan is used, by another it is cleared away; one process works there at a time, or
+any number of partitions.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptjax.config import DataConfig
+from gptjax.data.bpe import train_bpe
+from gptjax.data.findings import describe
+from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepared
+from gptjax.data.partition import Unit, find_units, inputs_digest
+from gptjax.data.pool import cores, in_order, worker_pool
+from gptjax.data.readers import Notes, read_passages
+from gptjax.data.scanning import Scan
+from gptjax.data.sources import Input, unpack
+from gptjax.data.tokenising import UNITS, UnitTokens, UnitWorker
+from gptjax.data.tokenizers import (
+    Tokenizer,
+    collect_characters,
+    from_json,
+    identity,
+    make_tokenizer,
+)
+from gptjax.errors import UserError
+from gptjax.files import locked, write_atomically
+
+PLAN, INPUTS = "plan.json", "inputs"
+# called with the stage (reading or tokenising) and the bytes and tokens just finished
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Work:
+    """A preparation under way: its directory, its units and what does them."""
+
+    out: Path
+    directory: Path
+    units: list[Unit]
+    worker: UnitWorker
+    pool: Executor
+    workers: int
+
+    def scan(self, progress: Progress, numbers: Sequence[int] | None = None) -> Scan:
+        """Read units once; raises `UserError` where there is not one document in all of them."""
+        total = Scan()
+        chosen = range(len(self.units)) if numbers is None else numbers
+        work = ((n, self.units[n]) for n in chosen)
+        for found in in_order(self.pool, self.workers, self.worker.scan, work):
+            total.merge(found)
+            progress("reading", found.bytes, 0)
+        if numbers is None and not total.documents:
+            found = "; ".join(describe(total.notes.counts, total.notes.first))
+            raise UserError(f"there is no text in what was given: {found}")
+        return total
+
+    def tokenise(self, numbers: Sequence[int]) -> Iterator[UnitTokens]:
+        """Tokenise units and say in order what they hold."""
+        work = ((n, self.units[n]) for n in numbers)
+        return in_order(self.pool, self.workers, self.worker.tokenise, work)
+
+    def make_tokenizer(self, name: str) -> Tokenizer:
+        """The tokenizer, kept beside the units: a BPE from training text, characters from all."""
+        if self.worker.tokenizer is not None:
+            return self.worker.tokenizer
+        path = self.directory / TOKENIZER
+        kind, _, size = name.partition(":")
+        if path.exists():
+            tokenizer = from_json(path.read_text(), str(path))
+        elif name == "chars":
+            tokenizer = collect_characters(self._texts(SPLITS))
+        elif kind == "bpe":
+            tokenizer = train_bpe(self._texts(("train",)), int(size))
+        else:
+            tokenizer = make_tokenizer(name)
+        if not path.exists():
+            write_atomically(path, tokenizer.to_json().encode())
+        self.worker.tokenizer = tokenizer
+        return tokenizer
+
+    def _texts(self, sides: Sequence[str]) -> Iterator[str]:
+        for span in (span for unit in self.units for span in unit):
+            for passage in read_passages(span, Notes()):
+                document, val = passage.document, self.worker.val_fraction
+                for side, start, stop, _ in passage.split(val, self.worker.ends):
+                    if side in sides:
+                        for part in document.parts(start, stop):
+                            yield part.decode("utf-8", "replace")
+
+    def require_every_unit(self) -> None:
+        """Raise `UserError` that says which partitions are not finished."""
+        missing = [n for n in range(len(self.units)) if self.worker.finished(n) is None]
+        if not missing:
+            return
+        done = {tuple(p.stem.split("-")[1::2]) for p in self.directory.glob("partition-*.done")}
+        counts = {int(count) for _, count in done}
+        left = [
+            f"{i}/{n}" for n in sorted(counts) for i in range(n) if (str(i), str(n)) not in done
+        ]
+        raise UserError(
+            f"{len(missing):,} of {len(self.units):,} units are not tokenised yet"
+            f"{'; not finished: --partition ' + ', '.join(left) if left else ''}. Run the "
+            "partitions that are missing, or leave out --merge to do the rest here"
+        )
+
+    def publish(self, manifest: Manifest) -> None:
+        """Make the finished directory the data set: what the manifest lists, and nothing else."""
+        shards = {shard.name for split in manifest.splits.values() for shard in split.shards}
+        for path in self.directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in shards | {MANIFEST, TOKENIZER}:
+                path.unlink()
+        if self.out.exists():
+            self.out.rmdir()
+        self.directory.rename(self.out)
+
+
+@contextmanager
+def work_on(
+    data: DataConfig,
+    documents: Sequence[Input],
+    workers: int | None,
+    merge: bool = False,
+    shared: bool = False,
+) -> Iterator[Work]:
+    """The directory where `data` is made, for one process, or `shared` by those of partitions."""
+    out = Path(data.path).absolute()
+    if out.exists() and not is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"{out} exists and is no prepared data set (no {MANIFEST}): choose another --out"
+        )
+    directory, lock = out.with_name(out.name + ".preparing"), out.with_name(out.name + ".lock")
+    workers = workers or cores()
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, shared) as is_free:
+            if not is_free:
+                raise UserError(f"another process is preparing {data.path}: wait for it")
+            directory.mkdir(exist_ok=True)
+            try:
+                inputs = [unpack(source, directory / INPUTS) for source in documents]
+                _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
+                worker = UnitWorker(directory, data.val_fraction)
+                with worker_pool(workers, sum(i.size for i in inputs)) as pool:
+                    yield Work(out, directory, find_units(inputs), worker, pool, workers)
+            except UserError:
+                if not (merge or shared or any((directory / UNITS).glob("*.json"))):
+                    shutil.rmtree(directory, ignore_errors=True)
+                raise
+            finally:
+                if not shared:
+                    lock.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {data.path}: {error.strerror or error}; what is finished is kept in "
+            f"{directory.name}, and the same command goes on from there"
+        ) from error
+
+
+def _keep_or_clear(directory: Path, plan: dict[str, Any], strict: bool) -> None:
+    """Keep what was made by the same plan; clear anything else away, or refuse it if `strict`."""
+    path = directory / PLAN
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        before = None
+    if before != plan:
+        if strict and before is not None:
+            raise UserError(
+                f"{directory} holds work made differently ({differences(before, plan)}): give the "
+                "same flags to every partition and to --merge, or move that directory away"
+            )
+        for entry in directory.iterdir():
+            if not strict and entry.name != INPUTS:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        write_atomically(path, json.dumps(plan).encode())
+    (directory / UNITS).mkdir(exist_ok=True)
+
+
+def _plan(data: DataConfig, inputs: Sequence[Input]) -> dict[str, Any]:
+    """All that decides what a unit holds."""
+    return {
+        "files": len(inputs),
+        "bytes": sum(i.size for i in inputs),
+        "names and times": inputs_digest(inputs),
+        "tokenizer": identity(data.tokenizer or "bytes"),
+        "val_fraction": data.val_fraction,
+        "text_field": data.text_field,
+        "doc_separator": data.doc_separator,
+    }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two tables of settings, in words."""
+    return "; ".join(
+        f"{key} was {before.get(key)!r}, now {value!r}"
+        for key, value in now.items()
+        if before.get(key) != value
+    )

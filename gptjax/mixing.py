@@ -1,0 +1,135 @@
+"""Weighted mixtures of sources as arithmetic: which source gives row r, and its how-manieth it is.
+
+Rows are dealt out as evenly as whole numbers can be: of every first r rows a source has its share
+of r to within a row or two, and no count ever goes back. Both are functions of r alone: the
+heaviest source takes its rounded share, the next one its share of what that leaves, and so on.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+
+class MixtureSource(NamedTuple):
+    """A prepared directory, its weight, and how many epochs of it may be read at most."""
+
+    path: str
+    weight: Fraction
+    max_epochs: float | None
+
+
+def parse_source(text: str) -> MixtureSource:
+    """Read DIR=WEIGHT or DIR=WEIGHT:EPOCHS; raises ValueError that says what is wrong."""
+    path, is_there, numbers = text.rpartition("=")
+    weight, is_capped, epochs = numbers.partition(":")
+    if not is_there or not path:
+        raise ValueError(f"{text!r} has no directory before a =")
+    most = float(_positive(epochs, text)) if is_capped else None
+    return MixtureSource(path, _positive(weight, text), most)
+
+
+def parse_change(text: str, sources: int) -> tuple[int, list[Fraction]]:
+    """Read STEP=WEIGHT,WEIGHT,... with a weight for every source; raises ValueError."""
+    step, _, numbers = text.partition("=")
+    weights = [_number(number, text) for number in numbers.split(",")]
+    if not step.isdecimal() or int(step) < 1:
+        raise ValueError(f"{text!r} does not begin with an update of 1 or more")
+    if len(weights) != sources or not any(weights):
+        raise ValueError(f"{text!r} needs {sources} weights, not all of them 0, in their order")
+    return int(step), weights
+
+
+def mistakes(sources: Sequence[str], changes: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the two fields of a config: its name, and what to tell the user."""
+    paths, steps = [], [0]
+    for text in sources:
+        try:
+            paths.append(parse_source(text).path)
+        except ValueError as error:
+            yield "mixture", f"must be DIR=WEIGHT or DIR=WEIGHT:EPOCHS: {error}"
+    if len(set(paths)) < len(paths):
+        yield "mixture", f"names a directory twice: {', '.join(paths)}"
+    for text in changes:
+        try:
+            steps.append(parse_change(text, len(sources))[0])
+        except ValueError as error:
+            yield "mixture_changes", f"must be STEP=WEIGHT,WEIGHT,...: {error}"
+    if steps != sorted(set(steps)):
+        yield "mixture_changes", f"must come at ever later updates, not at {steps[1:]}"
+
+
+def _number(text: str, whole: str) -> Fraction:
+    try:
+        number = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        number = Fraction(-1)
+    if number < 0:
+        raise ValueError(f"{whole!r}: {text!r} is not a number of 0 or more")
+    return number
+
+
+def _positive(text: str, whole: str) -> Fraction:
+    if not (number := _number(text, whole)):
+        raise ValueError(f"{whole!r}: {text!r} must be above 0")
+    return number
+
+
+class Shares:
+    """Whole counts for every number of rows, in proportion to fixed weights."""
+
+    def __init__(self, weights: Sequence[Fraction]):
+        scale = math.lcm(*(weight.denominator for weight in weights))
+        whole = [int(weight * scale) for weight in weights]
+        # heaviest first: each rounding is then shared out by the smallest part
+        self._order = sorted(range(len(whole)), key=lambda k: (-whole[k], k))
+        self._steps, left = [], sum(whole)
+        for k in self._order:
+            self._steps.append((k, whole[k], left))
+            left -= whole[k]
+
+    def counts(self, rows: int) -> list[int]:
+        """How many of the first `rows` rows each source has; they add up to `rows`."""
+        counts = [0] * len(self._order)
+        for k, weight, left in self._steps:
+            if left:
+                counts[k] = (2 * rows * weight + left) // (2 * left)  # rounded half up
+                rows -= counts[k]
+        return counts
+
+
+class Mixture:
+    """The plan of a run: sources, and weights that may change where updates begin.
+
+    `rows_before` gives the rows of all updates before one.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[MixtureSource],
+        changes: Sequence[tuple[int, Sequence[Fraction]]],
+        rows_before: Callable[[int], int],
+    ):
+        self.sources = tuple(sources)
+        self._stages: list[tuple[int, Shares, list[int]]] = []
+        self._weights = [(0, [s.weight for s in sources]), *((s, [*w]) for s, w in changes)]
+        for step, weights in self._weights:
+            first = rows_before(step)
+            already = self.counts(first) if self._stages else [0] * len(self.sources)
+            self._stages.append((first, Shares(weights), already))
+
+    def counts(self, rows: int) -> list[int]:
+        """How many of the run's first `rows` rows each source has."""
+        first, shares, already = next(s for s in reversed(self._stages) if s[0] <= rows)
+        return [a + b for a, b in zip(already, shares.counts(rows - first), strict=True)]
+
+    def place(self, row: int) -> tuple[int, int]:
+        """The source of a row, and how many rows of that source come before it."""
+        before, after = self.counts(row), self.counts(row + 1)
+        source = next(k for k, count in enumerate(before) if after[k] > count)
+        return source, before[source]
+
+    def shares(self, step: int) -> list[float]:
+        """The share of each source in update `step`, counted from 0; they add up to 1."""
+        weights = next(w for first, w in reversed(self._weights) if first <= step)
+        return [float(weight / sum(weights)) for weight in weights]

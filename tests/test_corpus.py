@@ -1,0 +1,229 @@
+"""A mixture of prepared directories gives the same batches however often a run is broken off."""
+
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import environment_on, without_speed
+
+from gptjax.config import Config, DataConfig, to_json
+from gptjax.data.corpus import Corpus
+from gptjax.data.loader import StepSource, batches_from
+from gptjax.data.preparation import prepare
+from gptjax.data.sources import text_files
+from gptjax.errors import UserError
+from gptjax.evals.perplexity import evaluate_parts
+from gptjax.presets import load_preset
+from gptjax.ramp import batch_ramp
+from gptjax.training.setup import Setup
+from gptjax.validation import from_json
+
+WEIGHTS = (60, 22, 8, 8, 3)
+NAMES = ("crawl", "web", "books1", "books2", "wiki")
+T, ROWS, STEPS = 64, 16, 200
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Five prepared directories; every line of a source says which it is and where."""
+    root = tmp_path_factory.mktemp("sources")
+    for k, name in enumerate(NAMES):
+        text = root / f"{name}.txt"
+        text.write_text("".join(f"{name} {i:05d} of it\n" for i in range(2000 - 300 * k)))
+        data = DataConfig(str(root / name), "bytes", None, (str(text),), 0.1)
+        prepare(data, text_files(data.inputs), shard_tokens=5000)
+    return [root / name for name in NAMES]
+
+
+def config_of(sources: list[Path], *changes: str, caps: str = "", **train: int) -> Config:
+    mixture = tuple(f"{s}={w}{caps}" for s, w in zip(sources, WEIGHTS, strict=True))
+    tiny = load_preset("tiny")
+    values = {"batch_tokens": ROWS * T, "context": T, "micro_batch": 2, "max_steps": STEPS,
+              "seed": 5, "cpu_devices": 1, **train}  # fmt: skip
+    return dataclasses.replace(
+        tiny,
+        model=dataclasses.replace(tiny.model, n_ctx=T, n_vocab=None),
+        data=DataConfig(tokenizer="bytes", mixture=mixture, mixture_changes=changes),
+        train=dataclasses.replace(tiny.train, **values),
+    )
+
+
+def batches(config: Config, steps: range, processes: int) -> np.ndarray:
+    """The rows of all processes, each of which opens everything by itself: [steps, ROWS, T + 1]."""
+    parts = []
+    for process in range(processes):
+        windows = Corpus(config).training_windows()
+        source = StepSource(
+            windows, batch_ramp(config), steps.stop, config.train.seed, process, processes
+        )
+        with batches_from(source, steps.start) as read:
+            parts.append(np.stack(list(read)))
+    return np.concatenate(parts, axis=1)
+
+
+def source_of(row: np.ndarray) -> str:
+    words = re.findall("crawl|web|books1|books2|wiki", bytes(row[row < 256].tolist()).decode())
+    assert len(set(words)) == 1
+    return words[0]
+
+
+@pytest.mark.parametrize("changes", [(), ("50=1,1,1,1,1", "120=0,0,10,1,1")])
+def test_a_run_killed_and_resumed_on_other_process_counts_sees_the_same_batches(sources, changes):
+    config = config_of(sources, *changes)
+    alone = batches(config, range(STEPS), 1)
+    parts = [
+        batches(config, steps, processes)
+        for steps, processes in (
+            (range(37), 4), (range(37, 90), 1), (range(90, 121), 8), (range(121, STEPS), 2),
+        )
+    ]  # fmt: skip
+    np.testing.assert_array_equal(alone, np.concatenate(parts))
+    assert alone.shape == (STEPS, ROWS, T + 1)
+    named = [source_of(row) for row in alone.reshape(-1, T + 1)]
+    until = [0, 50, 120, STEPS] if changes else [0, STEPS]
+    shares = [WEIGHTS, (1, 1, 1, 1, 1), (0, 0, 10, 1, 1)]
+    for begin, end, weights in zip(until, until[1:], shares, strict=False):
+        part = named[begin * ROWS : end * ROWS]
+        for length in range(1, len(part) + 1, 17):
+            for name, weight in zip(NAMES, weights, strict=True):
+                ideal = length * weight / sum(weights)
+                assert abs(part[:length].count(name) - ideal) <= 2
+
+
+def test_each_source_is_shuffled_and_repeated_by_itself(sources):
+    rows = batches(config_of(sources), range(STEPS), 1).reshape(-1, T + 1)
+    names = np.array([source_of(row) for row in rows])
+    for name, epochs_at_least in (("wiki", 0), ("web", 1)):
+        own = [row.tobytes() for row in rows[names == name]]
+        manifest = next(m for m in Corpus(config_of(sources)).manifests if m.directory.name == name)
+        n = (manifest.splits["train"].tokens - 1) // T
+        for epoch in range(len(own) // n):
+            assert len(set(own[epoch * n : (epoch + 1) * n])) == n
+        assert len(own) // n >= epochs_at_least
+    assert rows[names == "web"][0].tobytes() != rows[names == "crawl"][0].tobytes()
+
+
+def test_sources_that_are_copies_do_not_go_in_step(sources, tmp_path):
+    (tmp_path / "copy").symlink_to(sources[0])
+    config = config_of(sources)
+    data = DataConfig(mixture=(f"{sources[0]}=1", f"{tmp_path / 'copy'}=1"))
+    rows = batches(dataclasses.replace(config, data=data), range(20), 1).reshape(-1, T + 1)
+    assert (rows[0::2] == rows[1::2]).all(axis=1).mean() < 0.1
+
+
+def test_the_fingerprint_holds_sources_weights_and_their_order(sources):
+    config = config_of(sources)
+    mixture = config.data.mixture
+    others = [
+        {"mixture": mixture[::-1]},
+        {"mixture": mixture[:4]},
+        {"mixture": (f"{sources[0]}=61", *mixture[1:])},
+        {"mixture_changes": ("9=1,1,1,1,1",)},
+        {"mixture": (), "path": str(sources[0])},
+    ]
+    configs = [config] + [
+        dataclasses.replace(config, data=dataclasses.replace(config.data, **c)) for c in others
+    ]
+    assert len({Corpus(c).fingerprint for c in configs}) == len(configs)
+    assert Corpus(config_of(sources, caps=":99")).fingerprint == Corpus(config).fingerprint
+    assert Corpus(configs[-1]).fingerprint == Corpus(configs[-1]).manifest.fingerprint
+
+
+def test_more_epochs_than_allowed_are_refused_before_the_run_and_all_are_named(sources):
+    corpus = Corpus(config_of(sources, caps=":1.5"))
+    with pytest.raises(UserError) as refused:
+        corpus.training_windows()
+    named = re.findall(r"(\w+) would be read (\d\.\d\d) times, at most 1\.5", str(refused.value))
+    progress = corpus.progress(STEPS)
+    expected = [
+        (n, f"{progress[f'epochs/{n}']:.2f}") for n in NAMES if progress[f"epochs/{n}"] > 1.5
+    ]
+    assert named == expected
+    assert 0 < len(named) < len(NAMES)
+    Corpus(config_of(sources, caps=":1.5", max_steps=10)).training_windows()
+
+
+def test_what_is_missing_or_has_another_tokenizer_is_named(sources, tmp_path, text_file):
+    config = config_of(sources)
+    other = DataConfig(str(tmp_path / "chars"), "chars", None, (str(text_file),), 0.1)
+    prepare(other, text_files(other.inputs))
+    for mixture, words in (
+        (("none=1", f"{sources[0]}=1", "nothing=2"), "mixture's none, nothing hold no prepared"),
+        ((f"{sources[0]}=1", f"{other.path}=1"), "crawl was tokenised with bytes .* with chars"),
+    ):
+        data = dataclasses.replace(config.data, mixture=mixture)
+        with pytest.raises(UserError, match=words):
+            Corpus(dataclasses.replace(config, data=data))
+
+
+def test_a_mixture_survives_json(sources):
+    config = config_of(sources, "50=1,1,1,1,1", caps=":4")
+    assert from_json(to_json(config), "config.json") == config
+
+
+def test_it_is_announced_and_validated_source_by_source(sources):
+    made = Setup(config_of(sources, "50=1,1,1,1,1", micro_batch=1))
+    lines = made.corpus.lines(0)
+    assert re.match(r"mixture   59\.4% crawl: [\d,]+ tokens, epochs 0\.00 to \d\.\d\d$", lines[0])
+    assert (len(lines), "50=1,1,1,1,1" in lines[-1]) == (6, True)
+    parts = made.validation_parts()
+    assert [part.name for part in parts] == list(NAMES)
+    assert sum(part.share for part in parts) == pytest.approx(1)
+    params = made.evaluated_params(made.initial_state())
+    together = evaluate_parts(lambda batch: made.eval_step(params, batch), parts)
+    losses = dict(together.by_source)
+    expected = sum(part.share * losses[part.name] for part in parts)
+    assert together.loss == pytest.approx(expected, rel=1e-12)
+    assert min(losses.values()) < together.loss < max(losses.values())
+    assert together.bits_per_byte == pytest.approx(together.loss / np.log(2), rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_compilation_for_all")
+def test_a_run_killed_and_resumed_on_two_devices_learns_from_the_same_batches(sources, tmp_path):
+    mixture = [f"{s}={w}" for s, w in zip(sources, WEIGHTS, strict=True)]
+    words = ["--config", "tiny", "--data.mixture", *mixture, "--data.source", "None",
+             "--data.mixture-changes", "150=1,1,1,1,1", "--model.n-vocab", "None",
+             "--train.max-steps", STEPS, "--train.save-every-steps", 40, "--model.unroll", 1,
+             "--train.eval-every-steps", 100, "--train.sample-every-steps", 0]  # fmt: skip
+    command = [sys.executable, "-m", "gptjax.train", *map(str, words)]
+
+    def start(name: str, devices: int) -> subprocess.Popen:
+        pipe = subprocess.PIPE
+        where = [*command, "--run-dir", name]
+        return subprocess.Popen(where, cwd=tmp_path, env=environment_on(devices), stdout=pipe,
+                                stderr=pipe, text=True)  # fmt: skip
+
+    def rows(name: str) -> list[dict]:
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [without_speed(json.loads(line)) for line in lines]
+
+    whole, broken = start("whole", 1), start("broken", 1)
+    checkpoints = tmp_path / "broken" / "checkpoints"
+    while broken.poll() is None and not any(checkpoints.glob("*/INTEGRITY.json")):
+        time.sleep(0.002)
+    broken.send_signal(signal.SIGKILL)
+    broken.communicate()
+    said = whole.communicate()
+    assert whole.returncode == 0, said
+    resumed = start("broken", 2)
+    said = resumed.communicate()
+    assert resumed.returncode == 0, said
+    assert re.search(r"resuming broken after update (40|80|120|160)", said[0])
+    assert re.search(r"mixture +59\.4% crawl: .* epochs 0\.[0-9]*[1-9]", said[0])
+    expected, found = rows("whole"), rows("broken")
+    assert [row["step"] for row in found] == list(range(1, STEPS + 1))
+    for a, b in zip(expected, found, strict=True):
+        assert a.keys() == b.keys()
+        assert b["train_loss"] == pytest.approx(a["train_loss"], abs=2e-4)
+        assert {k: v for k, v in a.items() if k.startswith("epochs/")} == {
+            k: v for k, v in b.items() if k.startswith("epochs/")
+        }
+    assert {f"val_loss/{n}" for n in NAMES} | {f"epochs/{n}" for n in NAMES} <= set(found[-1])
