@@ -16,7 +16,7 @@ from harness import (
     installed,
     ratios,
 )
-from shapes import SMALL, TOY, Shape, gpt2_124m
+from shapes import SMALL, TOY, Shape, gpt2_124m, larger_gpt2
 
 MB = 1e6
 
@@ -55,6 +55,7 @@ def throughput(plan: Plan, dtype: str) -> None:
         ("small", SMALL, 11, 50),
         ("gpt2_124m_T256", gpt2_124m(256, 4), 3, 1),
         ("gpt2_124m_T1024", gpt2_124m(1024, 2), 3, 1),
+        ("gpt2_355m_T256", larger_gpt2("355M", 256, 1), 3, 1),
     ]
     if plan.quick:
         cases = [("toy", TOY, 2, 2)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import Report, Spread, plain_environment, ratios
-from shapes import TOY, Shape, gpt2_124m, gpt2_1558m, model_config
+from shapes import TOY, Shape, gpt2_124m, larger_gpt2, model_config
 from startup import cold_and_warm
 
 from gptjax.budget import flops_per_token
@@ -195,11 +195,14 @@ def dropout(options: Options) -> None:
 
 
 def largest(options: Options) -> None:
-    """Whether GPT-2 XL fits, by account and by trying, and how fast it is."""
-    shape = gpt2_1558m(1024, 8, dtype="bfloat16", remat="block", unroll=1)
+    """Whether the larger GPT-2s fit, by account and by trying, and how fast they are; XL first."""
+    shapes = {
+        size: larger_gpt2(size, 1024, 8, dtype="bfloat16", remat="block", unroll=1)
+        for size in ("1558M", "774M", "355M")
+    }
     if options.dry:
-        shape = replace(TOY, n_layer=3, remat="block", unroll=1)
-    _compare(options, "gpu_1558m", f"GPT-2 XL: {shape}, remat {shape.remat}", {"1558M": shape})
+        shapes = {"toy": replace(TOY, n_layer=3, remat="block", unroll=1)}
+    _compare(options, "gpu_sizes", "The larger GPT-2s: T=1024, B=8, bfloat16, remat block", shapes)
 
 
 def auto(options: Options) -> None:

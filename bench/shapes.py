@@ -55,9 +55,14 @@ def gpt2_124m(context: int, batch: int, **changes) -> Shape:
     return Shape(**{**sizes, "n_ctx": context, "batch": batch, **changes})
 
 
-def gpt2_1558m(context: int, batch: int, **changes) -> Shape:
-    """GPT-2 XL, the largest of the same paper."""
-    sizes = {"n_layer": 48, "n_head": 25, "n_embd": 1600, "n_vocab": 50257}
+def larger_gpt2(size: str, context: int, batch: int, **changes) -> Shape:
+    """GPT-2 medium, large or XL of the same paper: size 355M, 774M or 1558M."""
+    layers, heads, width = {
+        "355M": (24, 16, 1024),
+        "774M": (36, 20, 1280),
+        "1558M": (48, 25, 1600),
+    }[size]
+    sizes = {"n_layer": layers, "n_head": heads, "n_embd": width, "n_vocab": 50257}
     return Shape(**{**sizes, "n_ctx": context, "batch": batch, **changes})
 
 
