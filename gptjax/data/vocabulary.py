@@ -33,11 +33,15 @@ def train_tokenizer_aloud(inputs: Sequence[Input], n_vocab: int, out: Path) -> N
         tokenizer = _train(plain, n_vocab, out, notes)
         for note in describe(notes.counts, notes.first):
             print(f"note: {note}")
-        text = next(_texts(plain, Notes()))[:PART_BYTES]
-        tokens = len(tokenizer.encode(text))
+        tokens = shown = 0
+        for text in _texts(plain, Notes()):
+            tokens += len(tokenizer.encode(text))
+            shown += len(text.encode())
+            if shown >= PART_BYTES:
+                break
     print(
-        f"{out}: {tokenizer.n_vocab:,} tokens, {len(text.encode()) / max(1, tokens):.2f} bytes per "
-        f"token at the beginning of the text, fingerprint {fingerprint(tokenizer)}; now try\n"
+        f"{out}: {tokenizer.n_vocab:,} tokens, {shown / max(1, tokens):.2f} bytes per token at "
+        f"the beginning of the text, fingerprint {fingerprint(tokenizer)}; now try\n"
         f"  python -m gptjax.prepare --tokenizer {out} --input FILE... --out DIR"
     )
 
