@@ -165,6 +165,7 @@ def test_units_cover_every_byte_once_and_depend_on_the_files_alone(data: DataCon
         own = [(s.start, s.stop) for s in spans if s.input == source]
         assert own[0][0] == 0
         assert own[-1][1] == source.size
+        assert all(begin < end for begin, end in own)
         assert all(a[1] == b[0] for a, b in pairwise(own))
         assert len(own) > 5
     many = [Input(inputs[1].path)] * 3

@@ -153,6 +153,9 @@ def test_a_file_that_shrinks_while_it_is_read_ends_early(tmp_path: Path):
     whole = document(tmp_path / "a.txt", b"one two three")
     (tmp_path / "a.txt").write_bytes(b"one")
     assert list(whole.parts(0, whole.size)) == [b"one"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "PART_BYTES", 4)
+        assert list(whole.parts(0, whole.size)) == [b"one"]
 
 
 def test_a_file_that_went_away_is_named(tmp_path: Path):
