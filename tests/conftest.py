@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,9 @@ COMPILE_QUICKLY = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{COMPILE_QUICKLY} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gptjax-tests-")  # not the user's caches
+
+# of a shell's background job it is ignored, and would be by every process that a test starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest
