@@ -161,6 +161,8 @@ MESH = {"data": 2, "fsdp": 2, "tensor": 2}
         ("[4,2]<=[8]", ("tensor",)),
         ("[2,4]<=[4,2]T(1,0)", ("data", "fsdp")),
         ("mesh['a'=2,'b'=2,'c'=2] {'b'}", ("fsdp",)),
+        ("mesh['a'=4,'b'=2] {'b'}", ("tensor",)),
+        ("mesh['a'=2,'b'=4] {'a'}", ("data",)),
         ("mesh['a'=1,'b'=2,'c'=4], device_ids=([2,2,2]T(1,0,2)) {'b'}", ("fsdp",)),
         ("mesh['a'=4,'b'=2] {'a','b'}", ("data", "fsdp", "tensor")),
         ("{}", ("data", "fsdp", "tensor")),

@@ -144,7 +144,8 @@ def _numbers(text: str | None) -> list[int] | None:
 
 
 def _ids(dims: list[int], order: list[int] | None) -> np.ndarray:
-    return np.arange(math.prod(dims)).reshape(dims).transpose(order)
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    return ids if order is None else ids.transpose(order)  # transpose(None) would reverse
 
 
 def _rows(ids: np.ndarray) -> tuple[tuple[int, ...], ...]:
