@@ -23,7 +23,7 @@ import numpy as np
 
 from gptjax.config import ModelConfig, OptimConfig
 from gptjax.model.gpt import parameter_shapes
-from gptjax.model.parallel import Split
+from gptjax.places import Split
 from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.mesh import make_mesh, put_rows, replicated
 from gptjax.training.optimizer import make_optimizer

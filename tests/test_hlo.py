@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from gptjax.config import ModelConfig, OptimConfig
 from gptjax.model.gpt import parameter_shapes
-from gptjax.model.parallel import Split
+from gptjax.places import Split
 from gptjax.planning.collectives import bytes_by_axes, collectives
 from gptjax.training import step as step_module
 from gptjax.training.loss import cross_entropy_rows

@@ -18,10 +18,17 @@ from conftest import ROOT
 LAYERS = [
     ["errors", "files", "mixing", "tree"],
     ["config"],
-    ["validation", "budget", "ramp", "model.parallel"],
+    ["validation", "budget", "ramp", "places"],
     [
         "presets",
-        *["model.ops", "model.products", "model.attention", "model.layers", "model.gpt"],
+        *[
+            "model.parallel",
+            "model.ops",
+            "model.products",
+            "model.attention",
+            "model.layers",
+            "model.gpt",
+        ],
         *["data.unicode", "data.words", "data.shards", "data.bpe", "data.gpt1"],
         *["data.tokenizers", "data.manifest", "data.foreign", "data.windows", "data.inspection"],
         *["data.corpus", "data.loader"],

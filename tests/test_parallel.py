@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from gptjax.config import MeshConfig, ModelConfig, OptimConfig
 from gptjax.errors import UserError
 from gptjax.model.gpt import parameter_shapes
-from gptjax.model.parallel import FSDP, TENSOR, WHOLE, Split
+from gptjax.places import FSDP, TENSOR, WHOLE, Split
 from gptjax.planning.collectives import bytes_by_axes, collectives
 from gptjax.training.fitting import memory_needed
 from gptjax.training.mesh import (

@@ -7,7 +7,7 @@ import pytest
 from gptjax.config import Config, MeshConfig, ModelConfig, TrainConfig
 from gptjax.errors import ConfigError
 from gptjax.model.gpt import parameter_shapes
-from gptjax.model.parallel import Split
+from gptjax.places import Split
 from gptjax.planning.layout import ROWS, Layout, lay_out, leaves, with_vocabulary
 from gptjax.presets import load_preset
 from gptjax.tree import named_leaves

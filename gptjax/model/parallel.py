@@ -11,71 +11,16 @@ Letters as in `gpt`: D width, F MLP width, H heads, K head dim, V vocabulary.
 """
 
 import re
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import PartitionSpec
 
 from gptjax.config import ModelConfig
-from gptjax.errors import UserError
+from gptjax.places import FSDP, TENSOR, WHOLE, Split
 from gptjax.tree import Tree, leaf_names
-
-FSDP, TENSOR = "fsdp", "tensor"
-# Every leaf's name, and the axis that divides each of its dimensions. A stack's first dimension
-# is the layer. Norms and most biases are too small to be worth dividing.
-PLACES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"wte/embedding|lm_head", (TENSOR, FSDP)),
-    (r"wpe/embedding", (None, FSDP)),
-    (r"h/(attn/c_attn|mlp/c_fc)/kernel", (None, FSDP, TENSOR)),
-    (r"h/(attn|mlp)/c_proj/kernel", (None, TENSOR, FSDP)),
-    (r"h/mlp/c_fc/bias", (None, TENSOR)),
-    (r"(h/)?ln_\w+/(scale|bias)|h/attn/c_attn/bias|h/(attn|mlp)/c_proj/bias", ()),
-)
-
-
-@dataclass(frozen=True)
-class Split:
-    """How many devices a model is divided among; the whole model by default."""
-
-    fsdp: int = 1
-    tensor: int = 1
-
-    def check(self, cfg: ModelConfig) -> None:
-        """Raise `UserError` where a dimension does not divide."""
-        has_to_divide = (
-            ("mesh.fsdp", self.fsdp, "model.n_embd", cfg.n_embd),
-            ("mesh.tensor", self.tensor, "model.n_head", cfg.n_head),
-            ("mesh.tensor", self.tensor, "the padded vocabulary", cfg.padded_vocab),
-        )
-        for axis, size, name, dimension in has_to_divide:
-            if dimension % size:
-                same = [d for a, _, _, d in has_to_divide if a == axis]
-                fits = max(n for n in range(1, size) if all(d % n == 0 for d in same))
-                raise UserError(
-                    f"{axis} {size} does not divide {name}, {dimension}: try --{axis} {fits}"
-                )
-
-    def place(self, name: str) -> tuple[str | None, ...]:
-        """The axis of every dimension of the leaf `name`; axes of one device are left out.
-
-        Raises `ValueError` for a name that no rule, or more than one, covers.
-        """
-        found = [axes for pattern, axes in PLACES if re.fullmatch(pattern, name)]
-        if len(found) != 1:
-            raise ValueError(f"parameter {name} is covered by {len(found)} rules of PLACES")
-        sizes = {FSDP: self.fsdp, TENSOR: self.tensor}
-        return tuple(axis if axis and sizes[axis] > 1 else None for axis in found[0])
-
-    def specs(self, params: Tree) -> Tree:
-        """The place of every leaf, for `shard_map` and for placement."""
-        return jax.tree.map(lambda name: PartitionSpec(*self.place(name)), leaf_names(params))
-
-
-WHOLE = Split()
 
 
 def gathered(params: Tree, split: Split, cfg: ModelConfig, prefix: str = "") -> Tree:

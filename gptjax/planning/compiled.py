@@ -109,7 +109,7 @@ def compile_update(config: Config, layout: Layout) -> Any:
     import jax
 
     from gptjax.model.gpt import parameter_shapes
-    from gptjax.model.parallel import Split
+    from gptjax.places import Split
     from gptjax.training.compiler import compiler_options
     from gptjax.training.mesh import abstract_batch, batch_layout, make_mesh, replicated
     from gptjax.training.optimizer import make_optimizer

@@ -1,7 +1,7 @@
 """How a run lies on its GPUs: the mesh, the nodes, and which part of every parameter a device has.
 
-The mesh is data x fsdp x tensor, tensor innermost, so that what talks most is nearest. Leaves and
-their axes are those of `gptjax.model.parallel`, written out without jax; a test compares the two.
+The mesh is data x fsdp x tensor, tensor innermost, so that what talks most is nearest. Leaves are
+those of `gptjax.model`, written out without jax; a test compares the two.
 """
 
 import math
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from gptjax.config import Config, ModelConfig
 from gptjax.errors import ConfigError
+from gptjax.places import Split, axes_of
 from gptjax.ramp import batch_ramp
 
 AXES = ("data", "fsdp", "tensor")
@@ -55,7 +56,7 @@ class Layout:
 
 
 class Leaf(NamedTuple):
-    """One parameter array: its shape, and the mesh axis that divides each dimension."""
+    """One parameter array: its shape, and the mesh axes that divide it, as `axes_of` says."""
 
     name: str
     shape: tuple[int, ...]
@@ -80,28 +81,25 @@ class Leaf(NamedTuple):
 def leaves(model: ModelConfig) -> list[Leaf]:
     """Every parameter array of a model, with the vocabulary padded, as it is stored."""
     d, n, v = model.n_embd, model.n_layer, model.padded_vocab
-    found = [
-        Leaf("wte/embedding", (v, d), ("tensor", "fsdp")),
-        Leaf("wpe/embedding", (model.n_ctx, d), (None, "fsdp")),
-        Leaf("h/attn/c_attn/kernel", (n, d, 3 * d), (None, "fsdp", "tensor")),
-        Leaf("h/attn/c_proj/kernel", (n, d, d), (None, "tensor", "fsdp")),
-        Leaf("h/mlp/c_fc/kernel", (n, d, 4 * d), (None, "fsdp", "tensor")),
-        Leaf("h/mlp/c_proj/kernel", (n, 4 * d, d), (None, "tensor", "fsdp")),
-    ]
-    norms = ["h/ln_1", "h/ln_2"] + ["ln_f"] * model.final_norm
-    vectors = [(f"{norm}/scale", d) for norm in norms]
+    shapes = {
+        "wte/embedding": (v, d),
+        "wpe/embedding": (model.n_ctx, d),
+        "h/attn/c_attn/kernel": (n, d, 3 * d),
+        "h/attn/c_proj/kernel": (n, d, d),
+        "h/mlp/c_fc/kernel": (n, d, 4 * d),
+        "h/mlp/c_proj/kernel": (n, 4 * d, d),
+    }
+    norms = {"h/ln_1": (n, d), "h/ln_2": (n, d)} | ({"ln_f": (d,)} if model.final_norm else {})
+    shapes |= {f"{norm}/scale": shape for norm, shape in norms.items()}
     if model.qkv_bias:
-        vectors.append(("h/attn/c_attn/bias", 3 * d))
+        shapes["h/attn/c_attn/bias"] = (n, 3 * d)
     if model.bias:
-        vectors += [(f"{norm}/bias", d) for norm in norms]
-        vectors += [("h/attn/c_proj/bias", d), ("h/mlp/c_proj/bias", d)]
-        found.append(Leaf("h/mlp/c_fc/bias", (n, 4 * d), (None, "tensor")))
+        shapes |= {f"{norm}/bias": shape for norm, shape in norms.items()}
+        shapes |= {"h/attn/c_proj/bias": (n, d), "h/mlp/c_proj/bias": (n, d)}
+        shapes["h/mlp/c_fc/bias"] = (n, 4 * d)
     if not model.tied_head:
-        found.append(Leaf("lm_head", (v, d), ("tensor", "fsdp")))
-    for name, width in vectors:
-        shape = (n, width) if name.startswith("h/") else (width,)
-        found.append(Leaf(name, shape, (None,) * len(shape)))
-    return found
+        shapes["lm_head"] = (v, d)
+    return [Leaf(name, shape, axes_of(name)) for name, shape in shapes.items()]
 
 
 def with_vocabulary(config: Config) -> Config:
@@ -141,16 +139,9 @@ def lay_out(config: Config, gpus: int, gpus_per_node: int = 8) -> Layout:
             axes = f"mesh.data {mesh.data} x {axes}"
         problem = f"{axes} does not go into {gpus} GPUs: try --gpus {model_gpus * max(1, data)}"
         raise ConfigError([problem])
-    has_to_divide = (
-        ("mesh.fsdp", mesh.fsdp, "model.n_embd", model.n_embd),
-        ("mesh.tensor", mesh.tensor, "model.n_head", model.n_head),
-        ("mesh.tensor", mesh.tensor, "the padded vocabulary", model.padded_vocab),
-    )
     problems = [
-        f"{axis} {size} does not divide {name} {dimension}: try --{axis} "
-        f"{_dividing(size, [d for a, _, _, d in has_to_divide if a == axis])}"
-        for axis, size, name, dimension in has_to_divide
-        if dimension % size
+        f"{axis} {size} does not divide {name} {dimension}: try --{axis} {fits}"
+        for axis, size, name, dimension, fits in Split(mesh.fsdp, mesh.tensor).misfits(model)
     ]
     layout = Layout(data, mesh.fsdp, mesh.tensor, gpus_per_node)
     if mesh.tensor > gpus_per_node or gpus_per_node % mesh.tensor:
@@ -162,11 +153,6 @@ def lay_out(config: Config, gpus: int, gpus_per_node: int = 8) -> Layout:
     if problems:
         raise ConfigError(problems)
     return layout
-
-
-def _dividing(below: int, dimensions: list[int]) -> int:
-    """The largest number below this one that divides all dimensions."""
-    return max(n for n in range(1, below) if all(d % n == 0 for d in dimensions))
 
 
 def rows_problem(config: Config, layout: Layout) -> str:

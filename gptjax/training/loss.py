@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from gptjax.model.parallel import TENSOR, WHOLE, Split, enter, first_row
+from gptjax.model.parallel import enter, first_row
 from gptjax.model.products import contract, settled
+from gptjax.places import TENSOR, WHOLE, Split
 
 
 def cross_entropy_rows(logits_BTV: Array, targets_BT: Array, weights_BT: Array) -> Array:

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gptjax.config import Config, MeshConfig
 from gptjax.errors import ConfigError, UserError
-from gptjax.model.parallel import FSDP, TENSOR, WHOLE, Split
+from gptjax.places import FSDP, TENSOR, WHOLE, Split
 from gptjax.ramp import batch_ramp
 from gptjax.tree import Tree, leaf_names, named_leaves
 

@@ -18,7 +18,7 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gptjax.model.parallel import FSDP
+from gptjax.places import FSDP
 from gptjax.training.mesh import DATA, replicated, row_axes, rows_spec
 from gptjax.training.optimizer import accumulate
 from gptjax.training.state import TrainState

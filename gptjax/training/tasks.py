@@ -10,7 +10,8 @@ from jax import Array
 
 from gptjax.config import ModelConfig
 from gptjax.model.gpt import GPT, logits
-from gptjax.model.parallel import WHOLE, Split, enter, gathered
+from gptjax.model.parallel import enter, gathered
+from gptjax.places import WHOLE, Split
 from gptjax.training.loss import cross_entropy, cross_entropy_rows, token_losses
 
 Params = dict[str, Any]
