@@ -101,6 +101,8 @@ class DataConfig:
     the most epochs of it that are allowed."""
     mixture_changes: tuple[str, ...] = ()
     """Other weights from an update on, each STEP=WEIGHT,WEIGHT,... in the order of the mixture."""
+    document_mask: bool = False
+    """Keep attention inside documents, which a window may hold several of; GPT-2 did not."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from gptjax.config import Config
 from gptjax.errors import ConfigError, did_you_mean
+from gptjax.flash import refusals
 from gptjax.mixing import mistakes
 
 SECTIONS = dataclasses.fields(Config)
@@ -193,18 +194,11 @@ def _combinations(c: Config) -> Iterator[Problem]:
             f"model.remat {m.remat} saves nothing where model.unroll {m.unroll} leaves no loop "
             f"over the {m.n_layer} layers: take model.unroll 1, or model.remat none",
         )
-    if m.attention == "cudnn" and m.dtype == "float32":
+    for name, reason in refusals(m, c.data.document_mask) if m.attention == "cudnn" else ():
         yield Problem(
-            ("model.attention", "model.dtype"),
-            "model.attention cudnn computes in bfloat16 or float16, not in model.dtype float32: "
-            "take another dtype, or model.attention blockwise",
-        )
-    if m.attention == "cudnn" and m.attn_pdrop:
-        yield Problem(
-            ("model.attention", "model.attn_pdrop"),
-            f"model.attention cudnn cannot drop attention weights (model.attn_pdrop "
-            f"{m.attn_pdrop}): take model.attention blockwise or xla, which do, or "
-            "model.attn_pdrop 0",
+            ("model.attention", name),
+            f"model.attention cudnn {reason}: take model.attention blockwise or xla, which do, or "
+            f"change {name}",
         )
 
 

@@ -75,7 +75,7 @@ def test_the_causal_mask_shows_the_past_and_the_present():
 @pytest.mark.parametrize("mask_TS", [np.tri(6, 9, 3, bool), random_mask()], ids=["causal", "any"])
 def test_attend_matches_numpy(mask_TS):
     q_BHTK, k_BHSK, v_BHSK = queries_keys_values()
-    y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask_TS)
+    y_BHTK = attend(q_BHTK, k_BHSK, v_BHSK, mask_TS[None])
     expected = reference_attention(q_BHTK, k_BHSK, v_BHSK, mask_TS)
     np.testing.assert_allclose(y_BHTK, expected, rtol=1e-5, atol=1e-6)
 
@@ -84,12 +84,12 @@ def test_masked_positions_have_exactly_no_influence():
     q_BHTK, k_BHSK, v_BHSK = queries_keys_values()
     mask_TS = random_mask()
     mask_TS[:, [2, 7]] = False
-    before = attend(q_BHTK, k_BHSK, v_BHSK, mask_TS)
+    before = attend(q_BHTK, k_BHSK, v_BHSK, mask_TS[None])
     k_BHSK[:, :, [2, 7]] = 1e30
     v_BHSK[:, :, [2, 7]] = -1e30
-    np.testing.assert_array_equal(attend(q_BHTK, k_BHSK, v_BHSK, mask_TS), before)
+    np.testing.assert_array_equal(attend(q_BHTK, k_BHSK, v_BHSK, mask_TS[None]), before)
 
-    weights_BHTS = np.asarray(attend(q_BHTK, k_BHSK, one_hot_values(9), mask_TS))
+    weights_BHTS = np.asarray(attend(q_BHTK, k_BHSK, one_hot_values(9), mask_TS[None]))
     allowed = np.broadcast_to(mask_TS[None, None], weights_BHTS.shape)
     assert (weights_BHTS[~allowed] == 0).all()
     assert (weights_BHTS[allowed] > 0).all()
@@ -101,7 +101,7 @@ def test_no_gradient_reaches_keys_and_values_behind_the_mask():
     probe_BHK = normal(2, 3, 4, seed=9)
 
     def output_at_4(k_BHSK, v_BHSK):
-        return (attend(q_BHTK, k_BHSK, v_BHSK, causal_mask(9))[:, :, 4] * probe_BHK).sum()
+        return (attend(q_BHTK, k_BHSK, v_BHSK, causal_mask(9)[None])[:, :, 4] * probe_BHK).sum()
 
     for grad in map(np.asarray, jax.grad(output_at_4, argnums=(0, 1))(k_BHSK, v_BHSK)):
         assert (grad[:, :, :5] != 0).all()
@@ -112,7 +112,7 @@ def test_bfloat16_attention_keeps_scores_and_softmax_in_float32():
     q_BHTK, k_BHSK, v_BHSK = (normal(2, 3, 7, 16, seed=i).astype(jnp.bfloat16) for i in range(3))
     q_BHTK[..., 0], k_BHSK[..., 0] = 16, 64  # 256 in every score, where bfloat16 counts by twos
     mask_TS = np.tri(7, dtype=bool)
-    y_BHTK = attend(jnp.asarray(q_BHTK), jnp.asarray(k_BHSK), jnp.asarray(v_BHSK), mask_TS)
+    y_BHTK = attend(jnp.asarray(q_BHTK), jnp.asarray(k_BHSK), jnp.asarray(v_BHSK), mask_TS[None])
     assert y_BHTK.dtype == jnp.bfloat16
     expected = reference_attention(q_BHTK, k_BHSK, v_BHSK, mask_TS)
     np.testing.assert_allclose(np.float64(y_BHTK), expected, rtol=2**-7, atol=2**-7)
@@ -120,15 +120,15 @@ def test_bfloat16_attention_keeps_scores_and_softmax_in_float32():
 
 def test_attend_drops_single_weights_and_scales_the_rest():
     q_BHTK, k_BHSK, _ = queries_keys_values(64, 64)
-    mask_TS, key = causal_mask(64), jax.random.key(0)
+    mask_BTS, key = causal_mask(64)[None], jax.random.key(0)
     one_hot = one_hot_values(64)
-    weights = np.asarray(attend(q_BHTK, k_BHSK, one_hot, mask_TS))
-    dropped = np.asarray(attend(q_BHTK, k_BHSK, one_hot, mask_TS, 0.25, key))
+    weights = np.asarray(attend(q_BHTK, k_BHSK, one_hot, mask_BTS))
+    dropped = np.asarray(attend(q_BHTK, k_BHSK, one_hot, mask_BTS, 0.25, key))
     kept = dropped != 0
     np.testing.assert_allclose(dropped[kept], weights[kept] / 0.75, rtol=1e-5)
     seen = weights > 0
     assert abs(kept[seen].mean() - 0.75) < 5 * np.sqrt(0.75 * 0.25 / seen.sum())
-    np.testing.assert_array_equal(attend(q_BHTK, k_BHSK, one_hot, mask_TS, 0.25, None), weights)
+    np.testing.assert_array_equal(attend(q_BHTK, k_BHSK, one_hot, mask_BTS, 0.25, None), weights)
 
 
 @pytest.mark.parametrize("time", LENGTHS)

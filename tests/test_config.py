@@ -127,6 +127,8 @@ COMBINATIONS = [
      ["model.attention cudnn", "model.dtype float32", "blockwise"]),
     ({"model.attention": "cudnn", "model.attn_pdrop": 0.1},
      ["model.attention cudnn", "model.attn_pdrop 0.1", "blockwise"]),
+    ({"model.attention": "cudnn", "data.document_mask": True},
+     ["model.attention cudnn", "data.document_mask", "blockwise or xla"]),
     ({"train.ramp_steps": 100},
      ["train.ramp_from_tokens and train.ramp_steps go together", "not None and 100"]),
     ({"train.ramp_from_tokens": 2**18},

@@ -161,9 +161,9 @@ def with_fields(**fields) -> ModelConfig:
     [
         ({"attention": "xla"}, 1024, "xla", "as configured"),
         ({"attention": "blockwise"}, 8, "blockwise", "as configured"),
-        ({"dtype": "float32"}, 1024, "blockwise", "does not compute in float32"),
-        ({"dtype": "float32"}, 64, "xla", "does not compute in float32"),
-        ({"attn_pdrop": 0.1}, 1024, "blockwise", "cannot drop attention weights"),
+        ({"dtype": "float32"}, 1024, "blockwise", "computes in bfloat16 or float16, not in"),
+        ({"dtype": "float32"}, 64, "xla", "computes in bfloat16 or float16, not in"),
+        ({"attn_pdrop": 0.1}, 1024, "blockwise", "cannot drop weights (model.attn_pdrop 0.1)"),
         ({}, 1024, "blockwise", "needs an NVIDIA GPU, and this is cpu"),
         ({"dtype": "float16"}, 255, "xla", "needs an NVIDIA GPU, and this is cpu"),
         ({"dtype": "float16"}, 256, "blockwise", "needs an NVIDIA GPU, and this is cpu"),
@@ -173,6 +173,14 @@ def test_attention_is_as_configured_or_what_works_here(fields, context, chosen, 
     attention, why = choose_attention(with_fields(**fields), context)
     assert attention == chosen
     assert reason in why
+
+
+def test_a_mask_of_documents_is_none_that_cudnn_knows():
+    attention, why = choose_attention(with_fields(), 1024, document_mask=True)
+    assert (attention, why) == (
+        "blockwise",
+        "not cuDNN's: it cannot keep documents apart (data.document_mask)",
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from conftest import ROOT
 LAYERS = [
     ["errors", "files", "mixing", "tree"],
     ["config"],
-    ["validation", "budget", "ramp", "places"],
+    ["flash", "budget", "ramp", "places"],
+    ["validation"],
     [
         "presets",
         *[
@@ -58,7 +59,7 @@ LAYERS = [
 LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 PLANNING = ("gpus", "layout", "memory", "traffic", "schedule", "fitting", "advice", "report")
 WITHOUT_JAX = [
-    *["errors", "files", "mixing", "config", "budget", "ramp", "presets", "cli"],
+    *["errors", "files", "mixing", "config", "flash", "budget", "ramp", "presets", "cli"],
     *["data.preparation", "data.vocabulary", "data.foreign", "planning.collectives"],
     *[f"planning.{name}" for name in PLANNING],
 ]

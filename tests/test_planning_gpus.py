@@ -73,6 +73,10 @@ def test_attention_is_what_the_trainer_would_take(name, changes, context, expect
     assert GPUS[name].attention(dataclasses.replace(MODEL, **changes), context) == expected
 
 
+def test_attention_inside_documents_is_not_cudnn_s():
+    assert GPUS["h100"].attention(MODEL, 1024, document_mask=True) == "blockwise"
+
+
 def test_the_head_room_is_the_trainer_s():
     assert fitting.HEADROOM == HEADROOM
 

@@ -40,6 +40,7 @@ FREE = {
     "data.tokenizer": "gpt2", "data.source": None, "data.inputs": ("a.txt",),
     "data.input_format": "jsonl", "data.text_field": "body", "data.doc_separator": "--",
     "data.val_fraction": 0.3, "data.mixture": ("a=1",), "data.mixture_changes": ("5=1",),
+    "data.document_mask": True,
     "optim.peak_lr": 1.0, "optim.final_lr": 1.0, "optim.warmup_steps": 3,
     "optim.decay_steps": 70, "optim.weight_decay": 0.3, "optim.beta1": 0.5, "optim.beta2": 0.5,
     "optim.eps": 1e-5, "optim.clip_norm": None, "train.micro_batch": 2, "train.max_steps": 200,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gptjax.data.bpe import bpe_from_table, gpt2, tiktoken_encoding
-from gptjax.data.gpt1 import gpt1, gpt1_from_table
+from gptjax.data.gpt1 import GPT1Tokenizer, gpt1, gpt1_from_table
 from gptjax.data.unicode import utf8
 from gptjax.errors import UserError, did_you_mean
 
@@ -109,6 +109,20 @@ def _code_points(text: str) -> np.ndarray:
 
 # tokenizers that need nothing but their name
 NAMED: dict[str, Callable[[], Tokenizer]] = {"bytes": ByteTokenizer, "gpt1": gpt1, "gpt2": gpt2}
+
+
+def boundary(tokenizer: Tokenizer) -> int:
+    """The id that ends documents and stands for nothing else.
+
+    Raises `UserError` for GPT-1's vocabulary, which has no such id.
+    """
+    if isinstance(tokenizer, GPT1Tokenizer):
+        raise UserError(
+            "data.document_mask needs to see where documents end, but gpt1 ends them with <unk>, "
+            "which also stands for unknown characters: leave the mask out, or take another "
+            "tokenizer"
+        )
+    return tokenizer.eot_id
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

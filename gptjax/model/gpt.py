@@ -33,16 +33,21 @@ class GPT(nn.Module):
     split: Split = WHOLE
     """Inside a `shard_map`: what the given parameters are parts of. Only for `features`."""
 
-    def __call__(self, tokens_BT: Array, train: bool = False) -> Array:
+    def __call__(
+        self, tokens_BT: Array, train: bool = False, documents_BT: Array | None = None
+    ) -> Array:
         """Next-token logits: ids [B, T] to float32 [B, T, V], padding of the vocabulary masked."""
-        x_BTD, head_VD = self.features(tokens_BT, train)
+        x_BTD, head_VD = self.features(tokens_BT, train, documents_BT)
         return logits(x_BTD, head_VD, self.cfg.n_vocab or 0)
 
     @nn.compact
-    def features(self, tokens_BT: Array, train: bool = False) -> tuple[Array, Array]:
+    def features(
+        self, tokens_BT: Array, train: bool = False, documents_BT: Array | None = None
+    ) -> tuple[Array, Array]:
         """What the head reads, [B, T, D], and the head itself, float32 [V, D].
 
-        `train` needs a `dropout` key if any rate is above 0.
+        `train` needs a `dropout` key if any rate is above 0. A token sees only tokens of the
+        document with its own number in `documents_BT`; positions count on across documents.
         """
         cfg, split = self.cfg, self.split
         time = tokens_BT.shape[1]
@@ -59,19 +64,20 @@ class GPT(nn.Module):
         key = self.make_rng("dropout") if train and cfg.embd_pdrop else None
         x_BTD = ops.dropout(x_BTD, cfg.embd_pdrop, key)
 
-        def layer(block: nn.Module, x_BTD: Array, _: None) -> tuple[Array, None]:
-            return block(x_BTD, train), None  # pyright: ignore[reportCallIssue]
+        def layer(block: nn.Module, x_BTD: Array, documents_BT: Array | None) -> tuple[Array, None]:
+            return block(x_BTD, train, documents_BT), None  # pyright: ignore[reportCallIssue]
 
         x_BTD, _ = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=cfg.n_layer,
             unroll=min(cfg.unroll, cfg.n_layer),
         )(
             rematerialised(whole(Block, cfg, split), cfg.remat, split)(cfg, split, name="h"),
             x_BTD,
-            None,
+            documents_BT,
         )
         if cfg.final_norm:
             x_BTD = LayerNorm(cfg.bias, name="ln_f")(x_BTD)

@@ -69,13 +69,16 @@ class Projection(nn.Module):
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head self-attention that sees only the past. Shapes: [B, T, D] to [B, T, D]."""
+    """Multi-head self-attention that sees only the past. Shapes: [B, T, D] to [B, T, D].
+
+    Where `documents_BT` numbers documents, it sees only the past of its own.
+    """
 
     cfg: ModelConfig
     split: Split = WHOLE
 
     @nn.compact
-    def __call__(self, x_BTD: Array, train: bool) -> Array:
+    def __call__(self, x_BTD: Array, train: bool, documents_BT: Array | None) -> Array:
         """Attend; dropout falls on the weights when `train`."""
         cfg, split = self.cfg, self.split
         batch, time, _ = x_BTD.shape
@@ -87,7 +90,8 @@ class CausalSelfAttention(nn.Module):
         key = self.make_rng("dropout") if train and cfg.attn_pdrop else None
         if key is not None and split.tensor > 1:
             key = jax.random.fold_in(key, lax.axis_index(TENSOR))  # other heads, other weights
-        y_BTHK = ATTENTIONS[cfg.attention](q_BTHK, k_BTHK, v_BTHK, cfg.attn_pdrop, key)
+        attend = ATTENTIONS[cfg.attention]
+        y_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, cfg.attn_pdrop, key, documents_BT)
         y_BTD = checkpoint_name(y_BTHK.reshape(batch, time, width), ATTENDED)
         project = Projection(cfg, cfg.n_embd, cfg.bias, True, split, name="c_proj")
         return project(y_BTD)
@@ -119,15 +123,15 @@ class Block(nn.Module):
     split: Split = WHOLE
 
     @nn.compact
-    def __call__(self, x_BTD: Array, train: bool) -> Array:
+    def __call__(self, x_BTD: Array, train: bool, documents_BT: Array | None = None) -> Array:
         """Apply the block; dropout falls on both sub-layers' outputs when `train`."""
         cfg, split = self.cfg, self.split
         attn, mlp = CausalSelfAttention(cfg, split, name="attn"), MLP(cfg, split, name="mlp")
         ln_1, ln_2 = LayerNorm(cfg.bias, name="ln_1"), LayerNorm(cfg.bias, name="ln_2")
         if cfg.norm == "pre":
-            x_BTD = x_BTD + self.residual_dropout(attn(ln_1(x_BTD), train), train)
+            x_BTD = x_BTD + self.residual_dropout(attn(ln_1(x_BTD), train, documents_BT), train)
             return x_BTD + self.residual_dropout(mlp(ln_2(x_BTD)), train)
-        x_BTD = ln_1(x_BTD + self.residual_dropout(attn(x_BTD, train), train))
+        x_BTD = ln_1(x_BTD + self.residual_dropout(attn(x_BTD, train, documents_BT), train))
         return ln_2(x_BTD + self.residual_dropout(mlp(x_BTD), train))
 
     def residual_dropout(self, y_BTD: Array, train: bool) -> Array:

@@ -125,7 +125,9 @@ def compile_update(config: Config, layout: Layout) -> Any:
     rows = batch_layout(config, layout.groups, int(train.micro_batch))
     optimizer = make_optimizer(config.optim, train.max_steps)
     update = make_update(
-        TASKS["lm"](model, train.loss_chunk_tokens, split),
+        TASKS["lm"](
+            model, train.loss_chunk_tokens, split, 0 if config.data.document_mask else None
+        ),
         optimizer,
         learning_rate_schedule(config.optim, train.max_steps),
         mesh,

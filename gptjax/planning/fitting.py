@@ -37,7 +37,8 @@ class Plan:
 def for_gpu(config: Config, gpu: Gpu) -> Config:
     """The config as it would run on a GPU: a type that it has, and the attention of `auto`."""
     model = replace(config.model, dtype=gpu.dtype(config.model.dtype))
-    model = replace(model, attention=gpu.attention(model, config.context))
+    attention = gpu.attention(model, config.context, config.data.document_mask)
+    model = replace(model, attention=attention)
     return replace(config, model=model)
 
 

@@ -16,9 +16,9 @@ from functools import partial
 from gptjax.budget import peak_flops
 from gptjax.config import ModelConfig
 from gptjax.errors import ConfigError, did_you_mean
+from gptjax.flash import portable, refusals
 
 ATTAINED = 0.8  # of a link's rate, which large all-reduces over NVLink reach
-HALF = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,17 @@ class Gpu:
         """The type to compute in: `wanted`, or float32 where the GPU does not have it."""
         return wanted if peak_flops(self.kind, wanted) is not None else "float32"
 
-    def attention(self, model: ModelConfig, context: int) -> str:
+    def attention(self, model: ModelConfig, context: int, document_mask: bool = False) -> str:
         """The attention to expect of `auto` or `cudnn`, for `model.dtype` as it will be.
 
-        Any other is kept. cuDNN's takes bfloat16 or float16 on GPUs with bfloat16, heads of at most
-        128 in steps of 8, and drops no weights; else tiles if the context has 256 tokens or more.
+        Any other is kept. cuDNN's needs a GPU with bfloat16 and heads of at most 128 in steps of 8,
+        besides what it refuses everywhere.
         """
         if model.attention not in ("auto", "cudnn"):
             return model.attention
         fits = model.head_dim <= 128 and model.head_dim % 8 == 0
-        if self.has_bfloat16 and model.dtype in HALF and fits and not model.attn_pdrop:
-            return "cudnn"
-        return "blockwise" if context >= 256 else "xla"
+        refused = any(refusals(model, document_mask))
+        return "cudnn" if self.has_bfloat16 and fits and not refused else portable(context)
 
 
 def _gpu(

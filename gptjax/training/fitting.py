@@ -11,7 +11,8 @@ import jax
 
 from gptjax.config import ModelConfig
 from gptjax.errors import UserError
-from gptjax.model.attention import BLOCK, SEGMENTS, cudnn_problem
+from gptjax.flash import portable, refusals
+from gptjax.model.attention import cudnn_problem
 
 HEADROOM = 0.9  # share of a device's memory that an update may need
 MEMINFO = Path("/proc/meminfo")
@@ -19,27 +20,24 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 CGROUP_USE = Path("/sys/fs/cgroup/memory.current")
 
 
-def choose_attention(model: ModelConfig, context: int) -> tuple[str, str]:
+def choose_attention(
+    model: ModelConfig, context: int, document_mask: bool = False
+) -> tuple[str, str]:
     """The attention to train with and why, in words.
 
     Raises `UserError` if the config insists on cuDNN's and it does not work here.
     """
     if model.attention not in ("auto", "cudnn"):
         return model.attention, "as configured"
-    if model.dtype == "float32":
-        problem = "it does not compute in float32"
-    elif model.attn_pdrop:
-        problem = "it cannot drop attention weights"
-    else:
-        problem = cudnn_problem(model.head_dim, context, model.dtype)
+    reasons = [f"it {reason}" for _, reason in refusals(model, document_mask)]
+    problem = reasons[0] if reasons else cudnn_problem(model.head_dim, context, model.dtype)
     if problem is None:
         return "cudnn", "tried forward and backward"
     if model.attention == "cudnn":
         raise UserError(
             f"cuDNN's attention does not work here: {problem}\ntake --model.attention blockwise"
         )
-    portable = "blockwise" if context >= SEGMENTS * BLOCK else "xla"
-    return portable, f"not cuDNN's: {problem}"
+    return portable(context), f"not cuDNN's: {problem}"
 
 
 def memory_limit() -> int | None:

@@ -14,7 +14,7 @@ from gptjax.config import Config
 from gptjax.data.corpus import Corpus
 from gptjax.data.loader import StepSource, require_vocabulary, training_batch, validation_batches
 from gptjax.data.manifest import Manifest, read_tokenizer
-from gptjax.data.tokenizers import Tokenizer, bytes_per_token
+from gptjax.data.tokenizers import Tokenizer, boundary, bytes_per_token
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
 from gptjax.evals.perplexity import ValidationPart, target_bytes
@@ -98,9 +98,11 @@ class Setup:
         wrap = partial(jax.random.wrap_key_data, impl=generator)
         self.key = jax.jit(wrap, out_shardings=replicated(self.mesh))(bits)
 
-        attention, self._attention_reason = choose_attention(config.model, context)
+        apart = config.data.document_mask
+        eot_id = boundary(self.tokenizer) if apart else None
+        attention, self._attention_reason = choose_attention(config.model, context, apart)
         self.model = dataclasses.replace(config.model, attention=attention)
-        self._task = TASKS["lm"](self.model, train.loss_chunk_tokens, split)
+        self._task = TASKS["lm"](self.model, train.loss_chunk_tokens, split, eot_id)
         self._specs = split.specs(parameter_shapes(self.model))
         self._schedule = learning_rate_schedule(config.optim, train.max_steps)
         self.optimizer = make_optimizer(
@@ -284,7 +286,8 @@ class Setup:
         axes = " x ".join(f"{n} {axis}" for axis, n in self.mesh.shape.items() if n > 1)
         divided = f": {axes}" if axes else ""
         say(f"devices  {self.mesh.size} x {device.device_kind} ({device.platform}){divided}")
-        say(f"attn     {self.model.attention} ({self._attention_reason})")
+        inside = ", inside documents" if self.config.data.document_mask else ""
+        say(f"attn     {self.model.attention}{inside} ({self._attention_reason})")
         say(f"batch    {self.layout}")
         if self._memory is not None:
             say(f"         (auto: the largest that fits: {self._memory})")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from jax import Array
 
 from gptjax.config import ModelConfig
+from gptjax.model.attention import document_numbers
 from gptjax.model.gpt import GPT, logits
 from gptjax.model.parallel import enter, gathered
 from gptjax.places import WHOLE, Split
@@ -28,11 +29,17 @@ class Task(NamedTuple):
     """(params, batch) -> one sum a row [B], for evaluation."""
 
 
-def language_modelling(cfg: ModelConfig, loss_chunk_tokens: int = 0, split: Split = WHOLE) -> Task:
+def language_modelling(
+    cfg: ModelConfig,
+    loss_chunk_tokens: int = 0,
+    split: Split = WHOLE,
+    eot_id: int | None = None,
+) -> Task:
     """Predict every next token: `tokens` [B, T + 1] against themselves, shifted by one.
 
     The training loss holds the logits of `loss_chunk_tokens` tokens at once; 0 means all. `split`
-    says what the parameters are parts of, inside a `shard_map`.
+    says what the parameters are parts of, inside a `shard_map`. With an `eot_id` attention stays
+    inside documents, each of which begins at that token.
     """
     model, n_vocab = GPT(cfg, split), cfg.n_vocab or 0
 
@@ -45,6 +52,7 @@ def language_modelling(cfg: ModelConfig, loss_chunk_tokens: int = 0, split: Spli
             {"params": {**whole, "h": params["h"]}},
             inputs_BT,
             train=key is not None,
+            documents_BT=None if eot_id is None else document_numbers(inputs_BT, eot_id),
             rngs=rngs,
             method="features",
         )
