@@ -6,11 +6,13 @@ and the optimizer are left out, and so is what rematerialisation computes again:
 these counts is model FLOPs utilisation (MFU), which recomputing does not flatter.
 """
 
+import math
 import re
 from typing import Literal
 
 from gptjax.config import Config, ModelConfig
 
+HEADROOM = 0.9  # share of a device's memory that an update may need
 ATTENTION_SHARE = {"none": 0.0, "causal": 0.5, "full": 1.0}
 """Share of the T x T attention weights that is counted."""
 
@@ -110,3 +112,12 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
         if re.fullmatch(name, device_kind):
             return peaks[dtype] * 1e12 if dtype in peaks else None
     return None
+
+
+def gibibytes(n: float) -> str:
+    """Bytes as people read them: 3 digits."""
+    size = n / 2**30
+    if size >= 1000:
+        return f"{size:,.0f} GiB"
+    digits = 2 if size < 10 else 1 if size < 100 else 0
+    return f"{math.floor(size * 10**digits + 0.5) / 10**digits:.{digits}f} GiB"

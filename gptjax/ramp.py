@@ -5,6 +5,7 @@ Small batches learn more from a token at first, when gradients agree with one an
 programs. Sizes are a function of the step alone, and so is the place in the data.
 """
 
+import math
 from typing import NamedTuple
 
 from gptjax.config import Config
@@ -51,3 +52,17 @@ def batch_ramp(config: Config) -> BatchRamp:
     if train.ramp_from_tokens is None:
         return BatchRamp(final, final, 0)
     return BatchRamp(train.ramp_from_tokens // config.context, final, train.ramp_steps)
+
+
+def rows_problem(config: Config, groups: int) -> str | None:
+    """Why the smallest batch does not divide among groups of devices; None where it does."""
+    rows, train = batch_ramp(config).first, config.train
+    if rows % groups == 0:
+        return None
+    name = "batch_tokens" if train.ramp_from_tokens is None else "ramp_from_tokens"
+    fitting = math.lcm(1 if train.micro_batch == "auto" else train.micro_batch, groups)
+    return (
+        f"train.{name} {rows * config.context} is {rows} sequences of {config.context} tokens, "
+        f"which do not divide among {groups} groups of devices (mesh.data x mesh.fsdp): try "
+        f"{math.ceil(rows / fitting) * fitting * config.context}"
+    )

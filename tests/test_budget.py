@@ -9,6 +9,7 @@ import pytest
 from gptjax import budget
 from gptjax.budget import (
     flops_per_token,
+    gibibytes,
     matmul_dtype,
     matmul_parameters,
     peak_flops,
@@ -144,3 +145,10 @@ def test_devices_at_their_peak_do_so_many_tokens():
     expected = 8 * 312e12 / flops_per_token(GPT2, 256)
     assert peak_tokens_per_second(short, kind, 8) == pytest.approx(expected)
     assert peak_tokens_per_second(config, "cpu", 8) is None
+
+
+def test_bytes_are_written_with_three_digits():
+    sizes = [5.126, 9.996, 45.04, 179.1, 1999.6]
+    assert [gibibytes(n * 2**30) for n in sizes] == [
+        "5.13 GiB", "10.00 GiB", "45.0 GiB", "179 GiB", "2,000 GiB",
+    ]  # fmt: skip

@@ -17,13 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptjax.budget import HEADROOM
 from gptjax.config import ModelConfig
 from gptjax.errors import UserError
 from gptjax.training import fitting
 from gptjax.training.fitting import (
-    HEADROOM,
     choose_attention,
-    gibibytes,
     largest_micro_batch,
     memory_limit,
     memory_needed,
@@ -208,10 +207,6 @@ def test_cudnn_is_taken_where_it_works(configured, monkeypatch):
     attention, why = choose_attention(with_fields(attention=configured), 512)
     assert (attention, why) == ("cudnn", "tried forward and backward")
     assert tried == [(16, 512, "bfloat16")]
-
-
-def test_bytes_are_told_as_people_read_them():
-    assert gibibytes(5 * 2**29) == "2.50 GiB"
 
 
 def test_memory_that_grows_slower_than_it_began_is_used_to_the_full():

@@ -65,7 +65,7 @@ def test_rows_that_do_not_divide_among_devices_are_refused_with_the_numbers():
     with pytest.raises(ConfigError) as caught:
         batch_layout(config(20, 4), 8, 4)
     assert "train.batch_tokens 320 is 20 sequences of 16 tokens" in str(caught.value)
-    assert "among 8 devices: try 384" in str(caught.value)
+    assert "among 8 groups of devices (mesh.data x mesh.fsdp): try 384" in str(caught.value)
 
 
 @pytest.mark.parametrize(("rows", "micro_batch", "n_devices"), [(20, 4, 8), (8, 4, 3), (16, 16, 6)])

@@ -7,9 +7,7 @@ import pytest
 from gptjax.budget import peak_flops
 from gptjax.config import ModelConfig
 from gptjax.errors import ConfigError
-from gptjax.planning.fitting import HEADROOM
-from gptjax.planning.gpus import GPUS, find_gpu, gibibytes
-from gptjax.training import fitting
+from gptjax.planning.gpus import GPUS, find_gpu
 
 MODEL = ModelConfig(n_vocab=50257)
 
@@ -75,14 +73,3 @@ def test_attention_is_what_the_trainer_would_take(name, changes, context, expect
 
 def test_attention_inside_documents_is_not_cudnn_s():
     assert GPUS["h100"].attention(MODEL, 1024, document_mask=True) == "blockwise"
-
-
-def test_the_head_room_is_the_trainer_s():
-    assert fitting.HEADROOM == HEADROOM
-
-
-def test_bytes_are_written_with_three_digits():
-    sizes = [5.126, 9.996, 45.04, 179.1, 1999.6]
-    assert [gibibytes(n * 2**30) for n in sizes] == [
-        "5.13 GiB", "10.00 GiB", "45.0 GiB", "179 GiB", "2,000 GiB",
-    ]  # fmt: skip

@@ -81,7 +81,7 @@ def problems_of(config: Config, gpus: int, per_node: int = 8) -> list[str]:
         (
             {}, 3,
             "train.batch_tokens 524288 is 512 sequences of 1024 tokens, which do not divide among "
-            "data 3 x fsdp 1 = 3 groups of GPUs: try 525312",
+            "3 groups of devices (mesh.data x mesh.fsdp): try 525312",
         ),
         (
             {"tensor": 16}, 16,

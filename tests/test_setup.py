@@ -16,6 +16,7 @@ import optax
 import pytest
 from conftest import without_speed
 
+from gptjax.budget import HEADROOM
 from gptjax.config import Config, DataConfig
 from gptjax.data.manifest import Manifest
 from gptjax.data.preparation import prepare
@@ -25,7 +26,6 @@ from gptjax.evals.perplexity import evaluate_parts
 from gptjax.presets import load_preset
 from gptjax.training import loop, setup
 from gptjax.training.checkpoint import Checkpointer
-from gptjax.training.fitting import HEADROOM
 from gptjax.training.optimizer import averaged_parameters
 from gptjax.training.run_dir import RunDir
 from gptjax.training.setup import Setup

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gptjax.budget import gibibytes
 from gptjax.config import Config
 from gptjax.errors import UserError
 from gptjax.planning.collectives import bytes_by_axes, collectives
-from gptjax.planning.gpus import gibibytes
 from gptjax.planning.layout import AXES, Layout
 from gptjax.planning.memory import Memory, memory
 from gptjax.planning.traffic import traffic

@@ -8,15 +8,15 @@ pool for what the compiler does not see.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from gptjax.budget import HEADROOM
 from gptjax.config import Config
 from gptjax.planning.gpus import Gpu
-from gptjax.planning.layout import Layout, rows_problem
+from gptjax.planning.layout import Layout
 from gptjax.planning.memory import Memory, memory
 from gptjax.planning.schedule import Links, Schedule, schedule
-from gptjax.ramp import batch_ramp
+from gptjax.ramp import batch_ramp, rows_problem
 
 POOL = 0.92  # of the device's memory, as XLA_PYTHON_CLIENT_MEM_FRACTION is best set
-HEADROOM = 0.9  # of the pool, as in gptjax.training.fitting
 USABLE = round(POOL * HEADROOM, 2)
 ALIKE = 0.02  # of the time: less than such arithmetic can tell apart
 MOST_TENSOR = 8  # more devices than a node has would sum activations over the network
@@ -119,5 +119,5 @@ def candidates(config: Config, gpus: int, per_node: int) -> Iterator[Layout]:
             if gpus // tensor % fsdp or model.n_embd % fsdp:
                 continue
             layout = Layout(gpus // tensor // fsdp, fsdp, tensor, per_node)
-            if not rows_problem(config, layout):
+            if not rows_problem(config, layout.groups):
                 yield layout

@@ -8,7 +8,6 @@ others directly (GeForce since the RTX 3090) goes through the host's memory and 
 bandwidth has been measured here: `--bus` and `--network` put in your own.
 """
 
-import math
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -117,12 +116,3 @@ def find_gpu(name: str) -> Gpu:
         return GPUS[known[plain(name)]]
     near = did_you_mean(name.lower(), GPUS)
     raise ConfigError([f"unknown GPU {name!r}{near}; there are: {', '.join(GPUS)}"])
-
-
-def gibibytes(n: float) -> str:
-    """Bytes as people read them: 3 digits."""
-    size = n / 2**30
-    if size >= 1000:
-        return f"{size:,.0f} GiB"
-    digits = 2 if size < 10 else 1 if size < 100 else 0
-    return f"{math.floor(size * 10**digits + 0.5) / 10**digits:.{digits}f} GiB"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gptjax.config import Config, ModelConfig
 from gptjax.errors import ConfigError
 from gptjax.places import Split, axes_of
-from gptjax.ramp import batch_ramp
+from gptjax.ramp import rows_problem
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = "data x fsdp"  # both axes as one: what has rows of its own
@@ -149,21 +149,7 @@ def lay_out(config: Config, gpus: int, gpus_per_node: int = 8) -> Layout:
             f"mesh.tensor {mesh.tensor} does not divide the {gpus_per_node} GPUs of a node: "
             "devices along it have to share one"
         )
-    problems += [rows_problem(config, layout)] if rows_problem(config, layout) else []
+    problems += [problem] if (problem := rows_problem(config, layout.groups)) else []
     if problems:
         raise ConfigError(problems)
     return layout
-
-
-def rows_problem(config: Config, layout: Layout) -> str:
-    """Why the rows of the smallest update do not divide among the devices; empty if they do."""
-    rows, groups = batch_ramp(config).first, layout.groups
-    if rows % groups == 0:
-        return ""
-    name = "batch_tokens" if config.train.ramp_from_tokens is None else "ramp_from_tokens"
-    near = max(1, round(rows / groups)) * groups * config.context
-    return (
-        f"train.{name} {rows * config.context} is {rows} sequences of {config.context} tokens, "
-        f"which do not divide among data {layout.data} x fsdp {layout.fsdp} = {groups} groups of "
-        f"GPUs: try {near}"
-    )

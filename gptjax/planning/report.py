@@ -5,11 +5,11 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from gptjax.budget import matmul_dtype, parameter_count, peak_flops
+from gptjax.budget import gibibytes, matmul_dtype, parameter_count, peak_flops
 from gptjax.config import Config
 from gptjax.planning.advice import Advice
 from gptjax.planning.fitting import Plan, for_gpu, largest_micro_batch
-from gptjax.planning.gpus import GPUS, Gpu, gibibytes
+from gptjax.planning.gpus import GPUS, Gpu
 from gptjax.planning.layout import Layout
 from gptjax.planning.schedule import Links, Scale
 from gptjax.planning.traffic import transfers

@@ -11,9 +11,9 @@ from gptjax.budget import flops_per_token, matmul_dtype, peak_flops
 from gptjax.config import Config
 from gptjax.errors import ConfigError
 from gptjax.planning.gpus import Gpu
-from gptjax.planning.layout import AXES, ROWS, Layout, rows_problem
+from gptjax.planning.layout import AXES, ROWS, Layout
 from gptjax.planning.traffic import Transfer, transfers
-from gptjax.ramp import batch_ramp
+from gptjax.ramp import batch_ramp, rows_problem
 
 TYPICAL_MFU = 0.4  # what good trainers reach with GPT-2's sizes; nothing of ours is measured
 
@@ -136,7 +136,7 @@ def on_nodes(
         wider = replace(layout, data=max(1, data))
         if data and not rest:
             times = None
-            if not rows_problem(config, wider):
+            if not rows_problem(config, wider.groups):
                 rows = batch_ramp(config).first // wider.groups
                 largest = next(m for m in range(min(rows, micro_batch), 0, -1) if rows % m == 0)
                 train = replace(config.train, micro_batch=largest)

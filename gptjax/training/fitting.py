@@ -9,12 +9,12 @@ from pathlib import Path
 
 import jax
 
+from gptjax.budget import HEADROOM, gibibytes
 from gptjax.config import ModelConfig
 from gptjax.errors import UserError
 from gptjax.flash import portable, refusals
 from gptjax.model.attention import cudnn_problem
 
-HEADROOM = 0.9  # share of a device's memory that an update may need
 MEMINFO = Path("/proc/meminfo")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 CGROUP_USE = Path("/sys/fs/cgroup/memory.current")
@@ -110,8 +110,3 @@ def largest_micro_batch(rows: int, needed: Callable[[int], int], limit: int) -> 
         else:
             tried, stride = min(fitting + stride, largest), 2 * stride
     return candidates[fitting]
-
-
-def gibibytes(n: int) -> str:
-    """Bytes as people read them."""
-    return f"{n / 2**30:.2f} GiB"

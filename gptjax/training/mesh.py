@@ -4,7 +4,6 @@ Each group of devices along `data` has a whole model. The devices of a group div
 and, but for those along `tensor`, rows of a batch too.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from gptjax.config import Config, MeshConfig
 from gptjax.errors import ConfigError, UserError
 from gptjax.places import FSDP, TENSOR, WHOLE, Split
-from gptjax.ramp import batch_ramp
+from gptjax.ramp import batch_ramp, rows_problem
 from gptjax.tree import Tree, leaf_names, named_leaves
 
 DATA = "data"
@@ -127,19 +126,9 @@ def rows_per_device(config: Config, groups: int) -> int:
 
     Raises `ConfigError` if the rows do not divide among the devices.
     """
-    rows = batch_ramp(config).first
-    if rows % groups:
-        name = "batch_tokens" if config.train.ramp_from_tokens is None else "ramp_from_tokens"
-        micro_batch = config.train.micro_batch
-        fitting = math.lcm(1 if micro_batch == "auto" else micro_batch, groups)
-        raise ConfigError(
-            [
-                f"train.{name} {rows * config.context} is {rows} sequences of {config.context} "
-                f"tokens, which do not divide among {groups} devices: try "
-                f"{math.ceil(rows / fitting) * fitting * config.context}"
-            ]
-        )
-    return rows // groups
+    if problem := rows_problem(config, groups):
+        raise ConfigError([problem])
+    return batch_ramp(config).first // groups
 
 
 def batch_layout(config: Config, groups: int, micro_batch: int) -> BatchLayout:

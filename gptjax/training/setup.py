@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gptjax.budget import parameter_count
+from gptjax.budget import gibibytes, parameter_count
 from gptjax.config import Config
 from gptjax.data.corpus import Corpus
 from gptjax.data.loader import StepSource, require_vocabulary, training_batch, validation_batches
@@ -26,7 +26,6 @@ from gptjax.training.compiler import compiler_options
 from gptjax.training.display import Display
 from gptjax.training.fitting import (
     choose_attention,
-    gibibytes,
     largest_micro_batch,
     memory_limit,
     memory_needed,
