@@ -22,38 +22,32 @@ Expected: 2.3e20 FLOP. Nobody has trained this config.
     python -m gptjax.train --config gpt3_mixture
 """
 
-from gptjax.config import Config, DataConfig, ModelConfig, OptimConfig, SampleConfig, TrainConfig
+from dataclasses import replace
+
+from gptjax.config import Config, DataConfig
+from gptjax.presets import load_preset
 
 
 def get_config() -> Config:
-    """The run described above."""
-    return Config(
-        model=ModelConfig(n_ctx=2048, n_vocab=50257),
-        data=DataConfig(
-            tokenizer="gpt2",
-            mixture=(
-                "data/common_crawl=60:4",
-                "data/webtext2=22:4",
-                "data/books1=8:4",
-                "data/books2=8:4",
-                "data/wikipedia=3:4",
-            ),
+    """`gpt2_124m` with twice the context, on five sources and for thirty times as long."""
+    config = load_preset("gpt2_124m")
+    data = DataConfig(
+        tokenizer="gpt2",
+        mixture=(
+            "data/common_crawl=60:4",
+            "data/webtext2=22:4",
+            "data/books1=8:4",
+            "data/books2=8:4",
+            "data/wikipedia=3:4",
         ),
-        optim=OptimConfig(
-            peak_lr=6e-4,
-            final_lr=6e-5,
-            warmup_steps=715,
-            decay_steps=495_911,
-            weight_decay=0.1,
-            beta1=0.9,
-            beta2=0.95,
-        ),
-        train=TrainConfig(
-            batch_tokens=2**19,
-            micro_batch="auto",
-            max_steps=572_205,
-            eval_every_steps=1000,
-            save_every_steps=1000,
-        ),
-        sample=SampleConfig(prompt="Once upon a time"),
     )
+    model = replace(config.model, n_ctx=2048, unroll=1)
+    optim = replace(config.optim, decay_steps=495_911)
+    train = replace(
+        config.train,
+        max_steps=572_205,
+        eval_every_steps=1000,
+        eval_tokens=2**20,
+        save_every_steps=1000,
+    )
+    return replace(config, model=model, data=data, optim=optim, train=train)
