@@ -10,7 +10,7 @@ from gptjax.planning.fitting import USABLE, for_gpu, make_plan
 from gptjax.planning.gpus import find_gpu
 from gptjax.planning.layout import lay_out, with_vocabulary
 from gptjax.planning.report import Report
-from gptjax.planning.schedule import TYPICAL_MFU, Links, on_nodes
+from gptjax.planning.schedule import TYPICAL_MFU, Links, on_other_numbers
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def plan(argv: Sequence[str]) -> int:
     report.heading(wanted, made)
     report.memory(made)
     report.update(made)
-    report.scaling(on_nodes(made.config, layout, gpu, links, command.mfu))
+    report.scaling(on_other_numbers(made.config, layout, gpu, links, command.mfu))
     report.gpus(wanted, layout)
     advice = advise(made, gpu, links, command.mfu, command.usable, per_node)
     report.words(command.config, made, advice)

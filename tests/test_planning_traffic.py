@@ -8,7 +8,7 @@ from gptjax.config import Config, ModelConfig, TrainConfig
 from gptjax.planning.compiled import compare_traffic, compile_update
 from gptjax.planning.gpus import GPUS
 from gptjax.planning.layout import ROWS, Layout
-from gptjax.planning.schedule import Links, on_nodes, schedule
+from gptjax.planning.schedule import Links, on_other_numbers, schedule
 from gptjax.planning.traffic import traffic
 
 PARAMETERS = 124_439_808 + 47 * 768  # with the rows that pad the vocabulary to 50,304
@@ -146,9 +146,14 @@ def test_hours_and_tokens_count_the_ramp():
 
 def test_more_nodes_keep_the_batch_until_rows_run_out():
     gpu = GPUS["h100"]
-    found = on_nodes(GPT2, Layout(8), gpu, Links(gpu.bus, gpu.network), 0.4)
-    assert [scale.nodes for scale in found] == [2**k for k in range(11)]
-    assert [scale.nodes for scale in found if scale.schedule is None] == [128, 256, 512, 1024]
+    links = Links(gpu.bus, gpu.network)
+    found = on_other_numbers(GPT2, Layout(8), gpu, links, 0.4)
+    assert [scale.layout.nodes for scale in found] == [2**k for k in range(7)]
+    assert found[-1].layout.gpus == GPT2.batch_rows
+    part = on_other_numbers(GPT2, Layout(2, 1, 2), gpu, links, 0.4)
+    assert [scale.layout.gpus for scale in part] == [2**k for k in range(1, 11)]
+    sixes = on_other_numbers(GPT2, Layout(6, gpus_per_node=6), gpu, links, 0.4)
+    assert [scale.schedule for scale in sixes] == [None] * 7
     efficiencies = [scale.schedule.efficiency for scale in found if scale.schedule]
     assert efficiencies == sorted(efficiencies, reverse=True)
     limits = [scale.schedule.limit for scale in found if scale.schedule]

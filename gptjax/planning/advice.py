@@ -36,7 +36,7 @@ def advise(plan: Plan, gpu: Gpu, links: Links, mfu: float, usable: float, per_no
     if found is not None:
         return Advice(f"It fits with {flags(found)}", found)
     for policy in ("dots", "block", "full"):
-        if policy > "" and _recomputes_more(policy, remat):
+        if _recomputes_more(policy, remat):
             found = best(_with_remat(auto, policy), gpus)
             if found is not None:
                 return Advice(f"It fits with --model.remat {policy} {flags(found)}", found)

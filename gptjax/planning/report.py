@@ -44,12 +44,13 @@ class Report:
         )
         self.say(
             f"compute  {model.dtype}, attention {model.attention}, remat {model.remat}; "
-            f"{plan.schedule.flops_per_token / 1e9:,.3f} GFLOP a token"
+            f"{plan.schedule.flops_per_token / 1e9:,.4g} GFLOP a token"
         )
         if model.dtype != wanted.model.dtype:
+            other = peak_flops(gpu.kind, "float16") and "; --model.dtype float16 is faster"
             self.say(
                 f"         ({gpu.name} does not multiply {wanted.model.dtype}: planned in "
-                f"{model.dtype})"
+                f"{model.dtype}{other or ''})"
             )
         if model.unroll > 1:
             self.say(
@@ -65,12 +66,13 @@ class Report:
     def memory(self, plan: Plan) -> None:
         """Bytes by part."""
         found = plan.memory
-        table = self._table("bytes on each GPU", ("", "GiB"))
-        for name, size in found.parts().items():
+        unit, name = (2**30, "GiB") if found.total > 2**28 else (2**20, "MiB")
+        table = self._table("bytes on each GPU", ("", name))
+        for part, size in found.parts().items():
             if size:
-                table.add_row(name, f"{size / 2**30:,.2f}")
-        table.add_row(f"total (most in its {found.moment})", f"{found.total / 2**30:,.2f}")
-        usable = self.usable * self.gpu.memory / 2**30
+                table.add_row(part, f"{size / unit:,.2f}")
+        table.add_row(f"total (most in its {found.moment})", f"{found.total / unit:,.2f}")
+        usable = self.usable * self.gpu.memory / unit
         table.add_row(f"may be used ({self.usable:.0%} of the GPU's)", f"{usable:,.2f}")
         self._show(table)
 
@@ -103,20 +105,20 @@ class Report:
         )
 
     def scaling(self, scales: list[Scale]) -> None:
-        """The run on more and fewer nodes, the batch unchanged."""
+        """The run on more and fewer GPUs, the batch unchanged."""
         money = ("money",) if self.price is not None else ()
-        header = ("nodes", "GPUs", "tokens/s", "hours", *money, "sent", "efficiency", "limit")
-        table = self._table("the same run on other numbers of nodes", header)
+        header = ("GPUs", "nodes", "tokens/s", "hours", *money, "sent", "efficiency", "limit")
+        table = self._table("the same run on other numbers of GPUs", header)
         for scale in scales:
-            times, gpus = scale.schedule, scale.layout.gpus
+            times, gpus, nodes = scale.schedule, scale.layout.gpus, scale.layout.nodes
             if times is None:
                 blank = [""] * (4 + len(money))
-                table.add_row(f"{scale.nodes:,}", f"{gpus:,}", *blank, "too few rows")
+                table.add_row(f"{gpus:,}", f"{nodes:,}", *blank, "uneven rows")
                 continue
             spent = (self.money(times.hours * gpus),) if money else ()
             table.add_row(
-                *(f"{scale.nodes:,}", f"{gpus:,}", f"{times.tokens_per_second:,.0f}"),
-                *(f"{times.hours:,.1f}", *spent, _bytes(times.sent)),
+                *(f"{gpus:,}", f"{nodes:,}", f"{times.tokens_per_second:,.0f}"),
+                *(_hours(times.hours), *spent, _bytes(times.sent)),
                 *(f"{times.efficiency:.1%}", times.limit),
             )
         self._show(table)
@@ -158,7 +160,9 @@ class Report:
         """Hours and price of a plan's run, in words."""
         times = plan.schedule
         days = f" ({times.hours / 24:,.1f} days)" if times.hours >= 48 else ""
-        words = f"{times.tokens / 1e9:,.1f}e9 tokens in {times.hours:,.1f} hours{days}"
+        many = times.tokens >= 1e8
+        tokens = f"{times.tokens / 1e9:,.1f}e9" if many else f"{times.tokens:,}"
+        words = f"{tokens} tokens in {_hours(times.hours)} hours{days}"
         words += f" at {self.mfu:.0%} of the peak"
         if self.price is None:
             return words
@@ -188,7 +192,13 @@ def _plural(n: int, word: str) -> str:
     return word if n == 1 else f"{word}s"
 
 
+def _hours(hours: float) -> str:
+    return f"{hours:.2g}" if hours < 1 else f"{hours:,.1f}"
+
+
 def _seconds(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds:.1e}"
     return f"{seconds:.4f}" if seconds < 10 else f"{seconds:,.1f}"
 
 

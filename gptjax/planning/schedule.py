@@ -5,6 +5,7 @@ trainer that hides some of it is faster than planned. Arithmetic is counted as i
 without what rematerialisation does again: state a lower utilisation where blocks are recomputed.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from gptjax.budget import flops_per_token, matmul_dtype, peak_flops
@@ -115,32 +116,45 @@ def _seconds(moved: list[Transfer], layout: Layout, links: Links, axis: str) -> 
 
 @dataclass(frozen=True)
 class Scale:
-    """The same run on some number of nodes; `schedule` is None where its rows do not divide."""
+    """The same run on some number of GPUs; `schedule` is None where its rows do not divide."""
 
-    nodes: int
     layout: Layout
     schedule: Schedule | None
 
 
-def on_nodes(
-    config: Config, layout: Layout, gpu: Gpu, links: Links, mfu: float, most: int = 1024
+def on_other_numbers(
+    config: Config, layout: Layout, gpu: Gpu, links: Links, mfu: float
 ) -> list[Scale]:
     """The run on 1, 2, 4, ... nodes: more groups along `data`, the same batch.
 
-    Micro-batches become smaller where devices have fewer rows than they hold.
+    It begins within a node if the layout leaves a part of one free, and ends where there are more
+    groups than rows. Micro-batches become smaller where devices have fewer rows than they hold.
     """
-    micro_batch = int(config.train.micro_batch)
-    found, nodes = [], 1
-    while nodes <= most:
-        data, rest = divmod(nodes * layout.gpus_per_node, layout.fsdp * layout.tensor)
+    rows, found = batch_ramp(config).first, []
+    for gpus in _numbers(layout):
+        data, rest = divmod(gpus, layout.fsdp * layout.tensor)
         wider = replace(layout, data=max(1, data))
-        if data and not rest:
-            times = None
-            if not rows_problem(config, wider.groups):
-                rows = batch_ramp(config).first // wider.groups
-                largest = next(m for m in range(min(rows, micro_batch), 0, -1) if rows % m == 0)
-                train = replace(config.train, micro_batch=largest)
-                times = schedule(replace(config, train=train), wider, gpu, links, mfu)
-            found.append(Scale(nodes, wider, times))
-        nodes *= 2
+        if not data or rest:
+            continue
+        if wider.groups > rows:
+            break
+        times = None
+        if not rows_problem(config, wider.groups):
+            own, held = rows // wider.groups, int(config.train.micro_batch)
+            largest = next(m for m in range(min(own, held), 0, -1) if own % m == 0)
+            train = replace(config.train, micro_batch=largest)
+            times = schedule(replace(config, train=train), wider, gpu, links, mfu)
+        found.append(Scale(wider, times))
     return found
+
+
+def _numbers(layout: Layout) -> Iterator[int]:
+    """Numbers of GPUs, doubling for ever: of whole nodes, and first of one that is used in part."""
+    gpus = 1
+    while layout.gpus < layout.gpus_per_node and gpus < layout.gpus_per_node:
+        yield gpus
+        gpus *= 2
+    gpus = layout.gpus_per_node
+    while True:
+        yield gpus
+        gpus *= 2
