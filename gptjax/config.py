@@ -178,6 +178,9 @@ class TrainConfig:
     """Newest checkpoints kept, in number; the best by validation loss is kept besides."""
     sample_every_steps: int = 1000
     """Updates between sampled texts; 0 never samples."""
+    stall_seconds: int = 1800
+    """Seconds in which nothing is finished after which one of several processes ends, to be started
+    again; ten times the longest wait so far, if that is more; 0 waits for ever."""
     seed: int = 1337
     """Seed of initialisation, dropout and data order."""
     profile: str | None = None

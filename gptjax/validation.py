@@ -104,7 +104,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
         "train.eval_every_steps": t.eval_every_steps, "train.save_every_steps": t.save_every_steps,
         "train.sample_every_steps": t.sample_every_steps, "train.seed": t.seed,
         "sample.temperature": s.temperature, "train.loss_chunk_tokens": t.loss_chunk_tokens,
-        "train.ramp_steps": t.ramp_steps,
+        "train.ramp_steps": t.ramp_steps, "train.stall_seconds": t.stall_seconds,
     }  # fmt: skip
     probabilities = {
         "model.embd_pdrop": m.embd_pdrop, "model.attn_pdrop": m.attn_pdrop,

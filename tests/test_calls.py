@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from gptjax.config import TrainConfig
 from gptjax.ramp import BatchRamp
-from gptjax.training.calls import rows_by_call, rows_of_call, updates_in_call
-from gptjax.training.loop import due
+from gptjax.training.calls import due, rows_by_call, rows_of_call, updates_in_call
 
 NO_RAMP = BatchRamp(4, 4, 0)
 NOTHING_DUE = TrainConfig(

@@ -27,7 +27,7 @@ AT_LEAST_ONE = [
 NOT_NEGATIVE = [
     "optim.warmup_steps", "optim.peak_lr", "optim.final_lr", "optim.weight_decay",
     "train.eval_every_steps", "train.save_every_steps", "train.sample_every_steps", "train.seed",
-    "sample.temperature", "train.loss_chunk_tokens", "train.ramp_steps",
+    "sample.temperature", "train.loss_chunk_tokens", "train.ramp_steps", "train.stall_seconds",
 ]  # fmt: skip
 PROBABILITIES = [
     "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop", "optim.beta1", "optim.beta2",

@@ -41,6 +41,7 @@ LAYERS = [
         *["training.guard", "training.schedules", "training.update_rules", "training.optimizer"],
         *["training.compiler", "training.profile", "training.signals"],
         *["training.agreement", "training.distributed", "training.preflight"],
+        "training.watchdog",
         "training.integrity",
         *["planning.gpus", "planning.layout", "planning.memory", "planning.traffic"],
         *["planning.schedule", "planning.fitting", "planning.advice", "planning.report"],

@@ -601,6 +601,48 @@ def test_a_killed_process_is_started_again_and_a_stop_at_one_saves_at_both(
     assert all((run / "checkpoints" / str(step) / "INTEGRITY.json").exists() for step in steps)
 
 
+HANGING = """
+import sys, time
+from pathlib import Path
+from gptjax.data.loader import StepSource
+from gptjax.presets import load_preset
+
+read, hung = StepSource.__getitem__, Path("hung")
+
+def hang_once(self, step):
+    if step == 7 and sys.argv[-1] == "1" and not hung.exists():
+        hung.touch()
+        time.sleep(1000)
+    return read(self, step)
+
+StepSource.__getitem__ = hang_once
+
+def get_config():
+    return load_preset("tiny")
+"""
+
+
+@pytest.mark.slow
+@together
+def test_a_process_that_lives_but_hangs_is_started_again(prepared, alone, tmp_path, surroundings):
+    """Process 1 waits for a read that never ends; its heartbeat goes on."""
+    run = tmp_path / "run"
+    (tmp_path / "hanging.py").write_text(HANGING)
+    words = ["./hanging.py", *options(prepared, run), "--train.stall-seconds", "3"]
+    result = subprocess.run(
+        ["bash", str(LAUNCH / "node.sh"), *words],
+        env=surroundings | {"PROCESSES": "2", "RETRIES": "1"},
+        cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "hung").exists()
+    assert "nothing was finished for" in result.stderr
+    assert "resuming" in result.stdout
+    assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
+    for mine, other in zip(rows(run), rows(alone), strict=True):
+        assert mine["train_loss"] == pytest.approx(other["train_loss"], rel=1e-6)
+
+
 @pytest.mark.slow
 @together
 def test_processes_of_different_runs_do_not_start(prepared, tmp_path, surroundings, slurm, fakes):

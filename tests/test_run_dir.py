@@ -49,7 +49,7 @@ FREE = {
     "optim.schedule": "linear",
     "optim.cooldown_fraction": 0.5, "train.eval_every_steps": 7, "train.eval_tokens": None,
     "train.save_every_steps": 9, "train.keep_latest": 5, "train.sample_every_steps": 11,
-    "train.cpu_devices": 2, "sample.prompt": "x",
+    "train.stall_seconds": 0, "train.cpu_devices": 2, "sample.prompt": "x",
     "sample.max_new_tokens": 5, "sample.temperature": 0.0, "sample.top_k": None,
 }  # fmt: skip
 PRESET = load_preset("tiny")

@@ -1,4 +1,4 @@
-"""Which updates one call of the compiled program makes.
+"""Which updates one call of the compiled program makes, and what is due after it.
 
 Launching a program takes a millisecond or two of a processor, and with several devices the next
 launch waits for the end of the last: much of a small model's update, nothing of a large one's.
@@ -37,6 +37,24 @@ def updates_in_call(train: TrainConfig, ramp: BatchRamp, step: int) -> int:
     end = min(step + train.updates_per_call, *(e for e in ends if e > step))
     rows = ramp.rows(step)
     return next((s for s in range(step + 1, end) if ramp.rows(s) != rows), end) - step
+
+
+def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set[str]:
+    """What is to happen after update `step`: any of `validate`, `sample`, `save`.
+
+    The last update of a run does all that the run does at all; a stop request only saves; a save
+    that failed is tried again.
+    """
+    last = step == train.max_steps
+    every = {
+        "validate": train.eval_every_steps,
+        "sample": train.sample_every_steps,
+        "save": train.save_every_steps,
+    }
+    now = {name for name, n in every.items() if n and (last or step % n == 0)}
+    if stopping and not last:
+        return {"save"}
+    return now | {"save"} if last or save_failed else now
 
 
 def rows_by_call(

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import jax
 
 from gptjax.budget import peak_tokens_per_second
-from gptjax.config import Config, TrainConfig, to_json
+from gptjax.config import Config, to_json
 from gptjax.data.loader import batches_from, read_ahead
 from gptjax.errors import UserError
 from gptjax.evals.perplexity import Validation, evaluate_parts
 from gptjax.training.agreement import by_first, first_says, is_first, largest, leave_if_several
-from gptjax.training.calls import rows_by_call, rows_of_call
+from gptjax.training.calls import due, rows_by_call, rows_of_call
 from gptjax.training.checkpoint import Checkpointer, SaveError
 from gptjax.training.compiler import watching_cache
 from gptjax.training.curves import plot_curves
@@ -36,6 +36,7 @@ from gptjax.training.signals import StopRequest
 from gptjax.training.start import open_run, restore_or_start
 from gptjax.training.state import TrainState
 from gptjax.training.step import Metrics
+from gptjax.training.watchdog import Watchdog
 
 GIVE_UP_AFTER = 20  # updates skipped in a row, their gradients not being finite
 
@@ -67,7 +68,8 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
         by_first(lambda: run_dir.begin(setup.config, setup.tokenizer))
         metrics_path = run_dir.metrics if is_first() else None
         log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
-        loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup)
+        watchdog = stack.enter_context(closing(Watchdog(config.train.stall_seconds)))
+        loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup, watchdog)
         loop.make_up_validation(state, step)
         if step >= setup.config.train.max_steps:
             display.say(
@@ -80,24 +82,6 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
             display.say("stopped before the first update")
             return stop.exit_code
         return loop.train(state, step)
-
-
-def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set[str]:
-    """What is to happen after update `step`: any of `validate`, `sample`, `save`.
-
-    The last update of a run does all that the run does at all; a stop request only saves; a save
-    that failed is tried again.
-    """
-    last = step == train.max_steps
-    every = {
-        "validate": train.eval_every_steps,
-        "sample": train.sample_every_steps,
-        "save": train.save_every_steps,
-    }
-    now = {name for name, n in every.items() if n and (last or step % n == 0)}
-    if stopping and not last:
-        return {"save"}
-    return now | {"save"} if last or save_failed else now
 
 
 class _Launch(NamedTuple):
@@ -122,9 +106,11 @@ class _Loop:
         display: Display,
         stop: StopRequest,
         startup: Startup,
+        watchdog: Watchdog,
     ):
         self.setup, self.run_dir, self.checkpointer = setup, run_dir, checkpointer
         self.log, self.display, self.stop, self.startup = log, display, stop, startup
+        self.watchdog = watchdog
         kind = jax.devices()[0].device_kind
         peak = peak_tokens_per_second(setup.config, kind, jax.device_count())
         self.throughput = Throughput(peak)
@@ -173,6 +159,7 @@ class _Loop:
     def _rows(self, launch: _Launch, metrics: Metrics) -> list[Row]:
         """Wait for a call; its updates as rows of metrics.jsonl."""
         rows = rows_of_call(launch.step, launch.updates, jax.device_get(metrics))
+        self.watchdog.beat()
         self.startup.finish(self.display.say)
         shared = {"data_wait": launch.data_wait / launch.updates}
         tokens = sum(row["tokens"] for row in rows)
@@ -234,6 +221,7 @@ class _Loop:
         def until_stopped(batches):
             for batch in batches:
                 yield batch
+                self.watchdog.beat()
                 self.stop.agree()
                 if self.stop:
                     return
@@ -260,6 +248,7 @@ class _Loop:
         setup = self.setup
         params = setup.evaluated_params(state)
         text = sample_after(step, setup.config, params, setup.tokenizer, self.stop)
+        self.watchdog.beat()
         if text is not None and is_first():
             append_sample(self.run_dir.samples, step, text)
             self.display.say(f"sample after update {step}:\n{text}")

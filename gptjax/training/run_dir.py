@@ -24,12 +24,12 @@ LOCK = ".lock"
 # Fields that may differ when a run goes on: where data lies, how fast things run, what is shown.
 FREE = (
     "data.", "sample.", "mesh.", "train.max_steps", "train.micro_batch", "train.cpu_devices",
-    "train.eval_", "train.save_", "train.sample_", "train.keep_", "train.loss_chunk",
-    "train.updates_per_call", "train.wire_dtype", "train.profile", "optim.peak_lr",
-    "optim.final_lr", "optim.schedule", "optim.warmup", "optim.decay_steps", "optim.cooldown",
-    "optim.weight_decay", "optim.beta", "optim.eps", "optim.clip_norm", "model.unroll",
-    "model.dtype", "model.float32_matmul", "model.attention", "model.remat", "model.embd_pdrop",
-    "model.attn_pdrop", "model.resid_pdrop",
+    "train.eval_", "train.save_", "train.sample_", "train.keep_", "train.stall_",
+    "train.loss_chunk", "train.updates_per_call", "train.wire_dtype", "train.profile",
+    "optim.peak_lr", "optim.final_lr", "optim.schedule", "optim.warmup", "optim.decay_steps",
+    "optim.cooldown", "optim.weight_decay", "optim.beta", "optim.eps", "optim.clip_norm",
+    "model.unroll", "model.dtype", "model.float32_matmul", "model.attention", "model.remat",
+    "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop",
 )  # fmt: skip
 
 
