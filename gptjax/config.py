@@ -100,7 +100,8 @@ class DataConfig:
     """Prepared directories to mix in place of `path`, each DIR=WEIGHT, or DIR=WEIGHT:EPOCHS with
     the most epochs of it that are allowed."""
     mixture_changes: tuple[str, ...] = ()
-    """Other weights from an update on, each STEP=WEIGHT,WEIGHT,... in the order of the mixture."""
+    """Other weights from an update on, each STEP=WEIGHT,WEIGHT,... in the order of the mixture; on
+    resuming, those to come may be others."""
 
 
 @dataclass(frozen=True)

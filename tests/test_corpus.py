@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,7 +25,9 @@ from gptjax.errors import UserError
 from gptjax.evals.perplexity import evaluate_parts
 from gptjax.presets import load_preset
 from gptjax.ramp import batch_ramp
+from gptjax.training.run_dir import RunDir
 from gptjax.training.setup import Setup
+from gptjax.training.start import restore_or_start
 from gptjax.validation import from_json
 
 WEIGHTS = (60, 22, 8, 8, 3)
@@ -136,6 +141,45 @@ def test_the_fingerprint_holds_sources_weights_and_their_order(sources):
     assert Corpus(configs[-1]).fingerprint == Corpus(configs[-1]).manifest.fingerprint
 
 
+@pytest.mark.parametrize("step", [6, 7])
+def test_what_is_known_of_a_checkpoint_changes_with_its_past_batches_only(sources, step):
+    """A weight that comes into force after update 6 matters to update 7, counted from 1."""
+    configs = [
+        config_of(sources, *changes)
+        for changes in ((), ("6=0,0,0,0,1",), ("9=0,0,0,0,1",), ("6=1,0,0,0,0", "7=0,1,1,1,1"))
+    ]
+    seen = [batches(config, range(step), 1).tobytes() for config in configs]
+    known = [Corpus(config).fingerprint_until(step) for config in configs]
+    assert [[a == b for b in seen] for a in seen] == [[a == b for b in known] for a in known]
+    assert len(set(known)) == (1 if step == 6 else 3)
+    spelled = Corpus(config_of(sources, "6=0,0.0,0,00,1"))
+    assert spelled.fingerprint_until(step) == known[1]
+
+
+def test_a_run_goes_on_with_other_weights_to_come_but_not_with_another_past(sources, tmp_path):
+    """At a checkpoint of update 60, whoever wrote it."""
+    old = Corpus(config_of(sources, "50=1,1,1,1,1", "150=5,4,3,2,1"))
+    setup = Setup(config_of(sources, micro_batch=1))
+    state = setup.initial_state()._replace(step=np.int32(60))
+
+    def restore(known: str, *changes: str) -> int:
+        setup.corpus = Corpus(config_of(sources, *changes))
+        cursor = {"data": known, "grain": version("grain")}
+        checkpointer = SimpleNamespace(restore=lambda *_: (state, cursor))
+        said = SimpleNamespace(say=lambda _: None)
+        return restore_or_start(setup, cast(Any, checkpointer), RunDir(tmp_path), cast(Any, said))[
+            1
+        ]
+
+    now = old.fingerprint_until(60)
+    for later in ((), ("60=2,2,2,2,1",), ("70=0,0,0,0,1", "71=1,1,1,1,0")):
+        assert restore(now, "50=1,1,1,1,1", *later) == 60
+    assert restore(old.fingerprint, *old.changes) == 60  # as earlier versions kept it
+    for past in ((), ("50=1,1,1,1,2",), ("51=1,1,1,1,1",), ("50=1,1,1,1,1", "59=1,1,1,1,1")):
+        with pytest.raises(UserError, match=r"another mixture up to update 60 .*before update 60"):
+            restore(now, *past)
+
+
 def test_more_epochs_than_allowed_are_refused_before_the_run_and_all_are_named(sources):
     corpus = Corpus(config_of(sources, caps=":1.5"))
     with pytest.raises(UserError) as refused:
@@ -154,8 +198,15 @@ def test_what_is_missing_or_has_another_tokenizer_is_named(sources, tmp_path, te
     config = config_of(sources)
     other = DataConfig(str(tmp_path / "chars"), "chars", None, (str(text_file),), 0.1)
     prepare(other, text_files(other.inputs))
+    command = "python -m gptjax.prepare --input FILE... --tokenizer"
     for mixture, words in (
-        (("none=1", f"{sources[0]}=1", "nothing=2"), "mixture's none, nothing hold no prepared"),
+        (
+            ("none=1", f"{sources[0]}=1", "no thing=2"),
+            "the mixture's none, no thing hold no prepared data: run\n"
+            f"  {command} {sources[0]}/tokenizer.json --out none\n"
+            f"  {command} {sources[0]}/tokenizer.json --out 'no thing'$",
+        ),
+        (("none=1",), f"{command} bytes --out none$"),
         ((f"{sources[0]}=1", f"{other.path}=1"), "crawl was tokenised with bytes .* with chars"),
     ):
         data = dataclasses.replace(config.data, mixture=mixture)
