@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from gptjax.config import DataConfig
 from gptjax.data import documents, partition, readers
-from gptjax.data.bpe import train_bpe
+from gptjax.data.bpe import GPT2_PATTERN, BPETokenizer, train_bpe
+from gptjax.data.documents import Document
 from gptjax.data.findings import describe
 from gptjax.data.manifest import Manifest, read_tokenizer
 from gptjax.data.partition import Partition, find_units
@@ -378,3 +379,26 @@ def test_the_command_line_reads_json_lines_and_says_what_was_odd(tmp_path: Path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "note: 1 lines that are no JSON, left out" in done.stdout
     assert "from 56 documents" in done.stdout
+
+
+def test_a_document_cut_within_tokens_is_counted_where_its_tokenizer_has_no_place_for_cuts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By units and workers, of one document; and none is counted where nothing is cut in two."""
+    monkeypatch.setattr(documents, "PART_BYTES", 100)
+    monkeypatch.setattr("gptjax.data.partition.SMALLEST_UNIT", 1000)
+    ranks = {bytes([b]): b for b in range(256)} | {b" t": 256, b"e ": 257}
+    text = "to the sea " * 700
+    found = {}
+    for name, pattern in (("known", GPT2_PATTERN), ("unknown", r"[\s\S]+")):
+        made = BPETokenizer("gpt2", ranks, pattern)
+        monkeypatch.setattr("gptjax.data.work.make_tokenizer", lambda name, made=made: made)
+        (tmp_path / name).mkdir()
+        manifest = prepare_as("text", [text], tmp_path / name, tokenizer="gpt2", val_fraction=0.0)
+        raw = b"".join(shards(manifest)[s.name][1024:] for s in manifest.splits["train"].shards)
+        ids = np.frombuffer(raw, "<u2")[:-1].tolist()
+        found[name] = manifest.notes.get("cut_tokens", 0), ids == made.encode(text).tolist()
+    parts = [*Document("", "", len(text), text.encode()).parts(0, len(text))]
+    cut = sum(part.endswith(b"the") for part in parts[:-1])
+    assert found == {"known": (0, True), "unknown": (cut, False)}
+    assert cut > 9

@@ -70,6 +70,7 @@ def prepare(
                 for tokens in work.worker.tokens(number, split, side, dtype):
                     writers[split].add(tokens)
             found.notes.counts["cut_blanks"] += made.cut_blanks
+            found.notes.counts["cut_tokens"] += made.cut_tokens
             progress("tokenising", made.bytes, made.tokens)
         manifest = Manifest(
             directory=work.directory,
