@@ -293,9 +293,28 @@ def test_rows_without_text_are_counted_and_a_missing_column_is_named(tmp_path: P
     found, notes = passages(Input(path, "parquet", "body"))
     assert (found, notes.counts) == ([b"one", b"two"], {"no_text": 1, "empty": 1})
     found, notes = passages(Input(path, "parquet", "raw"))
-    assert (found[1], notes.counts) == ("\ufffd".encode(), {"not_utf8": 1, "empty": 1})
+    assert (found[1], notes.counts) == (b"\xff", {"empty": 1})  # as in a text file
     with pytest.raises(UserError, match="no column 'text'; its columns are body, raw"):
         find_units([Input(path, "parquet")])
+
+
+def test_text_in_parquet_may_be_of_any_type_and_need_not_be_utf8(tmp_path: Path):
+    raw = [b"one two", "漢字".encode(), b"\xff\xfe broken \xe6\xbc", None]
+    stored = pa.array(raw, pa.binary())
+    offsets, content = stored.buffers()[1:]
+    unchecked = pa.Array.from_buffers(pa.string(), 4, [stored.buffers()[0], offsets, content])
+    kinds = {"binary": stored, "string": unchecked, "dictionary": unchecked.dictionary_encode()}
+    for name, column in {**kinds, "view": stored.cast(pa.binary_view())}.items():
+        pq.write_table(pa.table({"text": column}), tmp_path / f"{name}.parquet")
+        found, notes = passages(Input(tmp_path / f"{name}.parquet", "parquet"))
+        assert found == raw[:3], name
+        assert notes.counts == {"no_text": 1}
+        seen = scan(find_units([Input(tmp_path / f"{name}.parquet", "parquet")])[0], 0.0)
+        assert seen.notes.counts == {"no_text": 1, "not_utf8": 1}
+    pq.write_table(pa.table({"text": stored[:0]}), tmp_path / "none.parquet")
+    data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(tmp_path / "none.parquet"),))
+    with pytest.raises(UserError, match="no text in what was given: no document at all"):
+        prepare(data, find_documents(data))
 
 
 @pytest.mark.parametrize("separator", ["\\n\\n", "---", "aa", "<|end|>"])

@@ -23,6 +23,7 @@ from gptjax.data.manifest import (
 )
 from gptjax.data.shards import (
     DTYPES,
+    HEADER_INTS,
     ShardInfo,
     check_shard,
     format_of,
@@ -89,6 +90,12 @@ def recognise(path: Path, split: str) -> ForeignFile:
             raise UserError(
                 f"{path} has {size} bytes and no header of llm.c: it is neither that format nor "
                 "nanoGPT's, which is two bytes a token"
+            )
+        beginning = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
+        if len(beginning) == HEADER_INTS and beginning[0] and not beginning[3:].any():
+            raise UserError(
+                f"{path} has a header with magic number {beginning[0]}, which is none of llm.c's "
+                "for tokens: it is of another format, or damaged"
             )
         file = ForeignFile(path, split, "raw", "uint16", size // 2)
     check_shard(path, file.tokens, file.dtype, file.layout)
