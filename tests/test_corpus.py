@@ -116,6 +116,16 @@ def test_each_source_is_shuffled_and_repeated_by_itself(sources):
     assert rows[names == "web"][0].tobytes() != rows[names == "crawl"][0].tobytes()
 
 
+def test_a_source_of_weight_0_waits_for_the_change_that_brings_it_in(sources):
+    config = config_of(sources, "10=1,0,0,0,1")
+    late = (*config.data.mixture[:4], f"{sources[4]}=0")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, mixture=late))
+    rows = batches(config, range(20), 1)
+    assert "wiki" not in {source_of(row) for row in rows[:10].reshape(-1, T + 1)}
+    assert {source_of(row) for row in rows[10:].reshape(-1, T + 1)} == {"crawl", "wiki"}
+    assert Corpus(config).shares()[4] == pytest.approx(5 / STEPS * 19, abs=0.01)
+
+
 def test_sources_that_are_copies_do_not_go_in_step(sources, tmp_path):
     (tmp_path / "copy").symlink_to(sources[0])
     config = config_of(sources)
