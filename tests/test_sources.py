@@ -1,12 +1,13 @@
 """A file in pieces is the file, tokenised as if whole; splits are for good; inputs are checked."""
 
 import itertools
+import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
+from gptjax.config import DataConfig
 from gptjax.data import documents
 from gptjax.data.bpe import GPT2_PATTERN, BPETokenizer, gpt2, train_bpe
 from gptjax.data.documents import Document
 from gptjax.data.partition import find_units
 from gptjax.data.readers import Notes, read_passages
 from gptjax.data.scanning import Scan, scan
-from gptjax.data.sources import Input, content_hash, standard_library, text_files
+from gptjax.data.sources import Input, content_hash, find_documents, standard_library, text_files
 from gptjax.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
@@ -370,3 +372,44 @@ def test_the_content_hash_changes_with_documents_and_not_with_names(
     hashes = [hash_of(tmp_path, *contents) for contents in different]
     assert len(set(hashes)) == len(different)
     assert hash_of(tmp_path, b"a", b"bc", prefix="other") == hashes[1]
+
+
+def test_no_file_comes_twice_by_directories_or_links_within_a_pattern(tmp_path: Path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / ".hidden").mkdir()
+    for path in ("in/a.txt", "in/deep/b.txt", "in/.hidden/c.txt"):
+        (tmp_path / path).write_text(path)
+    for link, target in (("deep/up", ".."), ("here", "."), ("d.txt", "a.txt")):
+        (tmp_path / "in" / link).symlink_to(target)  # two circles: exponentially many paths
+    for pattern, expected in (
+        ("in", ["a.txt", "d.txt", "deep/b.txt"]),
+        ("in/**/*.txt", ["a.txt", "d.txt", "deep/b.txt"]),
+        ("in/**", ["a.txt", "d.txt", "deep/b.txt"]),
+        ("in/deep/../**/*.txt", ["a.txt", "d.txt", "deep/b.txt"]),
+        ("i*/d*", ["d.txt", "deep/b.txt"]),
+        ("in/**.txt", ["a.txt", "d.txt"]),
+    ):
+        found = find_documents(DataConfig(inputs=(str(tmp_path / pattern),)))
+        assert [os.path.relpath(i.path, tmp_path / "in") for i in found] == expected, pattern
+
+
+@pytest.mark.parametrize("kept", ["in/locked", "in/a"])
+def test_what_may_not_be_read_is_named_and_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+):
+    (tmp_path / "in" / "locked").mkdir(parents=True)
+    for path in ("in/a", "in/locked/b"):
+        (tmp_path / path).write_text("text")
+
+    def refusing(act: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if str(path) == str(tmp_path / kept):
+                raise PermissionError(13, "Permission denied", str(path))
+            return act(path, *args, **kwargs)
+
+        return refuse
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))  # as for a user who is not root
+    monkeypatch.setattr(Path, "open", refusing(Path.open))
+    with pytest.raises(UserError, match=f"cannot read {tmp_path / kept}: Permission denied"):
+        find_documents(DataConfig(inputs=(str(tmp_path / "in"),)))

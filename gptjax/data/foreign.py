@@ -29,6 +29,7 @@ from gptjax.data.shards import (
     format_of,
     npy_header,
     open_shard,
+    read_header,
 )
 from gptjax.data.tokenizers import Tokenizer, bytes_per_token, fingerprint, make_tokenizer
 from gptjax.errors import UserError
@@ -83,7 +84,7 @@ def recognise(path: Path, split: str) -> ForeignFile:
             )
         file = ForeignFile(path, split, "npy", dtype.name, shape[0])
     elif (dtype := format_of(path)) is not None:
-        tokens = int(np.fromfile(path, dtype="<i4", count=3)[2])
+        tokens = int(read_header(path)[2])
         file = ForeignFile(path, split, "llm.c", dtype, tokens)
     else:
         if size % 2 or size == 0:
@@ -91,7 +92,7 @@ def recognise(path: Path, split: str) -> ForeignFile:
                 f"{path} has {size} bytes and no header of llm.c: it is neither that format nor "
                 "nanoGPT's, which is two bytes a token"
             )
-        beginning = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
+        beginning = read_header(path)
         if len(beginning) == HEADER_INTS and beginning[0] and not beginning[3:].any():
             raise UserError(
                 f"{path} has a header with magic number {beginning[0]}, which is none of llm.c's "
