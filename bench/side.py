@@ -4,7 +4,11 @@ Each function builds a side for `worker.py`: it returns a round and a dict of fa
 """
 
 import math
+import re
 import shutil
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from harness import Figures, Round, Skipped, cores
+from harness import Figures, Round, Skipped, cores, plain_environment
 from jax.sharding import PartitionSpec as P
 from shapes import Shape, model_config
 
@@ -216,6 +220,50 @@ def prepare_texts(texts: Sequence[str], directory: str) -> tuple[Round, dict]:
         return {"seconds": seconds, "tokens": sum(s.tokens for s in manifest.splits.values())}
 
     return one_round, {}
+
+
+def prepare_file(path: str, directory: str) -> tuple[Round, dict]:
+    """The verb on one file, start-up included; `memory` is the sum of all its processes' peaks."""
+    try:
+        make_tokenizer("gpt2")
+    except UserError as error:
+        raise Skipped(str(error)) from error
+    out = Path(directory) / "prepared"
+    verb = [sys.executable, "-m", "gptjax.prepare", "--input", path, "--out", str(out)]
+
+    def one_round() -> Figures:
+        shutil.rmtree(out, ignore_errors=True)
+        peaks: dict[int, int] = {}
+        started = time.perf_counter()
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(
+                [*verb, "--tokenizer", "gpt2"], env=plain_environment(), stdout=said, stderr=said
+            )
+            while process.poll() is None:
+                peaks |= _memory_peaks(process.pid)
+                time.sleep(0.05)
+            seconds = time.perf_counter() - started
+            said.seek(0)
+            assert process.returncode == 0, said.read().decode()
+        manifest = read_manifest(out)
+        tokens = sum(split.tokens for split in manifest.splits.values())
+        return {"seconds": seconds, "tokens": tokens, "memory": 1024 * sum(peaks.values())}
+
+    return one_round, {}
+
+
+def _memory_peaks(pid: int) -> dict[int, int]:
+    """The largest resident memory so far of a process and all below it, in kB."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has just ended
+        return {}
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+    peaks = {pid: int(peak[1])} if peak else {}
+    for child in children:
+        peaks |= _memory_peaks(int(child))
+    return peaks
 
 
 def save(shape: dict, directory: str) -> tuple[Round, dict]:

@@ -33,7 +33,7 @@ def loader(plan: Plan) -> None:
         "Data: training batches of one thread, tokens/s",
         ("batch", "StepSource by Grain", "bare NumPy memory map", "ratio"),
     )
-    cases = [(32, 4, 4)] if plan.quick else [(64, 12, 400), (1024, 16, 100)]
+    cases = [(32, 4, 4)] if plan.quick else [(64, 12, 400), (1024, 16, 100), (1024, 64, 50)]
     for context, rows, steps in cases:
         arguments = {"data": str(manifest.directory), "context": context, "rows": rows}
         arguments["steps"] = steps
@@ -93,6 +93,42 @@ def tokenizer(plan: Plan) -> None:
         report.rows.append((side, Spread.of(speeds).text("{:,.2f}"), over.text("{:.2f}")))
         report.figures[side] = {"mb_per_second": speeds, "tokens": rounds[0]["tokens"]}
         report.ratio[side] = over
+    report.publish(plan.out)
+
+
+def large_text(plan: Plan) -> None:
+    """One file of 2 GB to shards, and the memory that takes, against tiktoken on the same file."""
+    size = 10**7 if plan.quick else 2 * 10**9
+    text = plan.scratch / "text"
+    raw = b"".join(d.path.read_bytes() for d in standard_library()[: 200 if plan.quick else None])
+    with text.open("wb") as file:
+        for number in range(-(-size // len(raw))):
+            file.write(b"# copy %d\n" % number + raw[: size - file.tell()])
+    size = text.stat().st_size
+    report = Report(
+        "large_text",
+        f"gpt2 tokens of one file of {size / 1e6:,.1f} MB, on {plan.threads} cores",
+        ("side", "MB/s", "over tiktoken's batch", "memory of all processes, MB"),
+    )
+    base, verb = "tiktoken encode_ordinary_batch", "gptjax prepare, file to shards"
+    targets = {
+        base: ("plain_side.encode_file", {"path": str(text)}),
+        verb: ("side.prepare_file", {"path": str(text), "directory": str(plan.scratch)}),
+    }
+    try:
+        measured, _ = compare(targets, plan.rounds(3))
+    except Skipped as reason:
+        report.skip("all", str(reason))
+        report.publish(plan.out)
+        return
+    for side, rounds in measured.items():
+        speeds = [size / 1e6 / s for s in column(rounds)]
+        over = ratios(column(measured[base]), column(rounds))
+        memory = f"{max(column(rounds, 'memory')) / 1e6:,.0f}" if side == verb else ""
+        report.rows.append((side, Spread.of(speeds).text("{:,.2f}"), over.text("{:.2f}"), memory))
+        report.figures[side] = {name: column(rounds, name) for name in rounds[0]}
+        report.ratio[side] = over
+    report.notes.append("memory: the sum of every process's own peak, shared pages counted in each")
     report.publish(plan.out)
 
 

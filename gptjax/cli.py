@@ -74,8 +74,8 @@ def parse(command: type[T], argv: Sequence[str], prog: str, default: T | None = 
 def parse_config(command: type[C], argv: Sequence[str], prog: str, required: bool = True) -> C:
     """Parse `--config` and its overrides; the result's `run` is checked.
 
-    With another `--data.path` the config file's source, tokenizer and vocabulary no longer apply,
-    since they describe the file's own data; flags typed beside it do.
+    With another `--data.path` or `--data.mixture` the config file's source, tokenizer and
+    vocabulary no longer apply, since they describe the file's own data; flags typed beside it do.
     """
     problems: list[str] = []
     name, preset = _flag(argv, "--config"), None
@@ -90,7 +90,11 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
     base = Config() if preset is None else preset
     good = argv
     sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(Config)}
-    if _flag(argv, "--data.path") not in (None, base.data.path):
+    other_path = _flag(argv, "--data.path") not in (None, base.data.path)
+    mixture = _words(argv, "--data.mixture")
+    if mixture and _flag(argv, "--data.path") is not None:
+        problems.append("--data.path and --data.mixture exclude each other: leave one of them out")
+    if other_path or mixture not in ((), base.data.mixture):
         data = dataclasses.replace(base.data, tokenizer=None, source=None, inputs=(), mixture=())
         data = dataclasses.replace(data, mixture_changes=())
         sections["data"] = data
@@ -129,6 +133,12 @@ def _flag(argv: Sequence[str], flag: str) -> str | None:
         elif word.startswith(flag + "="):
             value = word.split("=", 1)[1]
     return value
+
+
+def _words(argv: Sequence[str], flag: str) -> tuple[str, ...]:
+    """All values last given to a `flag` that takes several."""
+    given = [[*g[0].split("=", 1)[1:], *g[1:]] for g in _groups(argv) if g[0].split("=")[0] == flag]
+    return tuple(given[-1]) if given else ()
 
 
 def _typed(argv: Sequence[str]) -> set[str]:

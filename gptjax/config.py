@@ -98,9 +98,10 @@ class DataConfig:
     r"""What stands between the documents of a text file (\n is a line end); None: a file is one."""
     mixture: tuple[str, ...] = ()
     """Prepared directories to mix in place of `path`, each DIR=WEIGHT, or DIR=WEIGHT:EPOCHS with
-    the most epochs of it that are allowed."""
+    the most epochs of it that are allowed; with weight 0 where a change is to bring it in."""
     mixture_changes: tuple[str, ...] = ()
-    """Other weights from an update on, each STEP=WEIGHT,WEIGHT,... in the order of the mixture."""
+    """Other weights from an update on, each STEP=WEIGHT,WEIGHT,... in the order of the mixture; on
+    resuming, those to come may be others."""
     document_mask: bool = False
     """Keep attention inside documents, which a window may hold several of; GPT-2 did not."""
 

@@ -8,6 +8,7 @@ heaviest source takes its rounded share, the next one its share of what that lea
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -20,13 +21,16 @@ class MixtureSource(NamedTuple):
 
 
 def parse_source(text: str) -> MixtureSource:
-    """Read DIR=WEIGHT or DIR=WEIGHT:EPOCHS; raises ValueError that says what is wrong."""
+    """Read DIR=WEIGHT or DIR=WEIGHT:EPOCHS; raises ValueError that says what is wrong.
+
+    A weight of 0 is that of a source which only a change brings in, or which is only validated on.
+    """
     path, is_there, numbers = text.rpartition("=")
     weight, is_capped, epochs = numbers.partition(":")
     if not is_there or not path:
         raise ValueError(f"{text!r} has no directory before a =")
     most = float(_positive(epochs, text)) if is_capped else None
-    return MixtureSource(path, _positive(weight, text), most)
+    return MixtureSource(path, _number(weight, text), most)
 
 
 def parse_change(text: str, sources: int) -> tuple[int, list[Fraction]]:
@@ -42,14 +46,19 @@ def parse_change(text: str, sources: int) -> tuple[int, list[Fraction]]:
 
 def mistakes(sources: Sequence[str], changes: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What is wrong with the two fields of a config: its name, and what to tell the user."""
-    paths, steps = [], [0]
+    read, steps = [], [0]
     for text in sources:
         try:
-            paths.append(parse_source(text).path)
+            read.append(parse_source(text))
         except ValueError as error:
             yield "mixture", f"must be DIR=WEIGHT or DIR=WEIGHT:EPOCHS: {error}"
-    if len(set(paths)) < len(paths):
-        yield "mixture", f"names a directory twice: {', '.join(paths)}"
+    if len({Path(source.path) for source in read}) < len(read):
+        yield "mixture", f"names a directory twice: {', '.join(source.path for source in read)}"
+    if read and not any(source.weight for source in read):
+        yield "mixture", "needs a weight above 0 to begin with"
+    if changes and not sources:
+        yield "mixture_changes", "needs data.mixture, whose weights it changes"
+        return
     for text in changes:
         try:
             steps.append(parse_change(text, len(sources))[0])

@@ -56,6 +56,7 @@ class PrepareCommand:
 def prepare(argv: Sequence[str]) -> int:
     """Parse, prepare, and say what came of it."""
     command = parse(PrepareCommand, argv, "python -m gptjax.prepare")
+    _refuse_what_is_not_read(command)
     if command.inspect is not None:
         from gptjax.data.inspection import inspect_aloud
 
@@ -102,9 +103,21 @@ def prepare(argv: Sequence[str]) -> int:
 
     partition = Partition.parse(command.partition) if command.partition else None
     if partition and command.merge:
-        raise ConfigError(["--partition and --merge are two steps: first every partition, then"])
+        raise ConfigError(["--partition and --merge are two steps: leave out one of them"])
     prepare_with_progress(data, command.workers, partition, command.merge)
     return 0
+
+
+def _refuse_what_is_not_read(command: PrepareCommand) -> None:
+    """Raise `ConfigError` for flags that --inspect and --adopt would pass over."""
+    for verb, read in (("inspect", ()), ("adopt", ("tokenizer", "out"))):
+        others = [
+            "--" + field.name.replace("_", "-")
+            for field in dataclasses.fields(command)
+            if getattr(command, field.name) != field.default and field.name not in (verb, *read)
+        ]
+        if getattr(command, verb) is not None and others:
+            raise ConfigError([f"--{verb} does not read {', '.join(others)}: leave that out"])
 
 
 def _adopt(directory: Path, command: PrepareCommand) -> int:

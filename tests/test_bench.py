@@ -198,6 +198,7 @@ PROGRAMS = {
     "memory": "memory",
     "loader": "loader",
     "tokenizer": "tokenizer",
+    "large_text": "large_text",
     "checkpoint": "checkpoint",
     "startup": "startup",
     "decode": "decode",

@@ -234,6 +234,29 @@ def test_other_data_bring_their_own_tokenizer_unless_it_is_typed(
     assert run == overridden(str(config), **changes)
 
 
+@pytest.mark.parametrize("mixture", [["--data.mixture", "a=1", "b=2:4"], ["--data.mixture=a=1"]])
+def test_another_mixture_is_other_data_too(mixture, tmp_path):
+    config = tmp_path / "named.py"
+    config.write_text(NAMED)
+    given = tuple(mixture[1:]) if len(mixture) > 1 else ("a=1",)
+    plain = {"tokenizer": None, "source": None, "mixture": given, "mixture_changes": ()}
+    run = read("--config", str(config), *mixture).run
+    assert run == overridden(str(config), data=plain, model={"n_vocab": None})
+    typed = read("--config", str(config), *mixture, "--data.tokenizer", "gpt2").run
+    assert (typed.data.tokenizer, typed.data.mixture) == ("gpt2", given)
+    with pytest.raises(ConfigError, match=r"--data\.path and --data\.mixture exclude each other"):
+        read("--config", str(config), *mixture, "--data.path", "data/tiny")
+
+
+def test_the_config_files_own_mixture_keeps_what_it_says():
+    own = load_preset("gpt3_mixture")
+    assert read("--config", "gpt3_mixture", "--data.mixture", *own.data.mixture).run == own
+    weights = read("--config", "gpt3_mixture", "--data.mixture-changes", "9=1,1,1,1,1").run
+    assert (weights.data.mixture, weights.model.n_vocab) == (own.data.mixture, 50257)
+    run = read("--config", "gpt3_mixture", "--data.path", "d").run
+    assert (run.data.mixture, run.data.tokenizer) == ((), None)
+
+
 def field_docs() -> dict[str, str]:
     """Docstrings of all config fields, by flag, as the source has them."""
     docs = {}

@@ -28,7 +28,7 @@ from gptjax.presets import load_preset
 from gptjax.train import TrainCommand
 
 LAUNCH = ROOT / "launch"
-SCRIPTS = [LAUNCH / name for name in ("node.sh", "slurm.sbatch", "env.sh")]
+SCRIPTS = [LAUNCH / name for name in ("node.sh", "slurm.sbatch", "env.sh", "prepare.sbatch")]
 FILES = [LAUNCH / name for name in ("sky.yaml", "kubernetes.yaml", "Dockerfile")]
 STEPS = 12
 
@@ -113,22 +113,26 @@ def test_settings_are_for_several_gpus_and_leave_what_is_set(gpus, level, fakes)
 
 # sbatch(1); a misspelt one would be refused only on the cluster
 SBATCH = {
-    "job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "exclusive", "time",
-    "signal", "requeue", "open-mode", "output",
+    "slurm.sbatch": {
+        "job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "exclusive",
+        "time", "signal", "requeue", "open-mode", "output",
+    },
+    "prepare.sbatch": {"job-name", "nodes", "ntasks", "cpus-per-task", "mem", "time", "requeue"},
 }  # fmt: skip
 
 
-def test_sbatch_directives():
-    lines = (LAUNCH / "slurm.sbatch").read_text().splitlines()
+@pytest.mark.parametrize("name", SBATCH)
+def test_sbatch_directives(name):
+    lines = (LAUNCH / name).read_text().splitlines()
     directives = [line for line in lines if line.startswith("#SBATCH")]
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     assert all(lines.index(directive) < first_command for directive in directives)
     pattern = r"#SBATCH --([a-z-]+)(?:=(\S+))?"
     found = {m[1]: m[2] for line in directives if (m := re.fullmatch(pattern, line))}
     assert len(found) == len(directives)
-    assert set(found) == SBATCH
-    assert found["signal"] == "TERM@120"
-    assert found["ntasks-per-node"] == "1"
+    assert set(found) == SBATCH[name]
+    assert found.get("signal", "TERM@120") == "TERM@120"
+    assert (found.get("ntasks-per-node") or found["ntasks"]) == "1"
     assert lines[0] == "#!/usr/bin/env bash"
 
 
@@ -348,6 +352,60 @@ def test_usage_is_a_mistake(surroundings):
         result = subprocess.run(command, env=surroundings, capture_output=True, text=True)
         assert result.returncode == 2
         assert "usage: " in result.stderr
+
+
+@pytest.fixture
+def array_job(tmp_path, surroundings) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs prepare.sbatch as a task of an array from `first` to `last`, or of none."""
+
+    def run(*flags: object, task: int | None = None, first: int = 0, last: int = 0, **more: str):
+        numbers = {"ID": task, "MIN": first, "MAX": last} if task is not None else {}
+        array = {f"SLURM_ARRAY_TASK_{name}": str(n) for name, n in numbers.items()}
+        command = ["bash", str(LAUNCH / "prepare.sbatch"), *map(str, flags)]
+        environment = surroundings | array | more
+        return subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True
+        )
+
+    return run
+
+
+def test_a_task_of_an_array_takes_its_share(array_job, fakes):
+    shows = {"PYTHON": str(program(fakes / "show", '#!/bin/sh\necho "$@"\n'))}
+    verb = "-m gptjax.prepare --out a b"
+    for expected, array in (
+        ("", {}),
+        (" --partition 2/16", {"task": 2, "last": 15}),
+        (" --partition 3/16", {"task": 3, "first": 3, "last": 7, "PARTITIONS": "16"}),
+    ):
+        assert array_job("--out", "a b", **array, **shows).stdout == f"{verb}{expected}\n"
+    refused = array_job("--out", "a", task=3, first=3, last=7, **shows)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "the array has to begin at 0" in refused.stderr
+
+
+@pytest.mark.slow
+def test_an_array_of_jobs_prepares_what_one_machine_does(array_job, tmp_path, text_file):
+    (tmp_path / "a.txt").write_bytes(text_file.read_bytes() * 20)  # four units of 1 MiB
+    flags = ["--input", "a.txt", "--tokenizer", "bytes", "--workers", 1, "--out"]
+    for task in (2, 0):
+        done = array_job(*flags, "array", task=task, last=2)
+        assert done.returncode == 0, done.stderr
+    early = array_job("--merge", *flags, "array")
+    assert early.returncode == 1
+    assert "not finished: --partition 1/3" in early.stderr
+    for more in ({"task": 1, "first": 1, "last": 1, "PARTITIONS": "3"}, {"task": 1, "last": 2}):
+        assert array_job(*flags, "array", **more).returncode == 0
+    for merge, out in (["--merge"], "array"), ([], "one"):
+        done = array_job(*merge, *flags, out)
+        assert done.returncode == 0, done.stderr
+    contents = [
+        {p.name: p.read_bytes() for p in (tmp_path / out).iterdir()} for out in ("array", "one")
+    ]
+    assert contents[0] == contents[1]
+    assert len(contents[0]) > 5
+    assert {p.name for p in tmp_path.iterdir()} >= {"array", "one"}
+    assert not list(tmp_path.glob("*.preparing")) + list(tmp_path.glob("*.lock"))
 
 
 SRUN = """#!/usr/bin/env bash

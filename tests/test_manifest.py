@@ -85,7 +85,9 @@ def test_a_manifest_of_bytes_that_are_no_text_is_named(data: Manifest):
 def test_a_directory_without_a_manifest_is_not_prepared(tmp_path: Path):
     assert not is_prepared(tmp_path)
     assert not is_prepared(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=re.escape(str(tmp_path / MANIFEST))):
+    with pytest.raises(
+        UserError, match=re.escape(f"no prepared data in {tmp_path} (no {MANIFEST})")
+    ):
         read_manifest(tmp_path)
 
 

@@ -90,6 +90,7 @@ def test_other_weights_hold_from_the_first_row_of_their_update():
     [
         ("data/a=60", ("data/a", Fraction(60), None)),
         ("a=b=0.5", ("a=b", Fraction(1, 2), None)),
+        ("later=0", ("later", Fraction(0), None)),
         ("/x y/z=1e-3:2.5", ("/x y/z", Fraction(1, 1000), 2.5)),
     ],
 )
@@ -109,16 +110,17 @@ def test_a_change_has_an_update_and_a_weight_for_every_source():
         (["a=x"], [], "'x' is not a number of 0 or more"),
         (["a=-1"], [], "'-1' is not a number of 0 or more"),
         (["a=nan"], [], "'nan' is not a number"),
-        (["a=0"], [], "'0' must be above 0"),
+        (["a=0", "b=0"], ["5=1,1"], "needs a weight above 0 to begin with"),
         (["a=1:0"], [], "'0' must be above 0"),
         (["a=1:"], [], "'' is not a number"),
         (["a=1", "a=2"], [], "names a directory twice: a, a"),
+        (["a/b=1", "a//b/=2"], [], "names a directory twice: a/b, a//b/"),
         (["a=1", "b=1"], ["5=1"], "'5=1' needs 2 weights, not all of them 0"),
         (["a=1", "b=1"], ["5=0,0"], "not all of them 0"),
         (["a=1"], ["0=1"], "does not begin with an update of 1 or more"),
         (["a=1"], ["x=1"], "does not begin with an update"),
         (["a=1"], ["5=1", "5=2"], r"ever later updates, not at [5, 5]"),
-        ([], ["5=1"], "needs 0 weights"),
+        ([], ["5=1"], "needs data.mixture, whose weights it changes"),
     ],
 )
 def test_a_mixture_that_is_none_is_refused_with_the_reason(sources, changes, words):

@@ -19,7 +19,7 @@ from gptjax.config import DataConfig
 from gptjax.data import documents, partition, pool, work
 from gptjax.data.manifest import Manifest
 from gptjax.data.partition import Partition, find_units
-from gptjax.data.preparation import prepare, prepare_partition
+from gptjax.data.preparation import prepare, prepare_partition, prepare_with_progress
 from gptjax.data.sources import Input, find_documents
 from gptjax.data.tokenising import UnitWorker
 from gptjax.data.tokenizers import ByteTokenizer
@@ -102,6 +102,17 @@ def test_a_merge_names_the_partitions_that_are_missing_and_refuses_other_setting
     after = files(Path(data.path + ".preparing") / "units")
     assert {name: after[name] for name in before} == before  # and what a merge has looked through
     prepare(other, inputs)  # one machine alone begins anew
+
+
+def test_a_partition_of_what_is_merged_does_nothing_or_is_refused(data: DataConfig, capsys):
+    inputs = find_documents(data)
+    made = files(prepare(data, inputs).directory)
+    prepare_with_progress(data, partition=Partition(0, 2))
+    assert "is complete: no partition is left to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match=re.escape("differently (val_fraction was 0.25, now 0.1)")):
+        prepare_partition(dataclasses.replace(data, val_fraction=0.1), inputs, Partition(0, 2))
+    assert files(Path(data.path)) == made
+    assert not Path(data.path + ".preparing").exists()
 
 
 def test_partitions_run_together_but_not_beside_a_whole_preparation(data: DataConfig):

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from gptjax.config import DataConfig
 from gptjax.data import documents, partition, readers
-from gptjax.data.bpe import train_bpe
+from gptjax.data.bpe import GPT2_PATTERN, BPETokenizer, train_bpe
+from gptjax.data.documents import Document
 from gptjax.data.findings import describe
 from gptjax.data.manifest import Manifest, read_tokenizer
 from gptjax.data.partition import Partition, find_units
@@ -292,9 +293,28 @@ def test_rows_without_text_are_counted_and_a_missing_column_is_named(tmp_path: P
     found, notes = passages(Input(path, "parquet", "body"))
     assert (found, notes.counts) == ([b"one", b"two"], {"no_text": 1, "empty": 1})
     found, notes = passages(Input(path, "parquet", "raw"))
-    assert (found[1], notes.counts) == ("\ufffd".encode(), {"not_utf8": 1, "empty": 1})
+    assert (found[1], notes.counts) == (b"\xff", {"empty": 1})  # as in a text file
     with pytest.raises(UserError, match="no column 'text'; its columns are body, raw"):
         find_units([Input(path, "parquet")])
+
+
+def test_text_in_parquet_may_be_of_any_type_and_need_not_be_utf8(tmp_path: Path):
+    raw = [b"one two", "漢字".encode(), b"\xff\xfe broken \xe6\xbc", None]
+    stored = pa.array(raw, pa.binary())
+    offsets, content = stored.buffers()[1:]
+    unchecked = pa.Array.from_buffers(pa.string(), 4, [stored.buffers()[0], offsets, content])
+    kinds = {"binary": stored, "string": unchecked, "dictionary": unchecked.dictionary_encode()}
+    for name, column in {**kinds, "view": stored.cast(pa.binary_view())}.items():
+        pq.write_table(pa.table({"text": column}), tmp_path / f"{name}.parquet")
+        found, notes = passages(Input(tmp_path / f"{name}.parquet", "parquet"))
+        assert found == raw[:3], name
+        assert notes.counts == {"no_text": 1}
+        seen = scan(find_units([Input(tmp_path / f"{name}.parquet", "parquet")])[0], 0.0)
+        assert seen.notes.counts == {"no_text": 1, "not_utf8": 1}
+    pq.write_table(pa.table({"text": stored[:0]}), tmp_path / "none.parquet")
+    data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(tmp_path / "none.parquet"),))
+    with pytest.raises(UserError, match="no text in what was given: no document at all"):
+        prepare(data, find_documents(data))
 
 
 @pytest.mark.parametrize("separator", ["\\n\\n", "---", "aa", "<|end|>"])
@@ -378,3 +398,26 @@ def test_the_command_line_reads_json_lines_and_says_what_was_odd(tmp_path: Path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "note: 1 lines that are no JSON, left out" in done.stdout
     assert "from 56 documents" in done.stdout
+
+
+def test_a_document_cut_within_tokens_is_counted_where_its_tokenizer_has_no_place_for_cuts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By units and workers, of one document; and none is counted where nothing is cut in two."""
+    monkeypatch.setattr(documents, "PART_BYTES", 100)
+    monkeypatch.setattr("gptjax.data.partition.SMALLEST_UNIT", 1000)
+    ranks = {bytes([b]): b for b in range(256)} | {b" t": 256, b"e ": 257}
+    text = "to the sea " * 700
+    found = {}
+    for name, pattern in (("known", GPT2_PATTERN), ("unknown", r"[\s\S]+")):
+        made = BPETokenizer("gpt2", ranks, pattern)
+        monkeypatch.setattr("gptjax.data.work.make_tokenizer", lambda name, made=made: made)
+        (tmp_path / name).mkdir()
+        manifest = prepare_as("text", [text], tmp_path / name, tokenizer="gpt2", val_fraction=0.0)
+        raw = b"".join(shards(manifest)[s.name][1024:] for s in manifest.splits["train"].shards)
+        ids = np.frombuffer(raw, "<u2")[:-1].tolist()
+        found[name] = manifest.notes.get("cut_tokens", 0), ids == made.encode(text).tolist()
+    parts = [*Document("", "", len(text), text.encode()).parts(0, len(text))]
+    cut = sum(part.endswith(b"the") for part in parts[:-1])
+    assert found == {"known": (0, True), "unknown": (cut, False)}
+    assert cut > 9

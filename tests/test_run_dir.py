@@ -331,7 +331,7 @@ def test_a_start_that_other_data_refuse_leaves_the_run_as_it_was(tmp_path):
     with run.locked():
         run.begin(setup.config, setup.tokenizer)
     checkpointer = Checkpointer(run.checkpoints)
-    checkpointer.save(zero_state(setup), {}, setup.data_identity)
+    checkpointer.save(zero_state(setup), {}, setup.data_identity(0))
     checkpointer.close()
     before = contents(run.path)
     with pytest.raises(UserError):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptjax.data.shards import check_shard, open_shard, token_dtype, write_shard
+from gptjax.data.shards import check_shard, format_of, open_shard, token_dtype, write_shard
 from gptjax.errors import UserError
 
 FORMATS = [("uint16", "H", 20240520, 1), ("uint32", "I", 20240801, 7)]
@@ -144,3 +144,15 @@ def test_a_missing_shard_is_named(tmp_path: Path, function):
     path = tmp_path / "train_000000.bin"
     with pytest.raises(UserError, match=re.escape(str(path))):
         function(path, 500, "uint16")
+
+
+def test_a_shard_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    info = write_shard(tmp_path / "a.bin", np.arange(9), "uint16")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(np, "fromfile", refuse)
+    for read in (lambda p: check_shard(p, info.tokens, "uint16"), format_of):
+        with pytest.raises(UserError, match=r"cannot read .*a\.bin: Permission denied"):
+            read(tmp_path / "a.bin")

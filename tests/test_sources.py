@@ -1,25 +1,30 @@
 """A file in pieces is the file, tokenised as if whole; splits are for good; inputs are checked."""
 
+import itertools
+import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import regex
+import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiktoken_ext import openai_public
 
+from gptjax.config import DataConfig
 from gptjax.data import documents
 from gptjax.data.bpe import GPT2_PATTERN, BPETokenizer, gpt2, train_bpe
 from gptjax.data.documents import Document
 from gptjax.data.partition import find_units
 from gptjax.data.readers import Notes, read_passages
 from gptjax.data.scanning import Scan, scan
-from gptjax.data.sources import Input, content_hash, standard_library, text_files
+from gptjax.data.sources import Input, content_hash, find_documents, standard_library, text_files
 from gptjax.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
@@ -118,6 +123,59 @@ def test_encoding_piece_by_piece_is_encoding_the_whole(
     assert words == regex.findall(GPT2_PATTERN, text)
     ids = [token for piece in made for token in trained.encode(piece)]
     assert ids == trained.encode(text).tolist()
+
+
+def pairing(pattern: str, letters: str) -> tiktoken.Encoding:
+    """An encoding that joins any two bytes of the letters, so that its ids show every pre-token."""
+    ranks = {bytes([b]): b for b in range(256)}
+    for pair in itertools.product(sorted(set(letters.encode())), repeat=2):
+        ranks.setdefault(bytes(pair), len(ranks))
+    return tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+
+# what patterns tell apart: letters by case, marks, digits, signs, all kinds of blanks
+LETTERS = "abSsl09'/.,:;-(éßǅʰ漢字䷀鿀。、「たアー゛٣²🙂\u0301\uff0c\u200b" + BLANKS + "\xa0\u2003"
+WORDS = ["the", " sea", ".\n", ")\n//", "\n\n", "\n", "'s", "it's,", "123", "漢字。", " ", "\n字",
+         "\r\n", "\u3000", "a\u0301", "た。", "Ab"]  # fmt: skip
+CUT_TEXT = st.text(alphabet=LETTERS) | st.lists(st.sampled_from(WORDS)).map("".join)
+
+
+@pytest.fixture(scope="module", params=["gpt2", "r50k_base", "cl100k_base", "o200k_base", "older"])
+def pairs(request: pytest.FixtureRequest, tmp_path_factory) -> tiktoken.Encoding:
+    """An encoding with the pattern of one of tiktoken's, whose rank files need not be there."""
+    if request.param == "gpt2":
+        return pairing(GPT2_PATTERN, LETTERS)
+    if request.param == "older":  # cl100k_base's, as tiktoken first had it
+        contractions = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+        rest = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        return pairing(rf"{contractions}|{rest}|\s+(?!\S)|\s+", LETTERS)
+    with pytest.MonkeyPatch.context() as patch:
+        for loader in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
+            patch.setattr(openai_public, loader, lambda *_, **__: {})
+        return pairing(getattr(openai_public, request.param)()["pat_str"], LETTERS)
+
+
+@example(text="a.\n//b\nc\n d e\r\nf,漢字。字\n「た\n字")
+@given(text=CUT_TEXT)
+@settings(deadline=None, derandomize=True, max_examples=400)
+def test_no_token_of_any_pattern_spans_a_cut(pairs: tiktoken.Encoding, text: str):
+    raw, whole = text.encode(), pairs.encode_ordinary(text)
+    cuts = sorted({m.start() for cut in documents._CUTS for m in cut.finditer(raw)})
+    for cut in cuts:
+        two = [pairs.encode_ordinary(part.decode()) for part in (raw[:cut], raw[cut:])]
+        assert two[0] + two[1] == whole
+    parts = [raw[a:b].decode() for a, b in itertools.pairwise([0, *cuts, len(raw)])]
+    assert [i for part in parts for i in pairs.encode_ordinary(part)] == whole
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["a line\n", "one,two\r\n", "1,22\n", "漢字。", "「漢字た」\n", "  indented it\n", "a b "],
+)
+def test_there_are_places_to_cut_in_every_kind_of_text(unit: str):
+    raw = (unit * 9).encode()
+    cuts = {m.start() for cut in documents._CUTS for m in cut.finditer(raw)}
+    assert len(cuts) >= 8
 
 
 def test_gpt2_reads_a_play_in_pieces_as_it_reads_the_whole(
@@ -314,3 +372,44 @@ def test_the_content_hash_changes_with_documents_and_not_with_names(
     hashes = [hash_of(tmp_path, *contents) for contents in different]
     assert len(set(hashes)) == len(different)
     assert hash_of(tmp_path, b"a", b"bc", prefix="other") == hashes[1]
+
+
+def test_no_file_comes_twice_by_directories_or_links_within_a_pattern(tmp_path: Path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / ".hidden").mkdir()
+    for path in ("in/a.txt", "in/deep/b.txt", "in/.hidden/c.txt"):
+        (tmp_path / path).write_text(path)
+    for link, target in (("deep/up", ".."), ("here", "."), ("d.txt", "a.txt")):
+        (tmp_path / "in" / link).symlink_to(target)  # two circles: exponentially many paths
+    for pattern, expected in (
+        ("in", ["a.txt", "d.txt", "deep/b.txt"]),
+        ("in/**/*.txt", ["a.txt", "d.txt", "deep/b.txt"]),
+        ("in/**", ["a.txt", "d.txt", "deep/b.txt"]),
+        ("in/deep/../**/*.txt", ["a.txt", "d.txt", "deep/b.txt"]),
+        ("i*/d*", ["d.txt", "deep/b.txt"]),
+        ("in/**.txt", ["a.txt", "d.txt"]),
+    ):
+        found = find_documents(DataConfig(inputs=(str(tmp_path / pattern),)))
+        assert [os.path.relpath(i.path, tmp_path / "in") for i in found] == expected, pattern
+
+
+@pytest.mark.parametrize("kept", ["in/locked", "in/a"])
+def test_what_may_not_be_read_is_named_and_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+):
+    (tmp_path / "in" / "locked").mkdir(parents=True)
+    for path in ("in/a", "in/locked/b"):
+        (tmp_path / path).write_text("text")
+
+    def refusing(act: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if str(path) == str(tmp_path / kept):
+                raise PermissionError(13, "Permission denied", str(path))
+            return act(path, *args, **kwargs)
+
+        return refuse
+
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))  # as for a user who is not root
+    monkeypatch.setattr(Path, "open", refusing(Path.open))
+    with pytest.raises(UserError, match=f"cannot read {tmp_path / kept}: Permission denied"):
+        find_documents(DataConfig(inputs=(str(tmp_path / "in"),)))

@@ -7,13 +7,15 @@ are what they are without a mixture.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
 
 from gptjax.config import Config
-from gptjax.data.manifest import Manifest, is_prepared, read_manifest
+from gptjax.data.manifest import TOKENIZER, Manifest, is_prepared, read_manifest
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
 from gptjax.mixing import Mixture, parse_change, parse_source
@@ -27,14 +29,14 @@ class Corpus:
         data, self._ramp = config.data, batch_ramp(config)
         self._context, self._max_steps = config.context, config.train.max_steps
         self.mixture: Mixture | None = None
-        self.changes = data.mixture_changes
+        self.changes, self._changes = data.mixture_changes, []
         if not data.mixture:
             self.manifests = (read_manifest(Path(data.path)),)
         else:
             sources = [parse_source(text) for text in data.mixture]
-            changes = [parse_change(text, len(sources)) for text in self.changes]
-            self.mixture = Mixture(sources, changes, self._ramp.rows_before)
-            self.manifests = _read_all([Path(source.path) for source in sources])
+            self._changes = [parse_change(text, len(sources)) for text in self.changes]
+            self.mixture = Mixture(sources, self._changes, self._ramp.rows_before)
+            self.manifests = _read_all([Path(s.path) for s in sources], data.tokenizer)
         self.manifest = self.manifests[0]
         self._windows = [TokenWindows(m, "train", self._context) for m in self.manifests]
         names = [manifest.directory.name for manifest in self.manifests]
@@ -44,10 +46,18 @@ class Corpus:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any token, and with any weight of a mixture."""
+        return self._fingerprint(self.changes)
+
+    def fingerprint_until(self, step: int) -> str:
+        """The same of the first `step` updates: what changes later is left out."""
+        past = [f"{at}={','.join(map(str, w))}" for at, w in self._changes if at < step]
+        return self._fingerprint(past)
+
+    def _fingerprint(self, changes: Sequence[str]) -> str:
         if self.mixture is None:
             return self.manifest.fingerprint
         weights = [str(source.weight) for source in self.mixture.sources]
-        content = json.dumps([[m.fingerprint for m in self.manifests], weights, self.changes])
+        content = json.dumps([[m.fingerprint for m in self.manifests], weights, changes])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
@@ -142,12 +152,19 @@ class MixedOrder:
         return self._orders[source][index]
 
 
-def _read_all(directories: list[Path]) -> tuple[Manifest, ...]:
+def _read_all(directories: list[Path], tokenizer: str | None) -> tuple[Manifest, ...]:
     """The manifests of all sources; raises `UserError` that names all that are missing."""
-    if missing := [str(d) for d in directories if not is_prepared(d)]:
+    if missing := [d for d in directories if not is_prepared(d)]:
+        if there := [d for d in directories if d not in missing]:
+            tokenizer = str(there[0] / TOKENIZER)  # that very one, wherever it came from
+        commands = [
+            f"python -m gptjax.prepare --input FILE... --tokenizer {quote(tokenizer or 'NAME')} "
+            f"--out {quote(str(directory))}"
+            for directory in missing
+        ]
         raise UserError(
-            f"the mixture's {', '.join(missing)} hold no prepared data: prepare each with "
-            "python -m gptjax.prepare --input FILE... --tokenizer NAME --out DIR"
+            f"the mixture's {', '.join(map(str, missing))} hold no prepared data: run\n  "
+            + "\n  ".join(commands)
         )
     manifests = tuple(read_manifest(d) for d in directories)
     first = manifests[0]
@@ -156,6 +173,7 @@ def _read_all(directories: list[Path]) -> tuple[Manifest, ...]:
             raise UserError(
                 f"a mixture has one tokenizer, but {first.directory} was tokenised with "
                 f"{first.tokenizer} ({first.tokenizer_fingerprint}) and {other.directory} with "
-                f"{other.tokenizer} ({other.tokenizer_fingerprint}): prepare both with the same"
+                f"{other.tokenizer} ({other.tokenizer_fingerprint}): prepare one of them with "
+                f"--tokenizer DIR/{TOKENIZER} of the other"
             )
     return manifests

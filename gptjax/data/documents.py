@@ -3,6 +3,11 @@
 A document is read in parts of about 1 MiB that end where no token can span them. Its own bytes
 alone decide where that is, so a document of any size is tokenised in bounded memory, by any number
 of workers, exactly as if it had been read whole.
+
+Such places are those of which that is known by the patterns of gpt2, cl100k_base and o200k_base
+together: before and after them the pattern finds the same pre-tokens as in the whole, and no merge
+crosses pre-tokens. Where a document has none for 8 MiB, or the tokenizer has another pattern, a cut
+may fall into a token; `tokenising` counts those that do.
 """
 
 import hashlib
@@ -18,12 +23,38 @@ UNBROKEN_BYTES = 8 * PART_BYTES  # text with no place to cut is cut anywhere, to
 WINDOW_BYTES = 2**12
 HASHED_BYTES = 2**16  # a document is known by its beginning, so that none need be read twice
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# A blank or line end after text begins a new pre-token in GPT-2's pattern: no merge crosses it.
-# What is not text: ASCII's blanks, and the UTF-8 of U+0085, A0, 1680, 2000-200A, 2028, 2029, 202F,
-# 205F and 3000.
-_BOUNDARY = re.compile(
-    rb"(?<=[^ \t-\r\x1c-\x1f])(?<!\xc2[\x85\xa0])(?<!\xe1\x9a\x80)(?<!\xe3\x80\x80)"
-    rb"(?<!\xe2\x80[\x80-\x8a\xa8\xa9\xaf])(?<!\xe2\x81\x9f)(?=[ \n])"
+
+
+def _after_text(then: bytes) -> bytes:
+    """Where `then` follows what is not white space.
+
+    White space is ASCII's, and the UTF-8 of U+0085, A0, 1680, 2000-200A, 2028, 2029, 202F, 205F and
+    3000.
+    """
+    longer = rb"\xc2[\x85\xa0]", rb"\xe1\x9a\x80", rb"\xe2\x81\x9f", rb"\xe3\x80\x80"
+    longer = (*longer, rb"\xe2\x80[\x80-\x8a\xa8\xa9\xaf]")
+    not_longer = b"".join(rb"(?<!%s%s)" % (blank, then) for blank in longer)
+    return rb"(?<=[^ \t-\r\x1c-\x1f]%s)" % then + not_longer
+
+
+# Where no token spans a cut, the best first: a tokenizer that looks at whole lines, as GPT-1's does
+# to repair them, then sees whole lines.
+_CUTS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        # After a single line end, and before neither white space, with which gpt2 would join it,
+        # nor a slash, with which o200k_base would.
+        _after_text(rb"\n")
+        + rb"(?=[!-.0-~\xc3-\xe0\xe4-\xf4]|\xe3(?:[\x81-\xbf]|\x80[\x81-\xbf]))",
+        # Before a blank, which all patterns join to what follows.
+        _after_text(b"") + rb"(?= )",
+        # After a letter or digit, and before what is neither, nor a mark nor an apostrophe: what is
+        # left in tables, and in Chinese and Japanese (U+4E00-9FBF, hiragana).
+        rb"(?<=[0-9A-Za-z])(?=[\r\n,.;:])",
+        rb"(?:(?<=\xe4[\xb8-\xbf][\x80-\xbf])|(?<=[\xe5-\xe8][\x80-\xbf]{2})"
+        rb"|(?<=\xe9[\x80-\xbe][\x80-\xbf])|(?<=\xe3\x81[\x81-\xbf])|(?<=\xe3\x82[\x80-\x96]))"
+        rb"(?=\xe3\x80\x82|\xef\xbc\x8c)",
+    )
 )
 
 
@@ -56,9 +87,10 @@ class Document:
         window = min(WINDOW_BYTES, PART_BYTES)
         while at < min(stop, last):
             before = max(start, at - 4)  # enough to know the character before a cut
-            raw = self.read(before, at - before + window)
-            if match := _BOUNDARY.search(raw, at - before):
-                return min(before + match.start(), stop)
+            raw = self.read(before, min(at + window, last) - before)
+            for cut in _CUTS:
+                if match := cut.search(raw, at - before):
+                    return min(before + match.start(), stop)
             if len(raw) <= at - before:  # the file has become shorter
                 return stop
             at, window = before + len(raw), 8 * window

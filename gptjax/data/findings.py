@@ -11,6 +11,7 @@ KINDS = {
     "bad_records": "lines that are no JSON, left out",
     "no_text": "records without text in the field that --text-field names, left out",
     "cut_blanks": "parts with more blanks in a row than the tokenizer takes, cut every 65,536",
+    "cut_tokens": "places where a long document was cut within a token, for lack of a better one",
 }
 
 

@@ -23,11 +23,13 @@ from gptjax.data.manifest import (
 )
 from gptjax.data.shards import (
     DTYPES,
+    HEADER_INTS,
     ShardInfo,
     check_shard,
     format_of,
     npy_header,
     open_shard,
+    read_header,
 )
 from gptjax.data.tokenizers import Tokenizer, bytes_per_token, fingerprint, make_tokenizer
 from gptjax.errors import UserError
@@ -82,13 +84,19 @@ def recognise(path: Path, split: str) -> ForeignFile:
             )
         file = ForeignFile(path, split, "npy", dtype.name, shape[0])
     elif (dtype := format_of(path)) is not None:
-        tokens = int(np.fromfile(path, dtype="<i4", count=3)[2])
+        tokens = int(read_header(path)[2])
         file = ForeignFile(path, split, "llm.c", dtype, tokens)
     else:
         if size % 2 or size == 0:
             raise UserError(
                 f"{path} has {size} bytes and no header of llm.c: it is neither that format nor "
                 "nanoGPT's, which is two bytes a token"
+            )
+        beginning = read_header(path)
+        if len(beginning) == HEADER_INTS and beginning[0] and not beginning[3:].any():
+            raise UserError(
+                f"{path} has a header with magic number {beginning[0]}, which is none of llm.c's "
+                "for tokens: it is of another format, or damaged"
             )
         file = ForeignFile(path, split, "raw", "uint16", size // 2)
     check_shard(path, file.tokens, file.dtype, file.layout)

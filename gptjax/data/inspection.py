@@ -32,11 +32,14 @@ def verify(manifest: Manifest, progress: Progress = lambda _: None) -> None:
     wrong = []
     for split in manifest.splits.values():
         for shard in split.shards:
-            digest = hashlib.sha256()
-            with (manifest.directory / shard.name).open("rb") as file:
-                while raw := file.read(CHUNK_BYTES):
-                    digest.update(raw)
-                    progress(len(raw))
+            path, digest = manifest.directory / shard.name, hashlib.sha256()
+            try:
+                with path.open("rb") as file:
+                    while raw := file.read(CHUNK_BYTES):
+                        digest.update(raw)
+                        progress(len(raw))
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror}") from error
             if digest.hexdigest() != shard.sha256:
                 wrong.append(shard.name)
     if wrong:

@@ -79,6 +79,11 @@ def read_manifest(directory: Path) -> Manifest:
     Raises `UserError` that names the first file that is missing, damaged or of another format.
     """
     path = directory / MANIFEST
+    if not is_prepared(directory):
+        raise UserError(
+            f"there is no prepared data in {directory} (no {MANIFEST}): python -m gptjax.prepare "
+            "makes it"
+        )
     try:
         table = json.loads(path.read_text())
         if table.pop("format") != FORMAT:

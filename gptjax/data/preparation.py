@@ -70,6 +70,7 @@ def prepare(
                 for tokens in work.worker.tokens(number, split, side, dtype):
                     writers[split].add(tokens)
             found.notes.counts["cut_blanks"] += made.cut_blanks
+            found.notes.counts["cut_tokens"] += made.cut_tokens
             progress("tokenising", made.bytes, made.tokens)
         manifest = Manifest(
             directory=work.directory,
@@ -94,13 +95,20 @@ def prepare_partition(
     progress: Progress = silent,
     workers: int | None = None,
 ) -> int:
-    """Tokenise one partition's units; returns how many tokens they have. `prepare` merges them."""
+    """Tokenise one partition's units; returns how many tokens they have. `prepare` merges them.
+
+    Where they are merged already, nothing is left to do.
+    """
     if needs_text(data.tokenizer or "bytes"):
         raise ConfigError(
             [f"--partition cannot be with --tokenizer {data.tokenizer}, which needs all the text"]
         )
     if any(str(d.path) == STDIN for d in documents):
         raise ConfigError(["--partition cannot be with standard input: give files"])
+    if is_prepared(out := Path(data.path)):  # a job that was queued again after the merge
+        if found := differences(read_manifest(out).settings, _choices(data)):
+            raise _refusal(out, found)
+        return 0
     with work_on(data, documents, workers, shared=True) as work:
         numbers = [n for n in range(len(work.units)) if partition.has(n)]
         work.scan(progress, numbers)
@@ -134,6 +142,9 @@ def prepare_with_progress(
             tokens = prepare_partition(data, documents, partition, progress, workers)
         else:
             manifest = prepare(data, documents, progress, workers=workers, merge=merge)
+    if partition is not None and is_prepared(Path(data.path)):
+        print(f"{data.path} is complete: no partition is left to do")
+        return
     if partition is not None:
         print(f"{tokens:,} tokens; when every partition is done, run the same with --merge")
         return
@@ -167,10 +178,14 @@ def _settings(data: DataConfig, found: Scan, shard_tokens: int) -> dict[str, Any
     return {
         "bytes": found.bytes,
         "content": found.digest.text,
-        "tokenizer": identity(data.tokenizer or "bytes"),
-        "val_fraction": data.val_fraction,
+        **_choices(data),
         "shard_tokens": shard_tokens,
     }
+
+
+def _choices(data: DataConfig) -> dict[str, Any]:
+    """Those that are known before any text is read."""
+    return {"tokenizer": identity(data.tokenizer or "bytes"), "val_fraction": data.val_fraction}
 
 
 def _name(data: DataConfig, documents: Sequence[Input]) -> str:
@@ -192,7 +207,11 @@ def _existing(out: Path, settings: dict[str, Any], documents: Sequence[Input]) -
         settings = {**settings, "content": content_hash(documents)}  # as it was taken once
     if before == settings:
         return manifest
-    raise UserError(
-        f"{out} holds data prepared differently ({differences(before, settings)}): choose another "
-        "--out, or move that directory away"
+    raise _refusal(out, differences(before, settings))
+
+
+def _refusal(out: Path, found: str) -> UserError:
+    return UserError(
+        f"{out} holds data prepared differently ({found}): choose another --out, or move that "
+        "directory away"
     )

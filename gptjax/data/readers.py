@@ -172,15 +172,28 @@ def _parquet_rows(span: Span, notes: Notes) -> Iterator[Document]:
     groups = list(range(span.start, span.stop))
     with parquet_file(source) as file:
         for batch in file.iter_batches(64, groups, [source.field], use_threads=False):
-            for text in batch.column(0).to_pylist():
+            for raw in _raw_texts(batch.column(0)):
                 where = f"{source.label}:{span.start}:{row}"
                 row += 1
-                if isinstance(text, bytes):
-                    text = text.decode("utf-8", "surrogateescape")
-                if isinstance(text, str):
-                    yield _text_document(text, where, source, where, notes)
-                else:
+                if raw is None:
                     notes.add("no_text", where)
+                else:
+                    yield Document(where, source.label, len(raw), raw)
+
+
+def _raw_texts(column: Any) -> list[bytes | None]:
+    """The texts of an Arrow array as they are stored, since not all that is there is UTF-8.
+
+    None where there is no text.
+    """
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if any(is_text(column.type) for is_text in texts):
+        column = column.cast(pa.large_binary())
+    return [raw if isinstance(raw, bytes) else None for raw in column.to_pylist()]
 
 
 def _text_document(text: str, id: str, source: Input, where: str, notes: Notes) -> Document:

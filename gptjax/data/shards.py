@@ -56,8 +56,19 @@ def format_of(path: Path) -> str | None:
     """The type of the tokens behind a header of llm.c's; None where there is no such header."""
     if path.stat().st_size < HEADER_BYTES:
         return None
-    magic = int(np.fromfile(path, dtype="<i4", count=1)[0])
+    magic = int(read_header(path)[0])
     return next((dtype for dtype, (known, _) in _FORMATS.items() if known == magic), None)
+
+
+def read_header(path: Path) -> np.ndarray:
+    """The first 256 int32 of a file, whatever they mean; raises `UserError` if it may not be read.
+
+    Fewer where the file is shorter.
+    """
+    try:
+        return np.fromfile(path, dtype="<i4", count=HEADER_INTS)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def check_shard(path: Path, tokens: int, dtype: str, layout: str = "llm.c") -> None:
@@ -69,7 +80,7 @@ def check_shard(path: Path, tokens: int, dtype: str, layout: str = "llm.c") -> N
     size = path.stat().st_size
     expected = _offset(path, layout) + tokens * np.dtype(dtype).itemsize
     if layout == "llm.c" and size >= HEADER_BYTES:
-        header = np.fromfile(path, dtype="<i4", count=HEADER_INTS)
+        header = read_header(path)
         if header[0] != magic:
             raise UserError(
                 f"shard {path} has magic number {header[0]}, expected {magic} for "

@@ -8,6 +8,7 @@ since only a plain file can be read from any place by any worker.
 import glob
 import gzip
 import hashlib
+import os
 import shutil
 import sys
 import sysconfig
@@ -57,14 +58,18 @@ class Input:
 def find_documents(data: DataConfig) -> list[Input]:
     """The files a config names, or its embedded source; directories and patterns in their order.
 
-    Raises `UserError` that names every path at which there is nothing, or where all is empty.
+    Raises `UserError` that names every path at which there is nothing, or where all is empty, or
+    one that may not be read.
     """
     if not data.inputs:
         if data.source == "stdlib":
             return standard_library()
         raise UserError("there is nothing to prepare: give text files with --input FILE...")
     out = Path(data.path).absolute()
-    expanded = {given: list(_expand(given, out)) for given in data.inputs}
+    try:
+        expanded = {given: list(dict.fromkeys(_expand(given, out))) for given in data.inputs}
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     if bad := [given for given, paths in expanded.items() if not paths]:
         raise UserError(
             f"no such text file: {', '.join(bad)}; expected files, directories with files in them, "
@@ -157,18 +162,38 @@ def _expand(given: str, out: Path) -> Iterator[Path]:
     if given == STDIN or path.is_file():
         yield path
         return
-    matches = (
-        [path] if path.is_dir() else [Path(p) for p in sorted(glob.glob(given, recursive=True))]
-    )
-    for match in matches:
+    for match in [path] if path.is_dir() else _matches(given):
         if match.is_file():
             yield match
             continue
-        for file in sorted(match.rglob("*")):
-            hidden = any(part.startswith(".") for part in file.relative_to(match).parts)
+        for file in sorted(_files_below(match)):
             own = {out, out.with_name(out.name + ".preparing")} & set(file.absolute().parents)
-            if not hidden and not own and file.is_file() and _may_be_text(file):
+            if not own and file.is_file() and _may_be_text(file):
                 yield file
+
+
+def _matches(pattern: str) -> list[Path]:
+    """What a pattern matches, sorted; ** follows no links, which may go round in circles."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return [Path(p) for p in sorted(glob.glob(pattern))]
+    at, found = parts.index("**"), []
+    for root in glob.glob(str(Path(*parts[:at]))):
+        for path in Path(root).glob(str(Path(*parts[at:]))):
+            if not any(part.startswith(".") for part in path.relative_to(root).parts):
+                found.append(path)
+    return sorted(found)
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    """All files but hidden ones; raises OSError at a directory that may not be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, names, files in os.walk(directory, onerror=refuse):
+        names[:] = [name for name in names if not name.startswith(".")]
+        yield from (Path(folder, name) for name in files if not name.startswith("."))
 
 
 def _may_be_text(path: Path) -> bool:

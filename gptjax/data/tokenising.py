@@ -24,6 +24,7 @@ from gptjax.errors import UserError
 from gptjax.files import unique_name
 
 UNITS = "units"
+NEAR = 256  # characters around a cut, which tell whether a token spans it
 # tiktoken's regular expressions end at a million blanks in a row; these are tokenised on their own
 _BLANKS = re.compile(r"\s{65536}")
 
@@ -46,6 +47,8 @@ class UnitTokens:
     """Whether validation is the documents' ends."""
     cut_blanks: int
     """Parts with more blanks in a row than the tokenizer takes at once."""
+    cut_tokens: int
+    """Places where a document was cut within a token."""
     train: Side
     val: Side
 
@@ -85,7 +88,7 @@ class UnitWorker:
         if (done := self.finished(number)) is not None:
             return done
         tokenizer = self.tokenizer or _tokenizer_at(self.directory / TOKENIZER)
-        cut = 0
+        cut = cut_tokens = 0
         dtype = np.dtype(token_dtype(tokenizer.n_vocab)).newbyteorder("<")
         eot = np.array([tokenizer.eot_id], dtype)
         totals = {side: [0, 0, 0, 0] for side in SPLITS}
@@ -105,8 +108,14 @@ class UnitWorker:
             for passage in (p for span in unit for p in read_passages(span, Notes())):
                 document = passage.document
                 for side, start, stop, ends in passage.split(self.val_fraction, self.ends):
+                    # another unit has what is before the passage; before validation is a cut meant
+                    near = min(NEAR, start) if start == passage.start else 0
+                    before = document.read(start - near, near).decode("utf-8", "ignore")
                     for part in document.parts(start, stop):
-                        for ids in encode(tokenizer, part.decode("utf-8", "replace"), document.id):
+                        text = part.decode("utf-8", "replace")
+                        cut_tokens += are_joined(tokenizer, before[-NEAR:], text[:NEAR])
+                        before = text
+                        for ids in encode(tokenizer, text, document.id):
                             cut += ids is None
                             if ids is not None:
                                 write(side, ids)
@@ -114,7 +123,7 @@ class UnitWorker:
                     if ends:
                         write(side, eot)
                         totals[side][1] += 1
-        made = UnitTokens(self.ends, cut, *(Side(*totals[side]) for side in SPLITS))
+        made = UnitTokens(self.ends, cut, cut_tokens, *(Side(*totals[side]) for side in SPLITS))
         for side, path in paths.items():
             path.replace(self._path(number, side))
         self._publish(self._path(number, "json"), json.dumps(asdict(made)))
@@ -170,6 +179,14 @@ def encode(tokenizer: Tokenizer, text: str, where: str) -> Iterator[np.ndarray |
         yield tokenizer.encode(match[0])
         at = match.end()
     yield tokenizer.encode(text[at:])
+
+
+def are_joined(tokenizer: Tokenizer, before: str, after: str) -> bool:
+    """Whether two texts have other tokens together than apart."""
+    if not before:
+        return False
+    apart = [*tokenizer.encode(before), *tokenizer.encode(after)]
+    return apart != [*tokenizer.encode(before + after)]
 
 
 @cache

@@ -64,7 +64,7 @@ def _plain_files(inputs: Sequence[Input], out: Path) -> Iterator[list[Input]]:
 def _train(plain: Sequence[Input], n_vocab: int, out: Path, notes: Notes) -> BPETokenizer:
     if next(_texts(plain, found := Notes()), None) is None:
         why = "; ".join(describe(found.counts, found.first))
-        raise UserError(f"there is no text in what was given: {why}")
+        raise UserError(f"there is no text in what was given: {why or 'no document at all'}")
     tokenizer = train_bpe(_texts(plain, notes), n_vocab)
     write_atomically(out, tokenizer.to_json().encode())
     return tokenizer

@@ -60,7 +60,7 @@ class Work:
             progress("reading", found.bytes, 0)
         if numbers is None and not total.documents:
             found = "; ".join(describe(total.notes.counts, total.notes.first))
-            raise UserError(f"there is no text in what was given: {found}")
+            raise UserError(f"there is no text in what was given: {found or 'no document at all'}")
         return total
 
     def tokenise(self, numbers: Sequence[int]) -> Iterator[UnitTokens]:

@@ -256,7 +256,7 @@ class _Loop:
     def _save(self, state: TrainState, validation: Validation | None) -> None:
         """Start saving; after a failed save, wait until this one is safe."""
         self.log.sync()
-        cursor: dict[str, str | float] = dict(self.setup.data_identity)
+        cursor: dict[str, str | float] = {**self.setup.data_identity(int(state.step))}
         if validation is not None and math.isfinite(validation.loss):
             cursor["val_loss"] = validation.loss
         try:

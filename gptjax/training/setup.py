@@ -204,10 +204,12 @@ class Setup:
         averaged = averaged_parameters(state.opt_state)
         return state.params if averaged is None else averaged
 
-    @property
-    def data_identity(self) -> dict[str, str]:
-        """What decides the order of the data besides config and step; kept with checkpoints."""
-        return {"data": self.corpus.fingerprint, "grain": version("grain")}
+    def data_identity(self, step: int) -> dict[str, str]:
+        """What decides the data of the first `step` updates besides config; kept with checkpoints.
+
+        Weights of a mixture that come into force later are left out, so that they may change.
+        """
+        return {"data": self.corpus.fingerprint_until(step), "grain": version("grain")}
 
     def abstract_state(self) -> TrainState:
         """Shapes and placement of the state, for restoring into."""

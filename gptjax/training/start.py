@@ -22,7 +22,7 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
     another run's, or if the processes are not at the same run.
     """
     require_same("the config", to_json(setup.config))
-    require_same("the data", setup.manifest.fingerprint)
+    require_same("the data", setup.corpus.fingerprint)
     require_same("the cut of a batch", str(setup.layout))
     require_same("the attention that works", setup.model.attention)
 
@@ -49,18 +49,32 @@ def restore_or_start(
     if restored is None:
         return setup.initial_state(), 0  # not waited for: the update compiles meanwhile
     state, cursor = restored
-    identity = setup.data_identity
-    if cursor["data"] != identity["data"]:
-        raise UserError(
-            f"{run_dir.path} was trained on other data (fingerprint {cursor['data']}) than "
-            f"{setup.manifest.directory} ({identity['data']}): give that data's --data.path, or "
-            "start over with --fresh"
-        )
+    step = int(state.step)
+    identity = setup.data_identity(step)
+    # earlier versions kept the fingerprint of all weights, those of updates to come included
+    if cursor["data"] not in (identity["data"], setup.corpus.fingerprint):
+        raise UserError(_other_data(setup, run_dir, step, cursor["data"]))
     if cursor.get("grain") != identity["grain"]:
         display.say(
             f"note: the run began with Grain {cursor.get('grain')}, this is {identity['grain']}: "
             "windows may come in another order from here on"
         )
-    step = int(state.step)
     display.say(f"resuming {run_dir.path} after update {step}")
     return setup.adapted(state), step
+
+
+def _other_data(setup: Setup, run_dir: RunDir, step: int, before: str) -> str:
+    """What to tell a user whose data, or weights, are not those that the run has had so far."""
+    now = setup.corpus.fingerprint_until(step)
+    if setup.corpus.mixture is None:
+        return (
+            f"{run_dir.path} was trained on other data (fingerprint {before}) than "
+            f"{setup.manifest.directory} ({now}): give that data's --data.path, or start over "
+            "with --fresh"
+        )
+    return (
+        f"{run_dir.path} was trained on another mixture up to update {step} (fingerprint {before}) "
+        f"than this ({now}): give the sources, the weights and their changes before update {step} "
+        f"as they were, which {run_dir.config} says; changes from update {step} on are free. Or "
+        "start over with --fresh"
+    )
