@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    ["errors", "files", "mixing", "tree"],
+    ["errors", "files", "hub", "mixing", "tree"],
     ["config"],
     ["validation", "budget", "ramp", "places"],
     [
@@ -33,8 +33,10 @@ LAYERS = [
         *["data.tokenizers", "data.manifest", "data.foreign", "data.windows", "data.inspection"],
         *["data.corpus", "data.loader"],
         *["data.documents", "data.sources", "data.readers", "data.partition", "data.scanning"],
-        *["data.tokenising", "data.assembly", "data.findings", "data.pool", "data.work"],
+        *["data.tokenising", "data.assembly", "data.findings", "data.pool"],
+        *["data.repository", "data.streaming", "data.work"],
         *["data.vocabulary", "data.progress", "data.preparation"],
+        *["data.downloading", "data.fetching"],
         "evals.perplexity",
         *["training.mesh", "training.metrics", "training.curves", "training.display"],
         *["training.guard", "training.schedules", "training.update_rules", "training.optimizer"],
@@ -59,7 +61,8 @@ LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 PLANNING = ("gpus", "layout", "memory", "traffic", "schedule", "fitting", "advice", "report")
 WITHOUT_JAX = [
     *["errors", "files", "mixing", "config", "budget", "ramp", "presets", "cli"],
-    *["data.preparation", "data.vocabulary", "data.foreign", "planning.collectives"],
+    *["data.preparation", "data.vocabulary", "data.foreign", "data.fetching"],
+    *["hub", "planning.collectives"],
     *[f"planning.{name}" for name in PLANNING],
 ]
 LONGEST_FILE = 320
