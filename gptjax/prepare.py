@@ -10,6 +10,7 @@ from gptjax.cli import main, parse
 from gptjax.config import Config, DataConfig
 from gptjax.errors import ConfigError, UserError
 from gptjax.presets import load_preset
+from gptjax.ramp import batch_ramp
 from gptjax.validation import is_tokenizer_name, validate
 
 
@@ -107,13 +108,8 @@ def prepare(argv: Sequence[str]) -> int:
         raise UserError(
             f"config {command.config} has no text of its own: give text files with --input FILE..."
         )
-    if data.hub is not None and (command.partition or command.merge):
-        raise ConfigError(
-            [
-                "--partition and --merge are for files, and a data set of the hub is one stream: "
-                "prepare it on one machine, or download its files and give them by --input"
-            ]
-        )
+    if data.hub is not None:
+        _refuse_what_is_for_files(command)
     if command.tokens is not None and (data.hub is None or command.tokens < 1):
         raise ConfigError([f"--tokens {command.tokens} must be 1 or more, and is for --hub alone"])
 
@@ -122,7 +118,6 @@ def prepare(argv: Sequence[str]) -> int:
 
     if data.hub is not None:
         from gptjax.data.fetching import prepare_from_hub
-        from gptjax.ramp import batch_ramp
 
         rows = batch_ramp(config).rows_before(config.train.max_steps)
         read = rows * config.context + 1 if command.config else None
@@ -137,6 +132,20 @@ def prepare(argv: Sequence[str]) -> int:
         raise ConfigError(["--partition and --merge are two steps: first every partition, then"])
     prepare_with_progress(data, command.workers, partition, command.merge)
     return 0
+
+
+def _refuse_what_is_for_files(command: PrepareCommand) -> None:
+    """Raise `ConfigError` for flags that a data set of the hub has no use for."""
+    problems = []
+    if command.partition or command.merge:
+        problems.append(
+            "--partition and --merge are for files, and a data set of the hub is one stream: "
+            "prepare it on one machine, or download its files and give them by --input"
+        )
+    if command.format or command.doc_separator:
+        problems.append("--format and --doc-separator are for files: --hub knows its records")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _adopt(directory: Path, command: PrepareCommand) -> int:

@@ -15,6 +15,7 @@ COMPILE_QUICKLY = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{COMPILE_QUICKLY} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gptjax-tests-")  # not the user's caches
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nor the real hub: nobody is there
 
 # of a shell's background job it is ignored, and would be by every process that a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -80,17 +81,13 @@ def one_compilation_for_all(tmp_path_factory) -> Iterator[None]:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub on this machine, which this process and those it starts take for the real one."""
     with serve(tmp_path / "hub") as server:
-        import datasets
-        from huggingface_hub import HfFileSystem, constants
+        from huggingface_hub import constants
 
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_ENDPOINT", server.url)
-        HfFileSystem.clear_instance_cache()
         yield server
-        HfFileSystem.clear_instance_cache()
 
 
 @pytest.fixture

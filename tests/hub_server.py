@@ -8,6 +8,7 @@ import hashlib
 import json
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +32,8 @@ class Hub:
         """File name to how many times it arrives with another last byte."""
         self.broken: dict[str, int] = {}
         """File name to the status that takes its place."""
+        self.pause = 0.0
+        """Seconds after every 256 kB of a file."""
         self.token: str | None = None
         """What a reader has to show, where the repository is private."""
         self.url = ""
@@ -148,7 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        self.wfile.write(body[:cut])
+        for start in range(0, len(body[:cut]), 2**18):
+            self.wfile.write(body[:cut][start : start + 2**18])
+            time.sleep(self.hub.pause)
         if cut is not None:
             self.close_connection = True
 

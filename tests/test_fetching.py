@@ -3,12 +3,19 @@
 The hub is one of this machine (hub_server.py); huggingface_hub speaks to it as to the real one.
 """
 
+import importlib
+import random
+import re
 import shutil
+import signal
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_verb
+from conftest import ROOT, environment_on, run_verb
 from hub_server import Hub
 
 from gptjax.config import DataConfig
@@ -216,6 +223,7 @@ def test_another_tokenizer_than_that_of_the_files_is_refused(hub, shards, data):
     assert not Path(data.path).exists()
 
 
+@pytest.mark.slow
 def test_the_verb_fetches_what_a_config_names_and_says_why_not(hub, shards, tmp_path, monkeypatch):
     """In processes of their own, as the libraries read their environment when they are loaded."""
     text = (ROOT / "configs" / "tiny.py").read_text()
@@ -237,3 +245,69 @@ def test_the_verb_fetches_what_a_config_names_and_says_why_not(hub, shards, tmp_
     done = run_verb(*mine, "--out", "other", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "the hub cannot be reached for owner/tokens" in done.stderr
+    assert not (tmp_path / "other.preparing").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--hub", "a/b", "--input", "x.txt"], "--input and --hub are two sources"),
+        (["--hub", "a/b", "--partition", "0/2"], "--partition and --merge are for files"),
+        (["--hub", "a/b", "--merge", "--format", "text"], "--hub knows its records"),
+        (["--hub", "a/b", "--tokens", "0"], "--tokens 0 must be 1 or more"),
+        (["--input", "x.txt", "--tokens", "5"], "and is for --hub alone"),
+        (["--hub", "fineweb"], "data.hub must be OWNER/NAME, OWNER/NAME:SUBSET or"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare = importlib.import_module("gptjax.prepare").prepare
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        prepare([*words, "--out", "out"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_lose_nothing_that_arrived(hub, tmp_path):
+    """Real ones, of a process that fetches four files at a time over a slow line."""
+    repository, tokens, chance = hub.root / "owner" / "tokens", 6 * 2**20, random.Random(0)
+    repository.mkdir(parents=True)
+    for name in NAMES[:3]:
+        raw = struct.pack("<256i", 20240520, 1, tokens, *[0] * 253) + bytes(2 * tokens)
+        (repository / name).write_bytes(raw)
+    hub.pause = 0.05  # after every 256 kB
+    program = """
+import sys
+from huggingface_hub import constants
+from gptjax.config import DataConfig
+from gptjax.data.fetching import prepare_from_hub
+constants.DOWNLOAD_CHUNK_SIZE = 2**18
+prepare_from_hub(DataConfig(sys.argv[1], "bytes", hub="owner/tokens"), None, None)
+"""
+    words = [sys.executable, "-c", program, str(tmp_path / "out")]
+
+    def there() -> int:
+        names = ("*.bin", ".*.part")
+        files = [p for n in names for p in tmp_path.glob(f"out.preparing/{n}")]
+        return sum(p.stat().st_size for p in files)
+
+    before = 0
+    for _ in range(3):
+        process = subprocess.Popen(words, cwd=ROOT, env=environment_on(1))
+        wanted, begun = before + chance.randint(1, 20) * 2**18, time.monotonic()
+        while there() < wanted and process.poll() is None and time.monotonic() - begun < 30:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert there() >= wanted
+        before = there()
+    hub.pause = 0
+    asked = len(hub.asked)
+    assert subprocess.run(words, cwd=ROOT, env=environment_on(1)).returncode == 0
+    ranges = [r for method, path, r in hub.asked[asked:] if method == "GET" and ".bin" in path]
+    assert all(r.startswith("bytes=") for r in ranges if r)
+    begins = [int(r.removeprefix("bytes=").removesuffix("-")) for r in ranges if r]
+    assert sum(begins) == before
+    for name in NAMES[:3]:
+        assert (tmp_path / "out" / name).read_bytes() == (repository / name).read_bytes()
+    assert not list(tmp_path.glob("out.*"))

@@ -24,6 +24,7 @@ from gptjax.hub import HubName, read_hub_name
 PART_BYTES = 2**27  # of text: what a kill can lose
 GROUP_BYTES = 2**23  # of text that a row group holds, and memory with it
 STATE = "stream.json"
+PLAIN = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt")
 FILES_ASKED = 500  # paths that one question to the hub may have
 
 
@@ -79,24 +80,26 @@ def announce(data: DataConfig, source: Input, directory: Path) -> None:
         return
     name = hub_name(data)
     with hub_errors(name.repository):
-        sizes = _file_sizes(name, stored.commit if stored else look_up(name).commit)
-    total = sum(sizes)
-    free = require_disk(Path(data.path).absolute(), 0 if stored else _disk(total))
+        files = _files(name, stored.commit if stored else look_up(name).commit)
+    total, needed = sum(files.values()), _disk(files, data.tokenizer or "bytes")
+    free = require_disk(Path(data.path).absolute(), 0 if stored else needed)
     print(
-        f"{data.hub}: {len(sizes):,} files of {decimal(total)} to read: {how_long(total)}; about "
-        f"{decimal(_disk(total))} of the {decimal(free)} free on the disk until it is done",
+        f"{data.hub}: {len(files):,} files of {decimal(total)} to read: {how_long(total)}; about "
+        f"{decimal(needed)} of the {decimal(free)} free on the disk until it is done",
         flush=True,
     )
     if stored:
         print(f"going on after part {stored.parts}, at commit {stored.commit}", flush=True)
 
 
-def _disk(size: int) -> int:
-    """Bytes of disk for files of `size`: the text about as large again, and the tokens twice.
+def _disk(files: dict[str, int], tokenizer: str) -> int:
+    """About how many bytes of disk the parts take, and the tokens, which are there twice.
 
-    Compressed text is about 0.4 of its length, and a token stands for 4.5 bytes of it in two.
+    Compressed text is taken for 0.4 of its length; a byte of text for half a byte of tokens, or two
+    where every byte is a token.
     """
-    return int(size * (1 + 2 * 2 / 4.5 / 0.4))
+    text = sum(n if name.endswith(PLAIN) else n / 0.4 for name, n in files.items())
+    return int(text * (0.4 + 2 * (2 if tokenizer in ("bytes", "chars") else 0.5)))
 
 
 def _stream(source: Input, stored: _Stored, spool: Path, progress: Progress) -> None:
@@ -169,14 +172,15 @@ def _builder(name: HubName, commit: str) -> Any:
     return datasets.load_dataset_builder(name.repository, name.subset, revision=commit)
 
 
-def _file_sizes(name: HubName, commit: str) -> list[int]:
+def _files(name: HubName, commit: str) -> dict[str, int]:
     """Bytes of every file of the split."""
     from huggingface_hub import HfApi
 
-    files = _builder(name, commit).config.data_files or {}
-    if name.split not in files:
-        raise ValueError(f"there is no split {name.split}; there are: {', '.join(map(str, files))}")
-    paths = [path.partition(f"@{commit}/")[2] for path in files[name.split]]
+    splits = _builder(name, commit).config.data_files or {}
+    if name.split not in splits:
+        there = ", ".join(map(str, splits))
+        raise UserError(f"{name.repository} has no split {name.split}; it has {there}")
+    paths = [path.partition(f"@{commit}/")[2] for path in splits[name.split]]
     paths = [path for path in paths if path]  # a set may name another repository's files
     found = []
     for start in range(0, len(paths), FILES_ASKED):
@@ -184,7 +188,7 @@ def _file_sizes(name: HubName, commit: str) -> list[int]:
         found += HfApi().get_paths_info(
             name.repository, asked, revision=commit, repo_type="dataset"
         )
-    return [file.size for file in found]
+    return {file.path: file.size for file in found}
 
 
 def _no_field(source: Input, fields: list[str]) -> str:
