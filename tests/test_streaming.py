@@ -6,6 +6,8 @@ The hub is one of this machine (hub_server.py); `datasets` speaks to it as to th
 import gzip
 import json
 import random
+import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -203,11 +205,12 @@ def test_sizes_and_disk_are_announced_and_a_small_disk_refused(hub, data, monkey
     free *= 2
     prepare_from_hub(data, None, None)
     said = capsys.readouterr().out
-    assert f"owner/texts: 3 files of {size / 1000:.1f} kB to read: under a minute; about" in said
+    assert f"owner/texts: 3 files of {size / 1000:.1f} kB to read: 1 min at 100 Mbit/s" in said
+    assert re.search(r"about [\d.]+ kB of the [\d.]+ kB free", said)
 
 
 @pytest.mark.usefixtures("texts")
-def test_what_there_is_not_is_named_with_what_there_is(hub, data):
+def test_what_there_is_not_is_named_with_what_there_is(hub, data, monkeypatch):
     def said(tokens: int | None = None, **changes) -> str:
         with pytest.raises(UserError) as caught:
             prepare_from_hub(DataConfig(**{"path": data.path, **changes}), tokens, None)
@@ -223,8 +226,21 @@ def test_what_there_is_not_is_named_with_what_there_is(hub, data):
         said(hub="owner/lines", text_field="body")
     )
     assert "--tokens is for ready token files" in said(tokens=5, hub="owner/texts")
+    (hub.root / "owner" / "card").mkdir()
+    (hub.root / "owner" / "card" / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert "doesn't contain any data files" in said(hub="owner/card")
     hub.broken = {"train-00001-of-00003.parquet": 403}
     assert "the hub answered 403 about owner/texts" in said(hub="owner/texts")
+    hub.commit = secrets.token_hex(20)  # of which nothing is known yet
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "datasets", None)
+        assert "owner/texts needs datasets: pip install 'gptjax[hub]'" in said(hub="owner/texts")
+        patch.setitem(sys.modules, "huggingface_hub", None)
+        assert "owner/texts needs huggingface_hub: pip" in said(hub="owner/texts")
+    hub.broken, hub.token = {}, "hf_secret"
+    assert "or a private one" in said(hub="owner/texts")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    prepare_from_hub(data, None, None)
 
 
 @pytest.mark.usefixtures("texts")

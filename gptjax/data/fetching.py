@@ -7,6 +7,7 @@ What holds no token files is text, and is streamed.
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,14 @@ def prepare_from_hub(
         TransferSpeedColumn,
     )
 
-    columns = (TextColumn("fetching"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn()) as bar:
+    names = TextColumn("{task.description}")
+    columns = (names, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar:
         size = sum(file.size for file in files)
-        task = bar.add_task("", total=size, completed=size - missing)
-        manifest = fetch(data, repository, asked, files, lambda n: bar.advance(task, n))
+        there = size - missing
+        fetched = partial(bar.advance, bar.add_task("fetching", total=size, completed=there))
+        hashed = partial(bar.advance, bar.add_task("reading ", total=size))
+        manifest = fetch(data, repository, asked, files, fetched, hashed)
     print_splits(manifest)
 
 
@@ -124,7 +128,8 @@ def fetch(
     repository: Repository,
     tokens: int | None,
     files: Sequence[RemoteFile],
-    progress: Progress,
+    fetched: Progress,
+    hashed: Progress,
 ) -> Manifest:
     """Fetch and verify `files`, and publish them with a manifest in `data.path`.
 
@@ -134,7 +139,7 @@ def fetch(
     with claimed(data.path) as (out, directory):
         with ThreadPoolExecutor(FETCHERS) as pool:
             waiting = [
-                pool.submit(download, repository, file, directory, progress, stop) for file in files
+                pool.submit(download, repository, file, directory, fetched, stop) for file in files
             ]
             try:
                 for done in as_completed(waiting):
@@ -149,6 +154,7 @@ def fetch(
             directory,
             source_name(data, repository.commit),
             {"tokenizer": identity(name), "tokens": tokens},
+            hashed,
         )
         publish(directory, out, manifest)
     return read_manifest(out)

@@ -72,7 +72,8 @@ def hub_errors(repository: str) -> Iterator[None]:
     except (UserError, TypeError, AttributeError, NameError, AssertionError):  # or bugs
         raise
     except Exception as error:  # of HTTP libraries, which change, and of every kind of data file
-        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+        is_network = isinstance(error, ConnectionError | TimeoutError)
+        if isinstance(error, OSError) and error.errno and not is_network:
             raise
         raise UserError(_in_words(repository, list(_causes(error)))) from error
 
@@ -110,13 +111,13 @@ def _in_words(repository: str, chain: list[BaseException]) -> str:
                 f"the hub has no data set {repository}, or a private one: check the spelling, or "
                 "set HF_TOKEN to a token that may read it (or run `hf auth login`)"
             )
-        if isinstance(error, hub.HfHubHTTPError):
+        if isinstance(error, hub.HfHubHTTPError) and error.response.status_code != 404:
             return (
                 f"the hub answered {error.response.status_code} about {repository}: what is "
                 "fetched is kept; try the same command again later"
             )
-        if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
-            return f"{repository}: {error}"
+    if isinstance(chain[0], ValueError | FileNotFoundError):  # which say what there is
+        return f"{repository}: {chain[0]}"
     first = (str(chain[0]).strip() or "no more is said").splitlines()[0]
     return (
         f"the hub cannot be reached for {repository}, or its files cannot be read "
@@ -141,15 +142,12 @@ def require_disk(where: Path, needed: int) -> int:
 
 def how_long(size: int) -> str:
     """The time that so many bytes take on the usual lines."""
-    seconds = {line: size / rate for line, rate in LINES.items()}
-    return (
-        ", ".join(
-            f"{s / 3600:.1f} hours at {line}" if s > 5400 else f"{s / 60:.0f} minutes at {line}"
-            for line, s in seconds.items()
-            if s >= 30
-        )
-        or "under a minute"
-    )
+    times = []
+    for line, rate in LINES.items():
+        minutes = size / rate / 60
+        times.append(f"{minutes / 60:.1f} h" if minutes > 90 else f"{max(1, round(minutes))} min")
+        times[-1] += f" at {line}"
+    return ", ".join(times)
 
 
 def source_name(data: DataConfig, commit: str | None = None) -> str:
