@@ -132,7 +132,7 @@ def test_a_connection_that_breaks_goes_on_where_it_broke(hub, shards, data, monk
 def test_what_a_kill_left_is_used_and_its_rest_fetched(hub, shards, data):
     directory = Path(data.path + ".preparing")
     directory.mkdir()
-    commit = look_up(hub_name(data)).files
+    commit = look_up(hub_name(data.hub)).files
     digests = {f.name: f.digest for f in commit}
     (directory / NAMES[0]).write_bytes(llm_c(0))
     (directory / f".{NAMES[1]}.{digests[NAMES[1]][:16]}.part").write_bytes(llm_c(1)[:1500])
@@ -174,7 +174,7 @@ def test_a_file_that_is_damaged_on_the_hub_itself_is_no_data(hub, shards, data):
 
 def test_small_files_that_are_not_in_lfs_are_verified_too(hub, shards, data, monkeypatch):
     monkeypatch.setattr("hub_server._is_large", lambda path: False)
-    assert {len(f.digest) for f in look_up(hub_name(data)).files} == {40}
+    assert {len(f.digest) for f in look_up(hub_name(data.hub)).files} == {40}
     hub.damage = {NAMES[0]: 1}
     prepare(data, 1)
     assert len(hub.fetched(NAMES[0])) == 2

@@ -285,7 +285,7 @@ def test_kills_at_any_moment_change_nothing(hub, data, tmp_path):
     def parts() -> int:
         return len(list(tmp_path.glob("out.preparing/inputs/*/*.parquet")))
 
-    for _ in range(5):
+    for _ in range(4):
         process, wanted, begun = start(0.02), stored[-1] + chance.randint(1, 3), time.monotonic()
         while parts() < wanted and process.poll() is None and time.monotonic() - begun < 30:
             time.sleep(0.002)

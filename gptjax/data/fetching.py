@@ -50,7 +50,7 @@ def prepare_from_hub(
         return print_splits(existing)
     inputs = preparing(data.path) / INPUTS
     is_text = any(stored_commit(document, inputs) for document in find_documents(data))
-    repository = None if is_text else look_up(hub_name(data))
+    repository = None if is_text else look_up(hub_name(data.hub))
     if repository is None or not any(map(_is_shard, repository.files)):
         if tokens is not None:
             raise ConfigError([f"--tokens is for ready token files, and {data.hub} holds text"])

@@ -38,9 +38,9 @@ class Repository:
     files: tuple[RemoteFile, ...]
 
 
-def hub_name(data: DataConfig) -> HubName:
+def hub_name(text: str | None) -> HubName:
     """The name in `data.hub`, which has been checked."""
-    name = read_hub_name(data.hub or "")
+    name = read_hub_name(text or "")
     assert name is not None
     return name
 

@@ -19,7 +19,7 @@ from gptjax.data.repository import how_long, hub_errors, hub_name, look_up, requ
 from gptjax.data.sources import HUB, Input, Progress, silent, unpack
 from gptjax.errors import UserError
 from gptjax.files import unique_name, write_atomically
-from gptjax.hub import HubName, read_hub_name
+from gptjax.hub import HubName
 
 PART_BYTES = 2**27  # of text: what a kill can lose
 GROUP_BYTES = 2**23  # of text that a row group holds, and memory with it
@@ -47,7 +47,7 @@ def plain_files(source: Input, directory: Path, progress: Progress = silent) -> 
     stored = _read(spool)
     if stored is None or not stored.is_whole:
         spool.mkdir(parents=True, exist_ok=True)
-        name = _name(source)
+        name = hub_name(str(source.path))
         stored = stored or _Stored(look_up(name).commit)
         with hub_errors(name.repository):
             _stream(source, stored, spool, progress)
@@ -78,7 +78,7 @@ def announce(data: DataConfig, source: Input, directory: Path) -> None:
     stored = _read(_spool(source, directory))
     if stored is not None and stored.is_whole:
         return
-    name = hub_name(data)
+    name = hub_name(data.hub)
     with hub_errors(name.repository):
         files = _files(name, stored.commit if stored else look_up(name).commit)
     total, needed = sum(files.values()), _disk(files, data.tokenizer or "bytes")
@@ -154,7 +154,7 @@ def _groups(source: Input, data: Any) -> Iterator[list[str | None]]:
 
 def _open(source: Input, commit: str) -> Any:
     """The stream of the records' texts from its beginning."""
-    name = _name(source)
+    name = hub_name(str(source.path))
     data = _builder(name, commit).as_streaming_dataset(split=name.split)
     if data.features is None:
         return data
@@ -196,12 +196,6 @@ def _no_field(source: Input, fields: list[str]) -> str:
         f"{source.path} has no field {source.field!r}; its fields are {', '.join(fields)}: name "
         "the one with the text by --text-field"
     )
-
-
-def _name(source: Input) -> HubName:
-    name = read_hub_name(str(source.path))
-    assert name is not None
-    return name
 
 
 def _spool(source: Input, directory: Path) -> Path:
