@@ -6,6 +6,7 @@ The hub is one of this machine (hub_server.py); huggingface_hub speaks to it as 
 import importlib
 import random
 import re
+import resource
 import shutil
 import signal
 import struct
@@ -189,6 +190,21 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(
         prepare(data, 2 * TOKENS)
     assert hub.fetched(".bin") == []
     prepare(data, TOKENS)
+
+
+def test_a_disk_that_fills_up_is_told_and_what_arrived_is_kept(hub, shards, data):
+    """A limit of a file's size stands for the disk's end: a write that crosses it is cut short."""
+    tokens, limits = 2**20, resource.getrlimit(resource.RLIMIT_FSIZE)
+    header = struct.pack("<256i", 20240520, 1, tokens, *[0] * 253)
+    (shards / NAMES[1]).write_bytes(header + bytes(2 * tokens))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"write .*out: File too large; what is finished"):
+            prepare(data, TOKENS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    prepare(data, TOKENS)
+    assert hub.fetched(NAMES[1]) == ["", f"bytes={2**20}-"]
 
 
 def test_what_the_hub_says_no_to_is_one_clear_error(hub, shards, data, monkeypatch):

@@ -86,7 +86,9 @@ class _Counted(io.FileIO):
         """Write all of a chunk, unless the fetching is to stop."""
         if self.stop.is_set():
             raise UserError("stopped")
-        super().write(chunk)
+        rest = memoryview(chunk)
+        while rest:  # a disk that is all but full takes a part, and says so at the next
+            rest = rest[super().write(rest) :]
         self.progress(len(chunk))
         return len(chunk)
 
