@@ -11,7 +11,7 @@ measured.
 Pins: jax[cuda12] (CUDA 13 has dropped the card) and `nvidia-cudnn-cu12<9.11` (9.10 was the last
 with Pascal); see docs/performance.md.
 
-    python -m gptjax.prepare --config gpt2_124m_8gb --input FILE...
+    python -m gptjax.prepare --config gpt2_124m_8gb
     python -m gptjax.train --config gpt2_124m_8gb
 """
 

@@ -5,7 +5,7 @@ Everything else is `gpt2_124m`, whose docstring gives the sources, the tokens an
 GPT-2. With `--model.no-tied-head` it is the book's 163,009,536. No public loss is known for this
 variant on this data.
 
-    python -m gptjax.prepare --config gpt2_124m_book --input FILE...
+    python -m gptjax.prepare --config gpt2_124m_book
     python -m gptjax.train --config gpt2_124m_book
 """
 

@@ -1,4 +1,4 @@
-"""GPT-2 XL, the paper's largest, on 32 billion tokens of FineWeb-Edu.
+"""GPT-2 XL, the paper's largest, on 32 billion tokens of FineWeb.
 
 Shape: Radford et al. (2019), table 2, the last: 48 layers, 1600 wide, context 1024, 50,257 BPE
 tokens; 25 heads of 64 as in the released model. 1,557,611,200 parameters with the tied head (the
@@ -7,12 +7,14 @@ divides this model, `--mesh.tensor` cannot.
 Batch: 2^20 tokens, Brown et al. (2020), table 2.1 (1M for "GPT-3 XL", 1.3B), as is the peak
 learning rate of 2e-4; the cosine to a tenth of it, beta2 0.95, clipping, decay and the warm-up of
 375M tokens = 358 updates are those of its appendix B.
+Data: FineWeb's sample of 100 billion tokens as kjj0/fineweb100B-gpt2 has it, in llm.c's format: the
+first 320 files and that of validation, 64 GB.
 Length: 32e9 / 2^20 = 30,518 updates; table 2.1 trains every size on 300e9 tokens, nine times that.
 Expected: no figure of ours exists yet. Parameters and moments alone are 17.4 GiB, gradients come
 on top: the planner says what that means for a GPU.
 
     python -m gptjax.plan --config gpt2_1558m --gpu h100 --gpus 8 --price 2.5
-    python -m gptjax.prepare --config gpt2_1558m --input FILE...
+    python -m gptjax.prepare --config gpt2_1558m
     python -m gptjax.train --config gpt2_1558m
 """
 
@@ -26,7 +28,7 @@ def get_config() -> Config:
     """`gpt2_124m` in another shape, with the batch and learning rate that belong to it."""
     config = load_preset("gpt2_124m")
     model = replace(config.model, n_layer=48, n_head=25, n_embd=1600, remat="dots", unroll=1)
-    data = replace(config.data, path="data/fineweb_edu_32b")
+    data = replace(config.data, path="data/fineweb_32b", hub="kjj0/fineweb100B-gpt2")
     optim = replace(config.optim, peak_lr=2e-4, final_lr=2e-5, warmup_steps=358)
     train = replace(config.train, batch_tokens=2**20, max_steps=30_518)
     return replace(config, model=model, data=data, optim=optim, train=train)

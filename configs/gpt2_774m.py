@@ -1,4 +1,4 @@
-"""GPT-2 large on ten billion tokens of FineWeb-Edu.
+"""GPT-2 large on ten billion tokens of FineWeb, those of `gpt2_124m`.
 
 Shape: Radford et al. (2019), table 2, the third: 36 layers, 1280 wide, context 1024, 50,257 BPE
 tokens; 20 heads as in the released model. 774,030,080 parameters with the tied head (the paper
@@ -11,7 +11,7 @@ Norms, GELUs and sums are computed again in the backward pass: a row needs a thi
 Expected: no figure of ours exists yet.
 
     python -m gptjax.plan --config gpt2_774m --gpu a100 --gpus 8 --price 2
-    python -m gptjax.prepare --config gpt2_774m --input FILE...
+    python -m gptjax.prepare --config gpt2_774m
     python -m gptjax.train --config gpt2_774m
 """
 

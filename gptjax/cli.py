@@ -96,7 +96,7 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
         problems.append("--data.path and --data.mixture exclude each other: leave one of them out")
     if other_path or mixture not in ((), base.data.mixture):
         data = dataclasses.replace(base.data, tokenizer=None, source=None, inputs=(), mixture=())
-        data = dataclasses.replace(data, mixture_changes=())
+        data = dataclasses.replace(data, mixture_changes=(), hub=None)
         sections["data"] = data
         sections["model"] = dataclasses.replace(base.model, n_vocab=None)
     default = command(**sections, config=name or "")
@@ -160,7 +160,7 @@ def _diagnose(
         if not flag.startswith("--"):
             problems.append(f"unexpected argument {flag!r}: options begin with --")
         elif name not in flags:
-            problems.append(f"unknown option {flag}{did_you_mean(name, flags)}")
+            problems.append(f"unknown option {flag}{did_you_mean(name.lower(), flags)}")
         else:
             try:
                 _quietly(command, group, known)

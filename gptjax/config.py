@@ -96,6 +96,10 @@ class DataConfig:
     """Field of JSON lines, or column of Parquet, that holds the text."""
     doc_separator: str | None = None
     r"""What stands between the documents of a text file (\n is a line end); None: a file is one."""
+    hub: str | None = None
+    """Data set of the Hugging Face hub to prepare, in place of inputs and source: OWNER/NAME,
+    OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT, with @REVISION after NAME or not. Ready token
+    files are fetched as they are; text is streamed."""
     mixture: tuple[str, ...] = ()
     """Prepared directories to mix in place of `path`, each DIR=WEIGHT, or DIR=WEIGHT:EPOCHS with
     the most epochs of it that are allowed; with weight 0 where a change is to bring it in."""

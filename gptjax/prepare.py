@@ -10,6 +10,7 @@ from gptjax.cli import main, parse
 from gptjax.config import Config, DataConfig
 from gptjax.errors import ConfigError, UserError
 from gptjax.presets import load_preset
+from gptjax.ramp import batch_ramp
 from gptjax.validation import is_tokenizer_name, validate
 
 
@@ -22,6 +23,13 @@ class PrepareCommand:
     input: tuple[str, ...] = ()
     """Files, directories and patterns, or - for standard input: UTF-8 text, JSON lines (.jsonl),
     Parquet (.parquet), each also compressed (.gz, .zst)."""
+    hub: str | None = None
+    """Data set of the Hugging Face hub: OWNER/NAME, OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT
+    (train, unless it says another), with @REVISION after NAME or not. Ready token files of llm.c's
+    format are fetched, text is streamed."""
+    tokens: int | None = None
+    """Tokens to train on, of ready token files: only as many files as hold them are fetched. By
+    default those that the config's run reads, and without --config all."""
     format: Literal["auto", "text", "jsonl", "parquet"] | None = None
     """What the inputs are; by default the ends of their names say it, and the rest is text."""
     text_field: str | None = None
@@ -68,6 +76,7 @@ def prepare(argv: Sequence[str]) -> int:
     given = {
         "path": None if command.out is None else str(command.out),
         "inputs": command.input or None,
+        "hub": command.hub,
         "input_format": command.format,
         "text_field": command.text_field,
         "doc_separator": command.doc_separator,
@@ -75,14 +84,20 @@ def prepare(argv: Sequence[str]) -> int:
         "val_fraction": command.val_fraction,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    data = dataclasses.replace(config.data, **changes)
+    if command.input and command.hub:
+        raise ConfigError(["--input and --hub are two sources of the same data: give one of them"])
+    own = config.data
+    if command.input or command.hub:  # another text than the config's
+        own = dataclasses.replace(own, source=None, inputs=(), hub=None)
+    data = dataclasses.replace(own, **changes)
     if command.config is None:
-        missing = [f for f, v in (("--input", command.input), ("--out", command.out)) if not v]
+        source = command.input or command.hub
+        missing = [f for f, v in (("--input", source), ("--out", command.out)) if not v]
         if missing:
             raise ConfigError(
                 [
                     f"{' and '.join(missing)} missing: give --config NAME, or --input "
-                    "FILE... --tokenizer gpt2|bytes|chars --out DIR"
+                    "FILE... (or --hub OWNER/NAME) --tokenizer gpt2|bytes|chars --out DIR"
                 ]
             )
     validate(dataclasses.replace(config, data=data))
@@ -90,13 +105,25 @@ def prepare(argv: Sequence[str]) -> int:
         raise ConfigError([f"--workers must be at least 1, not {command.workers}"])
     if data.doc_separator == "":
         raise ConfigError(["--doc-separator must not be empty"])
-    if not data.inputs and data.source is None:
+    if not data.inputs and data.source is None and data.hub is None:
         raise UserError(
             f"config {command.config} has no text of its own: give text files with --input FILE..."
         )
+    if data.hub is not None:
+        _refuse_what_is_for_files(command)
+    if command.tokens is not None and (data.hub is None or command.tokens < 1):
+        raise ConfigError([f"--tokens {command.tokens} must be 1 or more, and is for --hub alone"])
 
     if command.train_tokenizer:
         return _train_tokenizer(command, data)
+
+    if data.hub is not None:
+        from gptjax.data.fetching import prepare_from_hub
+
+        rows = batch_ramp(config).rows_before(config.train.max_steps)
+        read = rows * config.context + 1 if command.config else None
+        prepare_from_hub(data, command.tokens, read, command.workers)
+        return 0
 
     from gptjax.data.partition import Partition
     from gptjax.data.preparation import prepare_with_progress
@@ -118,6 +145,20 @@ def _refuse_what_is_not_read(command: PrepareCommand) -> None:
         ]
         if getattr(command, verb) is not None and others:
             raise ConfigError([f"--{verb} does not read {', '.join(others)}: leave that out"])
+
+
+def _refuse_what_is_for_files(command: PrepareCommand) -> None:
+    """Raise `ConfigError` for flags that a data set of the hub has no use for."""
+    problems = []
+    if command.partition or command.merge:
+        problems.append(
+            "--partition and --merge are for files, and a data set of the hub is one stream: "
+            "prepare it on one machine, or download its files and give them by --input"
+        )
+    if command.format or command.doc_separator:
+        problems.append("--format and --doc-separator are for files: --hub knows its records")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _adopt(directory: Path, command: PrepareCommand) -> int:

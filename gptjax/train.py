@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gptjax.cli import ConfigCommand, main, parse_config
 from gptjax.errors import UserError
+from gptjax.presets import load_preset
 from gptjax.training.signals import StopRequest
 
 IMPORTED = time.perf_counter()
@@ -61,10 +62,11 @@ def train(argv: Sequence[str]) -> int:
     launch = find_launch(os.environ, command.coordinator, command.processes, command.process)
     run, data_dir = command.run, Path(command.data.path)
     is_missing = not run.data.mixture and not is_prepared(data_dir)
-    if is_missing and run.data.source is None:
+    if is_missing and (run.data.source is None or run.data.hub):
+        own = load_preset(command.config).data
         raise UserError(
             f"there is no prepared data in {data_dir}: run "
-            f"`{how_to_prepare(command.config, run)}` first"
+            f"`{how_to_prepare(command.config, run, own)}` first"
         )
     if is_missing and (launch is None or launch.process == 0):
         prepare_with_progress(run.data)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from gptjax.config import Config
 from gptjax.errors import ConfigError, did_you_mean
 from gptjax.flash import refusals
+from gptjax.hub import FORM, read_hub_name
 from gptjax.mixing import mistakes
 
 SECTIONS = dataclasses.fields(Config)
@@ -149,6 +150,8 @@ def _ranges(c: Config) -> Iterator[Problem]:
             "tiktoken:ENCODING or the path of a .json file"
         )
         yield Problem(("data.tokenizer",), f"{message}, not {d.tokenizer!r}{near}")
+    if d.hub is not None and read_hub_name(d.hub) is None:
+        yield Problem(("data.hub",), f"data.hub must be {FORM}, not {d.hub!r}")
     if t.seed >= 2**32:
         yield Problem(("train.seed",), f"train.seed must be below 2**32, not {t.seed}")
 

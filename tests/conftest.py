@@ -15,12 +15,14 @@ COMPILE_QUICKLY = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{COMPILE_QUICKLY} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gptjax-tests-")  # not the user's caches
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nor the real hub: nobody is there
 
 # of a shell's background job it is ignored, and would be by every process that a test starts
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest
+from hub_server import Hub, serve
 
 from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest
@@ -73,6 +75,19 @@ def one_compilation_for_all(tmp_path_factory) -> Iterator[None]:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on this machine, which this process and those it starts take for the real one."""
+    with serve(tmp_path / "hub") as server:
+        from huggingface_hub import constants
+
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
 
 
 @pytest.fixture

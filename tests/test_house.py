@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 LAYERS = [
-    ["errors", "files", "mixing", "tree"],
+    ["errors", "files", "hub", "mixing", "tree"],
     ["config"],
     ["flash", "budget", "ramp", "places"],
     ["validation"],
@@ -34,8 +34,10 @@ LAYERS = [
         *["data.tokenizers", "data.manifest", "data.foreign", "data.windows", "data.inspection"],
         *["data.corpus", "data.loader"],
         *["data.documents", "data.sources", "data.readers", "data.partition", "data.scanning"],
-        *["data.tokenising", "data.assembly", "data.findings", "data.pool", "data.work"],
+        *["data.tokenising", "data.assembly", "data.findings", "data.pool"],
+        *["data.repository", "data.streaming", "data.work"],
         *["data.vocabulary", "data.progress", "data.preparation"],
+        *["data.downloading", "data.fetching"],
         "evals.perplexity",
         *["training.mesh", "training.metrics", "training.curves", "training.display"],
         *["training.guard", "training.schedules", "training.update_rules", "training.optimizer"],
@@ -61,7 +63,8 @@ LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 PLANNING = ("gpus", "layout", "memory", "traffic", "schedule", "fitting", "advice", "report")
 WITHOUT_JAX = [
     *["errors", "files", "mixing", "config", "flash", "budget", "ramp", "presets", "cli"],
-    *["data.preparation", "data.vocabulary", "data.foreign", "planning.collectives"],
+    *["data.preparation", "data.vocabulary", "data.foreign", "data.fetching"],
+    *["hub", "planning.collectives"],
     *[f"planning.{name}" for name in PLANNING],
 ]
 LONGEST_FILE = 320
@@ -151,6 +154,7 @@ def closure(name: str) -> set[str]:
 
 
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
+LAZY = {"datasets", "huggingface_hub", "pyarrow", "pandas"}  # loaded where they are used, if at all
 
 
 @pytest.mark.parametrize("name", WITHOUT_JAX)
@@ -160,7 +164,7 @@ def test_what_help_needs_does_without_jax(name):
 
 @pytest.mark.parametrize("name", WITHOUT_JAX + LAYERS[-1])
 def test_importing_it_leaves_jax_alone(name):
-    script = f"import sys, gptjax.{name}; print(sorted({HEAVY} & set(sys.modules)))"
+    script = f"import sys, gptjax.{name}; print(sorted({HEAVY | LAZY} & set(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT)},
         check=True, capture_output=True, text=True,

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_verb
 
+from gptjax.cli import ConfigCommand, parse_config
 from gptjax.config import DataConfig
 from gptjax.data import documents, work
 from gptjax.data.bpe import BPETokenizer
 from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
-from gptjax.data.preparation import prepare
+from gptjax.data.preparation import how_to_prepare, prepare
 from gptjax.data.sources import find_documents, text_files
 from gptjax.data.tokenizers import ByteTokenizer, Tokenizer
 from gptjax.errors import UserError
+from gptjax.presets import load_preset
 
 SHARD = 1000
 # every pair of bytes has an id: the smallest natural table that needs uint32
@@ -262,6 +264,24 @@ def test_an_id_beyond_the_vocabulary_is_never_written(
     with pytest.raises(ValueError, match="bytes gave id 257"):
         prepared_from(data)
     assert not Path(data.path).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        ([], "--config gpt2_124m"),
+        (["--data.hub", "a/b:c"], "--config gpt2_124m --hub a/b:c"),
+        (["--data.hub", "a/b:c", "--data.path", "x y"],
+         "--config gpt2_124m --hub a/b:c --out 'x y'"),
+        (["--data.path", "x"], "--config gpt2_124m --input FILE... --out x"),
+        (["--data.path", "x", "--data.inputs", "a b.txt", "c"],
+         "--config gpt2_124m --input 'a b.txt' c --out x"),
+    ],
+)  # fmt: skip
+def test_the_command_that_makes_the_data_of_a_config(words: list[str], command: str):
+    parsed = parse_config(ConfigCommand, ["--config", "gpt2_124m", *words], "test")
+    own = load_preset("gpt2_124m").data
+    assert how_to_prepare("gpt2_124m", parsed.run, own) == f"python -m gptjax.prepare {command}"
 
 
 def test_nothing_to_prepare_says_what_to_give():

@@ -38,6 +38,7 @@ FREE = {
     "model.dtype": "bfloat16", "model.unroll": 2, "model.float32_matmul": "tf32",
     "model.attention": "xla", "model.remat": "full", "data.path": "elsewhere",
     "data.tokenizer": "gpt2", "data.source": None, "data.inputs": ("a.txt",),
+    "data.hub": "owner/name",
     "data.input_format": "jsonl", "data.text_field": "body", "data.doc_separator": "--",
     "data.val_fraction": 0.3, "data.mixture": ("a=1",), "data.mixture_changes": ("5=1",),
     "data.document_mask": True,

@@ -6,9 +6,10 @@ split it is. Every token is read once: for its hash, for its range, to count doc
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,16 +61,27 @@ def find_files(directory: Path) -> list[ForeignFile]:
     paths = sorted(p for p in directory.iterdir() if p.suffix in (".bin", ".npy") and p.is_file())
     if not paths:
         raise UserError(f"{directory} has no token files: expected names that end in .bin or .npy")
-    splits = {path: [s for s in SPLITS if s in path.name.lower()] for path in paths}
-    if unclear := [path.name for path, found in splits.items() if len(found) != 1]:
+    return recognise_all(paths)
+
+
+def recognise_all(paths: Sequence[Path]) -> list[ForeignFile]:
+    """Tell split and layout of each token file of a data set; raises `UserError`."""
+    splits = {path: split_of(path.name) for path in paths}
+    if unclear := [path.name for path, split in splits.items() if split is None]:
         raise UserError(
-            f"{', '.join(unclear)} in {directory}: expected train or val in the name of every "
-            "token file, to tell which split it is; rename or move what is no token file"
+            f"{', '.join(unclear)} in {paths[0].parent}: expected train or val in the name of "
+            "every token file, to tell which split it is; rename or move what is no token file"
         )
-    files = [recognise(path, splits[path][0]) for path in paths]
+    files = [recognise(path, split) for path, split in splits.items() if split is not None]
     if len(types := {file.dtype for file in files}) > 1:
-        raise UserError(f"{directory} mixes files of {' and '.join(sorted(types))} tokens")
+        raise UserError(f"{paths[0].parent} mixes files of {' and '.join(sorted(types))} tokens")
     return files
+
+
+def split_of(name: str) -> str | None:
+    """The split whose name is in a file's; None where neither is, or both are."""
+    found = [split for split in SPLITS if split in name.lower()]
+    return found[0] if len(found) == 1 else None
 
 
 def recognise(path: Path, split: str) -> ForeignFile:
@@ -123,27 +135,41 @@ def adopt(
         if manifest.settings != settings:
             raise UserError(f"{out} holds other data: choose another --out, or move {MANIFEST}")
         return manifest
-    table = bytes_per_token(tokenizer)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        manifest = Manifest(
-            directory=out,
-            source=f"adopted from {directory.absolute().name}",
-            tokenizer=tokenizer.name,
-            n_vocab=tokenizer.n_vocab,
-            tokenizer_fingerprint=fingerprint(tokenizer),
-            dtype=files[0].dtype,
-            splits={
-                name: _split([f for f in files if f.split == name], out, tokenizer, table, progress)
-                for name in SPLITS
-            },
-            settings=settings,
-        )
-        write_atomically(out / TOKENIZER, tokenizer.to_json().encode())
-        manifest.write()
+        source = f"adopted from {directory.absolute().name}"
+        write_manifest(files, tokenizer, out, source, settings, progress)
     except OSError as error:
         raise UserError(f"cannot adopt {directory}: {error}") from error
     return read_manifest(out)
+
+
+def write_manifest(
+    files: Sequence[ForeignFile],
+    tokenizer: Tokenizer,
+    out: Path,
+    source: str,
+    settings: dict[str, Any],
+    progress: Progress = lambda _: None,
+) -> Manifest:
+    """Read every token of `files` and write their manifest and tokenizer into `out`."""
+    table = bytes_per_token(tokenizer)
+    manifest = Manifest(
+        directory=out,
+        source=source,
+        tokenizer=tokenizer.name,
+        n_vocab=tokenizer.n_vocab,
+        tokenizer_fingerprint=fingerprint(tokenizer),
+        dtype=files[0].dtype,
+        splits={
+            name: _split([f for f in files if f.split == name], out, tokenizer, table, progress)
+            for name in SPLITS
+        },
+        settings=settings,
+    )
+    write_atomically(out / TOKENIZER, tokenizer.to_json().encode())
+    manifest.write()
+    return manifest
 
 
 def _split(
@@ -190,10 +216,15 @@ def adopt_with_progress(directory: Path, tokenizer_name: str, out: Path) -> Mani
     with Progress(*columns) as bar:
         task = bar.add_task("", total=total)
         manifest = adopt(directory, tokenizer_name, out, lambda done: bar.advance(task, done))
+    print_splits(manifest)
+    print(f"now try: --data.path {out}")
+    return manifest
+
+
+def print_splits(manifest: Manifest) -> None:
+    """Say what is in token files that have a manifest."""
     for name, split in manifest.splits.items():
         print(
             f"{name:5}  {split.tokens:,} tokens in {len(split.shards)} files, {split.documents:,} "
             f"documents, {split.bytes / max(1, split.tokens):.2f} bytes per token"
         )
-    print(f"now try: --data.path {out}")
-    return manifest

@@ -19,18 +19,24 @@ from gptjax.data.findings import describe
 from gptjax.data.manifest import SPLITS, Manifest, is_prepared, read_manifest
 from gptjax.data.partition import Partition
 from gptjax.data.progress import progress_bars
+from gptjax.data.repository import source_name
 from gptjax.data.scanning import Scan
 from gptjax.data.shards import SHARD_TOKENS, token_dtype
-from gptjax.data.sources import STDIN, Input, content_hash, find_documents
+from gptjax.data.sources import (
+    HUB,
+    STDIN,
+    Input,
+    Progress,
+    content_hash,
+    find_documents,
+    silent,
+)
+from gptjax.data.streaming import announce, stored_commit
 from gptjax.data.tokenizers import fingerprint, identity
-from gptjax.data.work import Progress, differences, work_on
+from gptjax.data.work import INPUTS, differences, preparing, publish, work_on
 from gptjax.errors import ConfigError, UserError
 
 NAMES_SHOWN = 100
-
-
-def silent(stage: str, size: int, tokens: int) -> None:
-    """Show no progress."""
 
 
 def prepare(
@@ -48,7 +54,7 @@ def prepare(
     if `data.path` holds anything else.
     """
     name = data.tokenizer or "bytes"
-    with work_on(data, documents, workers, merge) as work:
+    with work_on(data, documents, workers, merge, progress=progress) as work:
         with ThreadPoolExecutor(1) as beside:
             if not needs_text(name) and not is_prepared(work.out):
                 beside.submit(work.make_tokenizer, name)  # fails again below, if it does
@@ -74,7 +80,7 @@ def prepare(
             progress("tokenising", made.bytes, made.tokens)
         manifest = Manifest(
             directory=work.directory,
-            source=_name(data, documents),
+            source=_name(data, documents, work.directory / INPUTS),
             tokenizer=tokenizer.name,
             n_vocab=tokenizer.n_vocab,
             tokenizer_fingerprint=fingerprint(tokenizer),
@@ -84,7 +90,7 @@ def prepare(
             notes={kind: n for kind, n in sorted(found.notes.counts.items()) if n},
         )
         manifest.write()
-        work.publish(manifest)
+        publish(work.directory, work.out, manifest)
     return read_manifest(work.out)
 
 
@@ -103,8 +109,8 @@ def prepare_partition(
         raise ConfigError(
             [f"--partition cannot be with --tokenizer {data.tokenizer}, which needs all the text"]
         )
-    if any(str(d.path) == STDIN for d in documents):
-        raise ConfigError(["--partition cannot be with standard input: give files"])
+    if any(d.is_stream for d in documents):
+        raise ConfigError(["--partition cannot be with standard input or --hub: give files"])
     if is_prepared(out := Path(data.path)):  # a job that was queued again after the merge
         if found := differences(read_manifest(out).settings, _choices(data)):
             raise _refusal(out, found)
@@ -130,13 +136,14 @@ def prepare_with_progress(
 ) -> None:
     """Prepare on a terminal: progress while it runs; what was odd, and totals, when it is done."""
     documents = find_documents(data)
-    total = sum(d.size for d in documents if str(d.path) != STDIN)
+    total = sum(d.size for d in documents if not d.is_stream)
     share = f", partition {partition.index}/{partition.count}" if partition else ""
+    what = data.hub or f"{len(documents):,} files, {total / 1e6:,.1f} MB"
     print(
-        f"preparing {data.path}: {len(documents):,} files, {total / 1e6:,.1f} MB, tokenizer "
-        f"{data.tokenizer or 'bytes'}{share}",
-        flush=True,
+        f"preparing {data.path}: {what}, tokenizer {data.tokenizer or 'bytes'}{share}", flush=True
     )
+    if data.hub is not None:
+        announce(data, documents[0], preparing(data.path) / INPUTS)
     with progress_bars(total, partition.count if partition else 1) as progress:
         if partition is not None:
             tokens = prepare_partition(data, documents, partition, progress, workers)
@@ -158,14 +165,16 @@ def prepare_with_progress(
         )
 
 
-def how_to_prepare(config_name: str, config: Config) -> str:
-    """The command that makes the data of a config, for error messages."""
-    words = ["python -m gptjax.prepare --config", shlex.quote(config_name)]
-    if config.data.source is None:
-        words += ["--input", *(map(shlex.quote, config.data.inputs or ["FILE..."]))]
-    return " ".join([*words, "--out", shlex.quote(config.data.path)]).replace(
-        "'FILE...'", "FILE..."
-    )
+def how_to_prepare(config_name: str, config: Config, own: DataConfig) -> str:
+    """The command that makes the data of a config whose file says `own`, for error messages."""
+    data, command = config.data, f"python -m gptjax.prepare --config {shlex.quote(config_name)}"
+    out = f" --out {shlex.quote(data.path)}"
+    if data.hub is not None:
+        hub = "" if data.hub == own.hub else f" --hub {shlex.quote(data.hub)}"
+        return command + hub + ("" if data.path == own.path else out)
+    if data.source is None:
+        command += f" --input {shlex.join(data.inputs) if data.inputs else 'FILE...'}"
+    return command + out
 
 
 def needs_text(tokenizer: str) -> bool:
@@ -188,8 +197,10 @@ def _choices(data: DataConfig) -> dict[str, Any]:
     return {"tokenizer": identity(data.tokenizer or "bytes"), "val_fraction": data.val_fraction}
 
 
-def _name(data: DataConfig, documents: Sequence[Input]) -> str:
+def _name(data: DataConfig, documents: Sequence[Input], directory: Path) -> str:
     """What the manifest calls the source."""
+    if documents[0].kind == HUB:
+        return source_name(data, stored_commit(documents[0], directory))
     if data.source and not data.inputs:
         return data.source
     names = ["standard input" if str(d.path) == STDIN else d.path.name for d in documents]

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gptjax.data.work import Progress
+from gptjax.data.sources import Progress
 
 
 @contextmanager
@@ -12,6 +12,7 @@ def progress_bars(total: int, partitions: int = 1) -> Iterator[Progress]:
     """A bar for reading and one for tokenising `total` bytes, or one of the partitions' shares.
 
     What was compressed turns out to be more than `total`: tokenising then counts to what was read.
+    What is streamed before has a bar of its own, which knows no end.
     """
     from rich.progress import (
         BarColumn,
@@ -38,6 +39,11 @@ def progress_bars(total: int, partitions: int = 1) -> Iterator[Progress]:
 
         def show(stage: str, size: int, tokens: int) -> None:
             nonlocal read, tokens_made, begun
+            if stage == "streaming":
+                if stage not in tasks:
+                    tasks[stage] = bar.add_task("streaming ", total=None, rate="")
+                bar.update(tasks[stage], advance=size)
+                return
             if stage == "reading":
                 read += size
                 bar.update(tasks[stage], total=max(share, read), advance=size)

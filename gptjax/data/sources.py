@@ -13,7 +13,7 @@ import shutil
 import sys
 import sysconfig
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,14 +23,24 @@ from gptjax.errors import UserError
 from gptjax.files import unique_name
 
 STDIN = "-"
+HUB = "hub"
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 PACKED = (".gz", ".zst", ".zstd")
 CHUNK_BYTES = 2**20
+# called with the stage (streaming, reading or tokenising) and the bytes and tokens just finished
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, size: int, tokens: int) -> None:
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """One file of documents: `text` (one, or many by `separator`), `jsonl` or `parquet`."""
+    """One file of documents: `text` (one, or many by `separator`), `jsonl` or `parquet`.
+
+    Of kind `hub` it is no file yet: `path` is then the name of a data set to be streamed.
+    """
 
     path: Path
     kind: str = "text"
@@ -52,15 +62,22 @@ class Input:
     @property
     def is_packed(self) -> bool:
         """Whether it has to be unpacked, or stored, before it can be read."""
-        return str(self.path) == STDIN or self.path.suffix in PACKED
+        return self.is_stream or self.path.suffix in PACKED
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is no file yet, so that nobody knows its size."""
+        return str(self.path) == STDIN or self.kind == HUB
 
 
 def find_documents(data: DataConfig) -> list[Input]:
-    """The files a config names, or its embedded source; directories and patterns in their order.
+    """The files a config names, in their order, its data set on the hub, or its embedded source.
 
     Raises `UserError` that names every path at which there is nothing, or where all is empty, or
     one that may not be read.
     """
+    if data.hub is not None:
+        return [Input(Path(data.hub), HUB, data.text_field)]
     if not data.inputs:
         if data.source == "stdlib":
             return standard_library()

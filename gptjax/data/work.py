@@ -7,9 +7,9 @@ any number of partitions.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from gptjax.data.partition import Unit, find_units, inputs_digest
 from gptjax.data.pool import cores, in_order, worker_pool
 from gptjax.data.readers import Notes, read_passages
 from gptjax.data.scanning import Scan
-from gptjax.data.sources import Input, unpack
+from gptjax.data.sources import Input, Progress, silent
+from gptjax.data.streaming import is_begun, plain_files
 from gptjax.data.tokenising import UNITS, UnitTokens, UnitWorker
 from gptjax.data.tokenizers import (
     Tokenizer,
@@ -35,8 +36,6 @@ from gptjax.errors import UserError
 from gptjax.files import locked, write_atomically
 
 PLAN, INPUTS = "plan.json", "inputs"
-# called with the stage (reading or tokenising) and the bytes and tokens just finished
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -112,17 +111,18 @@ class Work:
             "partitions that are missing, or leave out --merge to do the rest here"
         )
 
-    def publish(self, manifest: Manifest) -> None:
-        """Make the finished directory the data set: what the manifest lists, and nothing else."""
-        shards = {shard.name for split in manifest.splits.values() for shard in split.shards}
-        for path in self.directory.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name not in shards | {MANIFEST, TOKENIZER}:
-                path.unlink()
-        if self.out.exists():
-            self.out.rmdir()
-        self.directory.rename(self.out)
+
+def publish(directory: Path, out: Path, manifest: Manifest) -> None:
+    """Make the finished `directory` the data set: what the manifest lists, and nothing else."""
+    shards = {shard.name for split in manifest.splits.values() for shard in split.shards}
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in shards | {MANIFEST, TOKENIZER}:
+            path.unlink()
+    if out.exists():
+        out.rmdir()
+    directory.rename(out)
 
 
 @contextmanager
@@ -132,37 +132,59 @@ def work_on(
     workers: int | None,
     merge: bool = False,
     shared: bool = False,
+    progress: Progress = silent,
 ) -> Iterator[Work]:
     """The directory where `data` is made, for one process, or `shared` by those of partitions."""
-    out = Path(data.path).absolute()
+    workers = workers or cores()
+    with claimed(data.path, shared) as (out, directory):
+        try:
+            stored = [plain_files(source, directory / INPUTS, progress) for source in documents]
+            inputs = [plain for files in stored for plain in files]
+            _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
+            worker = UnitWorker(directory, data.val_fraction)
+            with worker_pool(workers, sum(i.size for i in inputs)) as pool:
+                yield Work(out, directory, find_units(inputs), worker, pool, workers)
+        except UserError:
+            begun = any((directory / UNITS).glob("*.json")) or is_begun(directory / INPUTS)
+            if not (merge or shared or begun):
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
+
+
+def preparing(path: str) -> Path:
+    """The directory where the data set `path` is made."""
+    out = Path(path).absolute()
+    return out.with_name(out.name + ".preparing")
+
+
+@contextmanager
+def claimed(path: str, shared: bool = False) -> Iterator[tuple[Path, Path]]:
+    """A data set's directory and the one where it is made, which no other process works in.
+
+    Raises `UserError` where `path` is something else, somebody else's, or cannot be written.
+    """
+    out = Path(path).absolute()
     if out.exists() and not is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
             f"{out} exists and is no prepared data set (no {MANIFEST}): choose another --out"
         )
-    directory, lock = out.with_name(out.name + ".preparing"), out.with_name(out.name + ".lock")
-    workers = workers or cores()
+    directory, lock = preparing(path), out.with_name(out.name + ".lock")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with locked(lock, shared) as is_free:
             if not is_free:
-                raise UserError(f"another process is preparing {data.path}: wait for it")
+                raise UserError(f"another process is preparing {path}: wait for it")
             directory.mkdir(exist_ok=True)
             try:
-                inputs = [unpack(source, directory / INPUTS) for source in documents]
-                _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
-                worker = UnitWorker(directory, data.val_fraction)
-                with worker_pool(workers, sum(i.size for i in inputs)) as pool:
-                    yield Work(out, directory, find_units(inputs), worker, pool, workers)
-            except UserError:
-                if not (merge or shared or any((directory / UNITS).glob("*.json"))):
-                    shutil.rmtree(directory, ignore_errors=True)
-                raise
+                yield out, directory
             finally:
                 if not shared:
+                    with suppress(OSError):
+                        directory.rmdir()  # if nothing is in it
                     lock.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot write {data.path}: {error.strerror or error}; what is finished is kept in "
+            f"cannot write {path}: {error.strerror or error}; what is finished is kept in "
             f"{directory.name}, and the same command goes on from there"
         ) from error
 
