@@ -73,50 +73,14 @@ def prepare(argv: Sequence[str]) -> int:
     if command.adopt is not None:
         return _adopt(command.adopt, command)
     config = load_preset(command.config) if command.config else Config()
-    given = {
-        "path": None if command.out is None else str(command.out),
-        "inputs": command.input or None,
-        "hub": command.hub,
-        "input_format": command.format,
-        "text_field": command.text_field,
-        "doc_separator": command.doc_separator,
-        "tokenizer": command.tokenizer,
-        "val_fraction": command.val_fraction,
-    }
-    changes = {name: value for name, value in given.items() if value is not None}
-    if command.input and command.hub:
-        raise ConfigError(["--input and --hub are two sources of the same data: give one of them"])
-    own = config.data
-    if command.input or command.hub:  # another text than the config's
-        own = dataclasses.replace(own, source=None, inputs=(), hub=None)
-    data = dataclasses.replace(own, **changes)
-    if command.config is None:
-        source = command.input or command.hub
-        missing = [f for f, v in (("--input", source), ("--out", command.out)) if not v]
-        if missing:
-            raise ConfigError(
-                [
-                    f"{' and '.join(missing)} missing: give --config NAME, or --input "
-                    "FILE... (or --hub OWNER/NAME) --tokenizer gpt2|bytes|chars --out DIR"
-                ]
-            )
-    validate(dataclasses.replace(config, data=data))
-    if command.workers is not None and command.workers < 1:
-        raise ConfigError([f"--workers must be at least 1, not {command.workers}"])
-    if data.doc_separator == "":
-        raise ConfigError(["--doc-separator must not be empty"])
+    data = _data(command, config)
+    _check(command, dataclasses.replace(config, data=data))
     if not data.inputs and data.source is None and data.hub is None:
         raise UserError(
             f"config {command.config} has no text of its own: give text files with --input FILE..."
         )
-    if data.hub is not None:
-        _refuse_what_is_for_files(command)
-    if command.tokens is not None and (data.hub is None or command.tokens < 1):
-        raise ConfigError([f"--tokens {command.tokens} must be 1 or more, and is for --hub alone"])
-
     if command.train_tokenizer:
         return _train_tokenizer(command, data)
-
     if data.hub is not None:
         from gptjax.data.fetching import prepare_from_hub
 
@@ -129,10 +93,73 @@ def prepare(argv: Sequence[str]) -> int:
     from gptjax.data.preparation import prepare_with_progress
 
     partition = Partition.parse(command.partition) if command.partition else None
-    if partition and command.merge:
-        raise ConfigError(["--partition and --merge are two steps: leave out one of them"])
     prepare_with_progress(data, command.workers, partition, command.merge)
     return 0
+
+
+def _data(command: PrepareCommand, config: Config) -> DataConfig:
+    """The config's data as the flags have it; another text takes the place of its own."""
+    data = config.data
+    if command.input or command.hub:
+        data = dataclasses.replace(data, source=None, inputs=(), hub=None)
+    given = {
+        "path": None if command.out is None else str(command.out),
+        "inputs": command.input or None,
+        "hub": command.hub,
+        "input_format": command.format,
+        "text_field": command.text_field,
+        "doc_separator": command.doc_separator,
+        "tokenizer": command.tokenizer,
+        "val_fraction": command.val_fraction,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(data, **changes)
+
+
+def _check(command: PrepareCommand, config: Config) -> None:
+    """Raise one `ConfigError` with everything that cannot work, or not together."""
+    data, text = config.data, command.input or command.hub
+    missing = [f for f, v in (("--input", text), ("--out", command.out)) if not v]
+    rules = [
+        (
+            command.config is None and bool(missing),
+            f"{' and '.join(missing)} missing: give --config NAME, or --input FILE... (or --hub "
+            "OWNER/NAME) --tokenizer gpt2|bytes|chars --out DIR",
+        ),
+        (
+            bool(command.input and command.hub),
+            "--input and --hub are two sources of the same data: give one of them",
+        ),
+        (
+            command.workers is not None and command.workers < 1,
+            f"--workers must be at least 1, not {command.workers}",
+        ),
+        (data.doc_separator == "", "--doc-separator must not be empty"),
+        (
+            command.tokens is not None and (data.hub is None or command.tokens < 1),
+            f"--tokens {command.tokens} must be 1 or more, and is for --hub alone",
+        ),
+        (
+            bool(command.partition and command.merge),
+            "--partition and --merge are two steps: leave out one of them",
+        ),
+        (
+            data.hub is not None and bool(command.partition or command.merge),
+            "--partition and --merge are for files, and a data set of the hub is one stream: "
+            "prepare it on one machine, or download its files and give them by --input",
+        ),
+        (
+            data.hub is not None and bool(command.format or command.doc_separator),
+            "--format and --doc-separator are for files: --hub knows its records",
+        ),
+    ]
+    problems = [message for bad, message in rules if bad]
+    try:
+        validate(config)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
 
 
 def _refuse_what_is_not_read(command: PrepareCommand) -> None:
@@ -145,20 +172,6 @@ def _refuse_what_is_not_read(command: PrepareCommand) -> None:
         ]
         if getattr(command, verb) is not None and others:
             raise ConfigError([f"--{verb} does not read {', '.join(others)}: leave that out"])
-
-
-def _refuse_what_is_for_files(command: PrepareCommand) -> None:
-    """Raise `ConfigError` for flags that a data set of the hub has no use for."""
-    problems = []
-    if command.partition or command.merge:
-        problems.append(
-            "--partition and --merge are for files, and a data set of the hub is one stream: "
-            "prepare it on one machine, or download its files and give them by --input"
-        )
-    if command.format or command.doc_separator:
-        problems.append("--format and --doc-separator are for files: --hub knows its records")
-    if problems:
-        raise ConfigError(problems)
 
 
 def _adopt(directory: Path, command: PrepareCommand) -> int:
