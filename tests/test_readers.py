@@ -396,7 +396,8 @@ def test_the_command_line_reads_json_lines_and_says_what_was_odd(tmp_path: Path)
     assert "(it has n, body)" in done.stderr
     done = run_verb("prepare", *arguments, "--text-field", "body", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "note: 1 lines that are no JSON, left out" in done.stdout
+    where = (tmp_path / "a.jsonl").stat().st_size - len("oops\n")
+    assert f"note: 1 lines that are no JSON, left out (first: a.jsonl:{where})" in done.stdout
     assert "from 56 documents" in done.stdout
 
 

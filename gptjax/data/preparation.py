@@ -19,6 +19,7 @@ from gptjax.data.findings import describe
 from gptjax.data.manifest import SPLITS, Manifest, is_prepared, read_manifest
 from gptjax.data.partition import Partition
 from gptjax.data.progress import progress_bars
+from gptjax.data.readers import Notes
 from gptjax.data.repository import source_name
 from gptjax.data.scanning import Scan
 from gptjax.data.shards import SHARD_TOKENS, token_dtype
@@ -46,8 +47,11 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
     merge: bool = False,
+    notes: Notes | None = None,
 ) -> Manifest:
     """Prepare `documents` as `data` says, into `data.path`; returns the manifest.
+
+    `notes` is told what is odd about the text, and where.
 
     A finished data set made with the same settings is returned as it is. What a killed preparation
     or partitions have finished is used; with `merge` all of it has to be there. Raises `UserError`
@@ -59,6 +63,8 @@ def prepare(
             if not needs_text(name) and not is_prepared(work.out):
                 beside.submit(work.make_tokenizer, name)  # fails again below, if it does
             found = work.scan(progress)
+        if notes is not None:
+            notes.merge(found.notes)
         settings = _settings(data, found, shard_tokens)
         if existing := _existing(work.out, settings, documents):
             shutil.rmtree(work.directory)
@@ -144,18 +150,19 @@ def prepare_with_progress(
     )
     if data.hub is not None:
         announce(data, documents[0], preparing(data.path) / INPUTS)
+    notes = Notes()
     with progress_bars(total, partition.count if partition else 1) as progress:
         if partition is not None:
             tokens = prepare_partition(data, documents, partition, progress, workers)
         else:
-            manifest = prepare(data, documents, progress, workers=workers, merge=merge)
+            manifest = prepare(data, documents, progress, workers=workers, merge=merge, notes=notes)
     if partition is not None and is_prepared(Path(data.path)):
         print(f"{data.path} is complete: no partition is left to do")
         return
     if partition is not None:
         print(f"{tokens:,} tokens; when every partition is done, run the same with --merge")
         return
-    for note in describe(manifest.notes, {}):
+    for note in describe(manifest.notes, notes.first):
         print(f"note: {note}")
     for name, split in manifest.splits.items():
         per_token = split.bytes / max(1, split.tokens)
