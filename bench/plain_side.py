@@ -16,24 +16,31 @@ from gptjax.data.shards import HEADER_BYTES
 
 
 def load(data: str, context: int, rows: int, steps: int) -> tuple[Round, dict]:
-    """Windows at random places of one memory-mapped file, stacked: no epochs, nothing to resume."""
+    """Batches as nanoGPT draws them: the file mapped anew for each, inputs and targets as int64.
+
+    Windows are at random places: there are no epochs, and nothing to resume.
+    """
     manifest = read_manifest(Path(data))
     shard = manifest.splits["train"].shards[0]
-    tokens = np.memmap(
-        manifest.directory / shard.name,
-        dtype=manifest.dtype,
-        mode="r",
-        offset=HEADER_BYTES,
-        shape=(shard.tokens,),
-    )
     rng = np.random.default_rng(0)
+
+    def batch() -> tuple[np.ndarray, np.ndarray]:
+        tokens = np.memmap(
+            manifest.directory / shard.name,
+            dtype=manifest.dtype,
+            mode="r",
+            offset=HEADER_BYTES,
+            shape=(shard.tokens,),
+        )
+        starts = rng.integers(0, len(tokens) - context, rows)
+        inputs = np.stack([tokens[s : s + context].astype(np.int64) for s in starts])
+        targets = np.stack([tokens[s + 1 : s + 1 + context].astype(np.int64) for s in starts])
+        return inputs, targets
 
     def one_round() -> Figures:
         started = time.perf_counter()
         for _ in range(steps):
-            starts = rng.integers(0, len(tokens) - context - 1, rows)
-            batch = np.stack([tokens[s : s + context + 1].astype(np.int32) for s in starts])
-            assert batch.shape == (rows, context + 1)
+            assert batch()[1].shape == (rows, context)
         return {"seconds": time.perf_counter() - started}
 
     one_round()

@@ -20,7 +20,7 @@ TOY_START = {"tiny": ("bytes", [])}
 
 
 def loader(plan: Plan) -> None:
-    """Shuffled batches through Grain against a bare loop over one memory map."""
+    """Shuffled batches through Grain against nanoGPT's loop over one memory map."""
     inputs = tuple(map(str, sorted(BENCH.glob("*.py"))))
     data = DataConfig(
         path=str(plan.scratch / "loader"), tokenizer="bytes", inputs=inputs if plan.quick else ()
@@ -31,7 +31,7 @@ def loader(plan: Plan) -> None:
     report = Report(
         "loader",
         "Data: training batches of one thread, tokens/s",
-        ("batch", "StepSource by Grain", "bare NumPy memory map", "ratio"),
+        ("batch", "StepSource by Grain", "nanoGPT's loop", "ratio"),
     )
     cases = [(32, 4, 4)] if plan.quick else [(64, 12, 400), (1024, 16, 100), (1024, 64, 50)]
     for context, rows, steps in cases:

@@ -47,6 +47,9 @@ class BPETokenizer:
         self._encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={EOT: self.eot_id}
         )
+        # The regex in it belongs to the thread that uses it first, which slows down all others as
+        # long as it goes on: by half, of two. So it is to be this one, which hands out the work.
+        self._encoding.encode_ordinary("a")
 
     def encode(self, text: str) -> np.ndarray:
         """BPE ids of the text."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from gptjax.errors import UserError
 from gptjax.files import unique_name
 
 UNITS = "units"
+WRITTEN_TOKENS = 2**18
 NEAR = 256  # characters around a cut, which tell whether a token spans it
 # tiktoken's regular expressions end at a million blanks in a row; these are tokenised on their own
 _BLANKS = re.compile(r"\s{65536}")
@@ -89,22 +91,10 @@ class UnitWorker:
             return done
         tokenizer = self.tokenizer or _tokenizer_at(self.directory / TOKENIZER)
         cut = cut_tokens = 0
-        dtype = np.dtype(token_dtype(tokenizer.n_vocab)).newbyteorder("<")
-        eot = np.array([tokenizer.eot_id], dtype)
-        totals = {side: [0, 0, 0, 0] for side in SPLITS}
+        eot = np.array([tokenizer.eot_id], np.uint32)
         paths = {side: unique_name(self._path(number, side)) for side in SPLITS}
         with paths["train"].open("wb") as train, paths["val"].open("wb") as val:
-            files = {"train": train, "val": val}
-
-            def write(side: str, ids: np.ndarray) -> None:
-                if len(ids) and ids.max() >= tokenizer.n_vocab:
-                    top = f"{tokenizer.name} gave id {ids.max()}"
-                    raise ValueError(f"{top}, its vocabulary ends before")
-                raw = ids.astype(dtype, copy=False).tobytes()
-                files[side].write(raw)
-                totals[side][0] += len(ids)
-                totals[side][3] = zlib.crc32(raw, totals[side][3])
-
+            writers = {"train": _SideWriter(train, tokenizer), "val": _SideWriter(val, tokenizer)}
             for passage in (p for span in unit for p in read_passages(span, Notes())):
                 document = passage.document
                 for side, start, stop, ends in passage.split(self.val_fraction, self.ends):
@@ -118,12 +108,13 @@ class UnitWorker:
                         for ids in encode(tokenizer, text, document.id):
                             cut += ids is None
                             if ids is not None:
-                                write(side, ids)
-                    totals[side][2] += stop - start
+                                writers[side].add(ids)
+                    writers[side].bytes += stop - start
                     if ends:
-                        write(side, eot)
-                        totals[side][1] += 1
-        made = UnitTokens(self.ends, cut, cut_tokens, *(Side(*totals[side]) for side in SPLITS))
+                        writers[side].add(eot)
+                        writers[side].documents += 1
+            sides = [writers[side].finish() for side in SPLITS]
+        made = UnitTokens(self.ends, cut, cut_tokens, *sides)
         for side, path in paths.items():
             path.replace(self._path(number, side))
         self._publish(self._path(number, "json"), json.dumps(asdict(made)))
@@ -161,6 +152,41 @@ class UnitWorker:
 
     def _path(self, number: int, suffix: str) -> Path:
         return self.directory / UNITS / f"{number:07d}.{suffix}"
+
+
+class _SideWriter:
+    """One side of a unit on its way to a file: many small documents are written at once."""
+
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
+        self._file, self._tokenizer = file, tokenizer
+        self._dtype = np.dtype(token_dtype(tokenizer.n_vocab)).newbyteorder("<")
+        self._waiting: list[np.ndarray] = []
+        self._tokens = self._held = self._crc32 = 0
+        self.documents = self.bytes = 0
+
+    def add(self, ids: np.ndarray) -> None:
+        """Take what follows."""
+        self._waiting.append(ids)
+        self._held += len(ids)
+        if self._held >= WRITTEN_TOKENS:
+            self._flush()
+
+    def finish(self) -> Side:
+        """Write what waits; what it all is."""
+        self._flush()
+        return Side(self._tokens, self.documents, self.bytes, self._crc32)
+
+    def _flush(self) -> None:
+        if not self._held:
+            return
+        ids = np.concatenate(self._waiting)
+        if ids.max() >= self._tokenizer.n_vocab:
+            top = f"{self._tokenizer.name} gave id {ids.max()}"
+            raise ValueError(f"{top}, its vocabulary ends before")
+        raw = ids.astype(self._dtype, copy=False).tobytes()
+        self._file.write(raw)
+        self._tokens, self._crc32 = self._tokens + len(ids), zlib.crc32(raw, self._crc32)
+        self._waiting, self._held = [], 0
 
 
 def encode(tokenizer: Tokenizer, text: str, where: str) -> Iterator[np.ndarray | None]:

@@ -7,6 +7,7 @@ Every token but the first is a target exactly once; only a last window too short
 import bisect
 from functools import lru_cache
 from itertools import accumulate
+from typing import Any
 
 import grain
 import numpy as np
@@ -50,7 +51,7 @@ class TokenWindows:
             filled, shard = filled + len(part), shard + 1
         return window
 
-    def in_order(self, seed: int) -> grain.MapDataset:
+    def in_order(self, seed: int) -> "EndlessOrder":
         """All windows in an endless shuffled order: each once an epoch, every epoch another way.
 
         Raises `UserError` where there is no window at all.
@@ -61,7 +62,7 @@ class TokenWindows:
                 f"one window of {self.context} + 1: prepare more text, or train "
                 "with a shorter --train.context"
             )
-        return grain.MapDataset.source(self).seed(seed).shuffle().repeat()
+        return EndlessOrder(self, seed)
 
     def _map(self, shard: int) -> np.ndarray:
         info = self._shards[shard]
@@ -77,3 +78,19 @@ class TokenWindows:
                 f"{self.manifest.tokenizer} ends at {self.manifest.n_vocab - 1}: the "
                 "file is damaged; prepare the data again"
             )
+
+
+class EndlessOrder:
+    """Row r of an endless shuffled order of windows, as a function of seed and r.
+
+    Grain shuffles the numbers of the windows, lazily, and never sees a window: it would measure
+    each that passes through it, which takes four times as long as reading one.
+    """
+
+    def __init__(self, windows: TokenWindows, seed: int):
+        self._windows = windows
+        numbers: Any = grain.MapDataset.range(len(windows))
+        self._numbers = numbers.seed(seed).shuffle().repeat()
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self._windows[self._numbers[row]]
