@@ -95,15 +95,26 @@ def report(manifest: Manifest, split: str, counts: Counts) -> str:
     return "\n".join(lines)
 
 
-def plot_lengths(counts: Counts, path: Path) -> None:
-    """A histogram of document lengths, both axes logarithmic."""
+def plot_lengths(counts: Counts, name: str, path: Path) -> None:
+    """A histogram of document lengths, both axes logarithmic, with their median."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    bins = np.geomspace(1, max(2, counts.lengths.max(initial=1) + 1), 50)
-    axes.hist(counts.lengths, bins=bins.tolist())
-    axes.set(xscale="log", yscale="log", xlabel="tokens in a document", ylabel="documents")
+    lengths = counts.lengths if len(counts.lengths) else np.ones(1)
+    axes.hist(lengths, bins=np.geomspace(lengths.min(), lengths.max() + 1, 50).tolist())
+    median = float(np.median(lengths))
+    axes.axvline(median, color="black", linestyle=":", label=f"median {median:,.0f}")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="tokens in a document",
+        ylabel="documents",
+        ylim=(0.7, None),  # a single document is a bar too
+        title=f"{name}: {len(counts.lengths):,} documents",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
     try:
         figure.savefig(path)
     except OSError as error:
@@ -129,5 +140,5 @@ def inspect_aloud(directory: Path) -> None:
         counts = count(manifest, split, eot_id)
         print(report(manifest, split, counts))
         if split == "train":
-            plot_lengths(counts, directory / "lengths.png")
+            plot_lengths(counts, directory.name, directory / "lengths.png")
     print(f"document lengths: {directory / 'lengths.png'}")
