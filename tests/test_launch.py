@@ -160,7 +160,7 @@ SKY = {
     "name": str, "num_nodes": int, "workdir": str, "setup": str, "run": str,
     "resources": {"accelerators": {str: NOTHING}, "use_spot": bool, "disk_size": int},
     "envs": {str: str},
-    "file_mounts": {"/runs": {"name": str, "mode": str}, "/corpus": str},
+    "file_mounts": {"/runs": {"name": str, "mode": str}},
 }  # fmt: skip
 # kubernetes.io/docs/reference/kubernetes-api, Service v1, Job batch/v1 and PodSpec, in use
 SERVICE = {
@@ -500,15 +500,12 @@ def test_a_rented_machine_that_is_taken_away_goes_on_elsewhere(fakes, tmp_path, 
         '#!/bin/sh\nmkdir -p "$3/bin"\nln -s /bin/true "$3/bin/pip"\n'
         f'ln -s {fake} "$3/bin/python"\n',
     )
-    corpus = tmp_path / "mounted/corpus"
-    corpus.mkdir(parents=True)
-    (corpus / "a.txt").write_text("text")
     command = ["sky", "jobs", "launch", "launch/sky.yaml", "--env", "CONFIG=tiny"]
     environment = surroundings | {"RETRIES": "0"}
     result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     prepare, train = (
-        f"-m gptjax.prepare --config tiny --input {corpus}/a.txt --out {tmp_path}/home/data",
+        f"-m gptjax.prepare --config tiny --out {tmp_path}/home/data",
         f"-m gptjax.train --config tiny --data.path {tmp_path}/home/data "
         f"--run-dir {tmp_path}/mounted/runs/tiny",
     )
