@@ -1,14 +1,16 @@
 """Weighted mixtures of sources as arithmetic: which source gives row r, and its how-manieth it is.
 
 Rows are dealt out as evenly as whole numbers can be: of every first r rows a source has its share
-of r to within a row or two, and no count ever goes back. Both are functions of r alone: the
-heaviest source takes its rounded share, the next one its share of what that leaves, and so on.
+of r to within a row or two (a few, where weights change often), and no count ever goes back. Both
+are functions of r alone: the heaviest source takes its rounded share, the next one its share of
+what that leaves, and so on.
 """
 
 import math
+import os.path
+import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import NamedTuple
 
 
@@ -52,7 +54,7 @@ def mistakes(sources: Sequence[str], changes: Sequence[str]) -> Iterator[tuple[s
             read.append(parse_source(text))
         except ValueError as error:
             yield "mixture", f"must be DIR=WEIGHT or DIR=WEIGHT:EPOCHS: {error}"
-    if len({Path(source.path) for source in read}) < len(read):
+    if len({os.path.realpath(source.path) for source in read}) < len(read):
         yield "mixture", f"names a directory twice: {', '.join(source.path for source in read)}"
     if read and not any(source.weight for source in read):
         yield "mixture", "needs a weight above 0 to begin with"
@@ -69,13 +71,11 @@ def mistakes(sources: Sequence[str], changes: Sequence[str]) -> Iterator[tuple[s
 
 
 def _number(text: str, whole: str) -> Fraction:
-    try:
-        number = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        number = Fraction(-1)
+    # an exponent of more digits would take for ever, or be no float
+    number = Fraction(text) if re.fullmatch(r"\d+(\.\d*)?(e[+-]?\d\d?)?", text, re.ASCII) else -1
     if number < 0:
-        raise ValueError(f"{whole!r}: {text!r} is not a number of 0 or more")
-    return number
+        raise ValueError(f"{whole!r}: {text!r} is not a number of 0 or more, such as 30 or 0.5")
+    return Fraction(number)
 
 
 def _positive(text: str, whole: str) -> Fraction:
@@ -84,26 +84,67 @@ def _positive(text: str, whole: str) -> Fraction:
     return number
 
 
+class _Part(NamedTuple):
+    """One source's share of the rows that those before it leave: `(offset + per left) / over`.
+
+    A half is in the offset, so that whole division rounds half up.
+    """
+
+    source: int
+    offset: int
+    per: int
+    over: int
+
+    @classmethod
+    def through(cls, source: int, left: int, share: Fraction, slope: Fraction) -> "_Part":
+        """The part that has `share` of `left` rows, and `slope` of every further one."""
+        offset = share - slope * left + Fraction(1, 2)
+        over = math.lcm(offset.denominator, slope.denominator)
+        return cls(source, int(offset * over), int(slope * over), over)
+
+    def exact(self, left: int) -> Fraction:
+        """The share of `left` rows, not rounded."""
+        return Fraction(self.offset + self.per * left, self.over) - Fraction(1, 2)
+
+    def count(self, left: int) -> int:
+        """The same, rounded."""
+        return (self.offset + self.per * left) // self.over
+
+
 class Shares:
-    """Whole counts for every number of rows, in proportion to fixed weights."""
+    """Whole counts for every number of rows, in proportion to weights that may change.
+
+    What rounding has left owing is carried over a change, so that no source starves however often
+    weights change.
+    """
 
     def __init__(self, weights: Sequence[Fraction]):
-        scale = math.lcm(*(weight.denominator for weight in weights))
-        whole = [int(weight * scale) for weight in weights]
         # heaviest first: each rounding is then shared out by the smallest part
-        self._order = sorted(range(len(whole)), key=lambda k: (-whole[k], k))
-        self._steps, left = [], sum(whole)
-        for k in self._order:
-            self._steps.append((k, whole[k], left))
-            left -= whole[k]
+        order = sorted(range(len(weights)), key=lambda k: (-weights[k], k))
+        self._stages: list[tuple[int, list[_Part]]] = []
+        self._begin(0, weights, [_Part(k, 1, 0, 2) for k in order])
+
+    def change(self, rows: int, weights: Sequence[Fraction]) -> None:
+        """Take other weights after the first `rows` rows; changes come in their order."""
+        self._begin(rows, weights, self._stages[-1][1])
+
+    def _begin(self, rows: int, weights: Sequence[Fraction], before: list[_Part]) -> None:
+        remaining, left, parts = sum(weights), rows, []
+        for part in before:
+            weight = weights[part.source]
+            slope = weight / remaining if remaining else Fraction(0)
+            parts.append(_Part.through(part.source, left, part.exact(left), slope))
+            left -= parts[-1].count(left)
+            remaining -= weight
+        self._stages.append((rows, parts))
 
     def counts(self, rows: int) -> list[int]:
         """How many of the first `rows` rows each source has; they add up to `rows`."""
-        counts = [0] * len(self._order)
-        for k, weight, left in self._steps:
-            if left:
-                counts[k] = (2 * rows * weight + left) // (2 * left)  # rounded half up
-                rows -= counts[k]
+        _, parts = next(stage for stage in reversed(self._stages) if stage[0] <= rows)
+        counts = [0] * len(parts)
+        for part in parts:
+            counts[part.source] = part.count(rows)
+            rows -= counts[part.source]
         return counts
 
 
@@ -120,17 +161,18 @@ class Mixture:
         rows_before: Callable[[int], int],
     ):
         self.sources = tuple(sources)
-        self._stages: list[tuple[int, Shares, list[int]]] = []
         self._weights = [(0, [s.weight for s in sources]), *((s, [*w]) for s, w in changes)]
-        for step, weights in self._weights:
-            first = rows_before(step)
-            already = self.counts(first) if self._stages else [0] * len(self.sources)
-            self._stages.append((first, Shares(weights), already))
+        self._shares = Shares(self._weights[0][1])
+        for step, weights in self._weights[1:]:
+            self._shares.change(rows_before(step), weights)
 
     def counts(self, rows: int) -> list[int]:
         """How many of the run's first `rows` rows each source has."""
-        first, shares, already = next(s for s in reversed(self._stages) if s[0] <= rows)
-        return [a + b for a, b in zip(already, shares.counts(rows - first), strict=True)]
+        return self._shares.counts(rows)
+
+    def is_read(self) -> list[bool]:
+        """Whether each source ever has a weight."""
+        return [any(of_source) for of_source in zip(*(w for _, w in self._weights), strict=True)]
 
     def place(self, row: int) -> tuple[int, int]:
         """The source of a row, and how many rows of that source come before it."""

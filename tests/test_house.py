@@ -44,7 +44,7 @@ LAYERS = [
         *["training.compiler", "training.profile", "training.signals"],
         *["training.agreement", "training.distributed", "training.preflight"],
         "training.watchdog",
-        "training.integrity",
+        *["training.integrity", "training.ranking"],
         *["planning.gpus", "planning.layout", "planning.memory", "planning.traffic"],
         *["planning.schedule", "planning.fitting", "planning.advice", "planning.report"],
         "planning.collectives",

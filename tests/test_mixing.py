@@ -128,3 +128,33 @@ def test_a_mixture_that_is_none_is_refused_with_the_reason(sources, changes, wor
     data = DataConfig(mixture=tuple(sources), mixture_changes=tuple(changes))
     with pytest.raises(ConfigError, match=r"has 1 problem:\n  - data\.mixture"):
         validate(Config(data=data))
+
+
+@given(st.data())
+def test_weights_that_change_often_starve_nobody(data):
+    """Counts add up, one grows by every row, and shares are kept over a hundred changes."""
+    n = data.draw(st.integers(1, 5))
+    some = st.lists(st.sampled_from([0, 1, 3, 8, 60]), min_size=n, max_size=n).filter(any)
+    weights = [Fraction(w) for w in data.draw(some)]
+    every, changes = data.draw(st.integers(1, 9)), data.draw(st.lists(some, max_size=20))
+    shares, plan = Shares(weights), [weights]
+    for i, change in enumerate(changes, 1):
+        plan.append([Fraction(w) for w in change])
+        shares.change(i * every, plan[-1])
+    ideal, before = [Fraction(0)] * n, [0] * n
+    for row in range(every * len(plan)):
+        now, after = plan[row // every], shares.counts(row + 1)
+        (source,) = [k for k in range(n) if after[k] != before[k]]
+        assert after[source] == before[source] + 1
+        assert now[source] > 0
+        ideal = [share + w / sum(now) for share, w in zip(ideal, now, strict=True)]
+        assert max(abs(a - b) for a, b in zip(after, ideal, strict=True)) < 2 + len(changes) / 4
+        before = after
+
+
+def test_the_same_weights_again_change_nothing():
+    weights = [Fraction(w) for w in (60, 22, 8, 8, 3)]
+    once, often = Shares(weights), Shares(weights)
+    for row in range(1, 400):
+        often.change(row, weights)
+    assert [often.counts(r) for r in range(500)] == [once.counts(r) for r in range(500)]

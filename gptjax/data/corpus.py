@@ -93,6 +93,11 @@ class Corpus:
         counts = self.mixture.counts(self._ramp.rows_before(self._max_steps))
         return [count / sum(counts) for count in counts]
 
+    @property
+    def measure(self) -> str:
+        """What the validation loss is the mean of; losses of another measure cannot be compared."""
+        return "" if self.mixture is None else " ".join(f"{share:.6f}" for share in self.shares())
+
     def lines(self, step: int) -> list[str]:
         """What to say before updates from `step` on; of a mixture, shares and epochs of each."""
         if self.mixture is None:
@@ -144,12 +149,19 @@ class MixedOrder:
     def __init__(self, mixed: MixedWindows, seed: int):
         # a seed of its own for every source, or two copies of one text would go in step
         seeds = np.random.SeedSequence(seed).generate_state(len(mixed.windows)).tolist()
-        self._orders = [w.in_order(s) for w, s in zip(mixed.windows, seeds, strict=True)]
         self._mixture = mixed.mixture
+        self._orders = [
+            windows.in_order(seed) if is_read else None  # one that is only validated on
+            for windows, seed, is_read in zip(
+                mixed.windows, seeds, mixed.mixture.is_read(), strict=True
+            )
+        ]
 
     def __getitem__(self, row: int) -> Any:
         source, index = self._mixture.place(row)
-        return self._orders[source][index]
+        order = self._orders[source]
+        assert order is not None
+        return order[index]
 
 
 def _read_all(directories: list[Path], tokenizer: str | None) -> tuple[Manifest, ...]:

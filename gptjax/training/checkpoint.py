@@ -14,22 +14,20 @@ moves what is damaged; which step is restored is what it says. A save that fails
 ends the run: the others would wait for it where nobody can call them back.
 """
 
-import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from gptjax.errors import UserError
 from gptjax.training.agreement import by_first, first_says, is_first
 from gptjax.training.integrity import INTEGRITY, sign, verify
 from gptjax.training.optimizer import averaged_parameters
+from gptjax.training.ranking import LatestAndBest, Ranking
 from gptjax.training.state import TrainState
 from gptjax.tree import Tree
 
@@ -52,18 +50,6 @@ class RestoreError(UserError):
     exit_code = 74
 
 
-class _LatestAndBest(PreservationPolicy):
-    """Keep the newest `n` steps and the one with the lowest validation loss."""
-
-    def __init__(self, n: int, best_step: Callable[[], int | None]):
-        self._n, self._best_step = n, best_step
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """Decide for each of `checkpoints`, oldest first."""
-        best, newest = self._best_step(), len(checkpoints) - self._n
-        return [i >= newest or c.step == best for i, c in enumerate(checkpoints)]
-
-
 class Checkpointer:
     """The checkpoints of one run directory. Call `poll` at every step and `close` at the end."""
 
@@ -82,23 +68,20 @@ class Checkpointer:
             create=not self._read_only,
             read_only=self._read_only,
             cleanup_tmp_directories=not self._read_only,
-            preservation_policy=_LatestAndBest(self._keep_latest, lambda: self._best),
+            preservation_policy=LatestAndBest(self._keep_latest, lambda: self.ranking.best()),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
-        self._losses = {s: loss for s in self.steps() if (loss := self._val_loss(s)) is not None}
+        self.ranking = Ranking()
+        for step in self.steps():
+            self.ranking.read(step, self.directory / str(step) / CURSOR_FILE)
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""
         return sorted(self._manager.all_steps())
 
-    @property
-    def _best(self) -> int | None:
-        return min(self._losses, key=lambda s: (self._losses[s], s), default=None)
-
     def best_step(self) -> int | None:
         """The kept step with the lowest validation loss; None where none was measured."""
-        losses = {s: self._losses[s] for s in self.steps() if s in self._losses}
-        return min(losses, key=lambda s: (losses[s], s), default=None)
+        return self.ranking.best(self.steps())
 
     def choose(self, which: str) -> int:
         """The step that `best`, `latest` or a number means; raises `UserError` without one."""
@@ -116,16 +99,6 @@ class Checkpointer:
             f"there is no checkpoint {which!r} in {self.directory}: expected best, "
             f"latest or one of {', '.join(map(str, steps))}"
         )
-
-    def best_loss(self) -> float:
-        """The lowest validation loss of any saved step; infinity where none was measured."""
-        return min(self._losses.values(), default=float("inf"))
-
-    def _val_loss(self, step: int) -> float | None:
-        try:
-            return json.loads((self.directory / str(step) / CURSOR_FILE).read_text())["val_loss"]
-        except (OSError, ValueError, LookupError, TypeError):  # not measured, or damaged
-            return None
 
     def save(self, state: TrainState, config: dict, cursor: dict) -> None:
         """Start writing a step in the background; returns when the state may be overwritten.
@@ -152,8 +125,7 @@ class Checkpointer:
         except Exception as error:
             raise self._failed(step, error) from error
         self._saving = step
-        if cursor.get("val_loss") is not None:
-            self._losses[step] = cursor["val_loss"]
+        self.ranking.add(step, cursor)
 
     def poll(self) -> None:
         """Sign a save that has just ended; raises `SaveError` if it, or its signing, failed."""
@@ -197,7 +169,7 @@ class Checkpointer:
 
     def _failed(self, step: int, error: Exception) -> SaveError:
         """Reopen the manager, whose idea of what is on disk is wrong now, and tell the user."""
-        self._losses.pop(step, None)
+        self.ranking.drop(step)
         if jax.process_count() == 1:
             self._manager.close()
             self._open()
@@ -251,7 +223,7 @@ class Checkpointer:
 
         step = int(first_says(by_first(choose) or 0))
         self._manager.reload()
-        self._losses = {s: loss for s, loss in self._losses.items() if s in self.steps()}
+        self.ranking.keep(self.steps())
         if step == NO_STEP:
             return None
         try:
@@ -301,7 +273,7 @@ class Checkpointer:
         while target.exists():
             target = target.with_name(target.name + "x")
         (self.directory / str(step)).rename(target)
-        self._losses.pop(step, None)
+        self.ranking.drop(step)
         self._manager.reload()
         say(
             f"checkpoint of step {step} is damaged ({problem}): moved to {target}, going back to "

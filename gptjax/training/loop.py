@@ -193,7 +193,7 @@ class _Loop:
         step, is_best = row["step"], False
         validation = self._validate(state) if "validate" in now else None
         if validation is not None:
-            is_best = validation.loss < first_says(self.checkpointer.best_loss())
+            is_best = validation.loss < first_says(self._lowest_loss())
             row |= self._validation_values(validation, step)
         self._write(rows)
         if "sample" in now:
@@ -205,6 +205,9 @@ class _Loop:
             self._plot()  # after the last update `_end` does
         self.throughput.pause()
         return stopping
+
+    def _lowest_loss(self) -> float:
+        return self.checkpointer.ranking.lowest(self.setup.corpus.measure)
 
     def make_up_validation(self, state: TrainState, step: int) -> None:
         """Measure what was due at the restored update, if a stop request cut it short."""
@@ -259,6 +262,7 @@ class _Loop:
         cursor: dict[str, str | float] = {**self.setup.data_identity(int(state.step))}
         if validation is not None and math.isfinite(validation.loss):
             cursor["val_loss"] = validation.loss
+            cursor["val_measure"] = self.setup.corpus.measure
         try:
             self.checkpointer.save(state, json.loads(to_json(self.setup.config)), cursor)
             if self.save_failed:
