@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import tyro
 
 from gptjax.config import Config
-from gptjax.errors import ConfigError, UserError, did_you_mean
+from gptjax.errors import ConfigError, StorageError, UserError, did_you_mean
 from gptjax.presets import load_preset, preset_names
 from gptjax.validation import find_problems, type_name
 
@@ -46,7 +46,8 @@ def main(verb: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
             stream.reconfigure(errors="replace")
     try:
         code = verb(sys.argv[1:]) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where a shell has closed it
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
@@ -54,8 +55,13 @@ def main(verb: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
         print("stopped", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 141
+    except OSError as error:
+        if (known := StorageError.of(error)) is None:
+            raise
+        print(f"error: {known}", file=sys.stderr)
+        code = known.exit_code
     sys.exit(code)
 
 

@@ -104,7 +104,7 @@ class DataConfig:
     """Prepared directories to mix in place of `path`, each DIR=WEIGHT, or DIR=WEIGHT:EPOCHS with
     the most epochs of it that are allowed; with weight 0 where a change is to bring it in."""
     mixture_changes: tuple[str, ...] = ()
-    """Other weights from an update on, each STEP=WEIGHT,WEIGHT,... in the order of the mixture; on
+    """Other weights after an update, each STEP=WEIGHT,WEIGHT,... in the order of the mixture; on
     resuming, those to come may be others."""
     document_mask: bool = False
     """Keep attention inside documents, which a window may hold several of; GPT-2 did not."""

@@ -5,7 +5,10 @@ to do next. Anything else is a bug of ours and keeps its traceback.
 """
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EFBIG}
 
 
 class UserError(Exception):
@@ -24,6 +27,20 @@ class ConfigError(UserError):
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = [f"the configuration has {count}:"] + [f"  - {p}" for p in self.problems]
         super().__init__("\n".join(lines))
+
+
+class StorageError(UserError):
+    """A disk that is full, read-only, out of order, or not ours to write."""
+
+    exit_code = 74  # sysexits.h: EX_IOERR
+
+    @classmethod
+    def of(cls, error: OSError) -> "StorageError | None":
+        """What the machine says in one message; None for an error that may be a bug of ours."""
+        if error.errno not in DISK_ERRORS:
+            return None
+        where = f" {error.filename}" if error.filename else ""
+        return cls(f"cannot write{where}: {error.strerror}; mend that and run the same again")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptjax.cli import ConfigCommand, main, parse_config
-from gptjax.errors import UserError
+from gptjax.errors import StorageError, UserError
 from gptjax.presets import load_preset
 from gptjax.training.signals import StopRequest
 
@@ -86,6 +86,8 @@ def train(argv: Sequence[str]) -> int:
             leave(error)
         if not isinstance(error, Exception) or isinstance(error, UserError):
             raise
+        if isinstance(error, OSError) and (known := StorageError.of(error)):
+            raise known from error
         traceback.print_exc()
         sys.stderr.flush()
         return BUG

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, run_verb
+from conftest import ROOT, environment_on, run_verb
 
 from gptjax.cli import ConfigCommand, main, parse, parse_config
 from gptjax.config import Config
@@ -433,3 +433,16 @@ def test_a_verb_without_a_config_reads_its_flags_alone():
         "--count must be int, not x",
         "unknown option --name (did you mean --names?)",
     ]
+
+
+def test_a_full_disk_is_one_message(tmp_path):
+    """Where not even the answer can be written."""
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "gptjax.plan", "--config", "gpt2_124m"],
+            env=environment_on(1), stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert result.returncode == 74
+    assert result.stderr == (
+        "error: cannot write: No space left on device; mend that and run the same again\n"
+    )

@@ -170,7 +170,7 @@ def test_a_sample_of_divided_parameters_is_that_of_whole_ones(monkeypatch):
         return stream_text(cfg, params, *rest)
 
     monkeypatch.setattr(samples, "stream_text", watched)
-    texts = [sample_after(3, config, p, tokenizer, StopRequest()) for p in (whole, divided)]
+    texts = [sample_after(3, config, p, tokenizer, StopRequest(), int) for p in (whole, divided)]
     assert texts[0] == texts[1]
     assert seen == [{1}, {8}]
 

@@ -51,6 +51,17 @@ def without(key: str):
     return lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != key})
 
 
+def in_train(**fields):
+    """A change of the training split's fields."""
+
+    def damage(text: str) -> str:
+        table = json.loads(text)
+        table["splits"]["train"] |= fields
+        return json.dumps(table)
+
+    return damage
+
+
 GARBAGE = {
     "empty": lambda text: "",
     "truncated": lambda text: text[: len(text) // 2],
@@ -64,6 +75,10 @@ GARBAGE = {
     "a split lacks everything": edited(splits={"train": {}}),
     "an unknown type": edited(dtype="float16"),
     "ids beyond the type": edited(n_vocab=65537),
+    "a count that is text": in_train(tokens="1"),
+    "a count that is a fraction": in_train(bytes=0.5),
+    "no shards for its tokens": in_train(shards=[]),
+    "nested too deeply": lambda text: "[" * 100_000,
 }
 
 

@@ -228,6 +228,56 @@ def test_an_empty_directory_and_one_whose_parents_are_missing_are_both_fine(
     assert prepared_from(deep).splits == first.splits
 
 
+@pytest.mark.parametrize("change", ["cut", "overwritten"])
+def test_a_text_that_changes_meanwhile_is_refused(data: DataConfig, change: str):
+    path = Path(data.inputs[-1])
+    text = path.read_bytes()
+
+    def spoil(stage: str, size: int, tokens: int) -> None:
+        if stage == "tokenising":
+            os.utime(path, (1, 1)) if change == "overwritten" else path.write_bytes(text[:3])
+
+    with pytest.raises(UserError, match="the text was changed while it was being prepared"):
+        prepare(data, find_documents(data), progress=spoil)
+    assert not Path(data.path).exists()
+    path.write_bytes(text)
+    expected = prepared_from(dataclasses.replace(data, path=data.path + "2"))
+    assert prepared_from(data).splits == expected.splits
+
+
+def test_what_is_prepared_inside_its_own_input_is_none_of_it(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text("text\n" * 50)
+    (tmp_path / "in/out.lock").write_text("")
+    data = DataConfig(str(tmp_path / "in/out"), inputs=(str(tmp_path / "in"),))
+    assert [d.path.name for d in find_documents(data)] == ["a.txt"]
+
+
+def test_a_link_to_an_empty_directory_is_filled(data: DataConfig, tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    Path(data.path).symlink_to(tmp_path / "disk")
+    prepared_from(data)
+    assert Path(data.path).is_symlink()
+    assert read_manifest(tmp_path / "disk").splits == read_manifest(Path(data.path)).splits
+
+
+def test_a_prepared_directory_without_its_tokenizer_is_not_taken_for_complete(data: DataConfig):
+    (prepared_from(data).directory / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="move its directory away and prepare the data again"):
+        prepared_from(data)
+
+
+def test_a_tiny_share_of_many_documents_is_nothing(data: DataConfig):
+    manifest = prepared_from(dataclasses.replace(data, val_fraction=1e-9))
+    assert manifest.splits["val"].documents == 0
+
+
+def test_endings_are_known_in_capitals_too(tmp_path: Path):
+    (tmp_path / "A.JSONL").write_text('{"text": "one"}\n')
+    found = find_documents(DataConfig(inputs=(str(tmp_path),)))
+    assert [d.kind for d in found] == ["jsonl"]
+
+
 def test_what_a_killed_preparation_left_does_not_matter(data: DataConfig, tmp_path: Path):
     expected = prepared_from(dataclasses.replace(data, path=str(tmp_path / "clean")))
     left = Path(data.path + ".preparing")

@@ -291,6 +291,8 @@ def table_of(*tokens: bytes) -> str:
         '{"name": "bpe:300", "pattern": ".", "tokens": ["A"]}',
         '{"name": "bpe:300", "pattern": ".", "tokens": 7}',
         '{"name": "chars"}',
+        '{"name": "bpe:300", "pattern": "", "tokens": []}',
+        pytest.param("[" * 100_000, id="nested too deeply"),
         pytest.param(table_of(b"a", b"b"), id="not all 256 bytes"),
     ],
 )

@@ -20,6 +20,7 @@ wait_for_the_others()
 print("went on")
 """
 BEAT, CLOSE = "dog.beat()", "dog.beat(); dog.close()"
+REST, AGAIN = "dog.beat(); dog.rest()", "dog.beat(); dog.rest(); dog.beat()"
 SLOW = "dog.beat(); time.sleep(0.8); dog.beat()"
 
 
@@ -31,6 +32,9 @@ SLOW = "dog.beat(); time.sleep(0.8); dog.beat()"
         (2, 1, 0.3, BEAT, False),
         (2, 1, 2, SLOW, False),  # three times the longest wait are allowed
         (2, 1, 2, CLOSE, False),
+        (2, 1, 2, REST, False),
+        (2, 1, 20, AGAIN, True),
+        (2, 10**13, 1, BEAT, False),  # more than a thread can wait for
         (2, 0, 2, BEAT, False),
         (1, 1, 2, BEAT, False),
     ],
@@ -42,6 +46,7 @@ def test_silence_ends_one_of_several_processes(processes, seconds, wait, beats, 
     )
     assert (result.returncode == StallError.exit_code) == ends
     assert (result.stdout == "went on\n") == (not ends)
+    assert ends or not result.stderr
     if ends:
         assert "wait_for_the_others" in result.stderr
         *_, last = result.stderr.splitlines()

@@ -83,6 +83,8 @@ def bpe_from_table(table: dict[str, Any]) -> BPETokenizer:
     """Make a tokenizer again from its JSON; raises ValueError where that is damaged."""
     tokens = table["tokens"]
     ranks = {base64.b64decode(token): i for i, token in enumerate(tokens) if token is not None}
+    if not table["pattern"]:
+        raise ValueError("its pattern is empty")  # at which tiktoken would panic
     if not all(bytes([b]) in ranks for b in range(256)):
         raise ValueError("not every byte has a token")
     if "eot" not in table:

@@ -116,7 +116,7 @@ class Corpus:
             )
         ]
         if self.changes:
-            lines.append(f"         (other weights from an update on: {', '.join(self.changes)})")
+            lines.append(f"         (other weights after an update: {', '.join(self.changes)})")
         return lines
 
     def progress(self, step: int) -> dict[str, float]:

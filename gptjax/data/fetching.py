@@ -91,7 +91,7 @@ def held(data: DataConfig, tokens: int | None) -> Manifest | None:
 
     Asks no network. Raises `UserError` where something else is there.
     """
-    out = Path(data.path).absolute()
+    out = Path(data.path).resolve()
     if not is_prepared(out):
         return None
     manifest = read_manifest(out)

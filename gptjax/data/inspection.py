@@ -45,7 +45,7 @@ def verify(manifest: Manifest, progress: Progress = lambda _: None) -> None:
     if wrong:
         raise UserError(
             f"{', '.join(wrong)} in {manifest.directory} changed since the data was prepared "
-            "(another sha256 than the manifest's): prepare the data again"
+            "(another sha256 than the manifest's): move it away and prepare the data again"
         )
 
 

@@ -100,17 +100,30 @@ def read_manifest(directory: Path) -> Manifest:
             raise ValueError(f"shards of layout {layouts}, expected {', '.join(LAYOUTS)}")
         if set(splits) != set(SPLITS) or not isinstance(manifest.n_vocab, int):
             raise ValueError("its splits or its vocabulary size are not what this version writes")
+        for split in splits.values():
+            _check_types(split)
         if manifest.n_vocab - 1 > np.iinfo(manifest.dtype).max:
             raise ValueError(f"ids up to {manifest.n_vocab - 1} do not fit {manifest.dtype}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is not a readable manifest ({type(error).__name__}: {error}): "
-            "prepare the data again"
+            "move its directory away and prepare the data again"
         ) from error
     for split in manifest.splits.values():
         for shard in split.shards:
             check_shard(directory / shard.name, shard.tokens, manifest.dtype, shard.layout)
     return manifest
+
+
+def _check_types(split: Split) -> None:
+    """Raise ValueError where a split's numbers are none, or do not add up."""
+    numbers = [split.tokens, split.documents, split.bytes, *(s.tokens for s in split.shards)]
+    if not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError("a count in it is no whole number")
+    if not all(isinstance(text, str) for s in split.shards for text in (s.name, s.sha256)):
+        raise ValueError("a name or a hash in it is no text")
+    if sum(s.tokens for s in split.shards) != split.tokens:
+        raise ValueError(f"its shards do not have the {split.tokens:,} tokens of their split")
 
 
 def read_tokenizer(manifest: Manifest) -> Tokenizer:
@@ -119,16 +132,18 @@ def read_tokenizer(manifest: Manifest) -> Tokenizer:
     try:
         tokenizer = from_json(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): prepare the data again") from error
+        raise UserError(
+            f"{path} cannot be read ({error}): move its directory away and prepare the data again"
+        ) from error
     if fingerprint(tokenizer) != manifest.tokenizer_fingerprint:
         raise UserError(
             f"{path} is not the tokenizer that the manifest names: fingerprint "
             f"{fingerprint(tokenizer)}, expected {manifest.tokenizer_fingerprint} "
-            f"({manifest.tokenizer}); prepare the data again"
+            f"({manifest.tokenizer}); move its directory away and prepare the data again"
         )
     if tokenizer.n_vocab != manifest.n_vocab:
         raise UserError(
             f"{manifest.directory / MANIFEST} says a vocabulary of {manifest.n_vocab}, but {path} "
-            f"has {tokenizer.n_vocab}: prepare the data again"
+            f"has {tokenizer.n_vocab}: move its directory away and prepare the data again"
         )
     return tokenizer

@@ -16,7 +16,7 @@ from typing import Any
 from gptjax.config import Config, DataConfig
 from gptjax.data.assembly import ShardWriter
 from gptjax.data.findings import describe
-from gptjax.data.manifest import SPLITS, Manifest, is_prepared, read_manifest
+from gptjax.data.manifest import SPLITS, Manifest, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.partition import Partition
 from gptjax.data.progress import progress_bars
 from gptjax.data.readers import Notes
@@ -84,6 +84,7 @@ def prepare(
             found.notes.counts["cut_blanks"] += made.cut_blanks
             found.notes.counts["cut_tokens"] += made.cut_tokens
             progress("tokenising", made.bytes, made.tokens)
+        work.require_unchanged()
         manifest = Manifest(
             directory=work.directory,
             source=_name(data, documents, work.directory / INPUTS),
@@ -220,6 +221,7 @@ def _existing(out: Path, settings: dict[str, Any], documents: Sequence[Input]) -
     if not is_prepared(out):
         return None
     manifest = read_manifest(out)
+    read_tokenizer(manifest)  # whether it is there, and the one
     before = {key: value for key, value in manifest.settings.items() if key != "source"}
     if len(str(before.get("content"))) == 16 and all(d.kind == "text" for d in documents):
         settings = {**settings, "content": content_hash(documents)}  # as it was taken once

@@ -11,6 +11,7 @@ from gptjax.data.documents import PART_BYTES
 from gptjax.data.partition import Unit
 from gptjax.data.readers import Notes, read_passages
 
+MANY = 100  # documents
 _PRIME = 2**127 - 1
 _BASE = 0x1F3D5B79A2C4E6081B3C5D7F9A0E2C46
 
@@ -64,6 +65,8 @@ class Scan:
         A corpus of few documents can put nothing, or far too much, into validation by hash; that
         is when the share of bytes is off by more than three times.
         """
+        if self.documents > MANY and self.documents * val_fraction < 1:
+            return False  # so little was asked for that nothing is
         share = self.val_bytes / max(1, self.bytes)
         return not (val_fraction / 3 <= share <= val_fraction * 3 and share < 1)
 

@@ -11,6 +11,7 @@ else (nanoGPT), and `npy`, a one-dimensional NumPy file (build-nanogpt).
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError  # of a header, which NumPy reads as Python
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def read_header(path: Path) -> np.ndarray:
 
 def check_shard(path: Path, tokens: int, dtype: str, layout: str = "llm.c") -> None:
     """Compare a shard's size and header with its manifest; raises `UserError` naming the file."""
-    again = "prepare the data again"
+    again = "move its directory away and prepare the data again"
     magic, version = _FORMATS[dtype]
     if not path.is_file():
         raise UserError(f"shard {path} is missing though its manifest lists it: {again}")
@@ -111,7 +112,7 @@ def npy_header(path: Path) -> tuple[int, tuple[int, ...], np.dtype]:
                 file
             )
             return file.tell(), shape, dtype
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TokenError) as error:
         raise UserError(f"shard {path} is no NumPy file, or damaged: {error}") from error
 
 

@@ -62,7 +62,7 @@ class Input:
     @property
     def is_packed(self) -> bool:
         """Whether it has to be unpacked, or stored, before it can be read."""
-        return self.is_stream or self.path.suffix in PACKED
+        return self.is_stream or self.path.suffix.lower() in PACKED
 
     @property
     def is_stream(self) -> bool:
@@ -184,8 +184,9 @@ def _expand(given: str, out: Path) -> Iterator[Path]:
             yield match
             continue
         for file in sorted(_files_below(match)):
-            own = {out, out.with_name(out.name + ".preparing")} & set(file.absolute().parents)
-            if not own and file.is_file() and _may_be_text(file):
+            own = {out, out.with_name(out.name + ".preparing"), out.with_name(out.name + ".lock")}
+            is_own = own & {file.absolute(), *file.absolute().parents}
+            if not is_own and file.is_file() and _may_be_text(file):
                 yield file
 
 
@@ -215,15 +216,16 @@ def _files_below(directory: Path) -> Iterator[Path]:
 
 def _may_be_text(path: Path) -> bool:
     """Whether a file found in a directory is worth reading: by its name, or no NUL at its start."""
-    if path.suffix in KINDS or path.suffix in PACKED:
+    if {path.suffix.lower()} & {*KINDS, *PACKED}:
         return True
     with path.open("rb") as file:
         return b"\0" not in file.read(HASHED_BYTES)
 
 
 def _input(path: Path, data: DataConfig) -> Input:
-    suffix = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
-    kind = KINDS.get(suffix, "text") if data.input_format == "auto" else data.input_format
+    is_packed = path.suffix.lower() in PACKED
+    suffix = Path(path.stem).suffix if is_packed else path.suffix
+    kind = KINDS.get(suffix.lower(), "text") if data.input_format == "auto" else data.input_format
     return Input(path, kind, data.text_field, data.doc_separator if kind == "text" else None)
 
 
@@ -237,7 +239,7 @@ def _is_utf8(path: Path) -> bool:
 
 def _unpacked(path: Path) -> Iterator[bytes]:
     """What is in a compressed file, chunk by chunk; raises `EOFError` where it is cut short."""
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         with gzip.open(path, "rb") as packed:
             while raw := packed.read(CHUNK_BYTES):
                 yield raw

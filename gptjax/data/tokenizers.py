@@ -191,7 +191,7 @@ def from_json(text: str, name: str) -> Tokenizer:
         if "merges" in table:
             return gpt1_from_table(table)
         return bpe_from_table(table)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{name} is not a tokenizer file: {type(error).__name__} {error}"
         ) from error

@@ -76,7 +76,7 @@ class TokenWindows:
             raise UserError(
                 f"shard {path} holds token id {part.max()}, but the vocabulary of "
                 f"{self.manifest.tokenizer} ends at {self.manifest.n_vocab - 1}: the "
-                "file is damaged; prepare the data again"
+                "file is damaged; move its directory away and prepare the data again"
             )
 
 

@@ -48,6 +48,7 @@ class Work:
     worker: UnitWorker
     pool: Executor
     workers: int
+    inputs: list[Input]
 
     def scan(self, progress: Progress, numbers: Sequence[int] | None = None) -> Scan:
         """Read units once; raises `UserError` where there is not one document in all of them."""
@@ -94,6 +95,15 @@ class Work:
                     if side in sides:
                         for part in document.parts(start, stop):
                             yield part.decode("utf-8", "replace")
+
+    def require_unchanged(self) -> None:
+        """Raise `UserError` where the text is no longer what it was when it was first looked at."""
+        plan = json.loads((self.directory / PLAN).read_text())
+        if inputs_digest(self.inputs) != plan["names and times"]:
+            raise UserError(
+                "the text was changed while it was being prepared: leave it alone, and run the "
+                "same command again"
+            )
 
     def require_every_unit(self) -> None:
         """Raise `UserError` that says which partitions are not finished."""
@@ -143,7 +153,7 @@ def work_on(
             _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
             worker = UnitWorker(directory, data.val_fraction)
             with worker_pool(workers, sum(i.size for i in inputs)) as pool:
-                yield Work(out, directory, find_units(inputs), worker, pool, workers)
+                yield Work(out, directory, find_units(inputs), worker, pool, workers, inputs)
         except UserError:
             begun = any((directory / UNITS).glob("*.json")) or is_begun(directory / INPUTS)
             if not (merge or shared or begun):
@@ -153,7 +163,7 @@ def work_on(
 
 def preparing(path: str) -> Path:
     """The directory where the data set `path` is made."""
-    out = Path(path).absolute()
+    out = Path(path).resolve()
     return out.with_name(out.name + ".preparing")
 
 
@@ -163,7 +173,7 @@ def claimed(path: str, shared: bool = False) -> Iterator[tuple[Path, Path]]:
 
     Raises `UserError` where `path` is something else, somebody else's, or cannot be written.
     """
-    out = Path(path).absolute()
+    out = Path(path).resolve()
     if out.exists() and not is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
             f"{out} exists and is no prepared data set (no {MANIFEST}): choose another --out"
@@ -182,6 +192,8 @@ def claimed(path: str, shared: bool = False) -> Iterator[tuple[Path, Path]]:
                     with suppress(OSError):
                         directory.rmdir()  # if nothing is in it
                     lock.unlink(missing_ok=True)
+    except BrokenPipeError:  # of the terminal
+        raise
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; what is finished is kept in "

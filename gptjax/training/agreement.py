@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from gptjax.errors import UserError
+from gptjax.errors import StorageError, UserError
 
 T = TypeVar("T")
 BUG = 70  # exit code of an exception that is no `UserError` (sysexits.h: EX_SOFTWARE)
@@ -124,6 +124,8 @@ def leave(error: BaseException) -> NoReturn:
     """
     name = "" if is_first() else f"process {jax.process_index()}: "
     code = BUG
+    if isinstance(error, OSError):
+        error = StorageError.of(error) or error
     if isinstance(error, UserError):
         code = error.exit_code
         if not isinstance(error, Followed):

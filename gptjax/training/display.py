@@ -77,6 +77,8 @@ class Display:
         now = time.monotonic()
         if "val_loss" in row:
             self.say(f"update {step}/{self._max_steps}  {_numbers(row)}")
+            if sources := _sources(row):
+                self.say(f"  {sources}")
         elif self._progress is None and now >= self._next_line:
             self.say(f"update {step}/{self._max_steps}  {_numbers(row)}{self._left(step, now)}")
             self._next_line = now + LINE_SECONDS
@@ -132,3 +134,12 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _sources(row: Row) -> str:
+    """Loss and epochs of every source of a mixture."""
+    names = [key.removeprefix("epochs/") for key in row if key.startswith("epochs/")]
+    return "; ".join(
+        f"{name} val {row[f'val_loss/{name}']:.4f}, {row[f'epochs/{name}']:.2f} epochs"
+        for name in names
+    )

@@ -194,7 +194,8 @@ class _Loop:
         validation = self._validate(state) if "validate" in now else None
         if validation is not None:
             is_best = validation.loss < first_says(self._lowest_loss())
-            row |= self._validation_values(validation, step)
+            row |= self._validation_values(validation)
+        row |= self.setup.corpus.progress(step)
         self._write(rows)
         if "sample" in now:
             self._sample(state, step)
@@ -216,7 +217,9 @@ class _Loop:
         if not first_says(is_due and is_missing):
             return
         if (validation := self._validate(state)) and is_first():
-            self.log.amend(self._validation_values(validation, step))
+            epochs = self.setup.corpus.progress(step)
+            self.log.amend({**self._validation_values(validation), **epochs})
+        self.watchdog.rest()
 
     def _validate(self, state: TrainState) -> Validation | None:
         """The validation loss; None if a stop request came meanwhile."""
@@ -236,28 +239,28 @@ class _Loop:
         result = evaluate_parts(lambda batch: step(params, batch), parts)
         return None if self.stop else result
 
-    def _validation_values(self, validation: Validation, step: int) -> Row:
-        """A validation as it stands in metrics.jsonl, with the epochs of a mixture's sources."""
+    def _validation_values(self, validation: Validation) -> Row:
+        """A validation as it stands in metrics.jsonl."""
         return {
             "val_loss": validation.loss,
             "val_stderr": validation.stderr,
             "val_bits_per_byte": validation.bits_per_byte,
             **{f"val_loss/{name}": loss for name, loss in validation.by_source},
-            **self.setup.corpus.progress(step),
         }
 
     def _sample(self, state: TrainState, step: int) -> None:
         """Show a text and add it to samples.md, unless a stop request came meanwhile."""
         setup = self.setup
         params = setup.evaluated_params(state)
-        text = sample_after(step, setup.config, params, setup.tokenizer, self.stop)
-        self.watchdog.beat()
+        beat = self.watchdog.beat
+        text = sample_after(step, setup.config, params, setup.tokenizer, self.stop, beat)
         if text is not None and is_first():
             append_sample(self.run_dir.samples, step, text)
             self.display.say(f"sample after update {step}:\n{text}")
 
     def _save(self, state: TrainState, validation: Validation | None) -> None:
         """Start saving; after a failed save, wait until this one is safe."""
+        self.watchdog.rest()
         self.log.sync()
         cursor: dict[str, str | float] = {**self.setup.data_identity(int(state.step))}
         if validation is not None and math.isfinite(validation.loss):
@@ -295,6 +298,7 @@ class _Loop:
 
     def _end(self, step: int) -> int:
         """Make the last save safe and say how to go on."""
+        self.watchdog.rest()
         self.display.stop()
         self.checkpointer.wait()
         self._plot()

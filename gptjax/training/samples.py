@@ -1,6 +1,7 @@
 """samples.md: texts that a run writes while it trains, one under each update's heading."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,16 @@ HEADING = re.compile(rb"^## update (\d+)\n\n~~~text$", re.MULTILINE)
 
 
 def sample_after(
-    step: int, config: Config, params: Any, tokenizer: Tokenizer, stop: StopRequest
+    step: int,
+    config: Config,
+    params: Any,
+    tokenizer: Tokenizer,
+    stop: StopRequest,
+    beat: Callable[[], None],
 ) -> str | None:
     """A text with its prompt, the same whenever this update is reached; None once stopped.
+
+    `beat` is called with every token.
 
     Parameters that are divided among devices are used where they lie, so all processes of a run
     have to call this.
@@ -29,6 +37,7 @@ def sample_after(
     pieces = [config.sample.prompt]
     for piece in stream_text(config.model, params, tokenizer, key, config.sample):
         pieces.append(piece)
+        beat()
         if stop:
             return None
     return "".join(pieces)

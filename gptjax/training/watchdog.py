@@ -18,6 +18,7 @@ from gptjax.training.agreement import leave
 
 PATIENCE = 10  # times the longest wait so far, where that is more than was asked for
 CHECKS = 20  # looks at the clock in the time that may pass
+LONGEST_SLEEP = 60.0  # seconds between two of them
 
 
 class StallError(UserError):
@@ -37,20 +38,24 @@ class Watchdog:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def beat(self) -> None:
-        """Something was finished. The first beat begins the watch: compiling takes its time."""
+        """Something was finished. The first beat begins the watch."""
         now = time.monotonic()
         if self._last is not None:
             self._longest = max(self._longest, now - self._last)
         self._last = now
+
+    def rest(self) -> None:
+        """Do not watch until the next beat: compiling and saving take their time."""
+        self._last = None
 
     def close(self) -> None:
         """Watch no longer."""
         self._closed.set()
 
     def _watch(self) -> None:
-        while not self._closed.wait(self._seconds / CHECKS):
-            allowed = max(self._seconds, PATIENCE * self._longest)
-            if self._last is None or time.monotonic() - self._last <= allowed:
+        while not self._closed.wait(min(LONGEST_SLEEP, self._seconds / CHECKS)):
+            allowed, last = max(self._seconds, PATIENCE * self._longest), self._last
+            if last is None or time.monotonic() - last <= allowed:
                 continue
             faulthandler.dump_traceback(sys.stderr)
             leave(
