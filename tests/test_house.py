@@ -30,7 +30,7 @@ LAYERS = [
             "model.layers",
             "model.gpt",
         ],
-        *["data.unicode", "data.words", "data.shards", "data.bpe", "data.gpt1"],
+        *["data.bars", "data.unicode", "data.words", "data.shards", "data.bpe", "data.gpt1"],
         *["data.tokenizers", "data.manifest", "data.foreign", "data.windows", "data.inspection"],
         *["data.corpus", "data.loader"],
         *["data.documents", "data.sources", "data.readers", "data.partition", "data.scanning"],

@@ -687,7 +687,7 @@ def test_a_process_that_lives_but_hangs_is_started_again(prepared, alone, tmp_pa
     result = subprocess.run(
         ["bash", str(LAUNCH / "node.sh"), *words],
         env=surroundings | {"PROCESSES": "2", "RETRIES": "1"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=240,
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "hung").exists()

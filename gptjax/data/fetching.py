@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.config import DataConfig
+from gptjax.data.bars import byte_bars
 from gptjax.data.downloading import Progress, arrived, download
 from gptjax.data.foreign import print_splits, recognise_all, split_of, write_manifest
 from gptjax.data.manifest import Manifest, is_prepared, read_manifest
@@ -66,18 +67,7 @@ def prepare_from_hub(
     files = choose(repository.files, asked, itemsize)
     missing = _announce(data, repository, files, asked, itemsize)
 
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    names = TextColumn("{task.description}")
-    columns = (names, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
+    with byte_bars() as bar:
         size = sum(file.size for file in files)
         there = size - missing
         fetched = partial(bar.advance, bar.add_task("fetching", total=size, completed=there))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.data.bars import byte_bars
 from gptjax.data.manifest import (
     MANIFEST,
     SPLITS,
@@ -209,12 +210,9 @@ def _sha256(path: Path, progress: Progress) -> str:
 
 def adopt_with_progress(directory: Path, tokenizer_name: str, out: Path) -> Manifest:
     """Adopt on a terminal: a progress bar while files are read, totals when they are."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
     total = sum(file.path.stat().st_size for file in find_files(directory))
-    columns = (TextColumn("reading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task("", total=total)
+    with byte_bars() as bar:
+        task = bar.add_task("reading", total=total)
         manifest = adopt(directory, tokenizer_name, out, lambda done: bar.advance(task, done))
     print_splits(manifest)
     print(f"now try: --data.path {out}")

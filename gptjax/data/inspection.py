@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gptjax.data.bars import byte_bars
 from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
 from gptjax.data.shards import open_shard
 from gptjax.data.windows import TokenWindows
@@ -123,14 +124,11 @@ def plot_lengths(counts: Counts, name: str, path: Path) -> None:
 
 def inspect_aloud(directory: Path) -> None:
     """Verify with a progress bar, then print what is there and draw the histogram."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
     manifest = read_manifest(directory)
     eot_id = read_tokenizer(manifest).eot_id
     paths = [directory / shard.name for s in manifest.splits.values() for shard in s.shards]
-    columns = (TextColumn("verifying"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task("", total=sum(path.stat().st_size for path in paths))
+    with byte_bars() as bar:
+        task = bar.add_task("verifying", total=sum(path.stat().st_size for path in paths))
         verify(manifest, lambda done: bar.advance(task, done))
     print(
         f"{directory}: {len(paths)} shards of {manifest.dtype}, all as the manifest says; "

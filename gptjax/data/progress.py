@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from gptjax.data.bars import byte_bars
 from gptjax.data.sources import Progress
 
 
@@ -14,24 +15,7 @@ def progress_bars(total: int, partitions: int = 1) -> Iterator[Progress]:
     What was compressed turns out to be more than `total`: tokenising then counts to what was read.
     What is streamed before has a bar of its own, which knows no end.
     """
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
+    with byte_bars("{task.fields[rate]}") as bar:
         share = max(1, total // partitions)
         tasks = {"reading": bar.add_task("reading   ", total=share, rate="")}
         read = tokens_made = 0

@@ -274,6 +274,7 @@ class _Loop:
             self.save_failed = False
         except SaveError as error:
             self._note_failure(error)
+        self.watchdog.beat()
 
     def _poll(self) -> None:
         """Finish saves that have ended; a failed one is tried again after this update."""
