@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SLOW ?= slow
 
 .PHONY: setup setup-reference quickstart test test-slow lint clean
 
@@ -27,7 +28,7 @@ test: setup
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: setup
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m "$(SLOW)"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -32,6 +32,8 @@ from gptjax.data.sources import text_files
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parent.parent
+# further cases of what another case proves; .ci/run leaves them out to stay within its time
+EXHAUSTIVE = (pytest.mark.slow, pytest.mark.exhaustive)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import COMPILE_QUICKLY, ROOT
+from conftest import COMPILE_QUICKLY, EXHAUSTIVE, ROOT
 
 BENCH = ROOT / "bench"
 sys.path.insert(0, str(BENCH))
@@ -203,10 +203,13 @@ PROGRAMS = {
     "startup": "startup",
     "decode": "decode",
 }
+ALIKE = ("train_bfloat16", "memory")  # run what train_throughput and loss run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    "program", [pytest.param(p, marks=EXHAUSTIVE if p in ALIKE else ()) for p in PROGRAMS]
+)
 def test_every_program_runs_at_toy_sizes(program, tmp_path):
     output = run_program("bench/run.py", "--quick", "--only", program, "--out", tmp_path)
     content = json.loads((tmp_path / f"{PROGRAMS[program]}.json").read_text())

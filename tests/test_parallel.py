@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT, environment_on
+from conftest import EXHAUSTIVE, ROOT, environment_on
 from jax.sharding import PartitionSpec as P
 
 from gptjax.config import MeshConfig, ModelConfig, OptimConfig
@@ -40,6 +40,7 @@ from gptjax.training.tasks import language_modelling
 from gptjax.tree import named_leaves
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 2, 1)]
+REPRESENTATIVE = [(2, 2, 2), (1, 8, 1)]
 ONE_FAST = [pytest.param(m, marks=() if m == (2, 2, 2) else pytest.mark.slow) for m in MESHES]
 MODEL = ModelConfig(
     n_layer=2, n_head=8, n_embd=64, n_ctx=16, n_vocab=200, dtype="float32", remat="full"
@@ -111,7 +112,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sizes", "continued_on"), list(zip(MESHES, [*MESHES[1:], MESHES[0]], strict=True))
+    ("sizes", "continued_on"),
+    [
+        pytest.param(one, other, marks=() if one in REPRESENTATIVE else EXHAUSTIVE)
+        for one, other in zip(MESHES, [*MESHES[1:], MESHES[0]], strict=True)
+    ],
 )
 def test_twenty_updates_are_those_of_one_device_and_go_on_elsewhere(
     sizes, continued_on, checkpoints
@@ -223,8 +228,9 @@ def test_moments_lie_with_their_parameters():
     ("sizes", "tied_head"),
     [
         ((2, 2, 2), True),
-        pytest.param((2, 2, 2), False, marks=pytest.mark.slow),
-        *(pytest.param(m, True, marks=pytest.mark.slow) for m in MESHES if m != (2, 2, 2)),
+        pytest.param((2, 2, 2), False, marks=EXHAUSTIVE),
+        *(pytest.param(m, True, marks=pytest.mark.slow) for m in REPRESENTATIVE[1:]),
+        *(pytest.param(m, True, marks=EXHAUSTIVE) for m in MESHES if m not in REPRESENTATIVE),
     ],
 )
 def test_raw_gradients_on_eight_devices_are_those_on_one(sizes, tied_head):

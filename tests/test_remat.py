@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import EXHAUSTIVE
 
 from gptjax.config import ModelConfig
 from gptjax.model.gpt import init_params, parameter_shapes
@@ -32,7 +33,9 @@ def results(remat, attention, unroll):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("attention", "unroll"), [("xla", 1), ("blockwise", 1), ("xla", 3)], ids=str
+    ("attention", "unroll"),
+    [("xla", 1), ("blockwise", 1), pytest.param("xla", 3, marks=EXHAUSTIVE)],
+    ids=str,
 )
 @pytest.mark.parametrize("remat", POLICIES[1:])
 def test_every_policy_has_the_same_loss_and_gradients(remat, attention, unroll):
@@ -60,7 +63,7 @@ def temporary_bytes(remat, n_layer, unroll=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("unroll", [1, 2])
+@pytest.mark.parametrize("unroll", [1, pytest.param(2, marks=EXHAUSTIVE)])
 def test_each_policy_needs_less_memory_than_the_one_before(unroll):
     """At 16 layers: at four, attending again costs `full` what not keeping it has saved."""
     none, dots, block, full = (temporary_bytes(remat, 16, unroll) for remat in POLICIES)

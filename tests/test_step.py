@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from conftest import EXHAUSTIVE
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -35,9 +36,9 @@ UPDATE = make_optimizer(OPTIM, UPDATES)
 OPTIMIZER = optax.chain(optax.snapshot("raw_gradients", lambda gradients: gradients), UPDATE)
 LAYOUTS = [
     (8, 4),
-    pytest.param((1, 1), marks=pytest.mark.slow),
+    pytest.param((1, 1), marks=EXHAUSTIVE),
     pytest.param((8, 1), marks=pytest.mark.slow),
-    pytest.param((2, 4), marks=pytest.mark.slow),
+    pytest.param((2, 4), marks=EXHAUSTIVE),
     pytest.param((1, 4), marks=pytest.mark.slow),
 ]  # (devices, micro-steps); each compiles for seconds
 Layout = tuple[int, int]
