@@ -198,7 +198,10 @@ def _matches(pattern: str) -> list[Path]:
     at, found = parts.index("**"), []
     for root in glob.glob(str(Path(*parts[:at]))):
         for path in Path(root).glob(str(Path(*parts[at:]))):
-            if not any(part.startswith(".") for part in path.relative_to(root).parts):
+            is_hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+            # which Python 3.13 has among what ** matches
+            is_linked_directory = path.is_symlink() and path.is_dir()
+            if not is_hidden and not is_linked_directory:
                 found.append(path)
     return sorted(found)
 
