@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import Report, Spread, plain_environment, ratios
+from harness import BENCH, Report, Spread, plain_environment, ratios
 from shapes import TOY, Shape, gpt2_124m, larger_gpt2, model_config
 from startup import cold_and_warm
 
@@ -292,5 +292,6 @@ SECTIONS: dict[str, Callable[[Options], Any]] = {
 
 
 if __name__ == "__main__":
-    chosen = json.loads(sys.argv[2])
-    SECTIONS[sys.argv[1]](Options(Path(chosen["out"]), Path(chosen["work"]), chosen["dry"]))
+    name, chosen = sys.argv[1], json.loads(sys.argv[2])
+    sys.argv = [str(BENCH / "gpu.py"), "--only", name]  # what its user can repeat
+    SECTIONS[name](Options(Path(chosen["out"]), Path(chosen["work"]), chosen["dry"]))

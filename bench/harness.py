@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-BENCH = Path(__file__).parent
+BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 SECONDS_TO_END = 60
 LOAD_AT_START = os.getloadavg()[0]  # of the last minute, before anything here computed
@@ -179,7 +179,7 @@ class Report:
             content = {
                 "name": self.name,
                 "title": self.title,
-                "command": " ".join(["python", *sys.argv]),
+                "command": _command(),
                 "columns": self.columns,
                 "rows": self.rows,
                 "figures": _plain(self.figures),
@@ -189,6 +189,14 @@ class Report:
             }
             out.mkdir(parents=True, exist_ok=True)
             (out / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _command() -> str:
+    """What was typed, from the root of the repository: where that lies is nobody's business."""
+    program, *words = sys.argv
+    path = Path(program).resolve()
+    name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name
+    return " ".join(["python", str(name), *words])
 
 
 def machine() -> dict[str, Any]:
