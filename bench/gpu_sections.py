@@ -293,5 +293,6 @@ SECTIONS: dict[str, Callable[[Options], Any]] = {
 
 if __name__ == "__main__":
     name, chosen = sys.argv[1], json.loads(sys.argv[2])
-    sys.argv = [str(BENCH / "gpu.py"), "--only", name]  # what its user can repeat
+    dry = ["--dry-run"] * chosen["dry"]
+    sys.argv = [str(BENCH / "gpu.py"), *dry, "--only", name]  # what its user can repeat
     SECTIONS[name](Options(Path(chosen["out"]), Path(chosen["work"]), chosen["dry"]))
