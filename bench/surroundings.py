@@ -80,11 +80,7 @@ def tokenizer(plan: Plan) -> None:
             {"texts": texts, "directory": str(plan.scratch)},
         ),
     }
-    try:
-        measured, _ = compare(targets, plan.rounds(5))
-    except Skipped as reason:
-        report.skip("all", str(reason))
-        report.publish(plan.out)
+    if (measured := _compared(plan, report, targets, 5)) is None:
         return
     base = next(iter(targets))
     for side, rounds in measured.items():
@@ -115,11 +111,7 @@ def large_text(plan: Plan) -> None:
         base: ("plain_side.encode_file", {"path": str(text)}),
         verb: ("side.prepare_file", {"path": str(text), "directory": str(plan.scratch)}),
     }
-    try:
-        measured, _ = compare(targets, plan.rounds(3))
-    except Skipped as reason:
-        report.skip("all", str(reason))
-        report.publish(plan.out)
+    if (measured := _compared(plan, report, targets, 3)) is None:
         return
     for side, rounds in measured.items():
         speeds = [size / 1e6 / s for s in column(rounds)]
@@ -130,6 +122,18 @@ def large_text(plan: Plan) -> None:
         report.ratio[side] = over
     report.notes.append("memory: the sum of every process's own peak, shared pages counted in each")
     report.publish(plan.out)
+
+
+def _compared(
+    plan: Plan, report: Report, targets: dict[str, tuple[str, dict]], rounds: int
+) -> dict[str, list[dict]] | None:
+    """The rounds of every side; None, and a report that says why, where one cannot run here."""
+    try:
+        return compare(targets, plan.rounds(rounds))[0]
+    except Skipped as reason:
+        report.skip("all", str(reason))
+        report.publish(plan.out)
+        return None
 
 
 def _is_text(path) -> bool:

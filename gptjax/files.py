@@ -1,11 +1,14 @@
-"""Writing files that are never half there, and directories that one process writes at a time."""
+"""Files that are never half there, hashes of large ones, directories that one process writes in."""
 
 import fcntl
+import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+HASHED_AT_ONCE = 2**22  # bytes
 
 
 def unique_name(path: Path) -> Path:
@@ -21,6 +24,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def sha256_of(path: Path, progress: Callable[[int], None]) -> str:
+    """Hexadecimal sha256 of a file of any size; `progress` is told of the bytes just read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while raw := file.read(HASHED_AT_ONCE):
+            digest.update(raw)
+            progress(len(raw))
+    return digest.hexdigest()
 
 
 @contextmanager

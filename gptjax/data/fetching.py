@@ -17,7 +17,7 @@ from gptjax.data.bars import byte_bars
 from gptjax.data.downloading import Progress, arrived, download
 from gptjax.data.foreign import print_splits, recognise_all, split_of, write_manifest
 from gptjax.data.manifest import Manifest, is_prepared, read_manifest
-from gptjax.data.preparation import prepare_with_progress
+from gptjax.data.preparation import other_settings, prepare_with_progress
 from gptjax.data.repository import (
     RemoteFile,
     Repository,
@@ -32,7 +32,7 @@ from gptjax.data.sources import find_documents
 from gptjax.data.streaming import stored_commit
 from gptjax.data.tokenizers import identity, make_tokenizer
 from gptjax.data.work import INPUTS, claimed, differences, preparing, publish
-from gptjax.errors import ConfigError, UserError
+from gptjax.errors import ConfigError
 
 FETCHERS = 4  # files under way at a time
 
@@ -94,10 +94,7 @@ def held(data: DataConfig, tokens: int | None) -> Manifest | None:
     before = {key: value for key, value in manifest.settings.items() if key in now}
     before["hub"] = manifest.source.rpartition(" at ")[0] or manifest.source
     if found := differences(before, {key: now[key] for key in before}):
-        raise UserError(
-            f"{out} holds data prepared differently ({found}): choose another --out, or move that "
-            "directory away"
-        )
+        raise other_settings(out, found)
     return manifest
 
 

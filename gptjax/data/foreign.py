@@ -5,7 +5,6 @@ without a header; build-nanogpt's are NumPy files. `train` or `val` in a file's 
 split it is. Every token is read once: for its hash, for its range, to count documents and bytes.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ from gptjax.data.shards import (
 )
 from gptjax.data.tokenizers import Tokenizer, bytes_per_token, fingerprint, make_tokenizer
 from gptjax.errors import UserError
-from gptjax.files import write_atomically
+from gptjax.files import sha256_of, write_atomically
 
 CHUNK_TOKENS = 2**22
 Progress = Callable[[int], None]  # called with the number of bytes just read
@@ -195,17 +194,8 @@ def _split(
             size += int(table[chunk].sum(dtype=np.int64))
         path = file.path.absolute()
         name = path.name if path.parent == out else str(path)
-        shards.append(ShardInfo(name, file.tokens, _sha256(path, progress), file.layout))
+        shards.append(ShardInfo(name, file.tokens, sha256_of(path, progress), file.layout))
     return Split(sum(s.tokens for s in shards), documents, size, tuple(shards))
-
-
-def _sha256(path: Path, progress: Progress) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while raw := file.read(2 * CHUNK_TOKENS):
-            digest.update(raw)
-            progress(len(raw))
-    return digest.hexdigest()
 
 
 def adopt_with_progress(directory: Path, tokenizer_name: str, out: Path) -> Manifest:

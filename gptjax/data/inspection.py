@@ -1,6 +1,5 @@
 """Look into a prepared directory: verify every hash, count, and show what the tokens say."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
 from gptjax.data.shards import open_shard
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
+from gptjax.files import sha256_of
 
-CHUNK_BYTES = 2**22
 SHOWN_TOKENS, SHOWN_WINDOWS, WINDOW = 20, 3, 64
 Progress = Callable[[int], None]  # called with the number of bytes just read
 
@@ -33,15 +32,12 @@ def verify(manifest: Manifest, progress: Progress = lambda _: None) -> None:
     wrong = []
     for split in manifest.splits.values():
         for shard in split.shards:
-            path, digest = manifest.directory / shard.name, hashlib.sha256()
+            path = manifest.directory / shard.name
             try:
-                with path.open("rb") as file:
-                    while raw := file.read(CHUNK_BYTES):
-                        digest.update(raw)
-                        progress(len(raw))
+                is_same = sha256_of(path, progress) == shard.sha256
             except OSError as error:
                 raise UserError(f"cannot read {path}: {error.strerror}") from error
-            if digest.hexdigest() != shard.sha256:
+            if not is_same:
                 wrong.append(shard.name)
     if wrong:
         raise UserError(

@@ -120,7 +120,7 @@ def prepare_partition(
         raise ConfigError(["--partition cannot be with standard input or --hub: give files"])
     if is_prepared(out := Path(data.path)):  # a job that was queued again after the merge
         if found := differences(read_manifest(out).settings, _choices(data)):
-            raise _refusal(out, found)
+            raise other_settings(out, found)
         return 0
     with work_on(data, documents, workers, shared=True) as work:
         numbers = [n for n in range(len(work.units)) if partition.has(n)]
@@ -227,10 +227,11 @@ def _existing(out: Path, settings: dict[str, Any], documents: Sequence[Input]) -
         settings = {**settings, "content": content_hash(documents)}  # as it was taken once
     if before == settings:
         return manifest
-    raise _refusal(out, differences(before, settings))
+    raise other_settings(out, differences(before, settings))
 
 
-def _refusal(out: Path, found: str) -> UserError:
+def other_settings(out: Path, found: str) -> UserError:
+    """What to say of a data set that differs from the one asked for in what was `found`."""
     return UserError(
         f"{out} holds data prepared differently ({found}): choose another --out, or move that "
         "directory away"
