@@ -15,6 +15,7 @@ from gptjax.errors import ConfigError
 
 SMALLEST_UNIT = 2**20
 LARGEST_UNIT = 2**25
+SPANS = 4096  # of a unit at most
 UNITS = 256  # as many as give every core of a large machine work to the end
 Unit = tuple[Span, ...]
 
@@ -44,12 +45,14 @@ def find_units(inputs: Sequence[Input]) -> list[Unit]:
     size = min(LARGEST_UNIT, max(SMALLEST_UNIT, sum(i.size for i in inputs) // UNITS))
     units: list[Unit] = []
     waiting: list[Span] = []
+    waiting_size = 0
     for source in inputs:
         for span in _spans(source, size):
             waiting.append(span)
-            if sum(s.size for s in waiting) >= size or len(waiting) >= 4096:
+            waiting_size += span.size
+            if waiting_size >= size or len(waiting) >= SPANS:
                 units.append(tuple(waiting))
-                waiting = []
+                waiting, waiting_size = [], 0
     return [*units, tuple(waiting)] if waiting else units
 
 
