@@ -40,12 +40,24 @@ def sha256_of(path: Path, progress: Callable[[int], None]) -> str:
 def locked(path: Path, shared: bool = False) -> Iterator[bool]:
     """Hold the lock file `path`, alone or `shared` with others; yields whether that was possible.
 
-    The system releases the lock of a process however it ends.
+    The system releases the lock of a process however it ends. Who holds it alone may unlink it: a
+    lock on a file that is no longer the one at `path` keeps nobody out, so the next one is tried.
     """
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            if _is_at(path, file.fileno()):
+                yield True
+                return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,6 +1,7 @@
 """The same bytes from any number of workers, from partitions, and after any number of kills."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import random
@@ -9,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -125,6 +128,37 @@ def test_partitions_run_together_but_not_beside_a_whole_preparation(data: DataCo
         prepare_partition(data, inputs, Partition(0, 2))
 
 
+def test_a_lock_that_was_unlinked_after_it_was_opened_lets_nobody_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A ends and C begins between B's opening of the lock file and B's lock."""
+    path, flock = str(tmp_path / "out"), fcntl.flock
+    with ExitStack() as others:
+        a = ExitStack()
+        a.enter_context(work.claimed(path))
+
+        def late(*arguments: Any) -> None:
+            monkeypatch.setattr(fcntl, "flock", flock)
+            a.close()
+            others.enter_context(work.claimed(path))
+            flock(*arguments)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        with pytest.raises(UserError, match="another process"), work.claimed(path):
+            pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_locks_another_preparation_is_never_taken_for_text(data: DataConfig, tmp_path: Path):
+    (tmp_path / "walked").mkdir()
+    (tmp_path / "walked" / "a.txt").write_text("text")
+    with work.claimed(str(tmp_path / "walked" / "other"), shared=True) as (_, directory):
+        directory.rmdir()
+    for given in ("walked", "walked/*"):
+        inputs = find_documents(DataConfig("out", inputs=(str(tmp_path / given),)))
+        assert [source.path.name for source in inputs] == ["a.txt"]
+
+
 def test_a_damaged_unit_is_found_and_made_again(data: DataConfig, tmp_path: Path):
     expected = files(prepared(data, tmp_path / "whole").directory)
     inputs = find_documents(data)
@@ -181,6 +215,27 @@ def test_units_cover_every_byte_once_and_depend_on_the_files_alone(data: DataCon
         assert len(own) > 5
     many = [Input(inputs[1].path)] * 3
     assert sum(len(unit) for unit in find_units(many)) > 3
+
+
+def test_units_of_many_small_files_are_found_in_a_few_steps_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    count, additions = 6000, 0
+
+    class Size(int):
+        def __add__(self, other: int) -> int:
+            nonlocal additions
+            additions += 1
+            return int(self) + other
+
+        __radd__ = __add__
+
+    (tmp_path / "a.txt").write_text("text")
+    inputs = [Input(tmp_path / "a.txt")] * count
+    one = [partition.Span(inputs[0], 0, 4, Size(4))]
+    monkeypatch.setattr(partition, "_spans", lambda *_: one)
+    assert [len(unit) for unit in find_units(inputs)] == [4096, count - 4096]
+    assert additions <= 2 * count
 
 
 def test_the_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch):

@@ -20,6 +20,7 @@ from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
 from gptjax.data.preparation import how_to_prepare, prepare
 from gptjax.data.sources import find_documents, text_files
 from gptjax.data.tokenizers import ByteTokenizer, Tokenizer
+from gptjax.data.work import claimed
 from gptjax.errors import UserError
 from gptjax.presets import load_preset
 
@@ -248,7 +249,8 @@ def test_a_text_that_changes_meanwhile_is_refused(data: DataConfig, change: str)
 def test_what_is_prepared_inside_its_own_input_is_none_of_it(tmp_path: Path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.txt").write_text("text\n" * 50)
-    (tmp_path / "in/out.lock").write_text("")
+    with claimed(str(tmp_path / "in/out")) as (_, directory):
+        (directory / "plan.json").write_text("{}")
     data = DataConfig(str(tmp_path / "in/out"), inputs=(str(tmp_path / "in"),))
     assert [d.path.name for d in find_documents(data)] == ["a.txt"]
 

@@ -184,7 +184,7 @@ def _expand(given: str, out: Path) -> Iterator[Path]:
             yield match
             continue
         for file in sorted(_files_below(match)):
-            own = {out, out.with_name(out.name + ".preparing"), out.with_name(out.name + ".lock")}
+            own = {out, out.with_name(out.name + ".preparing")}
             is_own = own & {file.absolute(), *file.absolute().parents}
             if not is_own and file.is_file() and _may_be_text(file):
                 yield file

@@ -178,7 +178,7 @@ def claimed(path: str, shared: bool = False) -> Iterator[tuple[Path, Path]]:
         raise UserError(
             f"{out} exists and is no prepared data set (no {MANIFEST}): choose another --out"
         )
-    directory, lock = preparing(path), out.with_name(out.name + ".lock")
+    directory, lock = preparing(path), out.with_name(f".{out.name}.lock")  # hidden from any walk
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with locked(lock, shared) as is_free:
@@ -191,7 +191,7 @@ def claimed(path: str, shared: bool = False) -> Iterator[tuple[Path, Path]]:
                 if not shared:
                     with suppress(OSError):
                         directory.rmdir()  # if nothing is in it
-                    lock.unlink(missing_ok=True)
+                    lock.unlink(missing_ok=True)  # as only its one holder may: see `locked`
     except BrokenPipeError:  # of the terminal
         raise
     except OSError as error:
