@@ -176,7 +176,7 @@ def test_a_stream_that_is_stored_needs_no_hub(hub, data, tmp_path, monkeypatch, 
     expected = contents(streamed(data))
     shutil.rmtree(data.path)
     source = find_documents(data)[0]
-    streaming.plain_files(source, tmp_path / "out.preparing" / "inputs")
+    streaming.store_stream(source, tmp_path / "out.preparing" / "inputs")
     asked = len(hub.asked)
     monkeypatch.setattr("gptjax.data.preparation.SHARD_TOKENS", 5000)
     prepare_from_hub(data, None, None)

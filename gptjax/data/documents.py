@@ -14,6 +14,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from gptjax.errors import UserError
@@ -108,6 +109,7 @@ class Document:
             yield raw.removeprefix(BYTE_ORDER_MARK) if start == 0 else raw
             start = end
 
+    @cached_property
     def fraction(self) -> float:
         """A number in [0, 1) that the document's first 64 KiB alone decide."""
         digest = hashlib.blake2b(self.read(0, HASHED_BYTES), digest_size=8).digest()
@@ -146,7 +148,7 @@ class Passage:
         """
         document = self.document
         if not ends:
-            side = "val" if val_fraction and document.fraction() < val_fraction else "train"
+            side = "val" if val_fraction and document.fraction < val_fraction else "train"
             yield side, self.start, self.stop, self.ends_document
             return
         cut = document.held_out_from(val_fraction)

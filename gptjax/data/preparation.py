@@ -1,4 +1,4 @@
-"""Turn documents into a prepared data set: look, tokenise, write shards, and the manifest last.
+"""Turn documents into a prepared data set: tokenise, write shards, and the manifest last.
 
 All of it happens in `OUT.preparing`, which is renamed to `OUT` when it is complete: a killed
 preparation leaves nothing that could be taken for data. What it had finished is kept there, unit by
@@ -9,32 +9,21 @@ fill the same directory from several machines.
 import shlex
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from gptjax.config import Config, DataConfig
 from gptjax.data.assembly import ShardWriter
 from gptjax.data.findings import describe
-from gptjax.data.manifest import SPLITS, Manifest, is_prepared, read_manifest, read_tokenizer
+from gptjax.data.manifest import SPLITS, Manifest, Split, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.partition import Partition
 from gptjax.data.progress import progress_bars
 from gptjax.data.readers import Notes
-from gptjax.data.repository import source_name
 from gptjax.data.scanning import Scan
 from gptjax.data.shards import SHARD_TOKENS, token_dtype
-from gptjax.data.sources import (
-    HUB,
-    STDIN,
-    Input,
-    Progress,
-    content_hash,
-    find_documents,
-    silent,
-)
-from gptjax.data.streaming import announce, stored_commit
+from gptjax.data.sources import HUB, STDIN, Input, Progress, find_documents, silent
 from gptjax.data.tokenizers import fingerprint, identity
-from gptjax.data.work import INPUTS, differences, preparing, publish, work_on
+from gptjax.data.work import INPUTS, Work, differences, preparing, publish, work_on
 from gptjax.errors import ConfigError, UserError
 
 NAMES_SHOWN = 100
@@ -59,32 +48,25 @@ def prepare(
     """
     name = data.tokenizer or "bytes"
     with work_on(data, documents, workers, merge, progress=progress) as work:
-        with ThreadPoolExecutor(1) as beside:
-            if not needs_text(name) and not is_prepared(work.out):
-                beside.submit(work.make_tokenizer, name)  # fails again below, if it does
+        if is_prepared(work.out):
             found = work.scan(progress)
-        if notes is not None:
-            notes.merge(found.notes)
-        settings = _settings(data, found, shard_tokens)
-        if existing := _existing(work.out, settings, documents):
+            existing = _require_same(work.out, _settings(data, found, shard_tokens))
             shutil.rmtree(work.directory)
+            if notes is not None:
+                notes.merge(found.notes)
             return existing
         if merge:
             work.require_every_unit()
-        # partitions cannot know that a corpus is of this kind; such a small one is made anew here
-        work.worker.ends = data.val_fraction > 0 and found.holds_out_ends(data.val_fraction)
+        work.choose_split(progress, surely=needs_text(name))
         tokenizer = work.make_tokenizer(name)
         dtype = token_dtype(tokenizer.n_vocab)
-        writers = {s: ShardWriter(work.directory, s, dtype, shard_tokens) for s in SPLITS}
-        for number, made in enumerate(work.tokenise(range(len(work.units)))):
-            for split, side in (("train", made.train), ("val", made.val)):
-                writers[split].count(side)
-                for tokens in work.worker.tokens(number, split, side, dtype):
-                    writers[split].add(tokens)
-            found.notes.counts["cut_blanks"] += made.cut_blanks
-            found.notes.counts["cut_tokens"] += made.cut_tokens
-            progress("tokenising", made.bytes, made.tokens)
+        found, splits = _write_shards(work, dtype, shard_tokens, progress)
+        if (ends := found.holds_out_ends(data.val_fraction)) != work.worker.ends:
+            work.worker.ends = ends
+            found, splits = _write_shards(work, dtype, shard_tokens, progress)
         work.require_unchanged()
+        if notes is not None:
+            notes.merge(found.notes)
         manifest = Manifest(
             directory=work.directory,
             source=_name(data, documents, work.directory / INPUTS),
@@ -92,13 +74,31 @@ def prepare(
             n_vocab=tokenizer.n_vocab,
             tokenizer_fingerprint=fingerprint(tokenizer),
             dtype=dtype,
-            splits={split: writer.finish() for split, writer in writers.items()},
-            settings=settings,
+            splits=splits,
+            settings=_settings(data, found, shard_tokens),
             notes={kind: n for kind, n in sorted(found.notes.counts.items()) if n},
         )
         manifest.write()
         publish(work.directory, work.out, manifest)
     return read_manifest(work.out)
+
+
+def _write_shards(
+    work: Work, dtype: str, shard_tokens: int, progress: Progress
+) -> tuple[Scan, dict[str, Split]]:
+    """Tokenise all units, and write their tokens as shards; what the text is, and the shards."""
+    writers = {s: ShardWriter(work.directory, s, dtype, shard_tokens) for s in SPLITS}
+    total = Scan()
+    for number, (found, made) in enumerate(work.tokenise(range(len(work.units)))):
+        total.merge(found)
+        for split, side in (("train", made.train), ("val", made.val)):
+            writers[split].count(side)
+            for tokens in work.worker.tokens(number, split, side, dtype):
+                writers[split].add(tokens)
+        total.notes.counts["cut_blanks"] += made.cut_blanks
+        total.notes.counts["cut_tokens"] += made.cut_tokens
+        progress("tokenising", made.bytes, made.tokens)
+    return total, {split: writer.finish() for split, writer in writers.items()}
 
 
 def prepare_partition(
@@ -124,10 +124,10 @@ def prepare_partition(
         return 0
     with work_on(data, documents, workers, shared=True) as work:
         numbers = [n for n in range(len(work.units)) if partition.has(n)]
-        work.scan(progress, numbers)
+        work.choose_split(progress)
         work.make_tokenizer(data.tokenizer or "bytes")
         total = 0
-        for made in work.tokenise(numbers):
+        for _, made in work.tokenise(numbers):
             progress("tokenising", made.bytes, made.tokens)
             total += made.tokens
         done = f"partition-{partition.index}-of-{partition.count}.done"
@@ -150,6 +150,8 @@ def prepare_with_progress(
         f"preparing {data.path}: {what}, tokenizer {data.tokenizer or 'bytes'}{share}", flush=True
     )
     if data.hub is not None:
+        from gptjax.data.streaming import announce
+
         announce(data, documents[0], preparing(data.path) / INPUTS)
     notes = Notes()
     with progress_bars(total, partition.count if partition else 1) as progress:
@@ -208,6 +210,9 @@ def _choices(data: DataConfig) -> dict[str, Any]:
 def _name(data: DataConfig, documents: Sequence[Input], directory: Path) -> str:
     """What the manifest calls the source."""
     if documents[0].kind == HUB:
+        from gptjax.data.repository import source_name
+        from gptjax.data.streaming import stored_commit
+
         return source_name(data, stored_commit(documents[0], directory))
     if data.source and not data.inputs:
         return data.source
@@ -216,18 +221,13 @@ def _name(data: DataConfig, documents: Sequence[Input], directory: Path) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + more
 
 
-def _existing(out: Path, settings: dict[str, Any], documents: Sequence[Input]) -> Manifest | None:
-    """The data set already in `out`, or None where there is nothing; refuses another one."""
-    if not is_prepared(out):
-        return None
+def _require_same(out: Path, settings: dict[str, Any]) -> Manifest:
+    """The data set already in `out`; raises `UserError` where it was made with other settings."""
     manifest = read_manifest(out)
     read_tokenizer(manifest)  # whether it is there, and the one
-    before = {key: value for key, value in manifest.settings.items() if key != "source"}
-    if len(str(before.get("content"))) == 16 and all(d.kind == "text" for d in documents):
-        settings = {**settings, "content": content_hash(documents)}  # as it was taken once
-    if before == settings:
+    if manifest.settings == settings:
         return manifest
-    raise other_settings(out, differences(before, settings))
+    raise other_settings(out, differences(manifest.settings, settings))
 
 
 def other_settings(out: Path, found: str) -> UserError:

@@ -1,17 +1,23 @@
-"""The first look at a unit: how much text, which side of the split, what is wrong with it.
+"""What a unit holds: how much text, on which side of the split, what is wrong with it.
+
+It is found while the text passes on its way to the tokenizer. `look` tells beforehand what has to
+be known then, how validation is held out, from a few documents; where those are not all, what
+passed may say otherwise in the end.
 
 The digest of the contents is the same however the text is stored and cut into units: a polynomial
 in the hashes of the parts of all documents, which can be joined from those of its stretches.
 """
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from gptjax.data.documents import PART_BYTES
+from gptjax.data.documents import PART_BYTES, Passage
 from gptjax.data.partition import Unit
 from gptjax.data.readers import Notes, read_passages
 
 MANY = 100  # documents
+LOOKED = 1000  # documents at most, before the text is read
 _PRIME = 2**127 - 1
 _BASE = 0x1F3D5B79A2C4E6081B3C5D7F9A0E2C46
 
@@ -51,6 +57,23 @@ class Scan:
     digest: Digest = field(default_factory=Digest)
     notes: Notes = field(default_factory=Notes)
 
+    def count(self, passage: Passage, val_fraction: float) -> None:
+        """Add a passage to the totals."""
+        size = passage.stop - passage.start
+        self.documents += passage.ends_document
+        self.bytes += size
+        if val_fraction and passage.document.fraction < val_fraction:
+            self.val_bytes += size
+
+    def parts(self, passage: Passage) -> Iterator[bytes]:
+        """The parts of a passage, which enter digest and notes as they pass."""
+        for part in passage.document.parts(passage.start, passage.stop):
+            _look(part, passage.document.id, self.notes)
+            self.digest = self.digest.add(part, False)
+            yield part
+        if passage.ends_document:
+            self.digest = self.digest.add(b"", True)
+
     def merge(self, later: "Scan") -> None:
         """Add what a later unit holds."""
         self.documents += later.documents
@@ -72,22 +95,24 @@ class Scan:
 
 
 def scan(unit: Unit, val_fraction: float) -> Scan:
-    """Read a unit once."""
+    """Read a unit for nothing but this."""
     found = Scan()
-    for span in unit:
-        for passage in read_passages(span, found.notes):
-            document = passage.document
-            size = passage.stop - passage.start
-            found.documents += passage.ends_document
-            found.bytes += size
-            if val_fraction and document.fraction() < val_fraction:
-                found.val_bytes += size
-            for part in document.parts(passage.start, passage.stop):
-                _look(part, document.id, found.notes)
-                found.digest = found.digest.add(part, False)
-            if passage.ends_document:
-                found.digest = found.digest.add(b"", True)
+    for passage in (p for span in unit for p in read_passages(span, found.notes)):
+        found.count(passage, val_fraction)
+        for _ in found.parts(passage):
+            pass
     return found
+
+
+def look(units: Sequence[Unit], val_fraction: float) -> tuple[Scan, bool]:
+    """Totals of the first documents, and whether those are all; their digest is not taken."""
+    found = Scan()
+    spans = (span for unit in units for span in unit)
+    for passage in (p for span in spans for p in read_passages(span, found.notes)):
+        if found.documents == LOOKED:
+            return found, False
+        found.count(passage, val_fraction)
+    return found, True
 
 
 def _look(part: bytes, where: str, notes: Notes) -> None:

@@ -125,17 +125,6 @@ def standard_library() -> list[Input]:
     return text_files([str(p) for p in paths if _is_utf8(p)])
 
 
-def content_hash(inputs: Sequence[Input]) -> str:
-    """16 hexadecimal digits of all the files' bytes: how manifests were once told apart."""
-    digest = hashlib.blake2b(digest_size=8)
-    for source in inputs:
-        with source.path.open("rb") as file:
-            while raw := file.read(CHUNK_BYTES):
-                digest.update(raw)
-        digest.update(b"\xff")  # no byte of UTF-8: where a document ends counts too
-    return digest.hexdigest()
-
-
 def unpack(source: Input, directory: Path) -> Input:
     """The input as a plain file: itself, or one in `directory`, which is complete if it is there.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from gptjax.config import DataConfig
 from gptjax.data.repository import how_long, hub_errors, hub_name, look_up, require_disk
-from gptjax.data.sources import HUB, Input, Progress, silent, unpack
+from gptjax.data.sources import Input, Progress, silent
 from gptjax.errors import UserError
 from gptjax.files import unique_name, write_atomically
 from gptjax.hub import HubName
@@ -39,10 +39,8 @@ class _Stored:
     is_whole: bool = False
 
 
-def plain_files(source: Input, directory: Path, progress: Progress = silent) -> list[Input]:
-    """An input as plain files: itself, or what is unpacked, stored or streamed to `directory`."""
-    if source.kind != HUB:
-        return [unpack(source, directory)]
+def store_stream(source: Input, directory: Path, progress: Progress = silent) -> list[Input]:
+    """Stream a data set of the hub to Parquet files in `directory`, unless they are there."""
     spool = _spool(source, directory)
     stored = _read(spool)
     if stored is None or not stored.is_whole:
@@ -55,11 +53,6 @@ def plain_files(source: Input, directory: Path, progress: Progress = silent) -> 
         replace(source, path=p, kind="parquet", field="text", name=f"{source.path} part {n}")
         for n, p in enumerate(_part(spool, stored.commit, n) for n in range(stored.parts))
     ]
-
-
-def is_begun(directory: Path) -> bool:
-    """Whether any part of a stream has been stored there."""
-    return any(directory.glob(f"*/{STATE}"))
 
 
 def stored_commit(source: Input, directory: Path) -> str | None:

@@ -1,12 +1,13 @@
 """One unit of text to files of tokens, which any worker makes alike and which outlive a kill.
 
-`units/N.train` and `units/N.val` hold bare tokens, `units/N.json` says what they hold and is
-written last: a unit without it was not finished.
+`units/N.train` and `units/N.val` hold bare tokens, `units/N.scan` says what text they are of, and
+`units/N.json`, which is written last, what they hold: a unit without it was not finished.
 """
 
 import json
 import re
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -17,7 +18,7 @@ import numpy as np
 
 from gptjax.data.manifest import SPLITS, TOKENIZER
 from gptjax.data.partition import Unit
-from gptjax.data.readers import Notes, read_passages
+from gptjax.data.readers import read_passages
 from gptjax.data.scanning import Digest, Scan, scan
 from gptjax.data.shards import token_dtype
 from gptjax.data.tokenizers import Tokenizer, from_json
@@ -78,30 +79,36 @@ class UnitWorker:
 
     def scan(self, number: int, unit: Unit) -> Scan:
         """Look through a unit, or recall what was found."""
-        path = self._path(number, "scan")
-        if path.exists():
-            return _scan_from_json(path.read_text())
-        found = scan(unit, self.val_fraction)
-        self._publish(path, _scan_to_json(found))
+        if (found := self.scanned(number)) is None:
+            found = scan(unit, self.val_fraction)
+            self._publish(self._path(number, "scan"), _scan_to_json(found))
         return found
 
-    def tokenise(self, number: int, unit: Unit) -> UnitTokens:
-        """Write a unit's tokens, unless they are there."""
-        if (done := self.finished(number)) is not None:
-            return done
+    def tokenise(self, number: int, unit: Unit) -> tuple[Scan, UnitTokens]:
+        """Write a unit's tokens, unless they are there; say what was read and what was made."""
+        found, made = self.scanned(number), self.finished(number)
+        if found is not None and made is not None:
+            return found, made
+        found = Scan()
         tokenizer = self.tokenizer or _tokenizer_at(self.directory / TOKENIZER)
         cut = cut_tokens = 0
         eot = np.array([tokenizer.eot_id], np.uint32)
         paths = {side: unique_name(self._path(number, side)) for side in SPLITS}
         with paths["train"].open("wb") as train, paths["val"].open("wb") as val:
             writers = {"train": _SideWriter(train, tokenizer), "val": _SideWriter(val, tokenizer)}
-            for passage in (p for span in unit for p in read_passages(span, Notes())):
+            for passage in (p for span in unit for p in read_passages(span, found.notes)):
+                found.count(passage, self.val_fraction)
                 document = passage.document
-                for side, start, stop, ends in passage.split(self.val_fraction, self.ends):
+                stretches = list(passage.split(self.val_fraction, self.ends))
+                whole = found.parts(passage)
+                if len(stretches) > 1:  # which have parts of their own
+                    deque(whole, maxlen=0)
+                for side, start, stop, ends in stretches:
+                    parts = whole if len(stretches) == 1 else document.parts(start, stop)
                     # another unit has what is before the passage; before validation is a cut meant
                     near = min(NEAR, start) if start == passage.start else 0
                     before = document.read(start - near, near).decode("utf-8", "ignore")
-                    for part in document.parts(start, stop):
+                    for part in parts:
                         text = part.decode("utf-8", "replace")
                         cut_tokens += are_joined(tokenizer, before[-NEAR:], text[:NEAR])
                         before = text
@@ -117,8 +124,20 @@ class UnitWorker:
         made = UnitTokens(self.ends, cut, cut_tokens, *sides)
         for side, path in paths.items():
             path.replace(self._path(number, side))
+        self._publish(self._path(number, "scan"), _scan_to_json(found))
         self._publish(self._path(number, "json"), json.dumps(asdict(made)))
-        return made
+        return found, made
+
+    def scanned(self, number: int) -> Scan | None:
+        """What was found in a unit, if it was read to its end."""
+        try:
+            return _scan_from_json(self._path(number, "scan").read_text())
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def is_there(self, number: int) -> bool:
+        """Whether a unit was finished, however it was split."""
+        return self._path(number, "json").exists()
 
     def finished(self, number: int) -> UnitTokens | None:
         """What a unit holds if it is finished, and was split as it is to be."""

@@ -11,8 +11,8 @@ from gptjax.data.findings import describe
 from gptjax.data.partition import find_units
 from gptjax.data.readers import Notes, read_passages
 from gptjax.data.sources import Input
-from gptjax.data.streaming import plain_files
 from gptjax.data.tokenizers import fingerprint
+from gptjax.data.work import plain_files
 from gptjax.errors import UserError
 from gptjax.files import write_atomically
 
@@ -57,8 +57,7 @@ def _plain_files(inputs: Sequence[Input], out: Path) -> Iterator[list[Input]]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as directory:
-            stored = [plain_files(source, Path(directory)) for source in inputs]
-            yield [plain for files in stored for plain in files]
+            yield plain_files(inputs, Path(directory))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
 

@@ -21,9 +21,8 @@ from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepa
 from gptjax.data.partition import Unit, find_units, inputs_digest
 from gptjax.data.pool import cores, in_order, worker_pool
 from gptjax.data.readers import Notes, read_passages
-from gptjax.data.scanning import Scan
-from gptjax.data.sources import Input, Progress, silent
-from gptjax.data.streaming import is_begun, plain_files
+from gptjax.data.scanning import Scan, look
+from gptjax.data.sources import HUB, Input, Progress, silent, unpack
 from gptjax.data.tokenising import UNITS, UnitTokens, UnitWorker
 from gptjax.data.tokenizers import (
     Tokenizer,
@@ -50,21 +49,34 @@ class Work:
     workers: int
     inputs: list[Input]
 
-    def scan(self, progress: Progress, numbers: Sequence[int] | None = None) -> Scan:
-        """Read units once; raises `UserError` where there is not one document in all of them."""
+    def scan(self, progress: Progress) -> Scan:
+        """Read all units, or recall what was found in them."""
         total = Scan()
-        chosen = range(len(self.units)) if numbers is None else numbers
-        work = ((n, self.units[n]) for n in chosen)
-        for found in in_order(self.pool, self.workers, self.worker.scan, work):
+        for found in in_order(self.pool, self.workers, self.worker.scan, enumerate(self.units)):
             total.merge(found)
             progress("reading", found.bytes, 0)
-        if numbers is None and not total.documents:
-            found = "; ".join(describe(total.notes.counts, total.notes.first))
-            raise UserError(f"there is no text in what was given: {found or 'no document at all'}")
         return total
 
-    def tokenise(self, numbers: Sequence[int]) -> Iterator[UnitTokens]:
-        """Tokenise units and say in order what they hold."""
+    def choose_split(self, progress: Progress, surely: bool = False) -> None:
+        """Choose how validation is held out.
+
+        All the text decides that. Where it is not known yet, a look at its beginning tells what to
+        try, unless `surely` it has to be right. Raises `UserError` where there is not one document.
+        """
+        numbers = range(len(self.units))
+        if all(self.worker.scanned(n) is not None for n in numbers):
+            found, is_all = self.scan(silent), True
+        else:
+            found, is_all = look(self.units, self.worker.val_fraction)
+        if surely and not is_all:
+            found, is_all = self.scan(progress), True
+        if is_all and not found.documents:
+            why = "; ".join(describe(found.notes.counts, found.notes.first))
+            raise UserError(f"there is no text in what was given: {why or 'no document at all'}")
+        self.worker.ends = is_all and found.holds_out_ends(self.worker.val_fraction)
+
+    def tokenise(self, numbers: Sequence[int]) -> Iterator[tuple[Scan, UnitTokens]]:
+        """Tokenise units and say in order what was read and what was made."""
         work = ((n, self.units[n]) for n in numbers)
         return in_order(self.pool, self.workers, self.worker.tokenise, work)
 
@@ -107,7 +119,7 @@ class Work:
 
     def require_every_unit(self) -> None:
         """Raise `UserError` that says which partitions are not finished."""
-        missing = [n for n in range(len(self.units)) if self.worker.finished(n) is None]
+        missing = [n for n in range(len(self.units)) if not self.worker.is_there(n)]
         if not missing:
             return
         done = {tuple(p.stem.split("-")[1::2]) for p in self.directory.glob("partition-*.done")}
@@ -148,17 +160,36 @@ def work_on(
     workers = workers or cores()
     with claimed(data.path, shared) as (out, directory):
         try:
-            stored = [plain_files(source, directory / INPUTS, progress) for source in documents]
-            inputs = [plain for files in stored for plain in files]
+            inputs = plain_files(documents, directory / INPUTS, progress)
             _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
             worker = UnitWorker(directory, data.val_fraction)
             with worker_pool(workers, sum(i.size for i in inputs)) as pool:
                 yield Work(out, directory, find_units(inputs), worker, pool, workers, inputs)
         except UserError:
-            begun = any((directory / UNITS).glob("*.json")) or is_begun(directory / INPUTS)
-            if not (merge or shared or begun):
+            if not (merge or shared or _is_begun(directory)):
                 shutil.rmtree(directory, ignore_errors=True)
             raise
+
+
+def plain_files(
+    inputs: Sequence[Input], directory: Path, progress: Progress = silent
+) -> list[Input]:
+    """Inputs as plain files; those that are none yet are stored or unpacked in `directory`."""
+    plain: list[Input] = []
+    for source in inputs:
+        if source.kind == HUB:
+            from gptjax.data.streaming import store_stream
+
+            plain += store_stream(source, directory, progress)
+        else:
+            plain.append(unpack(source, directory))
+    return plain
+
+
+def _is_begun(directory: Path) -> bool:
+    """Whether a unit is finished, or a part of a stream stored: what is worth keeping."""
+    units, parts = (directory / UNITS).glob("*.json"), (directory / INPUTS).glob("*/*.parquet")
+    return any(units) or any(parts)
 
 
 def preparing(path: str) -> Path:
