@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT
 
 from gptjax.config import DataConfig
-from gptjax.data import documents, partition, pool, work
+from gptjax.data import documents, partition, pool, scanning, work
 from gptjax.data.manifest import Manifest
 from gptjax.data.partition import Partition, find_units
 from gptjax.data.preparation import prepare, prepare_partition, prepare_with_progress
@@ -85,6 +85,64 @@ def test_a_merge_uses_what_the_partitions_made(data: DataConfig, monkeypatch: py
     monkeypatch.setattr(ByteTokenizer, "encode", refuse)
     monkeypatch.setattr("gptjax.data.tokenising.scan", refuse)
     assert prepare(data, inputs, merge=True).splits["val"].tokens > 1000
+
+
+@pytest.mark.parametrize("val_fraction", [0.25, 0.01], ids=["by hash", "ends held out"])
+def test_every_part_of_a_text_is_read_once(
+    data: DataConfig, monkeypatch: pytest.MonkeyPatch, val_fraction: float
+):
+    """But for the passages that are cut in two, of which there is one a document."""
+    parts, read = documents.Document.parts, []
+
+    def counted(document: documents.Document, start: int, stop: int):
+        for part in parts(document, start, stop):
+            read.append((document.id, part))
+            yield part
+
+    monkeypatch.setattr(documents.Document, "parts", counted)
+    data = dataclasses.replace(data, val_fraction=val_fraction, inputs=data.inputs[1:])
+    manifest = prepare(data, find_documents(data), workers=1)
+    size = sum(split.bytes for split in manifest.splits.values())
+    assert size <= sum(len(part) for _, part in read) < size + 1000
+
+
+@pytest.mark.parametrize("val_fraction", [0.25, 0.01], ids=["by hash", "ends held out"])
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:270"])
+def test_a_look_at_too_little_costs_time_and_changes_nothing(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tokenizer: str, val_fraction: float,
+):  # fmt: skip
+    data = dataclasses.replace(data, tokenizer=tokenizer, val_fraction=val_fraction)
+    expected = files(prepared(data, tmp_path / "one").directory)
+    monkeypatch.setattr(scanning, "LOOKED", 5)
+    assert files(prepared(data, tmp_path / "two").directory) == expected
+    if tokenizer == "bytes":
+        three = dataclasses.replace(data, path=str(tmp_path / "three"))
+        for index in range(2):
+            prepare_partition(three, find_documents(three), Partition(index, 2))
+        assert files(prepared(data, tmp_path / "three", merge=True).directory) == expected
+
+
+def test_a_kill_between_two_ways_to_split_changes_nothing(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The first look is wrong; a few units are made as they have to be when it ends."""
+    data = dataclasses.replace(data, val_fraction=0.01)
+    expected = files(prepared(data, tmp_path / "one").directory)
+    tokenise, again = UnitWorker.tokenise, []
+
+    def breaks(worker: UnitWorker, number: int, unit: partition.Unit):
+        if worker.ends and len(again) == 3:
+            raise KeyboardInterrupt
+        again.extend([number] if worker.ends else [])
+        return tokenise(worker, number, unit)
+
+    monkeypatch.setattr(scanning, "LOOKED", 5)
+    monkeypatch.setattr(UnitWorker, "tokenise", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(data, tmp_path / "two", workers=1)
+    monkeypatch.setattr(UnitWorker, "tokenise", tokenise)
+    assert files(prepared(data, tmp_path / "two").directory) == expected
 
 
 def test_a_merge_names_the_partitions_that_are_missing_and_refuses_other_settings(
@@ -271,7 +329,8 @@ if __name__ == "__main__":
     out, *inputs = sys.argv[1:]
     data = DataConfig(out, "bytes", None, tuple(inputs), 0.2)
     prepare(data, find_documents(data), shard_tokens=20_000, workers=2)
-    print(sorted({{"jax", "flax", "grain"}} & set(sys.modules)))
+    unread = {{"jax", "flax", "grain", "gptjax.data.repository", "gptjax.data.streaming"}}
+    print(sorted(unread & set(sys.modules)))
 """
 
 
@@ -299,7 +358,9 @@ def corpus(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_processes_make_what_threads_make_and_need_no_jax(tmp_path: Path, corpus: list[Path]):
+def test_processes_make_what_threads_make_and_need_neither_jax_nor_the_hub(
+    tmp_path: Path, corpus: list[Path]
+):
     made = []
     for process_bytes in (0, 2**30):
         out = tmp_path / f"out_{process_bytes}"
