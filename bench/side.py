@@ -28,7 +28,7 @@ from gptjax.config import DataConfig, OptimConfig, SampleConfig
 from gptjax.data.loader import StepSource, batches_from
 from gptjax.data.manifest import read_manifest
 from gptjax.data.preparation import prepare
-from gptjax.data.sources import find_documents
+from gptjax.data.sources import find_inputs
 from gptjax.data.tokenizers import make_tokenizer
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
@@ -215,7 +215,7 @@ def prepare_texts(texts: Sequence[str], directory: str) -> tuple[Round, dict]:
         shutil.rmtree(out, ignore_errors=True)
         started = time.perf_counter()
         data = DataConfig(path=str(out), tokenizer="gpt2", inputs=tuple(texts))
-        manifest = prepare(data, find_documents(data))
+        manifest = prepare(data, find_inputs(data))
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "tokens": sum(s.tokens for s in manifest.splits.values())}
 

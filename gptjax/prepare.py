@@ -200,10 +200,10 @@ def _train_tokenizer(command: PrepareCommand, data: DataConfig) -> int:
     if command.partition or command.merge:
         raise ConfigError(["--train-tokenizer reads all text at once: leave out --partition"])
 
-    from gptjax.data.sources import find_documents
+    from gptjax.data.sources import find_inputs
     from gptjax.data.vocabulary import train_tokenizer_aloud
 
-    train_tokenizer_aloud(find_documents(data), command.vocab_size, command.out)
+    train_tokenizer_aloud(find_inputs(data), command.vocab_size, command.out)
     return 0
 
 

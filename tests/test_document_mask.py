@@ -13,7 +13,7 @@ from test_setup import announced, tiny, trained
 from gptjax.config import DataConfig, ModelConfig
 from gptjax.data.gpt1 import GPT1Tokenizer
 from gptjax.data.preparation import prepare
-from gptjax.data.sources import find_documents
+from gptjax.data.sources import find_inputs
 from gptjax.data.tokenizers import ByteTokenizer, boundary
 from gptjax.errors import UserError
 from gptjax.evals.perplexity import evaluate_parts
@@ -217,7 +217,7 @@ def documents(tmp_path_factory):
         doc_separator="|",
         val_fraction=0.2,
     )
-    return prepare(data, find_documents(data))
+    return prepare(data, find_inputs(data))
 
 
 @pytest.mark.slow

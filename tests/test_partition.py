@@ -23,7 +23,7 @@ from gptjax.data import documents, partition, pool, scanning, work
 from gptjax.data.manifest import Manifest
 from gptjax.data.partition import Partition, find_units
 from gptjax.data.preparation import prepare, prepare_partition, prepare_with_progress
-from gptjax.data.sources import Input, find_documents
+from gptjax.data.sources import Input, find_inputs
 from gptjax.data.tokenising import UnitWorker
 from gptjax.data.tokenizers import ByteTokenizer
 from gptjax.errors import UserError
@@ -49,7 +49,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def prepared(data: DataConfig, path: Path, **options) -> Manifest:
     data = dataclasses.replace(data, path=str(path))
-    return prepare(data, find_documents(data), shard_tokens=SHARD, **options)
+    return prepare(data, find_inputs(data), shard_tokens=SHARD, **options)
 
 
 @pytest.mark.parametrize("val_fraction", [0.25, 0.01], ids=["by hash", "ends held out"])
@@ -61,12 +61,12 @@ def test_workers_and_partitions_change_nothing(
     expected = files(one.directory)
     by_hash = sum(split.documents for split in one.splits.values()) == 38 + 1
     assert by_hash == (val_fraction == 0.25)
-    assert len(find_units(find_documents(data))) > 20
+    assert len(find_units(find_inputs(data))) > 20
     assert len(expected) > 10
     assert files(prepared(data, tmp_path / "two", workers=2).directory) == expected
     array = dataclasses.replace(data, path=str(tmp_path / "array"))
     for index in (2, 0, 1):
-        inputs = find_documents(array)
+        inputs = find_inputs(array)
         assert prepare_partition(array, inputs, Partition(index, 3), workers=2) > 2000
     assert not (tmp_path / "array").exists()
     assert files(prepared(data, tmp_path / "array", merge=True).directory) == expected
@@ -75,7 +75,7 @@ def test_workers_and_partitions_change_nothing(
 
 
 def test_a_merge_uses_what_the_partitions_made(data: DataConfig, monkeypatch: pytest.MonkeyPatch):
-    inputs = find_documents(data)
+    inputs = find_inputs(data)
     for index in range(2):
         prepare_partition(data, inputs, Partition(index, 2))
 
@@ -101,7 +101,7 @@ def test_every_part_of_a_text_is_read_once(
 
     monkeypatch.setattr(documents.Document, "parts", counted)
     data = dataclasses.replace(data, val_fraction=val_fraction, inputs=data.inputs[1:])
-    manifest = prepare(data, find_documents(data), workers=1)
+    manifest = prepare(data, find_inputs(data), workers=1)
     size = sum(split.bytes for split in manifest.splits.values())
     assert size <= sum(len(part) for _, part in read) < size + 1000
 
@@ -119,7 +119,7 @@ def test_a_look_at_too_little_costs_time_and_changes_nothing(
     if tokenizer == "bytes":
         three = dataclasses.replace(data, path=str(tmp_path / "three"))
         for index in range(2):
-            prepare_partition(three, find_documents(three), Partition(index, 2))
+            prepare_partition(three, find_inputs(three), Partition(index, 2))
         assert files(prepared(data, tmp_path / "three", merge=True).directory) == expected
 
 
@@ -148,7 +148,7 @@ def test_a_kill_between_two_ways_to_split_changes_nothing(
 def test_a_merge_names_the_partitions_that_are_missing_and_refuses_other_settings(
     data: DataConfig,
 ):
-    inputs = find_documents(data)
+    inputs = find_inputs(data)
     prepare_partition(data, inputs, Partition(1, 3))
     before = files(Path(data.path + ".preparing") / "units")
     with pytest.raises(UserError, match="not finished: --partition 0/3, 2/3"):
@@ -166,7 +166,7 @@ def test_a_merge_names_the_partitions_that_are_missing_and_refuses_other_setting
 
 
 def test_a_partition_of_what_is_merged_does_nothing_or_is_refused(data: DataConfig, capsys):
-    inputs = find_documents(data)
+    inputs = find_inputs(data)
     made = files(prepare(data, inputs).directory)
     prepare_with_progress(data, partition=Partition(0, 2))
     assert "is complete: no partition is left to do" in capsys.readouterr().out
@@ -177,7 +177,7 @@ def test_a_partition_of_what_is_merged_does_nothing_or_is_refused(data: DataConf
 
 
 def test_partitions_run_together_but_not_beside_a_whole_preparation(data: DataConfig):
-    inputs = find_documents(data)
+    inputs = find_inputs(data)
     with work.work_on(data, inputs, 1, shared=True):
         prepare_partition(data, inputs, Partition(0, 2))
         with pytest.raises(UserError, match="another process is preparing"):
@@ -213,13 +213,13 @@ def test_what_locks_another_preparation_is_never_taken_for_text(data: DataConfig
     with work.claimed(str(tmp_path / "walked" / "other"), shared=True) as (_, directory):
         directory.rmdir()
     for given in ("walked", "walked/*"):
-        inputs = find_documents(DataConfig("out", inputs=(str(tmp_path / given),)))
+        inputs = find_inputs(DataConfig("out", inputs=(str(tmp_path / given),)))
         assert [source.path.name for source in inputs] == ["a.txt"]
 
 
 def test_a_damaged_unit_is_found_and_made_again(data: DataConfig, tmp_path: Path):
     expected = files(prepared(data, tmp_path / "whole").directory)
-    inputs = find_documents(data)
+    inputs = find_inputs(data)
     for index in range(2):
         prepare_partition(data, inputs, Partition(index, 2))
     for name in ("train_000999.bin", ".val_000000.bin.12.tmp", "partition-9-of-9.done"):
@@ -235,7 +235,7 @@ def test_a_break_keeps_what_is_finished_and_changed_text_starts_anew(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     expected = files(prepared(data, tmp_path / "whole").directory)
-    inputs, tokenise, made = find_documents(data), UnitWorker.tokenise, []
+    inputs, tokenise, made = find_inputs(data), UnitWorker.tokenise, []
 
     def breaks(worker: UnitWorker, number: int, unit: partition.Unit):
         if len(made) == 12:
@@ -262,7 +262,7 @@ def test_a_break_keeps_what_is_finished_and_changed_text_starts_anew(
 
 
 def test_units_cover_every_byte_once_and_depend_on_the_files_alone(data: DataConfig):
-    inputs = find_documents(data)
+    inputs = find_inputs(data)
     spans = [span for unit in find_units(inputs) for span in unit]
     for source in inputs:
         own = [(s.start, s.stop) for s in spans if s.input == source]
@@ -324,11 +324,11 @@ ByteTokenizer.encode = slowly
 
 if __name__ == "__main__":
     from gptjax.data.preparation import prepare
-    from gptjax.data.sources import find_documents
+    from gptjax.data.sources import find_inputs
 
     out, *inputs = sys.argv[1:]
     data = DataConfig(out, "bytes", None, tuple(inputs), 0.2)
-    prepare(data, find_documents(data), shard_tokens=20_000, workers=2)
+    prepare(data, find_inputs(data), shard_tokens=20_000, workers=2)
     unread = {{"jax", "flax", "grain", "gptjax.data.repository", "gptjax.data.streaming"}}
     print(sorted(unread & set(sys.modules)))
 """

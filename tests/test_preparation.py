@@ -18,7 +18,7 @@ from gptjax.data import documents, work
 from gptjax.data.bpe import BPETokenizer
 from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
 from gptjax.data.preparation import how_to_prepare, prepare
-from gptjax.data.sources import find_documents, text_files
+from gptjax.data.sources import find_inputs, text_files
 from gptjax.data.tokenizers import ByteTokenizer, Tokenizer
 from gptjax.data.work import claimed
 from gptjax.errors import UserError
@@ -51,7 +51,7 @@ def data(texts: list[str], tmp_path: Path) -> DataConfig:
 
 
 def prepared_from(data: DataConfig, shard_tokens: int = SHARD) -> Manifest:
-    return prepare(data, find_documents(data), shard_tokens=shard_tokens)
+    return prepare(data, find_inputs(data), shard_tokens=shard_tokens)
 
 
 def stream(manifest: Manifest, split: str) -> np.ndarray:
@@ -242,7 +242,7 @@ def test_a_text_that_changes_meanwhile_is_refused(data: DataConfig, change: str)
             os.utime(path, (1, 1)) if change == "overwritten" else path.write_bytes(text[:3])
 
     with pytest.raises(UserError, match="the text was changed while it was being prepared"):
-        prepare(data, find_documents(data), progress=spoil)
+        prepare(data, find_inputs(data), progress=spoil)
     assert not Path(data.path).exists()
     path.write_bytes(text)
     expected = prepared_from(dataclasses.replace(data, path=data.path + "2"))
@@ -255,7 +255,7 @@ def test_what_is_prepared_inside_its_own_input_is_none_of_it(tmp_path: Path):
     with claimed(str(tmp_path / "in/out")) as (_, directory):
         (directory / "plan.json").write_text("{}")
     data = DataConfig(str(tmp_path / "in/out"), inputs=(str(tmp_path / "in"),))
-    assert [d.path.name for d in find_documents(data)] == ["a.txt"]
+    assert [d.path.name for d in find_inputs(data)] == ["a.txt"]
 
 
 def test_a_link_to_an_empty_directory_is_filled(data: DataConfig, tmp_path: Path):
@@ -279,7 +279,7 @@ def test_a_tiny_share_of_many_documents_is_nothing(data: DataConfig):
 
 def test_endings_are_known_in_capitals_too(tmp_path: Path):
     (tmp_path / "A.JSONL").write_text('{"text": "one"}\n')
-    found = find_documents(DataConfig(inputs=(str(tmp_path),)))
+    found = find_inputs(DataConfig(inputs=(str(tmp_path),)))
     assert [d.kind for d in found] == ["jsonl"]
 
 
@@ -341,13 +341,13 @@ def test_the_command_that_makes_the_data_of_a_config(words: list[str], command: 
 
 def test_nothing_to_prepare_says_what_to_give():
     with pytest.raises(UserError, match="--input"):
-        find_documents(DataConfig())
+        find_inputs(DataConfig())
 
 
 def test_the_standard_library_needs_no_files_and_given_files_come_first(data: DataConfig):
-    library = find_documents(DataConfig(source="stdlib"))
+    library = find_inputs(DataConfig(source="stdlib"))
     assert library[0].path.suffix == ".py"
-    given = find_documents(dataclasses.replace(data, source="stdlib"))
+    given = find_inputs(dataclasses.replace(data, source="stdlib"))
     assert [str(d.path) for d in given] == list(data.inputs)
 
 
@@ -442,10 +442,10 @@ MEASURE = """
 import re, sys
 from gptjax.config import DataConfig
 from gptjax.data.preparation import prepare
-from gptjax.data.sources import find_documents
+from gptjax.data.sources import find_inputs
 text, out, tokenizer = sys.argv[1:]
 data = DataConfig(path=out, tokenizer=tokenizer, inputs=(text,), val_fraction=0.05)
-tokens = prepare(data, find_documents(data), workers=2).splits["train"].tokens
+tokens = prepare(data, find_inputs(data), workers=2).splits["train"].tokens
 print(tokens, re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
 

@@ -27,7 +27,7 @@ from gptjax.data.partition import Partition, find_units
 from gptjax.data.preparation import prepare
 from gptjax.data.readers import Notes, read_passages
 from gptjax.data.scanning import Digest, Scan, scan
-from gptjax.data.sources import Input, find_documents
+from gptjax.data.sources import Input, find_inputs
 from gptjax.errors import ConfigError, UserError
 
 TEXTS = [f"{i:03d} the sea {'shells ' * (i * 7 % 90)}\n漢字 🙂\n" for i in range(60)]
@@ -118,7 +118,7 @@ def prepare_as(form: str, texts: list[str], directory: Path, **changes: object) 
     if form == "separated":
         changes["doc_separator"] = SEPARATOR
     data = dataclasses.replace(data, **changes)
-    return prepare(data, find_documents(data), shard_tokens=5000)
+    return prepare(data, find_inputs(data), shard_tokens=5000)
 
 
 def without_source(manifest: Manifest) -> str:
@@ -163,7 +163,7 @@ def test_standard_input_is_a_text_or_what_format_says(
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(raw)))
         out = str(tmp_path / form)
         data = DataConfig(out, "bytes", None, ("-",), 0.1, form, doc_separator=SEPARATOR)
-        made = prepare(data, find_documents(data), shard_tokens=5000)
+        made = prepare(data, find_inputs(data), shard_tokens=5000)
         assert shards(made) == shards(expected)
         assert made.source == "standard input"
 
@@ -282,7 +282,7 @@ def test_what_cannot_be_read_is_left_out_counted_and_located(
     assert len(said) == 7
     assert all(str(path) in sentence for sentence in said)
     data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(path),), 0.1)
-    assert prepare(data, find_documents(data)).notes == total.notes.counts
+    assert prepare(data, find_inputs(data)).notes == total.notes.counts
 
 
 def test_rows_without_text_are_counted_and_a_missing_column_is_named(tmp_path: Path):
@@ -314,7 +314,7 @@ def test_text_in_parquet_may_be_of_any_type_and_need_not_be_utf8(tmp_path: Path)
     pq.write_table(pa.table({"text": stored[:0]}), tmp_path / "none.parquet")
     data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(tmp_path / "none.parquet"),))
     with pytest.raises(UserError, match="no text in what was given: no document at all"):
-        prepare(data, find_documents(data))
+        prepare(data, find_inputs(data))
 
 
 @pytest.mark.parametrize("separator", ["\\n\\n", "---", "aa", "<|end|>"])
@@ -383,7 +383,7 @@ def test_unpacked_files_are_cut_short_or_damaged_and_said_to_be(tmp_path: Path):
         path.write_bytes(path.read_bytes()[:-20])
         data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(path),), 0.1)
         with pytest.raises(UserError, match="cannot be unpacked"):
-            prepare(data, find_documents(data))
+            prepare(data, find_inputs(data))
         assert not (tmp_path / "out").exists()
 
 

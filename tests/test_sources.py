@@ -24,7 +24,7 @@ from gptjax.data.documents import Document
 from gptjax.data.partition import find_units
 from gptjax.data.readers import Notes, read_passages
 from gptjax.data.scanning import Scan, scan
-from gptjax.data.sources import Input, find_documents, standard_library, text_files
+from gptjax.data.sources import Input, find_inputs, standard_library, text_files
 from gptjax.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
@@ -385,7 +385,7 @@ def test_no_file_comes_twice_by_directories_or_links_within_a_pattern(tmp_path: 
         ("i*/d*", ["d.txt", "deep/b.txt"]),
         ("in/**.txt", ["a.txt", "d.txt"]),
     ):
-        found = find_documents(DataConfig(inputs=(str(tmp_path / pattern),)))
+        found = find_inputs(DataConfig(inputs=(str(tmp_path / pattern),)))
         assert [os.path.relpath(i.path, tmp_path / "in") for i in found] == expected, pattern
 
 
@@ -408,4 +408,4 @@ def test_what_may_not_be_read_is_named_and_not_passed_over(
     monkeypatch.setattr(os, "scandir", refusing(os.scandir))  # as for a user who is not root
     monkeypatch.setattr(Path, "open", refusing(Path.open))
     with pytest.raises(UserError, match=f"cannot read {tmp_path / kept}: Permission denied"):
-        find_documents(DataConfig(inputs=(str(tmp_path / "in"),)))
+        find_inputs(DataConfig(inputs=(str(tmp_path / "in"),)))

@@ -27,7 +27,7 @@ from gptjax.data import streaming
 from gptjax.data.fetching import prepare_from_hub
 from gptjax.data.manifest import Manifest, read_manifest
 from gptjax.data.preparation import prepare
-from gptjax.data.sources import HUB, Input, find_documents
+from gptjax.data.sources import HUB, Input, find_inputs
 from gptjax.data.vocabulary import train_tokenizer
 from gptjax.errors import ConfigError, UserError
 
@@ -87,7 +87,7 @@ def data(tmp_path: Path) -> DataConfig:
 
 
 def streamed(data: DataConfig) -> Manifest:
-    return prepare(data, find_documents(data), shard_tokens=5000)
+    return prepare(data, find_inputs(data), shard_tokens=5000)
 
 
 def from_a_file(directory: Path, records: list[str | None]) -> Manifest:
@@ -175,7 +175,7 @@ def test_a_stream_that_breaks_goes_on_after_its_last_part_from_the_same_commit(
 def test_a_stream_that_is_stored_needs_no_hub(hub, data, tmp_path, monkeypatch, capsys):
     expected = contents(streamed(data))
     shutil.rmtree(data.path)
-    source = find_documents(data)[0]
+    source = find_inputs(data)[0]
     streaming.store_stream(source, tmp_path / "out.preparing" / "inputs")
     asked = len(hub.asked)
     monkeypatch.setattr("gptjax.data.preparation.SHARD_TOKENS", 5000)
@@ -255,7 +255,7 @@ def test_partitions_are_for_files(data):
     from gptjax.data.preparation import prepare_partition
 
     with pytest.raises(ConfigError, match="--partition cannot be with standard input or --hub"):
-        prepare_partition(data, find_documents(data), Partition(0, 2))
+        prepare_partition(data, find_inputs(data), Partition(0, 2))
 
 
 PROGRAM = """
@@ -263,12 +263,12 @@ import sys, time
 from gptjax.config import DataConfig
 from gptjax.data import streaming
 from gptjax.data.preparation import prepare
-from gptjax.data.sources import find_documents
+from gptjax.data.sources import find_inputs
 
 streaming.PART_BYTES, streaming.GROUP_BYTES = 4_000, 1_500
 data = DataConfig(sys.argv[1], hub="owner/texts", val_fraction=0.1)
 pause = float(sys.argv[2])
-prepare(data, find_documents(data), lambda *_: time.sleep(pause), shard_tokens=5000)
+prepare(data, find_inputs(data), lambda *_: time.sleep(pause), shard_tokens=5000)
 """
 
 

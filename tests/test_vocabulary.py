@@ -15,7 +15,7 @@ from gptjax.data.loader import require_vocabulary
 from gptjax.data.manifest import read_tokenizer
 from gptjax.data.partition import Partition
 from gptjax.data.preparation import prepare, prepare_partition
-from gptjax.data.sources import find_documents, text_files
+from gptjax.data.sources import find_inputs, text_files
 from gptjax.data.tokenizers import fingerprint, read_tokenizer_file
 from gptjax.data.vocabulary import train_tokenizer
 from gptjax.errors import UserError
@@ -38,12 +38,12 @@ def test_it_is_the_tokenizer_of_all_the_text(made: BPETokenizer, text_file: Path
 def test_text_may_come_as_compressed_records(made: BPETokenizer, text_file: Path, tmp_path: Path):
     lines = [json.dumps({"text": line}) for line in ("", text_file.read_text())]
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
-    inputs = find_documents(DataConfig(inputs=(str(tmp_path / "a.jsonl.gz"),)))
+    inputs = find_inputs(DataConfig(inputs=(str(tmp_path / "a.jsonl.gz"),)))
     tokenizer = train_tokenizer(inputs, 300, tmp_path / "records" / "tok.json")
     assert fingerprint(tokenizer) == fingerprint(made)
     assert os.listdir(tmp_path / "records") == ["tok.json"]
     (tmp_path / "b.jsonl").write_text("no record\n")
-    inputs = find_documents(DataConfig(inputs=(str(tmp_path / "b.jsonl"),)))
+    inputs = find_inputs(DataConfig(inputs=(str(tmp_path / "b.jsonl"),)))
     with pytest.raises(UserError, match="no text in what was given: 1 lines that are no JSON"):
         train_tokenizer(inputs, 300, tmp_path / "empty" / "tok.json")
 

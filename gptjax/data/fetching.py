@@ -28,7 +28,7 @@ from gptjax.data.repository import (
     source_name,
 )
 from gptjax.data.shards import HEADER_BYTES, token_dtype
-from gptjax.data.sources import find_documents
+from gptjax.data.sources import find_inputs
 from gptjax.data.streaming import stored_commit
 from gptjax.data.tokenizers import identity, make_tokenizer
 from gptjax.data.work import INPUTS, claimed, differences, preparing, publish
@@ -50,7 +50,7 @@ def prepare_from_hub(
         print(f"{data.path} is complete: {existing.source}")
         return print_splits(existing)
     inputs = preparing(data.path) / INPUTS
-    is_text = any(stored_commit(document, inputs) for document in find_documents(data))
+    is_text = any(stored_commit(source, inputs) for source in find_inputs(data))
     repository = None if is_text else look_up(hub_name(data.hub))
     if repository is None or not any(map(_is_shard, repository.files)):
         if tokens is not None:

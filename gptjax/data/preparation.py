@@ -21,7 +21,7 @@ from gptjax.data.progress import progress_bars
 from gptjax.data.readers import Notes
 from gptjax.data.scanning import Scan
 from gptjax.data.shards import SHARD_TOKENS, token_dtype
-from gptjax.data.sources import HUB, STDIN, Input, Progress, find_documents, silent
+from gptjax.data.sources import HUB, STDIN, Input, Progress, find_inputs, silent
 from gptjax.data.tokenizers import fingerprint, identity
 from gptjax.data.work import INPUTS, Work, differences, preparing, publish, work_on
 from gptjax.errors import ConfigError, UserError
@@ -31,14 +31,14 @@ NAMES_SHOWN = 100
 
 def prepare(
     data: DataConfig,
-    documents: Sequence[Input],
+    inputs: Sequence[Input],
     progress: Progress = silent,
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
     merge: bool = False,
     notes: Notes | None = None,
 ) -> Manifest:
-    """Prepare `documents` as `data` says, into `data.path`; returns the manifest.
+    """Prepare `inputs` as `data` says, into `data.path`; returns the manifest.
 
     `notes` is told what is odd about the text, and where.
 
@@ -47,7 +47,7 @@ def prepare(
     if `data.path` holds anything else.
     """
     name = data.tokenizer or "bytes"
-    with work_on(data, documents, workers, merge, progress=progress) as work:
+    with work_on(data, inputs, workers, merge, progress=progress) as work:
         if is_prepared(work.out):
             found = work.scan(progress)
             existing = _require_same(work.out, _settings(data, found, shard_tokens))
@@ -69,7 +69,7 @@ def prepare(
             notes.merge(found.notes)
         manifest = Manifest(
             directory=work.directory,
-            source=_name(data, documents, work.directory / INPUTS),
+            source=_name(data, inputs, work.directory / INPUTS),
             tokenizer=tokenizer.name,
             n_vocab=tokenizer.n_vocab,
             tokenizer_fingerprint=fingerprint(tokenizer),
@@ -103,7 +103,7 @@ def _write_shards(
 
 def prepare_partition(
     data: DataConfig,
-    documents: Sequence[Input],
+    inputs: Sequence[Input],
     partition: Partition,
     progress: Progress = silent,
     workers: int | None = None,
@@ -116,13 +116,13 @@ def prepare_partition(
         raise ConfigError(
             [f"--partition cannot be with --tokenizer {data.tokenizer}, which needs all the text"]
         )
-    if any(d.is_stream for d in documents):
+    if any(d.is_stream for d in inputs):
         raise ConfigError(["--partition cannot be with standard input or --hub: give files"])
     if is_prepared(out := Path(data.path)):  # a job that was queued again after the merge
         if found := differences(read_manifest(out).settings, _choices(data)):
             raise other_settings(out, found)
         return 0
-    with work_on(data, documents, workers, shared=True) as work:
+    with work_on(data, inputs, workers, shared=True) as work:
         numbers = [n for n in range(len(work.units)) if partition.has(n)]
         work.choose_split(progress)
         work.make_tokenizer(data.tokenizer or "bytes")
@@ -142,23 +142,23 @@ def prepare_with_progress(
     merge: bool = False,
 ) -> None:
     """Prepare on a terminal: progress while it runs; what was odd, and totals, when it is done."""
-    documents = find_documents(data)
-    total = sum(d.size for d in documents if not d.is_stream)
+    inputs = find_inputs(data)
+    total = sum(d.size for d in inputs if not d.is_stream)
     share = f", partition {partition.index}/{partition.count}" if partition else ""
-    what = data.hub or f"{len(documents):,} files, {total / 1e6:,.1f} MB"
+    what = data.hub or f"{len(inputs):,} files, {total / 1e6:,.1f} MB"
     print(
         f"preparing {data.path}: {what}, tokenizer {data.tokenizer or 'bytes'}{share}", flush=True
     )
     if data.hub is not None:
         from gptjax.data.streaming import announce
 
-        announce(data, documents[0], preparing(data.path) / INPUTS)
+        announce(data, inputs[0], preparing(data.path) / INPUTS)
     notes = Notes()
     with progress_bars(total, partition.count if partition else 1) as progress:
         if partition is not None:
-            tokens = prepare_partition(data, documents, partition, progress, workers)
+            tokens = prepare_partition(data, inputs, partition, progress, workers)
         else:
-            manifest = prepare(data, documents, progress, workers=workers, merge=merge, notes=notes)
+            manifest = prepare(data, inputs, progress, workers=workers, merge=merge, notes=notes)
     if partition is not None and is_prepared(Path(data.path)):
         print(f"{data.path} is complete: no partition is left to do")
         return
@@ -207,16 +207,16 @@ def _choices(data: DataConfig) -> dict[str, Any]:
     return {"tokenizer": identity(data.tokenizer or "bytes"), "val_fraction": data.val_fraction}
 
 
-def _name(data: DataConfig, documents: Sequence[Input], directory: Path) -> str:
+def _name(data: DataConfig, inputs: Sequence[Input], directory: Path) -> str:
     """What the manifest calls the source."""
-    if documents[0].kind == HUB:
+    if inputs[0].kind == HUB:
         from gptjax.data.repository import source_name
         from gptjax.data.streaming import stored_commit
 
-        return source_name(data, stored_commit(documents[0], directory))
+        return source_name(data, stored_commit(inputs[0], directory))
     if data.source and not data.inputs:
         return data.source
-    names = ["standard input" if str(d.path) == STDIN else d.path.name for d in documents]
+    names = ["standard input" if str(d.path) == STDIN else d.path.name for d in inputs]
     more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more
 

@@ -70,7 +70,7 @@ class Input:
         return str(self.path) == STDIN or self.kind == HUB
 
 
-def find_documents(data: DataConfig) -> list[Input]:
+def find_inputs(data: DataConfig) -> list[Input]:
     """The files a config names, in their order, its data set on the hub, or its embedded source.
 
     Raises `UserError` that names every path at which there is nothing, or where all is empty, or

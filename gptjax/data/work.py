@@ -150,7 +150,7 @@ def publish(directory: Path, out: Path, manifest: Manifest) -> None:
 @contextmanager
 def work_on(
     data: DataConfig,
-    documents: Sequence[Input],
+    given: Sequence[Input],
     workers: int | None,
     merge: bool = False,
     shared: bool = False,
@@ -160,7 +160,7 @@ def work_on(
     workers = workers or cores()
     with claimed(data.path, shared) as (out, directory):
         try:
-            inputs = plain_files(documents, directory / INPUTS, progress)
+            inputs = plain_files(given, directory / INPUTS, progress)
             _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
             worker = UnitWorker(directory, data.val_fraction)
             with worker_pool(workers, sum(i.size for i in inputs)) as pool:
