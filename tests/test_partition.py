@@ -24,7 +24,7 @@ from gptjax.data.manifest import Manifest
 from gptjax.data.partition import Partition, find_units
 from gptjax.data.preparation import prepare, prepare_partition, prepare_with_progress
 from gptjax.data.sources import Input, find_inputs
-from gptjax.data.tokenising import UnitWorker
+from gptjax.data.tokenising import UnitTokeniser
 from gptjax.data.tokenizers import ByteTokenizer
 from gptjax.errors import UserError
 
@@ -129,19 +129,19 @@ def test_a_kill_between_two_ways_to_split_changes_nothing(
     """The first look is wrong; a few units are made as they have to be when it ends."""
     data = dataclasses.replace(data, val_fraction=0.01)
     expected = files(prepared(data, tmp_path / "one").directory)
-    tokenise, again = UnitWorker.tokenise, []
+    tokenise, again = UnitTokeniser.tokenise, []
 
-    def breaks(worker: UnitWorker, number: int, unit: partition.Unit):
+    def breaks(worker: UnitTokeniser, number: int, unit: partition.Unit):
         if worker.ends and len(again) == 3:
             raise KeyboardInterrupt
         again.extend([number] if worker.ends else [])
         return tokenise(worker, number, unit)
 
     monkeypatch.setattr(scanning, "LOOKED", 5)
-    monkeypatch.setattr(UnitWorker, "tokenise", breaks)
+    monkeypatch.setattr(UnitTokeniser, "tokenise", breaks)
     with pytest.raises(KeyboardInterrupt):
         prepared(data, tmp_path / "two", workers=1)
-    monkeypatch.setattr(UnitWorker, "tokenise", tokenise)
+    monkeypatch.setattr(UnitTokeniser, "tokenise", tokenise)
     assert files(prepared(data, tmp_path / "two").directory) == expected
 
 
@@ -235,16 +235,16 @@ def test_a_break_keeps_what_is_finished_and_changed_text_starts_anew(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     expected = files(prepared(data, tmp_path / "whole").directory)
-    inputs, tokenise, made = find_inputs(data), UnitWorker.tokenise, []
+    inputs, tokenise, made = find_inputs(data), UnitTokeniser.tokenise, []
 
-    def breaks(worker: UnitWorker, number: int, unit: partition.Unit):
+    def breaks(worker: UnitTokeniser, number: int, unit: partition.Unit):
         if len(made) == 12:
             raise KeyboardInterrupt
         if worker.finished(number) is None:
             made.append(number)
         return tokenise(worker, number, unit)
 
-    monkeypatch.setattr(UnitWorker, "tokenise", breaks)
+    monkeypatch.setattr(UnitTokeniser, "tokenise", breaks)
     with pytest.raises(KeyboardInterrupt):
         prepare(data, inputs, shard_tokens=SHARD, workers=1)
     assert len(set(made)) == 12

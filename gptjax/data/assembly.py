@@ -6,7 +6,7 @@ import numpy as np
 
 from gptjax.data.manifest import Split
 from gptjax.data.shards import ShardInfo, write_shard
-from gptjax.data.tokenising import Side
+from gptjax.data.tokenising import SplitCounts
 
 
 class ShardWriter:
@@ -18,10 +18,10 @@ class ShardWriter:
         self.documents = self.bytes = 0
         self._buffer, self._filled = np.empty(shard_tokens, np.dtype(dtype)), 0
 
-    def count(self, side: Side) -> None:
+    def count(self, counts: SplitCounts) -> None:
         """Add a unit's documents and bytes to the totals."""
-        self.documents += side.documents
-        self.bytes += side.bytes
+        self.documents += counts.documents
+        self.bytes += counts.bytes
 
     def add(self, tokens: np.ndarray) -> None:
         """Append tokens; they may fill any number of shards."""

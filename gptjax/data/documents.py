@@ -141,15 +141,15 @@ class Passage:
         return self.stop == self.document.size
 
     def split(self, val_fraction: float, ends: bool) -> Iterator[tuple[str, int, int, bool]]:
-        """(train or val, start, stop, whether end-of-text follows) for each side that gets any.
+        """(train or val, start, stop, whether end-of-text follows) for each split that gets any.
 
-        A document goes to one side as a whole by its hash, or with `ends` its last part is held
+        A document goes to one split as a whole by its hash, or with `ends` its last part is held
         out.
         """
         document = self.document
         if not ends:
-            side = "val" if val_fraction and document.fraction < val_fraction else "train"
-            yield side, self.start, self.stop, self.ends_document
+            split = "val" if val_fraction and document.fraction < val_fraction else "train"
+            yield split, self.start, self.stop, self.ends_document
             return
         cut = document.held_out_from(val_fraction)
         if self.start < cut:

@@ -1,4 +1,4 @@
-"""Work on all cores: threads for little text, processes for much; results come in order.
+"""Work on all cores: threads for little text, processes for much; results come in their order.
 
 Tokenising runs outside Python's lock, but reading does not, and threads share a tokenizer's caches:
 two processes do 1.6 times what two threads do. They take half a second to start, though. What comes
@@ -48,7 +48,7 @@ def worker_pool(workers: int, size: int) -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def in_order(
+def ordered_map(
     pool: Executor, workers: int, function: Callable[..., T], arguments: Iterable[tuple]
 ) -> Iterator[T]:
     """The results of many calls in their order, few of them under way at a time."""

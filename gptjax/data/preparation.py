@@ -91,9 +91,9 @@ def _write_shards(
     total = Scan()
     for number, (found, made) in enumerate(work.tokenise(range(len(work.units)))):
         total.merge(found)
-        for split, side in (("train", made.train), ("val", made.val)):
-            writers[split].count(side)
-            for tokens in work.worker.tokens(number, split, side, dtype):
+        for split, counts in (("train", made.train), ("val", made.val)):
+            writers[split].count(counts)
+            for tokens in work.worker.tokens(number, split, counts, dtype):
                 writers[split].add(tokens)
         total.notes.counts["cut_blanks"] += made.cut_blanks
         total.notes.counts["cut_tokens"] += made.cut_tokens

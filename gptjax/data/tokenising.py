@@ -33,7 +33,7 @@ _BLANKS = re.compile(r"\s{65536}")
 
 
 @dataclass(frozen=True)
-class Side:
+class SplitCounts:
     """What a unit has for one split: counts, and the checksum of its file."""
 
     tokens: int
@@ -52,8 +52,8 @@ class UnitTokens:
     """Parts with more blanks in a row than the tokenizer takes at once."""
     cut_tokens: int
     """Places where a document was cut within a token."""
-    train: Side
-    val: Side
+    train: SplitCounts
+    val: SplitCounts
 
     @property
     def tokens(self) -> int:
@@ -66,7 +66,7 @@ class UnitTokens:
         return self.train.bytes + self.val.bytes
 
 
-class UnitWorker:
+class UnitTokeniser:
     """Scans and tokenises units, in this process or, pickled, in another."""
 
     def __init__(self, directory: Path, val_fraction: float, tokenizer: Tokenizer | None = None):
@@ -93,9 +93,9 @@ class UnitWorker:
         tokenizer = self.tokenizer or _tokenizer_at(self.directory / TOKENIZER)
         cut = cut_tokens = 0
         eot = np.array([tokenizer.eot_id], np.uint32)
-        paths = {side: unique_name(self._path(number, side)) for side in SPLITS}
+        paths = {split: unique_name(self._path(number, split)) for split in SPLITS}
         with paths["train"].open("wb") as train, paths["val"].open("wb") as val:
-            writers = {"train": _SideWriter(train, tokenizer), "val": _SideWriter(val, tokenizer)}
+            writers = {"train": _SplitWriter(train, tokenizer), "val": _SplitWriter(val, tokenizer)}
             for passage in (p for span in unit for p in read_passages(span, found.notes)):
                 found.count(passage, self.val_fraction)
                 document = passage.document
@@ -103,7 +103,7 @@ class UnitWorker:
                 whole = found.parts(passage)
                 if len(stretches) > 1:  # which have parts of their own
                     deque(whole, maxlen=0)
-                for side, start, stop, ends in stretches:
+                for split, start, stop, ends in stretches:
                     parts = whole if len(stretches) == 1 else document.parts(start, stop)
                     # another unit has what is before the passage; before validation is a cut meant
                     near = min(NEAR, start) if start == passage.start else 0
@@ -115,15 +115,15 @@ class UnitWorker:
                         for ids in encode(tokenizer, text, document.id):
                             cut += ids is None
                             if ids is not None:
-                                writers[side].add(ids)
-                    writers[side].bytes += stop - start
+                                writers[split].add(ids)
+                    writers[split].bytes += stop - start
                     if ends:
-                        writers[side].add(eot)
-                        writers[side].documents += 1
-            sides = [writers[side].finish() for side in SPLITS]
-        made = UnitTokens(self.ends, cut, cut_tokens, *sides)
-        for side, path in paths.items():
-            path.replace(self._path(number, side))
+                        writers[split].add(eot)
+                        writers[split].documents += 1
+            splits = [writers[split].finish() for split in SPLITS]
+        made = UnitTokens(self.ends, cut, cut_tokens, *splits)
+        for split, path in paths.items():
+            path.replace(self._path(number, split))
         self._publish(self._path(number, "scan"), _scan_to_json(found))
         self._publish(self._path(number, "json"), json.dumps(asdict(made)))
         return found, made
@@ -143,23 +143,25 @@ class UnitWorker:
         """What a unit holds if it is finished, and was split as it is to be."""
         try:
             table = json.loads(self._path(number, "json").read_text())
-            train, val = (Side(**table.pop(side)) for side in SPLITS)
+            train, val = (SplitCounts(**table.pop(split)) for split in SPLITS)
             made = UnitTokens(**table, train=train, val=val)
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return made if made.ends == self.ends else None
 
-    def tokens(self, number: int, side: str, expected: Side, dtype: str) -> Iterator[np.ndarray]:
+    def tokens(
+        self, number: int, split: str, expected: SplitCounts, dtype: str
+    ) -> Iterator[np.ndarray]:
         """A finished unit's tokens, a few million at a time; raises `UserError` at damaged ones."""
         checksum = 0
-        with self._path(number, side).open("rb") as file:
+        with self._path(number, split).open("rb") as file:
             while raw := file.read(2**22):
                 checksum = zlib.crc32(raw, checksum)
                 yield np.frombuffer(raw, np.dtype(dtype).newbyteorder("<"))
         if checksum != expected.crc32:
             self._path(number, "json").unlink()
             raise UserError(
-                f"{self._path(number, side)} is damaged: run the same command again, which makes "
+                f"{self._path(number, split)} is damaged: run the same command again, which makes "
                 "that part again and keeps the others"
             )
 
@@ -173,8 +175,8 @@ class UnitWorker:
         return self.directory / UNITS / f"{number:07d}.{suffix}"
 
 
-class _SideWriter:
-    """One side of a unit on its way to a file: many small documents are written at once."""
+class _SplitWriter:
+    """One split of a unit on its way to a file: many small documents are written at once."""
 
     def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
         self._file, self._tokenizer = file, tokenizer
@@ -190,10 +192,10 @@ class _SideWriter:
         if self._held >= WRITTEN_TOKENS:
             self._flush()
 
-    def finish(self) -> Side:
+    def finish(self) -> SplitCounts:
         """Write what waits; what it all is."""
         self._flush()
-        return Side(self._tokens, self.documents, self.bytes, self._crc32)
+        return SplitCounts(self._tokens, self.documents, self.bytes, self._crc32)
 
     def _flush(self) -> None:
         if not self._held:

@@ -19,11 +19,11 @@ from gptjax.data.bpe import train_bpe
 from gptjax.data.findings import describe
 from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepared
 from gptjax.data.partition import Unit, find_units, inputs_digest
-from gptjax.data.pool import cores, in_order, worker_pool
+from gptjax.data.pool import cores, ordered_map, worker_pool
 from gptjax.data.readers import Notes, read_passages
 from gptjax.data.scanning import Scan, look
 from gptjax.data.sources import HUB, Input, Progress, silent, unpack
-from gptjax.data.tokenising import UNITS, UnitTokens, UnitWorker
+from gptjax.data.tokenising import UNITS, UnitTokeniser, UnitTokens
 from gptjax.data.tokenizers import (
     Tokenizer,
     collect_characters,
@@ -44,7 +44,7 @@ class Work:
     out: Path
     directory: Path
     units: list[Unit]
-    worker: UnitWorker
+    worker: UnitTokeniser
     pool: Executor
     workers: int
     inputs: list[Input]
@@ -52,7 +52,7 @@ class Work:
     def scan(self, progress: Progress) -> Scan:
         """Read all units, or recall what was found in them."""
         total = Scan()
-        for found in in_order(self.pool, self.workers, self.worker.scan, enumerate(self.units)):
+        for found in ordered_map(self.pool, self.workers, self.worker.scan, enumerate(self.units)):
             total.merge(found)
             progress("reading", found.bytes, 0)
         return total
@@ -78,7 +78,7 @@ class Work:
     def tokenise(self, numbers: Sequence[int]) -> Iterator[tuple[Scan, UnitTokens]]:
         """Tokenise units and say in order what was read and what was made."""
         work = ((n, self.units[n]) for n in numbers)
-        return in_order(self.pool, self.workers, self.worker.tokenise, work)
+        return ordered_map(self.pool, self.workers, self.worker.tokenise, work)
 
     def make_tokenizer(self, name: str) -> Tokenizer:
         """The tokenizer, kept beside the units: a BPE from training text, characters from all."""
@@ -99,12 +99,12 @@ class Work:
         self.worker.tokenizer = tokenizer
         return tokenizer
 
-    def _texts(self, sides: Sequence[str]) -> Iterator[str]:
+    def _texts(self, splits: Sequence[str]) -> Iterator[str]:
         for span in (span for unit in self.units for span in unit):
             for passage in read_passages(span, Notes()):
                 document, val = passage.document, self.worker.val_fraction
-                for side, start, stop, _ in passage.split(val, self.worker.ends):
-                    if side in sides:
+                for split, start, stop, _ in passage.split(val, self.worker.ends):
+                    if split in splits:
                         for part in document.parts(start, stop):
                             yield part.decode("utf-8", "replace")
 
@@ -162,7 +162,7 @@ def work_on(
         try:
             inputs = plain_files(given, directory / INPUTS, progress)
             _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
-            worker = UnitWorker(directory, data.val_fraction)
+            worker = UnitTokeniser(directory, data.val_fraction)
             with worker_pool(workers, sum(i.size for i in inputs)) as pool:
                 yield Work(out, directory, find_units(inputs), worker, pool, workers, inputs)
         except UserError:
