@@ -178,11 +178,11 @@ def test_a_partition_of_what_is_merged_does_nothing_or_is_refused(data: DataConf
 
 def test_partitions_run_together_but_not_beside_a_whole_preparation(data: DataConfig):
     inputs = find_inputs(data)
-    with work.work_on(data, inputs, 1, shared=True):
+    with work.open_workspace(data, inputs, 1, shared=True):
         prepare_partition(data, inputs, Partition(0, 2))
         with pytest.raises(UserError, match="another process is preparing"):
             prepare(data, inputs)
-    with work.work_on(data, inputs, 1), pytest.raises(UserError, match="another process"):
+    with work.open_workspace(data, inputs, 1), pytest.raises(UserError, match="another process"):
         prepare_partition(data, inputs, Partition(0, 2))
 
 
@@ -193,16 +193,16 @@ def test_a_lock_that_was_unlinked_after_it_was_opened_lets_nobody_in(
     path, flock = str(tmp_path / "out"), fcntl.flock
     with ExitStack() as others:
         a = ExitStack()
-        a.enter_context(work.claimed(path))
+        a.enter_context(work.locked_workspace(path))
 
         def late(*arguments: Any) -> None:
             monkeypatch.setattr(fcntl, "flock", flock)
             a.close()
-            others.enter_context(work.claimed(path))
+            others.enter_context(work.locked_workspace(path))
             flock(*arguments)
 
         monkeypatch.setattr(fcntl, "flock", late)
-        with pytest.raises(UserError, match="another process"), work.claimed(path):
+        with pytest.raises(UserError, match="another process"), work.locked_workspace(path):
             pass
     assert os.listdir(tmp_path) == []
 
@@ -210,7 +210,7 @@ def test_a_lock_that_was_unlinked_after_it_was_opened_lets_nobody_in(
 def test_what_locks_another_preparation_is_never_taken_for_text(data: DataConfig, tmp_path: Path):
     (tmp_path / "walked").mkdir()
     (tmp_path / "walked" / "a.txt").write_text("text")
-    with work.claimed(str(tmp_path / "walked" / "other"), shared=True) as (_, directory):
+    with work.locked_workspace(str(tmp_path / "walked" / "other"), shared=True) as (_, directory):
         directory.rmdir()
     for given in ("walked", "walked/*"):
         inputs = find_inputs(DataConfig("out", inputs=(str(tmp_path / given),)))

@@ -20,7 +20,7 @@ from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
 from gptjax.data.preparation import how_to_prepare, prepare
 from gptjax.data.sources import find_inputs, text_files
 from gptjax.data.tokenizers import ByteTokenizer, Tokenizer
-from gptjax.data.work import claimed
+from gptjax.data.work import locked_workspace
 from gptjax.errors import UserError
 from gptjax.presets import load_preset
 
@@ -252,7 +252,7 @@ def test_a_text_that_changes_meanwhile_is_refused(data: DataConfig, change: str)
 def test_what_is_prepared_inside_its_own_input_is_none_of_it(tmp_path: Path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.txt").write_text("text\n" * 50)
-    with claimed(str(tmp_path / "in/out")) as (_, directory):
+    with locked_workspace(str(tmp_path / "in/out")) as (_, directory):
         (directory / "plan.json").write_text("{}")
     data = DataConfig(str(tmp_path / "in/out"), inputs=(str(tmp_path / "in"),))
     assert [d.path.name for d in find_inputs(data)] == ["a.txt"]

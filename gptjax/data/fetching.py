@@ -17,7 +17,7 @@ from gptjax.data.bars import byte_bars
 from gptjax.data.downloading import Progress, arrived, download
 from gptjax.data.foreign import print_splits, recognise_all, split_of, write_manifest
 from gptjax.data.manifest import Manifest, is_prepared, read_manifest
-from gptjax.data.preparation import other_settings, prepare_with_progress
+from gptjax.data.preparation import prepare_with_progress, settings_mismatch
 from gptjax.data.repository import (
     RemoteFile,
     Repository,
@@ -31,7 +31,7 @@ from gptjax.data.shards import HEADER_BYTES, token_dtype
 from gptjax.data.sources import find_inputs
 from gptjax.data.streaming import stored_commit
 from gptjax.data.tokenizers import identity, make_tokenizer
-from gptjax.data.work import INPUTS, claimed, differences, preparing, publish
+from gptjax.data.work import INPUTS, locked_workspace, preparing, publish, settings_diff
 from gptjax.errors import ConfigError
 
 FETCHERS = 4  # files under way at a time
@@ -93,8 +93,8 @@ def held(data: DataConfig, tokens: int | None) -> Manifest | None:
     }
     before = {key: value for key, value in manifest.settings.items() if key in now}
     before["hub"] = manifest.source.rpartition(" at ")[0] or manifest.source
-    if found := differences(before, {key: now[key] for key in before}):
-        raise other_settings(out, found)
+    if found := settings_diff(before, {key: now[key] for key in before}):
+        raise settings_mismatch(out, found)
     return manifest
 
 
@@ -123,7 +123,7 @@ def fetch(
     Raises `UserError`; what has arrived is kept for the next try.
     """
     name, stop = data.tokenizer or "", threading.Event()
-    with claimed(data.path) as (out, directory):
+    with locked_workspace(data.path) as (out, directory):
         with ThreadPoolExecutor(FETCHERS) as pool:
             waiting = [
                 pool.submit(download, repository, file, directory, fetched, stop) for file in files

@@ -23,7 +23,7 @@ from gptjax.data.scanning import Scan
 from gptjax.data.shards import SHARD_TOKENS, token_dtype
 from gptjax.data.sources import HUB, STDIN, Input, Progress, find_inputs, silent
 from gptjax.data.tokenizers import fingerprint, identity
-from gptjax.data.work import INPUTS, Work, differences, preparing, publish, work_on
+from gptjax.data.work import INPUTS, Workspace, open_workspace, preparing, publish, settings_diff
 from gptjax.errors import ConfigError, UserError
 
 NAMES_SHOWN = 100
@@ -47,7 +47,7 @@ def prepare(
     if `data.path` holds anything else.
     """
     name = data.tokenizer or "bytes"
-    with work_on(data, inputs, workers, merge, progress=progress) as work:
+    with open_workspace(data, inputs, workers, merge, progress=progress) as work:
         if is_prepared(work.out):
             found = work.scan(progress)
             existing = _require_same(work.out, _settings(data, found, shard_tokens))
@@ -84,7 +84,7 @@ def prepare(
 
 
 def _write_shards(
-    work: Work, dtype: str, shard_tokens: int, progress: Progress
+    work: Workspace, dtype: str, shard_tokens: int, progress: Progress
 ) -> tuple[Scan, dict[str, Split]]:
     """Tokenise all units, and write their tokens as shards; what the text is, and the shards."""
     writers = {s: ShardWriter(work.directory, s, dtype, shard_tokens) for s in SPLITS}
@@ -119,10 +119,10 @@ def prepare_partition(
     if any(d.is_stream for d in inputs):
         raise ConfigError(["--partition cannot be with standard input or --hub: give files"])
     if is_prepared(out := Path(data.path)):  # a job that was queued again after the merge
-        if found := differences(read_manifest(out).settings, _choices(data)):
-            raise other_settings(out, found)
+        if found := settings_diff(read_manifest(out).settings, _choices(data)):
+            raise settings_mismatch(out, found)
         return 0
-    with work_on(data, inputs, workers, shared=True) as work:
+    with open_workspace(data, inputs, workers, shared=True) as work:
         numbers = [n for n in range(len(work.units)) if partition.has(n)]
         work.choose_split(progress)
         work.make_tokenizer(data.tokenizer or "bytes")
@@ -227,10 +227,10 @@ def _require_same(out: Path, settings: dict[str, Any]) -> Manifest:
     read_tokenizer(manifest)  # whether it is there, and the one
     if manifest.settings == settings:
         return manifest
-    raise other_settings(out, differences(manifest.settings, settings))
+    raise settings_mismatch(out, settings_diff(manifest.settings, settings))
 
 
-def other_settings(out: Path, found: str) -> UserError:
+def settings_mismatch(out: Path, found: str) -> UserError:
     """What to say of a data set that differs from the one asked for in what was `found`."""
     return UserError(
         f"{out} holds data prepared differently ({found}): choose another --out, or move that "

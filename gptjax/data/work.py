@@ -38,7 +38,7 @@ PLAN, INPUTS = "plan.json", "inputs"
 
 
 @dataclass
-class Work:
+class Workspace:
     """A preparation under way: its directory, its units and what does them."""
 
     out: Path
@@ -148,23 +148,23 @@ def publish(directory: Path, out: Path, manifest: Manifest) -> None:
 
 
 @contextmanager
-def work_on(
+def open_workspace(
     data: DataConfig,
     given: Sequence[Input],
     workers: int | None,
     merge: bool = False,
     shared: bool = False,
     progress: Progress = silent,
-) -> Iterator[Work]:
+) -> Iterator[Workspace]:
     """The directory where `data` is made, for one process, or `shared` by those of partitions."""
     workers = workers or cores()
-    with claimed(data.path, shared) as (out, directory):
+    with locked_workspace(data.path, shared) as (out, directory):
         try:
             inputs = plain_files(given, directory / INPUTS, progress)
             _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
             worker = UnitTokeniser(directory, data.val_fraction)
             with worker_pool(workers, sum(i.size for i in inputs)) as pool:
-                yield Work(out, directory, find_units(inputs), worker, pool, workers, inputs)
+                yield Workspace(out, directory, find_units(inputs), worker, pool, workers, inputs)
         except UserError:
             if not (merge or shared or _is_begun(directory)):
                 shutil.rmtree(directory, ignore_errors=True)
@@ -199,7 +199,7 @@ def preparing(path: str) -> Path:
 
 
 @contextmanager
-def claimed(path: str, shared: bool = False) -> Iterator[tuple[Path, Path]]:
+def locked_workspace(path: str, shared: bool = False) -> Iterator[tuple[Path, Path]]:
     """A data set's directory and the one where it is made, which no other process works in.
 
     Raises `UserError` where `path` is something else, somebody else's, or cannot be written.
@@ -242,7 +242,7 @@ def _keep_or_clear(directory: Path, plan: dict[str, Any], strict: bool) -> None:
     if before != plan:
         if strict and before is not None:
             raise UserError(
-                f"{directory} holds work made differently ({differences(before, plan)}): give the "
+                f"{directory} holds work made differently ({settings_diff(before, plan)}): give the "
                 "same flags to every partition and to --merge, or move that directory away"
             )
         for entry in directory.iterdir():
@@ -265,7 +265,7 @@ def _plan(data: DataConfig, inputs: Sequence[Input]) -> dict[str, Any]:
     }
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+def settings_diff(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between two tables of settings, in words."""
     return "; ".join(
         f"{key} was {before.get(key)!r}, now {value!r}"
