@@ -21,7 +21,7 @@ from hub_server import Hub
 
 from gptjax.config import DataConfig
 from gptjax.data.downloading import arrived
-from gptjax.data.fetching import choose, held, prepare_from_hub
+from gptjax.data.fetching import existing_manifest, prepare_from_hub, select_files
 from gptjax.data.manifest import read_manifest, read_tokenizer
 from gptjax.data.repository import RemoteFile, hub_name, look_up
 from gptjax.data.windows import TokenWindows
@@ -89,7 +89,7 @@ def test_files_are_chosen_in_order_by_what_they_hold():
     sizes = (1124, 1074, 1094)  # with llm.c's header of 1024 bytes
     remote = [RemoteFile(f"train_{i}.bin", size, "") for i, size in enumerate(sizes)]
     remote += [RemoteFile("val.npy", 9, ""), RemoteFile("README.md", 10**6, "")]
-    chosen = {n: [f.size for f in choose(remote, n, 2)] for n in (1, 50, 51, 75, 76, None)}
+    chosen = {n: [f.size for f in select_files(remote, n, 2)] for n in (1, 50, 51, 75, 76, None)}
     assert chosen == {
         1: [1124, 9], 50: [1124, 9], 51: [1124, 1074, 9], 75: [1124, 1074, 9],
         76: [*sizes, 9], None: [*sizes, 9],
@@ -104,10 +104,10 @@ def test_what_is_complete_is_recognised_without_a_network_and_other_data_refused
     prepare(data, TOKENS)
     assert (files(Path(data.path)), len(hub.asked)) == (before, asked)
     with pytest.raises(UserError, match=r"tokens was 2000, now 4000\): choose another --out"):
-        held(data, 2 * TOKENS)
+        existing_manifest(data, 2 * TOKENS)
     other = DataConfig(path=data.path, tokenizer="gpt2", hub="owner/other")
     with pytest.raises(UserError, match="hub was 'owner/tokens', now 'owner/other'"):
-        held(other, TOKENS)
+        existing_manifest(other, TOKENS)
     assert (files(Path(data.path)), len(hub.asked)) == (before, asked)
 
 

@@ -46,7 +46,7 @@ def prepare_from_hub(
     None is all.
     """
     asked = read if tokens is None else tokens
-    if existing := held(data, asked):
+    if existing := existing_manifest(data, asked):
         print(f"{data.path} is complete: {existing.source}")
         return print_splits(existing)
     inputs = preparing(data.path) / INPUTS
@@ -64,7 +64,7 @@ def prepare_from_hub(
             ]
         )
     itemsize = np.dtype(token_dtype(make_tokenizer(data.tokenizer).n_vocab)).itemsize
-    files = choose(repository.files, asked, itemsize)
+    files = select_files(repository.files, asked, itemsize)
     missing = _announce(data, repository, files, asked, itemsize)
 
     with byte_bars() as bar:
@@ -72,11 +72,11 @@ def prepare_from_hub(
         there = size - missing
         fetched = partial(bar.advance, bar.add_task("fetching", total=size, completed=there))
         hashed = partial(bar.advance, bar.add_task("reading ", total=size))
-        manifest = fetch(data, repository, asked, files, fetched, hashed)
+        manifest = download_all(data, repository, asked, files, fetched, hashed)
     print_splits(manifest)
 
 
-def held(data: DataConfig, tokens: int | None) -> Manifest | None:
+def existing_manifest(data: DataConfig, tokens: int | None) -> Manifest | None:
     """The finished data set of `data.hub` in `data.path`, None where there is nothing.
 
     Asks no network. Raises `UserError` where something else is there.
@@ -98,7 +98,9 @@ def held(data: DataConfig, tokens: int | None) -> Manifest | None:
     return manifest
 
 
-def choose(files: Sequence[RemoteFile], tokens: int | None, itemsize: int) -> list[RemoteFile]:
+def select_files(
+    files: Sequence[RemoteFile], tokens: int | None, itemsize: int
+) -> list[RemoteFile]:
     """All validation files, and training files in order until they hold `tokens`."""
     shards = sorted(filter(_is_shard, files), key=lambda f: f.name)
     train = [f for f in shards if split_of(f.name) == "train"]
@@ -110,7 +112,7 @@ def choose(files: Sequence[RemoteFile], tokens: int | None, itemsize: int) -> li
     return train[:count] + [f for f in shards if split_of(f.name) == "val"]
 
 
-def fetch(
+def download_all(
     data: DataConfig,
     repository: Repository,
     tokens: int | None,

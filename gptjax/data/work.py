@@ -242,8 +242,8 @@ def _keep_or_clear(directory: Path, plan: dict[str, Any], strict: bool) -> None:
     if before != plan:
         if strict and before is not None:
             raise UserError(
-                f"{directory} holds work made differently ({settings_diff(before, plan)}): give the "
-                "same flags to every partition and to --merge, or move that directory away"
+                f"{directory} holds work made differently ({settings_diff(before, plan)}): give "
+                "the same flags to every partition and to --merge, or move that directory away"
             )
         for entry in directory.iterdir():
             if not strict and entry.name != INPUTS:
