@@ -66,9 +66,9 @@ def prepare(argv: Sequence[str]) -> int:
     command = parse(PrepareCommand, argv, "python -m gptjax.prepare")
     _refuse_what_is_not_read(command)
     if command.inspect is not None:
-        from gptjax.data.inspection import inspect_aloud
+        from gptjax.data.inspection import inspect_with_report
 
-        inspect_aloud(command.inspect)
+        inspect_with_report(command.inspect)
         return 0
     if command.adopt is not None:
         return _adopt(command.adopt, command)
@@ -201,9 +201,9 @@ def _train_tokenizer(command: PrepareCommand, data: DataConfig) -> int:
         raise ConfigError(["--train-tokenizer reads all text at once: leave out --partition"])
 
     from gptjax.data.sources import find_inputs
-    from gptjax.data.vocabulary import train_tokenizer_aloud
+    from gptjax.data.vocabulary import train_tokenizer_with_report
 
-    train_tokenizer_aloud(find_inputs(data), command.vocab_size, command.out)
+    train_tokenizer_with_report(find_inputs(data), command.vocab_size, command.out)
     return 0
 
 

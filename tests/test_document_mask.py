@@ -14,7 +14,7 @@ from gptjax.config import DataConfig, ModelConfig
 from gptjax.data.gpt1 import GPT1Tokenizer
 from gptjax.data.preparation import prepare
 from gptjax.data.sources import find_inputs
-from gptjax.data.tokenizers import ByteTokenizer, boundary
+from gptjax.data.tokenizers import ByteTokenizer, document_separator
 from gptjax.errors import UserError
 from gptjax.evals.perplexity import evaluate_parts
 from gptjax.model.attention import ATTENTIONS, document_numbers
@@ -200,9 +200,9 @@ def test_cudnn_refuses_documents():
 
 
 def test_a_tokenizer_without_a_boundary_of_its_own_is_refused():
-    assert boundary(ByteTokenizer()) == 256
+    assert document_separator(ByteTokenizer()) == 256
     with pytest.raises(UserError, match="gpt1 ends them with <unk>"):
-        boundary(GPT1Tokenizer(["<unk>", "a</w>"], []))
+        document_separator(GPT1Tokenizer(["<unk>", "a</w>"], []))
 
 
 @pytest.fixture(scope="module")

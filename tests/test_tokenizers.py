@@ -25,8 +25,8 @@ from gptjax.data.tokenizers import (
     collect_characters,
     fingerprint,
     from_json,
-    identity,
     make_tokenizer,
+    tokenizer_identity,
 )
 from gptjax.errors import UserError
 
@@ -437,7 +437,7 @@ def test_a_json_file_is_a_tokenizer_known_by_its_content(trained: BPETokenizer, 
     path.write_text(trained.to_json())
     made = make_tokenizer(str(path))
     assert made.encode(CORPUS).tolist() == trained.encode(CORPUS).tolist()
-    assert identity(str(path)) == fingerprint(trained)
-    assert identity("gpt2") == "gpt2"
+    assert tokenizer_identity(str(path)) == fingerprint(trained)
+    assert tokenizer_identity("gpt2") == "gpt2"
     with pytest.raises(UserError, match=r"none\.json cannot be read as a tokenizer.*--train-tok"):
         make_tokenizer(str(tmp_path / "none.json"))

@@ -30,7 +30,7 @@ from gptjax.data.repository import (
 from gptjax.data.shards import HEADER_BYTES, token_dtype
 from gptjax.data.sources import find_inputs
 from gptjax.data.streaming import stored_commit
-from gptjax.data.tokenizers import identity, make_tokenizer
+from gptjax.data.tokenizers import make_tokenizer, tokenizer_identity
 from gptjax.data.work import INPUTS, locked_workspace, preparing, publish, settings_diff
 from gptjax.errors import ConfigError
 
@@ -87,7 +87,7 @@ def existing_manifest(data: DataConfig, tokens: int | None) -> Manifest | None:
     manifest = read_manifest(out)
     now = {
         "hub": source_name(data),
-        "tokenizer": identity(data.tokenizer or "bytes"),
+        "tokenizer": tokenizer_identity(data.tokenizer or "bytes"),
         "tokens": tokens,
         "val_fraction": data.val_fraction,
     }
@@ -142,7 +142,7 @@ def download_all(
             make_tokenizer(name),
             directory,
             source_name(data, repository.commit),
-            {"tokenizer": identity(name), "tokens": tokens},
+            {"tokenizer": tokenizer_identity(name), "tokens": tokens},
             hashed,
         )
         publish(directory, out, manifest)

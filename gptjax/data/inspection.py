@@ -118,7 +118,7 @@ def plot_lengths(counts: Counts, name: str, path: Path) -> None:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def inspect_aloud(directory: Path) -> None:
+def inspect_with_report(directory: Path) -> None:
     """Verify with a progress bar, then print what is there and draw the histogram."""
     manifest = read_manifest(directory)
     eot_id = read_tokenizer(manifest).eot_id

@@ -15,7 +15,7 @@ import numpy as np
 
 from gptjax.data.corpus import MixedWindows
 from gptjax.data.manifest import Manifest
-from gptjax.data.tokenizers import identity
+from gptjax.data.tokenizers import tokenizer_identity
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
 from gptjax.ramp import BatchRamp
@@ -120,7 +120,7 @@ def validation_batches(
 def require_vocabulary(manifest: Manifest, n_vocab: int | None, tokenizer: str | None) -> int:
     """The data's vocabulary size; raises `UserError` where the config asks for another."""
     names = (None, manifest.tokenizer, manifest.tokenizer_fingerprint)
-    if tokenizer not in names and identity(tokenizer or "") not in names:
+    if tokenizer not in names and tokenizer_identity(tokenizer or "") not in names:
         raise UserError(
             f"{manifest.directory} was tokenised with {manifest.tokenizer}, but the "
             f"config says data.tokenizer {tokenizer}: leave it out, or prepare the "

@@ -22,7 +22,7 @@ from gptjax.data.readers import Notes
 from gptjax.data.scanning import Scan
 from gptjax.data.shards import SHARD_TOKENS, token_dtype
 from gptjax.data.sources import HUB, STDIN, Input, Progress, find_inputs, silent
-from gptjax.data.tokenizers import fingerprint, identity
+from gptjax.data.tokenizers import fingerprint, tokenizer_identity
 from gptjax.data.work import INPUTS, Workspace, open_workspace, preparing, publish, settings_diff
 from gptjax.errors import ConfigError, UserError
 
@@ -204,7 +204,10 @@ def _settings(data: DataConfig, found: Scan, shard_tokens: int) -> dict[str, Any
 
 def _choices(data: DataConfig) -> dict[str, Any]:
     """Those that are known before any text is read."""
-    return {"tokenizer": identity(data.tokenizer or "bytes"), "val_fraction": data.val_fraction}
+    return {
+        "tokenizer": tokenizer_identity(data.tokenizer or "bytes"),
+        "val_fraction": data.val_fraction,
+    }
 
 
 def _name(data: DataConfig, inputs: Sequence[Input], directory: Path) -> str:

@@ -111,7 +111,7 @@ def _code_points(text: str) -> np.ndarray:
 NAMED: dict[str, Callable[[], Tokenizer]] = {"bytes": ByteTokenizer, "gpt1": gpt1, "gpt2": gpt2}
 
 
-def boundary(tokenizer: Tokenizer) -> int:
+def document_separator(tokenizer: Tokenizer) -> int:
     """The id that ends documents and stands for nothing else.
 
     Raises `UserError` for GPT-1's vocabulary, which has no such id.
@@ -167,7 +167,7 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
         ) from error
 
 
-def identity(name: str) -> str:
+def tokenizer_identity(name: str) -> str:
     """The name itself; of a JSON file its fingerprint, since files change and move."""
     return fingerprint(make_tokenizer(name)) if name.endswith(".json") else name
 

@@ -26,7 +26,7 @@ def train_tokenizer(inputs: Sequence[Input], n_vocab: int, out: Path) -> BPEToke
         return _train(plain, n_vocab, out, Notes())
 
 
-def train_tokenizer_aloud(inputs: Sequence[Input], n_vocab: int, out: Path) -> None:
+def train_tokenizer_with_report(inputs: Sequence[Input], n_vocab: int, out: Path) -> None:
     """Train on a terminal: what is trained on before, what came of it after."""
     with _plain_files(inputs, out) as plain:
         size, notes = sum(source.size for source in plain), Notes()

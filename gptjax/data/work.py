@@ -28,8 +28,8 @@ from gptjax.data.tokenizers import (
     Tokenizer,
     collect_characters,
     from_json,
-    identity,
     make_tokenizer,
+    tokenizer_identity,
 )
 from gptjax.errors import UserError
 from gptjax.files import locked, write_atomically
@@ -258,7 +258,7 @@ def _plan(data: DataConfig, inputs: Sequence[Input]) -> dict[str, Any]:
         "files": len(inputs),
         "bytes": sum(i.size for i in inputs),
         "names and times": inputs_digest(inputs),
-        "tokenizer": identity(data.tokenizer or "bytes"),
+        "tokenizer": tokenizer_identity(data.tokenizer or "bytes"),
         "val_fraction": data.val_fraction,
         "text_field": data.text_field,
         "doc_separator": data.doc_separator,

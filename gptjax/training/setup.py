@@ -14,7 +14,7 @@ from gptjax.config import Config
 from gptjax.data.corpus import Corpus
 from gptjax.data.loader import StepSource, require_vocabulary, training_batch, validation_batches
 from gptjax.data.manifest import Manifest, read_tokenizer
-from gptjax.data.tokenizers import Tokenizer, boundary, bytes_per_token
+from gptjax.data.tokenizers import Tokenizer, bytes_per_token, document_separator
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
 from gptjax.evals.perplexity import ValidationPart, target_bytes
@@ -98,7 +98,7 @@ class Setup:
         self.key = jax.jit(wrap, out_shardings=replicated(self.mesh))(bits)
 
         apart = config.data.document_mask
-        eot_id = boundary(self.tokenizer) if apart else None
+        eot_id = document_separator(self.tokenizer) if apart else None
         attention, self._attention_reason = choose_attention(config.model, context, apart)
         self.model = dataclasses.replace(config.model, attention=attention)
         self._task = TASKS["lm"](self.model, train.loss_chunk_tokens, split, eot_id)
