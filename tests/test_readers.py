@@ -25,7 +25,7 @@ from gptjax.data.findings import describe
 from gptjax.data.manifest import Manifest, read_tokenizer
 from gptjax.data.partition import Partition, find_units
 from gptjax.data.preparation import prepare
-from gptjax.data.readers import Notes, read_passages
+from gptjax.data.readers import Oddities, read_passages
 from gptjax.data.scanning import Digest, Scan, scan
 from gptjax.data.sources import Input, find_inputs
 from gptjax.errors import ConfigError, UserError
@@ -168,8 +168,8 @@ def test_standard_input_is_a_text_or_what_format_says(
         assert made.source == "standard input"
 
 
-def passages(source: Input) -> tuple[list[bytes], Notes]:
-    notes = Notes()
+def passages(source: Input) -> tuple[list[bytes], Oddities]:
+    notes = Oddities()
     found = [
         passage.document.read(0, passage.document.size)
         for unit in find_units([source])
@@ -277,12 +277,12 @@ def test_what_cannot_be_read_is_left_out_counted_and_located(
     total = Scan()
     for unit in find_units([Input(path, "jsonl")]):
         total.merge(scan(unit, 0.1))
-    assert total.notes.counts == {**counts, "nul": 1, "long_lines": 1}
-    said = list(describe(total.notes.counts, total.notes.first))
+    assert total.oddities.counts == {**counts, "nul": 1, "long_lines": 1}
+    said = list(describe(total.oddities.counts, total.oddities.first))
     assert len(said) == 7
     assert all(str(path) in sentence for sentence in said)
     data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(path),), 0.1)
-    assert prepare(data, find_inputs(data)).notes == total.notes.counts
+    assert prepare(data, find_inputs(data)).notes == total.oddities.counts
 
 
 def test_rows_without_text_are_counted_and_a_missing_column_is_named(tmp_path: Path):

@@ -22,7 +22,7 @@ from gptjax.data import documents
 from gptjax.data.bpe import GPT2_PATTERN, BPETokenizer, gpt2, train_bpe
 from gptjax.data.documents import Document
 from gptjax.data.partition import find_units
-from gptjax.data.readers import Notes, read_passages
+from gptjax.data.readers import Oddities, read_passages
 from gptjax.data.scanning import Scan, scan
 from gptjax.data.sources import Input, find_inputs, standard_library, text_files
 from gptjax.errors import UserError
@@ -90,7 +90,7 @@ def split_documents(files: Sequence[Document], val_fraction: float) -> list[Part
         Part(Path(passage.document.content), start, stop, side)
         for unit in units
         for span in unit
-        for passage in read_passages(span, Notes())
+        for passage in read_passages(span, Oddities())
         for side, start, stop, _ in passage.split(val_fraction, ends)
     ]
 

@@ -18,7 +18,7 @@ from gptjax.data.findings import describe
 from gptjax.data.manifest import SPLITS, Manifest, Split, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.partition import Partition
 from gptjax.data.progress import progress_bars
-from gptjax.data.readers import Notes
+from gptjax.data.readers import Oddities
 from gptjax.data.scanning import Scan
 from gptjax.data.shards import SHARD_TOKENS, token_dtype
 from gptjax.data.sources import HUB, STDIN, Input, Progress, find_inputs, silent
@@ -36,11 +36,11 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     workers: int | None = None,
     merge: bool = False,
-    notes: Notes | None = None,
+    oddities: Oddities | None = None,
 ) -> Manifest:
     """Prepare `inputs` as `data` says, into `data.path`; returns the manifest.
 
-    `notes` is told what is odd about the text, and where.
+    `oddities` is told what is odd about the text, and where.
 
     A finished data set made with the same settings is returned as it is. What a killed preparation
     or partitions have finished is used; with `merge` all of it has to be there. Raises `UserError`
@@ -52,8 +52,8 @@ def prepare(
             found = work.scan(progress)
             existing = _require_same(work.out, _settings(data, found, shard_tokens))
             shutil.rmtree(work.directory)
-            if notes is not None:
-                notes.merge(found.notes)
+            if oddities is not None:
+                oddities.merge(found.oddities)
             return existing
         if merge:
             work.require_every_unit()
@@ -65,8 +65,8 @@ def prepare(
             work.worker.ends = ends
             found, splits = _write_shards(work, dtype, shard_tokens, progress)
         work.require_unchanged()
-        if notes is not None:
-            notes.merge(found.notes)
+        if oddities is not None:
+            oddities.merge(found.oddities)
         manifest = Manifest(
             directory=work.directory,
             source=_name(data, inputs, work.directory / INPUTS),
@@ -76,7 +76,7 @@ def prepare(
             dtype=dtype,
             splits=splits,
             settings=_settings(data, found, shard_tokens),
-            notes={kind: n for kind, n in sorted(found.notes.counts.items()) if n},
+            notes={kind: n for kind, n in sorted(found.oddities.counts.items()) if n},
         )
         manifest.write()
         publish(work.directory, work.out, manifest)
@@ -95,8 +95,8 @@ def _write_shards(
             writers[split].count(counts)
             for tokens in work.worker.tokens(number, split, counts, dtype):
                 writers[split].add(tokens)
-        total.notes.counts["cut_blanks"] += made.cut_blanks
-        total.notes.counts["cut_tokens"] += made.cut_tokens
+        total.oddities.counts["cut_blanks"] += made.cut_blanks
+        total.oddities.counts["cut_tokens"] += made.cut_tokens
         progress("tokenising", made.bytes, made.tokens)
     return total, {split: writer.finish() for split, writer in writers.items()}
 
@@ -153,19 +153,21 @@ def prepare_with_progress(
         from gptjax.data.streaming import announce
 
         announce(data, inputs[0], preparing(data.path) / INPUTS)
-    notes = Notes()
+    oddities = Oddities()
     with progress_bars(total, partition.count if partition else 1) as progress:
         if partition is not None:
             tokens = prepare_partition(data, inputs, partition, progress, workers)
         else:
-            manifest = prepare(data, inputs, progress, workers=workers, merge=merge, notes=notes)
+            manifest = prepare(
+                data, inputs, progress, workers=workers, merge=merge, oddities=oddities
+            )
     if partition is not None and is_prepared(Path(data.path)):
         print(f"{data.path} is complete: no partition is left to do")
         return
     if partition is not None:
         print(f"{tokens:,} tokens; when every partition is done, run the same with --merge")
         return
-    for note in describe(manifest.notes, notes.first):
+    for note in describe(manifest.notes, oddities.first):
         print(f"note: {note}")
     for name, split in manifest.splits.items():
         per_token = split.bytes / max(1, split.tokens)

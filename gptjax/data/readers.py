@@ -2,7 +2,7 @@
 
 A `Span` is a stretch of one file that is read by itself; a file's spans, one after the other, give
 the file's documents in order. Nothing in a text ends a preparation: what cannot be read is left
-out, and counted in `Notes`.
+out, and counted in `Oddities`.
 """
 
 import json
@@ -33,7 +33,7 @@ class Span:
 
 
 @dataclass
-class Notes:
+class Oddities:
     """What was found wrong with the text: how often, and where first."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -44,13 +44,13 @@ class Notes:
         self.counts[kind] += 1
         self.first.setdefault(kind, where)
 
-    def merge(self, later: "Notes") -> None:
+    def merge(self, later: "Oddities") -> None:
         """Add the findings of a later part of the text."""
         self.counts.update(later.counts)
         self.first = {**later.first, **self.first}
 
 
-def read_passages(span: Span, notes: Notes) -> Iterator[Passage]:
+def read_passages(span: Span, oddities: Oddities) -> Iterator[Passage]:
     """The documents of a span, or the passage of one that it holds; empty ones are counted."""
     source = span.input
     if source.kind == "text" and source.separator is None:
@@ -58,15 +58,15 @@ def read_passages(span: Span, notes: Notes) -> Iterator[Passage]:
         if span.start < span.stop:
             yield Passage(document, span.start, span.stop)
         else:
-            notes.add("empty", source.label)
+            oddities.add("empty", source.label)
         return
     readers = {"text": _separated, "jsonl": _json_lines, "parquet": _parquet_rows}
     try:
-        for document in readers[source.kind](span, notes):
+        for document in readers[source.kind](span, oddities):
             if document.size:
                 yield Passage(document, 0, document.size)
             else:
-                notes.add("empty", document.id)
+                oddities.add("empty", document.id)
     except OSError as error:
         raise UserError(f"cannot read {source.label}: {error.strerror or error}") from error
 
@@ -112,7 +112,7 @@ def parquet_file(source: Input) -> Any:
     return file
 
 
-def _separated(span: Span, notes: Notes) -> Iterator[Document]:
+def _separated(span: Span, oddities: Oddities) -> Iterator[Document]:
     source, start = span.input, span.start
     length = len(separator_bytes(source))
     for end in separator_ends(source, span.start, span.stop):
@@ -126,7 +126,7 @@ def _file_document(source: Input, start: int, stop: int) -> Document:
     return Document(f"{source.label}:{start}", source.label, stop - start, source.path, start)
 
 
-def _json_lines(span: Span, notes: Notes) -> Iterator[Document]:
+def _json_lines(span: Span, oddities: Oddities) -> Iterator[Document]:
     source = span.input
     with source.path.open("rb") as file:
         file.seek(span.start)
@@ -138,7 +138,7 @@ def _json_lines(span: Span, notes: Notes) -> Iterator[Document]:
             if len(line) == RECORD_BYTES and not line.endswith(b"\n"):
                 while (rest := file.readline(CHUNK_BYTES)) and not rest.endswith(b"\n"):
                     pass
-                notes.add("long_records", where)
+                oddities.add("long_records", where)
                 continue
             if at == 0:
                 line = line.removeprefix(BYTE_ORDER_MARK)
@@ -146,28 +146,28 @@ def _json_lines(span: Span, notes: Notes) -> Iterator[Document]:
                 try:
                     text = line.decode()
                 except UnicodeDecodeError:
-                    notes.add("not_utf8", where)
+                    oddities.add("not_utf8", where)
                     text = line.decode("utf-8", "replace")
-                document = _from_json(text, source, where, notes)
+                document = _from_json(text, source, where, oddities)
                 if document is not None:
                     yield document
 
 
-def _from_json(line: str, source: Input, where: str, notes: Notes) -> Document | None:
+def _from_json(line: str, source: Input, where: str, oddities: Oddities) -> Document | None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
-        notes.add("bad_records", where)
+        oddities.add("bad_records", where)
         return None
     text = record.get(source.field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         fields = f" (it has {', '.join(record)})" if isinstance(record, dict) else ""
-        notes.add("no_text", where + fields)
+        oddities.add("no_text", where + fields)
         return None
-    return _text_document(text, str(record.get("id", where)), source, where, notes)
+    return _text_document(text, str(record.get("id", where)), source, where, oddities)
 
 
-def _parquet_rows(span: Span, notes: Notes) -> Iterator[Document]:
+def _parquet_rows(span: Span, oddities: Oddities) -> Iterator[Document]:
     source, row = span.input, 0
     groups = list(range(span.start, span.stop))
     with parquet_file(source) as file:
@@ -176,7 +176,7 @@ def _parquet_rows(span: Span, notes: Notes) -> Iterator[Document]:
                 where = f"{source.label}:{span.start}:{row}"
                 row += 1
                 if raw is None:
-                    notes.add("no_text", where)
+                    oddities.add("no_text", where)
                 else:
                     yield Document(where, source.label, len(raw), raw)
 
@@ -196,10 +196,10 @@ def _raw_texts(column: Any) -> list[bytes | None]:
     return [raw if isinstance(raw, bytes) else None for raw in column.to_pylist()]
 
 
-def _text_document(text: str, id: str, source: Input, where: str, notes: Notes) -> Document:
+def _text_document(text: str, id: str, source: Input, where: str, oddities: Oddities) -> Document:
     try:
         raw = text.encode()
     except UnicodeEncodeError:  # halves of surrogate pairs, which have no UTF-8
-        notes.add("not_utf8", where)
+        oddities.add("not_utf8", where)
         raw = _SURROGATES.sub("\ufffd", text).encode()
     return Document(id, source.label, len(raw), raw)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from gptjax.data.documents import PART_BYTES, Passage
 from gptjax.data.partition import Unit
-from gptjax.data.readers import Notes, read_passages
+from gptjax.data.readers import Oddities, read_passages
 
 MANY = 100  # documents
 LOOKED = 1000  # documents at most, before the text is read
@@ -55,7 +55,7 @@ class Scan:
     val_bytes: int = 0
     """Bytes of the documents that their hash gives to validation."""
     digest: Digest = field(default_factory=Digest)
-    notes: Notes = field(default_factory=Notes)
+    oddities: Oddities = field(default_factory=Oddities)
 
     def count(self, passage: Passage, val_fraction: float) -> None:
         """Add a passage to the totals."""
@@ -66,9 +66,9 @@ class Scan:
             self.val_bytes += size
 
     def parts(self, passage: Passage) -> Iterator[bytes]:
-        """The parts of a passage, which enter digest and notes as they pass."""
+        """The parts of a passage, which enter digest and oddities as they pass."""
         for part in passage.document.parts(passage.start, passage.stop):
-            _look(part, passage.document.id, self.notes)
+            _look(part, passage.document.id, self.oddities)
             self.digest = self.digest.add(part, False)
             yield part
         if passage.ends_document:
@@ -80,7 +80,7 @@ class Scan:
         self.bytes += later.bytes
         self.val_bytes += later.val_bytes
         self.digest = self.digest.then(later.digest)
-        self.notes.merge(later.notes)
+        self.oddities.merge(later.oddities)
 
     def holds_out_ends(self, val_fraction: float) -> bool:
         """Whether the end of every document is validation, instead of some whole documents.
@@ -97,7 +97,7 @@ class Scan:
 def scan(unit: Unit, val_fraction: float) -> Scan:
     """Read a unit for nothing but this."""
     found = Scan()
-    for passage in (p for span in unit for p in read_passages(span, found.notes)):
+    for passage in (p for span in unit for p in read_passages(span, found.oddities)):
         found.count(passage, val_fraction)
         for _ in found.parts(passage):
             pass
@@ -108,21 +108,21 @@ def look(units: Sequence[Unit], val_fraction: float) -> tuple[Scan, bool]:
     """Totals of the first documents, and whether those are all; their digest is not taken."""
     found = Scan()
     spans = (span for unit in units for span in unit)
-    for passage in (p for span in spans for p in read_passages(span, found.notes)):
+    for passage in (p for span in spans for p in read_passages(span, found.oddities)):
         if found.documents == LOOKED:
             return found, False
         found.count(passage, val_fraction)
     return found, True
 
 
-def _look(part: bytes, where: str, notes: Notes) -> None:
+def _look(part: bytes, where: str, oddities: Oddities) -> None:
     """Note what is odd about a part."""
     if not part.isascii():
         try:
             part.decode()
         except UnicodeDecodeError:
-            notes.add("not_utf8", where)
+            oddities.add("not_utf8", where)
     if b"\0" in part:
-        notes.add("nul", where)
+        oddities.add("nul", where)
     if len(part) >= PART_BYTES and b"\n" not in part:
-        notes.add("long_lines", where)
+        oddities.add("long_lines", where)

@@ -96,7 +96,7 @@ class UnitTokeniser:
         paths = {split: unique_name(self._path(number, split)) for split in SPLITS}
         with paths["train"].open("wb") as train, paths["val"].open("wb") as val:
             writers = {"train": _SplitWriter(train, tokenizer), "val": _SplitWriter(val, tokenizer)}
-            for passage in (p for span in unit for p in read_passages(span, found.notes)):
+            for passage in (p for span in unit for p in read_passages(span, found.oddities)):
                 found.count(passage, self.val_fraction)
                 document = passage.document
                 stretches = list(passage.split(self.val_fraction, self.ends))
@@ -242,15 +242,15 @@ def _tokenizer_at(path: Path) -> Tokenizer:
 
 
 def _scan_to_json(found: Scan) -> str:
-    notes = {"counts": dict(found.notes.counts), "first": found.notes.first}
-    table = {**vars(found), "digest": asdict(found.digest), "notes": notes}
+    oddities = {"counts": dict(found.oddities.counts), "first": found.oddities.first}
+    table = {**vars(found), "digest": asdict(found.digest), "oddities": oddities}
     return json.dumps(table)
 
 
 def _scan_from_json(text: str) -> Scan:
     table = json.loads(text)
-    notes = table.pop("notes")
+    oddities = table.pop("oddities")
     found = Scan(**{**table, "digest": Digest(**table["digest"])})
-    found.notes.counts.update(notes["counts"])
-    found.notes.first.update(notes["first"])
+    found.oddities.counts.update(oddities["counts"])
+    found.oddities.first.update(oddities["first"])
     return found

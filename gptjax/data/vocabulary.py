@@ -9,7 +9,7 @@ from gptjax.data.bpe import BPETokenizer, train_bpe
 from gptjax.data.documents import PART_BYTES
 from gptjax.data.findings import describe
 from gptjax.data.partition import find_units
-from gptjax.data.readers import Notes, read_passages
+from gptjax.data.readers import Oddities, read_passages
 from gptjax.data.sources import Input
 from gptjax.data.tokenizers import fingerprint
 from gptjax.data.work import plain_files
@@ -23,19 +23,19 @@ def train_tokenizer(inputs: Sequence[Input], n_vocab: int, out: Path) -> BPEToke
     Raises `UserError` where `out` is there already, or cannot be written, or without any text.
     """
     with _plain_files(inputs, out) as plain:
-        return _train(plain, n_vocab, out, Notes())
+        return _train(plain, n_vocab, out, Oddities())
 
 
 def train_tokenizer_with_report(inputs: Sequence[Input], n_vocab: int, out: Path) -> None:
     """Train on a terminal: what is trained on before, what came of it after."""
     with _plain_files(inputs, out) as plain:
-        size, notes = sum(source.size for source in plain), Notes()
+        size, oddities = sum(source.size for source in plain), Oddities()
         print(f"training a BPE of {n_vocab:,} tokens on {size / 1e6:,.1f} MB", flush=True)
-        tokenizer = _train(plain, n_vocab, out, notes)
-        for note in describe(notes.counts, notes.first):
+        tokenizer = _train(plain, n_vocab, out, oddities)
+        for note in describe(oddities.counts, oddities.first):
             print(f"note: {note}")
         tokens = shown = 0
-        for text in _texts(plain, Notes()):
+        for text in _texts(plain, Oddities()):
             tokens += len(tokenizer.encode(text))
             shown += len(text.encode())
             if shown >= PART_BYTES:
@@ -62,18 +62,18 @@ def _plain_files(inputs: Sequence[Input], out: Path) -> Iterator[list[Input]]:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
 
 
-def _train(plain: Sequence[Input], n_vocab: int, out: Path, notes: Notes) -> BPETokenizer:
-    if next(_texts(plain, found := Notes()), None) is None:
+def _train(plain: Sequence[Input], n_vocab: int, out: Path, oddities: Oddities) -> BPETokenizer:
+    if next(_texts(plain, found := Oddities()), None) is None:
         why = "; ".join(describe(found.counts, found.first))
         raise UserError(f"there is no text in what was given: {why or 'no document at all'}")
-    tokenizer = train_bpe(_texts(plain, notes), n_vocab)
+    tokenizer = train_bpe(_texts(plain, oddities), n_vocab)
     write_atomically(out, tokenizer.to_json().encode())
     return tokenizer
 
 
-def _texts(plain: Sequence[Input], notes: Notes) -> Iterator[str]:
+def _texts(plain: Sequence[Input], oddities: Oddities) -> Iterator[str]:
     """The text of all documents, part by part."""
     for span in (span for unit in find_units(plain) for span in unit):
-        for passage in read_passages(span, notes):
+        for passage in read_passages(span, oddities):
             for part in passage.document.parts(passage.start, passage.stop):
                 yield part.decode("utf-8", "replace")

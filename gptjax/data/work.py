@@ -20,7 +20,7 @@ from gptjax.data.findings import describe
 from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepared
 from gptjax.data.partition import Unit, find_units, inputs_digest
 from gptjax.data.pool import cores, ordered_map, worker_pool
-from gptjax.data.readers import Notes, read_passages
+from gptjax.data.readers import Oddities, read_passages
 from gptjax.data.scanning import Scan, look
 from gptjax.data.sources import HUB, Input, Progress, silent, unpack
 from gptjax.data.tokenising import UNITS, UnitTokeniser, UnitTokens
@@ -71,7 +71,7 @@ class Workspace:
         if surely and not is_all:
             found, is_all = self.scan(progress), True
         if is_all and not found.documents:
-            why = "; ".join(describe(found.notes.counts, found.notes.first))
+            why = "; ".join(describe(found.oddities.counts, found.oddities.first))
             raise UserError(f"there is no text in what was given: {why or 'no document at all'}")
         self.worker.ends = is_all and found.holds_out_ends(self.worker.val_fraction)
 
@@ -101,7 +101,7 @@ class Workspace:
 
     def _texts(self, splits: Sequence[str]) -> Iterator[str]:
         for span in (span for unit in self.units for span in unit):
-            for passage in read_passages(span, Notes()):
+            for passage in read_passages(span, Oddities()):
                 document, val = passage.document, self.worker.val_fraction
                 for split, start, stop, _ in passage.split(val, self.worker.ends):
                     if split in splits:
