@@ -12,7 +12,6 @@ from conftest import ROOT, environment_on
 
 from gptjax.training.integrity import INTEGRITY, sign, verify
 
-pytestmark = pytest.mark.slow
 SAVER = ROOT / "tests" / "two_savers.py"
 
 
@@ -48,6 +47,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_two_processes_sign_and_verify_each_its_own_files(tmp_path):
     directory = tmp_path / "checkpoints"
     first, second = together("save", directory)
@@ -84,6 +84,7 @@ def test_two_processes_sign_and_verify_each_its_own_files(tmp_path):
 
     (alone,) = together("restore", directory, processes=1)
     assert alone["step"] == 1
+    assert not list(directory.rglob(f"{INTEGRITY}.*"))
 
 
 def test_every_file_is_in_the_share_of_one_process(tmp_path):
