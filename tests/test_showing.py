@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_a_process_of_several_that_fails_in_a_common_sample_saves_and_leaves(sho
 
 @pytest.fixture
 def short(prepared) -> Config:
-    """Six updates of the tiny model on the eight devices here, with something due at each second."""
+    """Six updates of the tiny model on the eight devices here; all is due at each second one."""
     tiny = load_preset("tiny")
     train = dataclasses.replace(
         tiny.train, max_steps=STEPS, eval_every_steps=2, sample_every_steps=2, save_every_steps=2,
@@ -112,22 +113,26 @@ def rows(run: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_a_run_goes_on_without_samples_and_curves(short, tmp_path, monkeypatch):
-    assert loop.fit(short, tmp_path / "plain") == 0
-    for name in ("samples.md", "loss.png", "raising"):
-        run = tmp_path / name
-        run.mkdir()
-        if name == "raising":
-            monkeypatch.setattr(showing, "sample_after", out_of_memory)
-        else:
-            (run / name).mkdir()
-        assert loop.fit(short, run) == 0
-        assert saved(run) == [2, 4, 6]
-        assert rows(run) == rows(tmp_path / "plain")
+    plain, broken = tmp_path / "plain", tmp_path / "broken"
+    assert loop.fit(short, plain) == 0
+    for name in ("samples.md", "loss.png"):
+        (broken / name).mkdir(parents=True)
+    shutil.copy(plain / "config.json", broken)
+    texts = iter(["first", "second"])
+    monkeypatch.setattr(showing, "sample_after", lambda *_: next(texts, None) or out_of_memory())
+    assert loop.fit(short, broken) == 0
+    assert saved(broken) == [2, 4, 6]
+    assert rows(broken) == rows(plain)
+    said = log(broken)
+    assert said.count("no sample after update 2: IsADirectoryError") == 1
+    assert said.count("no sample after update 6: RuntimeError: RESOURCE_EXHAUSTED") == 1
+    assert said.count("loss.png was not drawn: IsADirectoryError") == 3
 
 
 HANG = """
 import runpy, sys, time
 import orbax.checkpoint as ocp
+from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.setup import Setup
 def hang_at(step, owner, name):
     went_on, calls = getattr(owner, name), []
@@ -143,25 +148,25 @@ runpy.run_module("gptjax.train", run_name="__main__")
 """
 IN_A_STEP = (9, "Setup, 'train_steps'")
 IN_A_SAVE = (2, "ocp.CheckpointManager, 'save'")
-IN_THE_LAST_SAVE = (4, "ocp.CheckpointManager, 'wait_until_finished'")
+IN_THE_LAST_WAIT = (2, "Checkpointer, 'wait'")  # the first is that of the only `save`
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_compilation_for_all")
 @pytest.mark.parametrize(
-    ("where", "what"),
+    ("where", "save_every", "what"),
     [
-        (IN_A_STEP, "nothing was finished"),
-        (IN_A_SAVE, "a checkpoint was not saved"),
-        (IN_THE_LAST_SAVE, "a checkpoint was not saved"),
+        (IN_A_STEP, 5, "nothing was finished"),
+        (IN_A_SAVE, 5, "a checkpoint was not saved"),
+        (IN_THE_LAST_WAIT, 0, "a checkpoint was not saved"),
     ],
 )
-def test_one_process_that_hangs_ends(prepared, tmp_path, where, what):
+def test_one_process_that_hangs_ends(prepared, tmp_path, where, save_every, what):
     script = HANG.format(step=where[0], where=where[1])
     words = [
         *(sys.executable, "-c", script, "--config", "tiny", "--run-dir", "run"),
         *("--data.path", prepared.directory, "--train.max-steps", 20, "--model.unroll", 1),
-        *("--train.save-every-steps", 5, "--train.stall-seconds", 8),
+        *("--train.save-every-steps", save_every, "--train.stall-seconds", 8),
         *("--train.eval-every-steps", 0, "--train.sample-every-steps", 0),
     ]
     result = subprocess.run(
@@ -175,4 +180,3 @@ def test_one_process_that_hangs_ends(prepared, tmp_path, where, what):
     assert result.returncode == StallError.exit_code, result.stderr
     assert f"error: {what} for " in result.stderr
     assert "in hang\n" in result.stderr  # the stack of the thread that does
-    assert saved(tmp_path / "run")
