@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from harness import Figures, Round, Skipped, cores, plain_environment
 from jax.sharding import PartitionSpec as P
@@ -41,7 +40,7 @@ from gptjax.training.fitting import choose_attention
 from gptjax.training.mesh import BatchLayout, abstract_batch, make_mesh, put_rows, replicated
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
-from gptjax.training.state import abstract_state, initial_state
+from gptjax.training.state import abstract_state, initial_state, saved_items
 from gptjax.training.step import make_train_step, make_update
 from gptjax.training.tasks import TASKS
 
@@ -277,9 +276,8 @@ def save(shape: dict, directory: str) -> tuple[Round, dict]:
     def one_round() -> Figures:
         nonlocal step
         step += 1
-        now = state._replace(step=jnp.int32(step))
         started = time.perf_counter()
-        checkpointer.save(now, {}, {"data": "", "val_loss": None})
+        checkpointer.save(step, saved_items(state), {}, {"data": "", "val_loss": None})
         stall = time.perf_counter() - started
         checkpointer.wait()
         return {"seconds": stall, "until_safe": time.perf_counter() - started}

@@ -184,8 +184,8 @@ class TrainConfig:
     sample_every_steps: int = 1000
     """Updates between sampled texts; 0 never samples."""
     stall_seconds: int = 1800
-    """Seconds in which nothing is finished after which one of several processes ends, to be started
-    again; ten times the longest wait so far, if that is more; 0 waits for ever."""
+    """Seconds in which nothing is finished, or a checkpoint not saved, after which a process ends,
+    to be started again; ten times the longest such wait so far, if more; 0 waits for ever."""
     seed: int = 1337
     """Seed of initialisation, dropout and data order."""
     profile: str | None = None

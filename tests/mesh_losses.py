@@ -29,7 +29,7 @@ from gptjax.training.mesh import make_mesh, put_rows, replicated
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.setup import dropout_generator
-from gptjax.training.state import abstract_state, initial_state
+from gptjax.training.state import abstract_state, initial_state, items_of, saved_items, state_of
 from gptjax.training.step import make_eval_step, make_train_step, make_update
 from gptjax.training.tasks import language_modelling
 
@@ -51,8 +51,9 @@ def main() -> None:
     state, checkpointer = initial_state(MODEL, optimizer, 0, mesh), None
     if len(sys.argv) > 4:
         checkpointer = Checkpointer(Path(sys.argv[4]))
-        restored = checkpointer.restore(abstract, lambda _: None)
-        state = state if restored is None else restored[0]
+        restored = checkpointer.restore(items_of(abstract), lambda _: None)
+        if restored is not None:
+            state = state_of(restored.step, restored.items, abstract)
     begin = int(state.step)
     schedule = learning_rate_schedule(OPTIM, 2 * UPDATES)
     update = make_update(task, optimizer, schedule, mesh, specs, MICRO_STEPS, dropout=False)
@@ -72,7 +73,7 @@ def main() -> None:
     rows = jax.tree.map(lambda x: np.asarray(x)[0], batch)
     sums = make_eval_step(task, mesh, specs)(state.params, put_rows(mesh, rows, axis=0))
     if checkpointer is not None:
-        checkpointer.save(state, {}, {})
+        checkpointer.save(int(state.step), saved_items(state), {}, {})
         checkpointer.close()
     local = sum(x.addressable_data(0).nbytes for x in jax.tree.leaves(state))
     evaluation = {name: float(value) for name, value in sums.items()}

@@ -4,8 +4,12 @@ Disks are made to fail for real where that is possible: bits are flipped in ever
 and a save runs into a limit on file sizes.
 """
 
+import logging
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +19,17 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from conftest import environment_on
 
 from gptjax.config import OptimConfig
 from gptjax.errors import UserError
 from gptjax.training import checkpoint as checkpoint_module
-from gptjax.training.checkpoint import INTEGRITY, Checkpointer, RestoreError, SaveError, verify
+from gptjax.training import integrity
+from gptjax.training.checkpoint import Checkpointer, RestoreError, SaveError
+from gptjax.training.integrity import INTEGRITY, sign, verify
 from gptjax.training.mesh import make_mesh, replicated
 from gptjax.training.optimizer import make_optimizer
-from gptjax.training.state import TrainState
+from gptjax.training.state import TrainState, items_of, saved_items, state_of
 from gptjax.tree import named_leaves, placed
 
 CONFIG = {"model": {"n_layer": 2}}
@@ -56,11 +63,20 @@ def save(
     checkpointer: Checkpointer, step: int, val_loss: float | None = None, **where: int
 ) -> None:
     cursor = {"data": "fingerprint"} | ({} if val_loss is None else {"val_loss": val_loss})
-    checkpointer.save(some_state(step, **where), CONFIG, cursor)
+    checkpointer.save(step, saved_items(some_state(step, **where)), CONFIG, cursor)
 
 
 def abstract(n_devices: int = 1) -> TrainState:
     return placed(some_state(0), replicated(make_mesh(n_devices)))
+
+
+def restore(
+    checkpointer: Checkpointer, say: Callable[[str], None], n_devices: int = 1
+) -> tuple[TrainState, dict]:
+    like = abstract(n_devices)
+    restored = checkpointer.restore(items_of(like), say)
+    assert restored is not None
+    return state_of(restored.step, restored.items, like), restored.cursor
 
 
 def assert_bitwise_same(got: Any, expected: Any) -> None:
@@ -100,12 +116,12 @@ def test_a_state_comes_back_bit_for_bit_on_any_number_of_devices(
     tmp_path, said, saved_on, restored_on
 ):
     checkpointer = Checkpointer(tmp_path / "checkpoints")
-    assert checkpointer.restore(abstract(), said.append) is None
+    assert checkpointer.restore(items_of(abstract()), said.append) is None
     save(checkpointer, 7, 2.5, n_devices=saved_on)
     checkpointer.close()
 
     reopened = Checkpointer(tmp_path / "checkpoints")
-    state, cursor = reopened.restore(abstract(restored_on), said.append)
+    state, cursor = restore(reopened, said.append, restored_on)
     assert_bitwise_same(state, some_state(7))
     shardings = {leaf.sharding for leaf in jax.tree.leaves(state)}
     assert shardings == {replicated(make_mesh(restored_on))}
@@ -116,11 +132,11 @@ def test_a_state_comes_back_bit_for_bit_on_any_number_of_devices(
 def test_the_state_may_be_overwritten_as_soon_as_save_returns(tmp_path, said):
     checkpointer = Checkpointer(tmp_path / "checkpoints")
     state = some_state(1)
-    checkpointer.save(state, CONFIG, {})
+    checkpointer.save(1, saved_items(state), CONFIG, {})
     for leaf in jax.tree.leaves(state):
         leaf.delete()
     checkpointer.wait()
-    restored, _ = checkpointer.restore(abstract(), said.append)
+    restored, _ = restore(checkpointer, said.append)
     assert_bitwise_same(restored, some_state(1))
 
 
@@ -159,7 +175,7 @@ def test_without_validation_losses_only_the_latest_are_kept_and_are_best(tmp_pat
 def test_saving_a_step_again_changes_nothing(saved):
     before = files(saved)
     checkpointer = Checkpointer(saved, keep_latest=3)
-    checkpointer.save(some_state(99)._replace(step=some_state(3).step), {}, {"val_loss": 0.0})
+    checkpointer.save(3, saved_items(some_state(99)), {}, {"val_loss": 0.0})
     checkpointer.close()
     assert files(saved) == before
 
@@ -227,7 +243,7 @@ def truncate(step_dir: Path) -> None:
 
 def leave_half(step_dir: Path) -> None:
     shutil.rmtree(step_dir / "opt_state")
-    (step_dir / INTEGRITY).unlink()
+    (step_dir / "cursor" / "metadata").unlink()
 
 
 def leave_nothing(step_dir: Path) -> None:
@@ -243,8 +259,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "removed item": (lambda d: shutil.rmtree(d / "opt_state"), "is missing"),
     "removed cursor": (lambda d: (d / "cursor" / "metadata").unlink(), "is missing"),
     "unreadable signature": (lambda d: (d / INTEGRITY).write_text("{"), "is not readable"),
-    "half-deleted directory": (leave_half, "on reading it"),
-    "empty directory": (leave_nothing, "on reading it"),
+    "removed signature": (lambda d: (d / INTEGRITY).unlink(), f"it has no {INTEGRITY}"),
+    "half-deleted directory": (leave_half, "is missing"),
+    "empty directory": (leave_nothing, f"it has no {INTEGRITY}"),
 }
 
 
@@ -254,7 +271,7 @@ def test_a_damaged_step_is_named_and_moved_and_the_one_before_restored(saved, sa
     spoil(saved / "3")
     damaged = files(saved / "3")
     checkpointer = Checkpointer(saved, keep_latest=3)
-    state, cursor = checkpointer.restore(abstract(), said.append)
+    state, cursor = restore(checkpointer, said.append)
     assert_bitwise_same(state, some_state(2))
     assert cursor["step"] == 2
     (message,) = said
@@ -268,14 +285,14 @@ def test_a_damaged_step_is_named_and_moved_and_the_one_before_restored(saved, sa
     checkpointer.close()
     reopened = Checkpointer(saved, keep_latest=3)
     assert reopened.best_step() == 3
-    assert_bitwise_same(reopened.restore(abstract(), said.append)[0], some_state(3))
+    assert_bitwise_same(restore(reopened, said.append)[0], some_state(3))
     assert len(said) == 1
 
 
 def test_several_damaged_steps_are_walked_past_and_none_overwrites_another(saved, said):
     for step in (2, 3):
         leave_nothing(saved / str(step))
-    state, _ = Checkpointer(saved).restore(abstract(), said.append)
+    state, _ = restore(Checkpointer(saved), said.append)
     assert_bitwise_same(state, some_state(1))
     assert [m[:29] for m in said] == [
         "checkpoint of step 3 is damag",
@@ -284,56 +301,38 @@ def test_several_damaged_steps_are_walked_past_and_none_overwrites_another(saved
 
     shutil.copytree(saved / "1", saved / "3")
     flip_a_bit(largest_file(saved / "3" / "params"))
-    Checkpointer(saved).restore(abstract(), said.append)
+    restore(Checkpointer(saved), said.append)
     assert sorted(p.name for p in (saved.parent / "damaged").iterdir()) == ["2", "3", "3x"]
 
 
-def test_a_step_that_was_committed_but_not_signed_is_good(saved, said):
-    (saved / "3" / INTEGRITY).unlink()
-    state, _ = Checkpointer(saved).restore(abstract(), said.append)
-    assert_bitwise_same(state, some_state(3))
-    assert said == []
-
-
-def test_processes_together_walk_back_past_a_damaged_step(saved, said):
-    flip_a_bit(largest_file(saved / "3" / "params"))
-    state, cursor = Checkpointer(saved)._restore_together(abstract(), said.append)
-    assert_bitwise_same(state, some_state(2))
-    assert cursor["step"] == 2
-    assert len(said) == 1
-    assert (saved.parent / "damaged" / "3").exists()
-
-
-def test_what_processes_together_cannot_read_is_not_moved(saved, said):
+def test_what_processes_together_cannot_read_is_not_moved(saved, said, monkeypatch):
     """Nobody can tell a damaged step from a process that died while it was read."""
     leave_nothing(saved / "3" / "params")
-    (saved / "3" / INTEGRITY).unlink()
+    sign(saved / "3")
     before = files(saved)
+    monkeypatch.setattr(checkpoint_module, "_several", lambda: True)
     with pytest.raises(RestoreError, match=r"checkpoint \S*/3 cannot be restored") as caught:
-        Checkpointer(saved)._restore_together(abstract(), said.append)
+        restore(Checkpointer(saved), said.append)
     assert caught.value.exit_code == 74
     assert files(saved) == before
     assert said == []
 
 
-def test_a_new_run_of_several_processes_restores_nothing(tmp_path, said):
-    assert Checkpointer(tmp_path / "new")._restore_together(abstract(), said.append) is None
-
-
-def test_one_process_of_several_signs(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_module, "is_first", lambda: False)
-    checkpointer = Checkpointer(tmp_path / "checkpoints")
-    save(checkpointer, 1)
-    checkpointer.close()
-    assert (tmp_path / "checkpoints" / "1").exists()
-    assert not (tmp_path / "checkpoints" / "1" / INTEGRITY).exists()
+def test_what_is_whole_but_cannot_be_read_stays_where_it_is(saved, said):
+    leave_nothing(saved / "3" / "params")
+    sign(saved / "3")
+    before = files(saved)
+    with pytest.raises(UserError, match=r"/3 is undamaged but cannot be restored"):
+        restore(Checkpointer(saved), said.append)
+    assert files(saved) == before
+    assert said == []
 
 
 def test_what_orbax_had_not_committed_is_no_step(saved, said):
     shutil.copytree(saved / "3", saved / "4.orbax-checkpoint-tmp")
     checkpointer = Checkpointer(saved)
     assert checkpointer.steps() == [1, 2, 3]
-    assert checkpointer.restore(abstract(), said.append)[1]["step"] == 3
+    assert restore(checkpointer, said.append)[1]["step"] == 3
     assert said == []
 
 
@@ -342,7 +341,7 @@ def test_a_run_without_one_good_checkpoint_is_refused_and_nothing_is_deleted(sav
         flip_a_bit(largest_file(saved / str(step) / "params"))
     damaged = files(saved)
     with pytest.raises(UserError, match=r"none of the checkpoints .* --fresh"):
-        Checkpointer(saved).restore(abstract(), said.append)
+        restore(Checkpointer(saved), said.append)
     assert files(saved.parent / "damaged") == damaged
     assert len(said) == 3
 
@@ -350,14 +349,18 @@ def test_a_run_without_one_good_checkpoint_is_refused_and_nothing_is_deleted(sav
 @pytest.mark.parametrize("n_devices", [1, 8])
 def test_parameters_are_restored_without_reading_anything_else(saved, n_devices):
     leave_half(saved / "2")
-    (saved / "2" / "cursor" / "metadata").unlink()
+    (saved / "2" / INTEGRITY).unlink()
+    sign(saved / "2")
     checkpointer = Checkpointer(saved, read_only=True)
     params = checkpointer.restore_params(2, abstract(n_devices).params)
     assert_bitwise_same(params, some_state(2).params)
     assert {x.sharding for x in jax.tree.leaves(params)} == {replicated(make_mesh(n_devices))}
 
 
-@pytest.mark.parametrize("damage", ["flipped bit in the parameters", "empty directory"])
+@pytest.mark.parametrize(
+    "damage",
+    ["flipped bit in the parameters", "removed signature", "removed item", "empty directory"],
+)
 def test_damaged_parameters_are_refused_and_left_where_they_are(saved, damage):
     spoil, problem = DAMAGE[damage]
     spoil(saved / "2")
@@ -399,8 +402,7 @@ def test_a_save_that_fails_in_the_background_surfaces_and_can_be_done_again(save
     reopened = Checkpointer(saved, keep_latest=3)
     assert reopened.steps() == [2, 3, 4]
     assert verify(saved / "4") is None
-    assert (saved / "4" / INTEGRITY).exists()
-    assert_bitwise_same(reopened.restore(abstract(), said.append)[0], some_state(4))
+    assert_bitwise_same(restore(reopened, said.append)[0], some_state(4))
     assert said == []
 
 
@@ -416,29 +418,60 @@ def test_without_polling_the_next_save_tells_of_the_failed_one(saved):
     assert Checkpointer(saved).steps() == [2, 3, 5]
 
 
-def test_a_step_that_cannot_be_signed_surfaces_through_poll(saved, monkeypatch):
+@LATE_ORBAX_THREADS
+def test_a_step_that_cannot_be_signed_is_none_and_surfaces_through_poll(saved, monkeypatch):
     def fail(_: Path) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint_module, "sign", fail)
+    monkeypatch.setattr(integrity, "sign", fail)
     checkpointer = Checkpointer(saved)
     save(checkpointer, 4)
-    with pytest.raises(SaveError, match=r"cannot sign a checkpoint .* no space left on device"):
+    with pytest.raises(SaveError, match=r"step 4 could not be written .* no space left on device"):
         poll_for_ten_seconds(checkpointer)
+    assert checkpointer.steps() == [1, 2, 3]
     monkeypatch.undo()
     save(checkpointer, 5)
     checkpointer.close()
-    assert Checkpointer(saved).steps() == [2, 4, 5]
+    assert Checkpointer(saved).steps() == [2, 3, 5]
 
 
-def test_a_saved_step_is_signed_by_polling_alone(tmp_path):
-    checkpointer = Checkpointer(tmp_path / "checkpoints")
-    save(checkpointer, 1)
-    signature = tmp_path / "checkpoints" / "1" / INTEGRITY
-    for _ in range(1000):
-        checkpointer.poll()
-        if signature.exists():
-            break
-        time.sleep(0.01)
-    assert verify(signature.parent) is None
-    assert signature.exists()
+@LATE_ORBAX_THREADS
+def test_errors_of_a_save_are_told_once_and_other_libraries_may_log(saved, caplog):
+    checkpointer = Checkpointer(saved)
+    with file_size_limit(10_000):
+        save(checkpointer, 4)
+        with pytest.raises(SaveError):
+            checkpointer.wait()
+    checkpointer.close()
+    assert caplog.records == []
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).error("heard")
+    assert caplog.messages == ["heard", "heard"]
+
+
+KILLED_AFTER_THE_COMMIT = """
+import os, pathlib, signal, sys
+import numpy as np
+from gptjax.training.checkpoint import Checkpointer
+rename = os.rename
+def rename_and_die(source, target, **where):
+    rename(source, target, **where)
+    if pathlib.Path(target).name == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+os.rename = rename_and_die
+checkpointer = Checkpointer(pathlib.Path(sys.argv[1]))
+checkpointer.save(1, {"params": {"x": np.arange(64)}}, {}, {})
+checkpointer.close()
+"""
+
+
+def test_a_step_is_signed_from_the_moment_it_exists(tmp_path):
+    command = [sys.executable, "-c", KILLED_AFTER_THE_COMMIT, str(tmp_path / "checkpoints")]
+    result = subprocess.run(command, env=environment_on(1), capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    assert verify(tmp_path / "checkpoints" / "1") is None
+    like = {"params": {"x": np.zeros(64, np.int64)}}
+    restored = Checkpointer(tmp_path / "checkpoints").restore(like, print)
+    assert restored is not None
+    np.testing.assert_array_equal(restored.items["params"]["x"], np.arange(64))

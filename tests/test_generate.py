@@ -15,7 +15,8 @@ from conftest import run_verb
 from gptjax.cli import main
 from gptjax.generate import generate
 from gptjax.model.gpt import GPT, parameter_shapes
-from gptjax.training.checkpoint import CURSOR_FILE, INTEGRITY, Checkpointer
+from gptjax.training.checkpoint import CURSOR_FILE, Checkpointer
+from gptjax.training.integrity import INTEGRITY, sign
 from gptjax.training.mesh import make_mesh, replicated
 from gptjax.training.metrics import read_rows
 from gptjax.training.run_dir import RunDir
@@ -121,6 +122,7 @@ def test_latest_and_best_are_names_of_checkpoints(run, text, tmp_path):
         cursor = copy / "checkpoints" / str(step) / CURSOR_FILE
         cursor.write_text(json.dumps(json.loads(cursor.read_text()) | {"val_loss": loss}))
         (copy / "checkpoints" / str(step) / INTEGRITY).unlink()
+        sign(copy / "checkpoints" / str(step))
     assert text("--run", copy, *hot) == by_step[10]
 
 

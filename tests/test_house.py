@@ -54,7 +54,7 @@ LAYERS = [
         *["training.tasks", "training.fitting"],
     ],
     ["training.checkpoint", "training.step", "training.samples", "training.calls"],
-    ["training.setup"],
+    ["training.setup", "training.showing"],
     ["training.start", "planning.compiled"],
     ["training.loop"],
     ["train", "prepare", "generate", "plan"],

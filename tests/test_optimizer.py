@@ -30,7 +30,7 @@ from gptjax.training.optimizer import (
     make_optimizer,
     on_last_micro_step,
 )
-from gptjax.training.state import TrainState
+from gptjax.training.state import TrainState, items_of, saved_items, state_of
 from gptjax.tree import named_leaves, placed
 
 FULL_GPT = ModelConfig(
@@ -333,10 +333,12 @@ def test_every_state_comes_back_from_a_checkpoint(cfg, tmp_path):
     params, opt_state = apply(optimizer, some_params(), some_gradients(2))
     state = jax.device_put(TrainState(jnp.int32(2), params, opt_state), replicated(make_mesh(1)))
     checkpointer = Checkpointer(tmp_path / "checkpoints")
-    checkpointer.save(state, {}, {})
+    checkpointer.save(2, saved_items(state), {}, {})
     checkpointer.close()
     abstract = placed(state, replicated(make_mesh(2)))
-    restored, _ = Checkpointer(tmp_path / "checkpoints").restore(abstract, print)
+    found = Checkpointer(tmp_path / "checkpoints").restore(items_of(abstract), print)
+    assert found is not None
+    restored = state_of(found.step, found.items, abstract)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), restored, state)
 

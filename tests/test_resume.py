@@ -24,7 +24,7 @@ from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.mesh import make_mesh
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.run_dir import RunDir
-from gptjax.training.state import TrainState, abstract_state
+from gptjax.training.state import TrainState, abstract_state, items_of, state_of
 from gptjax.tree import named_leaves
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_compilation_for_all")]
@@ -83,10 +83,11 @@ def final_state(cwd: Path) -> TrainState:
     checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
     assert checkpointer.steps()[-1] == STEPS
     target = abstract_state(config.model, optimizer, make_mesh(1))
-    state, _ = checkpointer.restore(target, said.append)
+    restored = checkpointer.restore(items_of(target), said.append)
     checkpointer.close()
     assert said == []
-    return state
+    assert restored is not None
+    return state_of(restored.step, restored.items, target)
 
 
 def assert_same_run(broken: Path, unbroken: Path) -> None:

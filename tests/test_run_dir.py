@@ -23,7 +23,7 @@ from gptjax.training import loop, run_dir
 from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.run_dir import LOCK, RunDir
 from gptjax.training.setup import Setup
-from gptjax.training.state import TrainState
+from gptjax.training.state import TrainState, saved_items
 
 FIXED = {
     "model.n_layer": 3, "model.n_head": 4, "model.n_embd": 64, "model.n_ctx": 128,
@@ -332,7 +332,7 @@ def test_a_start_that_other_data_refuse_leaves_the_run_as_it_was(tmp_path):
     with run.locked():
         run.begin(setup.config, setup.tokenizer)
     checkpointer = Checkpointer(run.checkpoints)
-    checkpointer.save(zero_state(setup), {}, setup.data_identity(0))
+    checkpointer.save(0, saved_items(zero_state(setup)), {}, setup.data_identity(0))
     checkpointer.close()
     before = contents(run.path)
     with pytest.raises(UserError):

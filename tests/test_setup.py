@@ -29,7 +29,7 @@ from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.optimizer import averaged_parameters
 from gptjax.training.run_dir import RunDir
 from gptjax.training.setup import Setup
-from gptjax.training.state import TrainState
+from gptjax.training.state import TrainState, items_of, state_of
 from gptjax.tree import named_leaves
 
 
@@ -83,10 +83,11 @@ def rows(run: Path) -> list[dict]:
 def saved_state(made: Setup, run: Path) -> TrainState:
     """The newest checkpoint of a run."""
     checkpointer = Checkpointer(RunDir(run).checkpoints, read_only=True)
-    restored = checkpointer.restore(made.abstract_state(), lambda _: None)
+    abstract = made.abstract_state()
+    restored = checkpointer.restore(items_of(abstract), lambda _: None)
     checkpointer.close()
     assert restored is not None
-    return restored[0]
+    return state_of(restored.step, restored.items, abstract)
 
 
 BIG = {"train.batch_tokens": 4096, "train.max_steps": 4}  # 8 sequences on each of 8 devices

@@ -26,6 +26,7 @@ from gptjax.errors import StorageError, UserError
 T = TypeVar("T")
 BUG = 70  # exit code of an exception that is no `UserError` (sysexits.h: EX_SOFTWARE)
 SAME = "start all with the same command, code and files"
+COMPLAINT_BYTES = 1024  # of a text that crosses processes
 LAST_WORDS_SECONDS = 1.0  # for the others to report before their coordinator leaves
 
 
@@ -80,6 +81,18 @@ def by_first(action: Callable[[], T]) -> T | None:
     if code:
         raise Followed(code)
     return result
+
+
+def first_complaint(text: str | None) -> str | None:
+    """The text of the first process that has one, at every process; None if none has."""
+    if jax.process_count() == 1:
+        return text
+    mine = np.zeros(COMPLAINT_BYTES, np.uint8)
+    raw = np.frombuffer((text or "").encode()[:COMPLAINT_BYTES], np.uint8)
+    mine[: raw.size] = raw
+    told = np.asarray(multihost_utils.process_allgather(mine), np.uint8)
+    texts = [bytes(row).rstrip(b"\0").decode("utf-8", "replace") for row in told]
+    return next(filter(None, texts), None)
 
 
 def require_same(what: str, value: str, remedy: str = SAME) -> None:

@@ -2,39 +2,40 @@
 
 Orbax commits a step atomically and in the background, but does not notice a flipped bit, takes a
 half-deleted directory for a step, and tells of a failed background save only when asked again. So
-every committed step gets `INTEGRITY.json` (size and crc32 of each of its files), restoring walks
-back from the newest step to the first that verifies, and `poll` brings late errors to light.
+a step is signed before it is committed (`integrity`), restoring walks back from the newest step to
+the first that verifies, and `poll` brings late errors to light.
 
-A step holds four items: params, opt_state, cursor (step, data fingerprint, validation loss) and
-config. Parameters stand alone so that generating or converting reads nothing else; a fifth item,
-averaged, holds their running average where there is one, and is what is read then.
+A step holds named trees of arrays, cursor (step, data fingerprint, validation loss) and config. A
+run names its trees params, opt_state and, where there is one, averaged, the running average of the
+parameters. Parameters stand alone so that generating or converting reads nothing else; the average
+is what is read then.
 
-All processes of a run save and restore together, each its own part. Process 0 verifies, signs and
-moves what is damaged; which step is restored is what it says. A save that fails at one of several
-ends the run: the others would wait for it where nobody can call them back.
+All processes of a run save, sign, verify and restore together, each its own part. Process 0 moves
+what is damaged; which step is restored is what it says. A save that fails at one of several ends
+the run: the others would wait for it where nobody can call them back.
 """
 
 import logging
+import os
+import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from gptjax.errors import UserError
-from gptjax.training.agreement import by_first, first_says, is_first
-from gptjax.training.integrity import INTEGRITY, sign, verify
-from gptjax.training.optimizer import averaged_parameters
+from gptjax.training.agreement import by_first, first_complaint, first_says
+from gptjax.training.integrity import SignedStep, sign_own, verify
 from gptjax.training.ranking import LatestAndBest, Ranking
-from gptjax.training.state import TrainState
 from gptjax.tree import Tree
 
 CURSOR_FILE = "cursor/metadata"
 DAMAGED = "damaged"
 NO_STEP = -1  # what process 0 tells the others where there is none
-AVERAGED = "averaged"
+WRITTEN = "async_write_complete"  # Orbax: each process has written its part of a step
+PARAMS, AVERAGED = "params", "averaged"
 Say = Callable[[str], None]
 
 
@@ -50,17 +51,26 @@ class RestoreError(UserError):
     exit_code = 74
 
 
+class Restored(NamedTuple):
+    """A step as it came back: its trees by their names, and its cursor."""
+
+    step: int
+    items: dict[str, Tree]
+    cursor: dict
+
+
 class Checkpointer:
     """The checkpoints of one run directory. Call `poll` at every step and `close` at the end."""
 
     def __init__(self, directory: Path, keep_latest: int = 2, read_only: bool = False):
-        for name in ("absl", "asyncio"):  # Orbax narrates its threads, and every error many times
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_not_orbax)
         self.directory = directory.resolve()
+        self.longest_save = 0.0  # seconds from the call of `save` to the commit
         self._read_only, self._keep_latest = read_only, keep_latest
-        self._workers = ThreadPoolExecutor(1)
         self._saving: int | None = None
-        self._signing: Future[None] | None = None
+        self._begun = (NO_STEP, 0.0)  # the last step that was to be saved, and when that began
+        self._meet = ocp.multihost.get_barrier_sync_fn()
         self._open()
 
     def _open(self) -> None:
@@ -69,11 +79,23 @@ class Checkpointer:
             read_only=self._read_only,
             cleanup_tmp_directories=not self._read_only,
             preservation_policy=LatestAndBest(self._keep_latest, lambda: self.ranking.best()),
+            temporary_path_class=SignedStep,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=self._sign_and_meet),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self.ranking = Ranking()
         for step in self.steps():
             self.ranking.read(step, self.directory / str(step) / CURSOR_FILE)
+
+    def _sign_and_meet(self, *, key: str, timeout_ms: int) -> None:
+        """Wait for the other processes where Orbax does; sign this one's part once it is written.
+
+        Only several processes wait there, in a thread of Orbax's. If it should rename the place,
+        process 0 signs everything.
+        """
+        if WRITTEN in key:
+            sign_own(self.directory, self._begun[0], jax.process_index())
+        self._meet(key=key, timeout_ms=timeout_ms)
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""
@@ -100,18 +122,15 @@ class Checkpointer:
             f"latest or one of {', '.join(map(str, steps))}"
         )
 
-    def save(self, state: TrainState, config: dict, cursor: dict) -> None:
-        """Start writing a step in the background; returns when the state may be overwritten.
+    def save(self, step: int, items: dict[str, Tree], config: dict, cursor: dict) -> None:
+        """Start writing a step in the background; returns when `items` may be overwritten.
 
         Does nothing for a step that is there already. Raises `SaveError`.
         """
-        step = int(state.step)
         if step in self._manager.all_steps():
             return
         self.wait()
-        items = {"params": state.params, "opt_state": state.opt_state}
-        if (averaged := averaged_parameters(state.opt_state)) is not None:
-            items[AVERAGED] = averaged
+        self._begun = step, time.monotonic()
         try:
             self._manager.save(
                 step,
@@ -128,18 +147,20 @@ class Checkpointer:
         self.ranking.add(step, cursor)
 
     def poll(self) -> None:
-        """Sign a save that has just ended; raises `SaveError` if it, or its signing, failed."""
-        if self._signing is not None and self._signing.done():
-            self._finish_signing()
+        """Notice that a save has ended; raises `SaveError` if it failed."""
         if self._saving is not None and not self._manager.is_saving_in_progress():
-            self._finish_saving()
+            self.wait()
 
     def wait(self) -> None:
-        """Block until everything that was saved is on disk and signed; raises `SaveError`."""
-        if self._saving is not None:
-            self._finish_saving()
-        if self._signing is not None:
-            self._finish_signing()
+        """Block until everything that was saved is signed and on disk; raises `SaveError`."""
+        step, self._saving = self._saving, None
+        if step is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self.longest_save = max(self.longest_save, time.monotonic() - self._begun[1])
 
     def close(self) -> None:
         """Wait, and release Orbax's threads."""
@@ -147,30 +168,11 @@ class Checkpointer:
             self.wait()
         finally:
             self._manager.close()
-            self._workers.shutdown()
-
-    def _finish_saving(self) -> None:
-        step, self._saving = self._saving, None
-        assert step is not None
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._failed(step, error) from error
-        if is_first():
-            self._signing = self._workers.submit(sign, self.directory / str(step))
-
-    def _finish_signing(self) -> None:
-        signing, self._signing = self._signing, None
-        assert signing is not None
-        try:
-            signing.result()
-        except OSError as error:
-            raise SaveError(f"cannot sign a checkpoint in {self.directory}: {error}") from error
 
     def _failed(self, step: int, error: Exception) -> SaveError:
         """Reopen the manager, whose idea of what is on disk is wrong now, and tell the user."""
         self.ranking.drop(step)
-        if jax.process_count() == 1:
+        if not _several():
             self._manager.close()
             self._open()
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -179,86 +181,58 @@ class Checkpointer:
             f"{reason[-1][:300]}; is the disk full?"
         )
 
-    def restore(self, abstract: TrainState, say: Say) -> tuple[TrainState, dict] | None:
-        """The newest step that verifies, placed as `abstract` says, and its cursor; None if empty.
+    def restore(self, abstract: dict[str, Tree], say: Say) -> Restored | None:
+        """The newest step that verifies, placed as `abstract` says; None if there is none.
 
         Damaged steps are moved to a directory `damaged` beside the others' and named through `say`.
-        Raises `UserError` if there are steps but none can be read, or if one that verifies cannot
-        be: then memory or permissions are short, and the step stays where it is.
+        Raises `UserError` if there are steps but none is what was written, or if one that is cannot
+        be read: then memory or permissions are short, and the step stays where it is.
         """
-        if jax.process_count() > 1:
-            return self._restore_together(abstract, say)
-        found = self.steps()
-        for step in reversed(found):
-            problem = verify(self.directory / str(step))
+        while (step := int(first_says(max(self.steps(), default=NO_STEP)))) != NO_STEP:
+            problem = first_complaint(self._problem(step))
             if problem is None:
-                try:
-                    return self._restore(step, abstract)
-                except Exception as error:
-                    problem = _reason(error)
-                    if (self.directory / str(step) / INTEGRITY).exists():
-                        raise UserError(
-                            f"checkpoint {self.directory / str(step)} is undamaged but cannot be "
-                            f"restored: {problem}"
-                        ) from error
-            self._set_aside(step, problem, say)
-        self._refuse_if_lost(found)
+                return self._restore(step, abstract)
+            by_first(lambda step=step, problem=problem: self._set_aside(step, problem, say))
+            self._manager.reload()
+            self.ranking.keep(self.steps())
+        by_first(self._refuse_if_lost)
         return None
 
-    def _restore_together(self, abstract: TrainState, say: Say) -> tuple[TrainState, dict] | None:
-        """`restore` for several processes: process 0 chooses the step.
+    def _problem(self, step: int) -> str | None:
+        """What this process finds wrong in its share of a step."""
+        return verify(self.directory / str(step), jax.process_index(), jax.process_count())
 
-        Where reading it fails it is not moved, for it may be another process that has failed.
-        """
-
-        def choose() -> int:
-            found = self.steps()
-            for step in reversed(found):
-                problem = verify(self.directory / str(step))
-                if problem is None:
-                    return step
-                self._set_aside(step, problem, say)
-            self._refuse_if_lost(found)
-            return NO_STEP
-
-        step = int(first_says(by_first(choose) or 0))
-        self._manager.reload()
-        self.ranking.keep(self.steps())
-        if step == NO_STEP:
-            return None
-        try:
-            return self._restore(step, abstract)
-        except Exception as error:
-            raise RestoreError(
-                f"checkpoint {self.directory / str(step)} cannot be restored: {_reason(error)}; if "
-                "every start ends like this, move it away and the one before is taken"
-            ) from error
-
-    def _refuse_if_lost(self, found: list[int]) -> None:
+    def _refuse_if_lost(self) -> None:
         """Raise `UserError` if there were steps and all of them are set aside."""
-        if found or (self.directory.parent / DAMAGED).exists():
+        if (self.directory.parent / DAMAGED).exists():
             raise UserError(
                 f"none of the checkpoints in {self.directory} can be read; they are in "
                 f"{self.directory.parent / DAMAGED} now. Copy one back from a backup, "
                 "or start over with --fresh"
             )
 
-    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict]:
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                opt_state=ocp.args.StandardRestore(abstract.opt_state),
-                cursor=ocp.args.JsonRestore(),
-            ),
-        )
-        count = jnp.asarray(step, jnp.int32, device=abstract.step.sharding)
-        return TrainState(count, items["params"], items["opt_state"]), items["cursor"]
+    def _restore(self, step: int, abstract: dict[str, Tree]) -> Restored:
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        try:
+            items = self._manager.restore(
+                step, args=ocp.args.Composite(**args, cursor=ocp.args.JsonRestore())
+            )
+        except Exception as error:
+            place = self.directory / str(step)
+            if not _several():
+                raise UserError(
+                    f"checkpoint {place} is undamaged but cannot be restored: {_reason(error)}"
+                ) from error
+            raise RestoreError(
+                f"checkpoint {place} cannot be restored: {_reason(error)}; if every start ends "
+                "like this, move it away and the one before is taken"
+            ) from error
+        return Restored(step, {name: items[name] for name in abstract}, items["cursor"])
 
     def restore_params(self, step: int, abstract_params: Tree) -> Tree:
         """Parameters alone, their average if there is one; `UserError` if the step is damaged."""
         problem = verify(self.directory / str(step))
-        item = AVERAGED if (self.directory / str(step) / AVERAGED).exists() else "params"
+        item = AVERAGED if (self.directory / str(step) / AVERAGED).exists() else PARAMS
         if problem is None:
             try:
                 args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract_params)})
@@ -273,15 +247,27 @@ class Checkpointer:
         while target.exists():
             target = target.with_name(target.name + "x")
         (self.directory / str(step)).rename(target)
-        self.ranking.drop(step)
-        self._manager.reload()
         say(
             f"checkpoint of step {step} is damaged ({problem}): moved to {target}, going back to "
             "the one before"
         )
 
 
+def _several() -> bool:
+    """Whether other processes restore and save with this one."""
+    return jax.process_count() > 1
+
+
 def _reason(error: Exception) -> str:
     """What Orbax said, in one line."""
     first_line = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__} on reading it: {first_line[:200]}"
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    """False for what Orbax narrates of its threads, and for its errors: `poll` raises those.
+
+    asyncio logs errors of tasks that nobody waits for; Orbax's are known by their traceback.
+    """
+    orbax = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
+    return orbax not in record.pathname and orbax not in logging.Formatter().format(record)

@@ -24,17 +24,16 @@ from gptjax.training.agreement import by_first, first_says, is_first, largest, l
 from gptjax.training.calls import due, rows_by_call, rows_of_call
 from gptjax.training.checkpoint import Checkpointer, SaveError
 from gptjax.training.compiler import watching_cache
-from gptjax.training.curves import plot_curves
 from gptjax.training.display import Display
 from gptjax.training.metrics import MetricsLog, Row, Throughput, with_waits
 from gptjax.training.preflight import check_links
 from gptjax.training.profile import Startup, UpdateTrace
 from gptjax.training.run_dir import RunDir
-from gptjax.training.samples import append_sample, forget_samples_after, sample_after
 from gptjax.training.setup import Setup
+from gptjax.training.showing import Showing
 from gptjax.training.signals import StopRequest
 from gptjax.training.start import open_run, restore_or_start
-from gptjax.training.state import TrainState
+from gptjax.training.state import TrainState, saved_items
 from gptjax.training.step import Metrics
 from gptjax.training.watchdog import Watchdog
 
@@ -111,6 +110,7 @@ class _Loop:
         self.setup, self.run_dir, self.checkpointer = setup, run_dir, checkpointer
         self.log, self.display, self.stop, self.startup = log, display, stop, startup
         self.watchdog = watchdog
+        self.showing = Showing(setup.config, setup.tokenizer, run_dir, display)
         kind = jax.devices()[0].device_kind
         peak = peak_tokens_per_second(setup.config, kind, jax.device_count())
         self.throughput = Throughput(peak)
@@ -119,8 +119,7 @@ class _Loop:
     def train(self, state: TrainState, step: int) -> int:
         """Update by update to the end, or to a stop request; returns the exit code."""
         train, display = self.setup.config.train, self.display
-        if is_first():
-            forget_samples_after(self.run_dir.samples, step)
+        self.showing.forget_after(step)
         traced = train.profile if is_first() else None
         trace = UpdateTrace(traced, self.run_dir.path / "profile", display.say)
         previous: tuple[_Launch, Metrics] | None = None
@@ -185,9 +184,10 @@ class _Loop:
         self.display.update(self.log.rows[-1])
 
     def _boundary(self, now: set[str], state: TrainState, rows: list[Row]) -> bool:
-        """Validate, write the rows, then sample and save, as far as each is due.
+        """Validate, write the rows, save, then sample and plot, as far as each is due.
 
-        Returns whether a stop request came; it is saved then, due or not.
+        Returns whether a stop request came; it is saved then, due or not. What only shows the run,
+        a sample or a plot, comes after the save: it may fail and take nothing with it.
         """
         row = rows[-1]
         step, is_best = row["step"], False
@@ -197,13 +197,15 @@ class _Loop:
             row |= self._validation_values(validation)
         row |= self.setup.corpus.progress(step)
         self._write(rows)
-        if "sample" in now:
-            self._sample(state, step)
         stopping = bool(self.stop)  # read once: a signal may come at any moment
         if "save" in now or stopping or is_best:
             self._save(state, validation)
+        if "sample" in now:
+            params = self.setup.evaluated_params(state)
+            beat, before_leaving = self.watchdog.beat, self._wait_for_save
+            self.showing.sample(step, params, self.stop, beat, before_leaving)
         if "validate" in now and step < self.setup.config.train.max_steps:
-            self._plot()  # after the last update `_end` does
+            self.showing.plot(self.log.rows)  # after the last update `_end` does
         self.throughput.pause()
         return stopping
 
@@ -248,33 +250,28 @@ class _Loop:
             **{f"val_loss/{name}": loss for name, loss in validation.by_source},
         }
 
-    def _sample(self, state: TrainState, step: int) -> None:
-        """Show a text and add it to samples.md, unless a stop request came meanwhile."""
-        setup = self.setup
-        params = setup.evaluated_params(state)
-        beat = self.watchdog.beat
-        text = sample_after(step, setup.config, params, setup.tokenizer, self.stop, beat)
-        if text is not None and is_first():
-            append_sample(self.run_dir.samples, step, text)
-            self.display.say(f"sample after update {step}:\n{text}")
-
     def _save(self, state: TrainState, validation: Validation | None) -> None:
         """Start saving; after a failed save, wait until this one is safe."""
-        self.watchdog.rest()
         self.log.sync()
         cursor: dict[str, str | float] = {**self.setup.data_identity(int(state.step))}
         if validation is not None and math.isfinite(validation.loss):
             cursor["val_loss"] = validation.loss
             cursor["val_measure"] = self.setup.corpus.measure
+        step, config = int(state.step), json.loads(to_json(self.setup.config))
         try:
-            self.checkpointer.save(state, json.loads(to_json(self.setup.config)), cursor)
+            with self.watchdog.saving(self.checkpointer.longest_save):
+                self.checkpointer.save(step, saved_items(state), config, cursor)
             if self.save_failed:
-                self.checkpointer.wait()
+                self._wait_for_save()
                 self.display.say("the checkpoint is written now")
             self.save_failed = False
         except SaveError as error:
             self._note_failure(error)
-        self.watchdog.beat()
+
+    def _wait_for_save(self) -> None:
+        """Block until what was saved is on disk."""
+        with self.watchdog.saving(self.checkpointer.longest_save):
+            self.checkpointer.wait()
 
     def _poll(self) -> None:
         """Finish saves that have ended; a failed one is tried again after this update."""
@@ -290,19 +287,12 @@ class _Loop:
         self.save_failed = True
         self.display.say(f"{error} Trying once more.")
 
-    def _plot(self) -> None:
-        if not is_first():
-            return
-        train = self.setup.config.train
-        tokens = train.batch_tokens if train.ramp_from_tokens is None else None
-        plot_curves(self.log.rows, tokens, self.run_dir.path.name, self.run_dir.curves)
-
     def _end(self, step: int) -> int:
         """Make the last save safe and say how to go on."""
-        self.watchdog.rest()
         self.display.stop()
-        self.checkpointer.wait()
-        self._plot()
+        self._wait_for_save()
+        self.watchdog.rest()
+        self.showing.plot(self.log.rows)
         if step < self.setup.config.train.max_steps:
             name = self.stop.signal.name if self.stop.signal else "a stop request"
             self.display.say(

@@ -12,7 +12,7 @@ from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.display import Display
 from gptjax.training.run_dir import RunDir
 from gptjax.training.setup import Setup
-from gptjax.training.state import TrainState
+from gptjax.training.state import TrainState, items_of, state_of
 
 
 def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> list[str]:
@@ -45,11 +45,11 @@ def restore_or_start(
     setup: Setup, checkpointer: Checkpointer, run_dir: RunDir, display: Display
 ) -> tuple[TrainState, int]:
     """The newest good checkpoint, or freshly drawn parameters where there is none; updates done."""
-    restored = checkpointer.restore(setup.abstract_state(), display.say)
+    abstract = setup.abstract_state()
+    restored = checkpointer.restore(items_of(abstract), display.say)
     if restored is None:
         return setup.initial_state(), 0  # not waited for: the update compiles meanwhile
-    state, cursor = restored
-    step = int(state.step)
+    step, items, cursor = restored
     identity = setup.data_identity(step)
     # earlier versions kept the fingerprint of all weights, those of updates to come included
     if cursor["data"] not in (identity["data"], setup.corpus.fingerprint):
@@ -60,7 +60,7 @@ def restore_or_start(
             "windows may come in another order from here on"
         )
     display.say(f"resuming {run_dir.path} after update {step}")
-    return setup.adapted(state), step
+    return setup.adapted(state_of(step, items, abstract)), step
 
 
 def _other_data(setup: Setup, run_dir: RunDir, step: int, before: str) -> str:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from gptjax.config import ModelConfig
 from gptjax.model.gpt import init_params
 from gptjax.training.mesh import shardings
+from gptjax.training.optimizer import averaged_parameters
 from gptjax.tree import Tree, placed
 
 
@@ -44,6 +45,26 @@ def initial_state(
     places = jax.tree.map(lambda x: x.sharding, abstract_state(cfg, optimizer, mesh))
     # the key is an argument, for XLA would compute what depends on nothing while it compiles
     return jax.jit(draw, out_shardings=places)(jax.random.key(seed))
+
+
+def items_of(state: TrainState) -> dict[str, Tree]:
+    """A state's trees under the names that a checkpoint has for them."""
+    return {"params": state.params, "opt_state": state.opt_state}
+
+
+def saved_items(state: TrainState) -> dict[str, Tree]:
+    """What a checkpoint keeps of a state: the average of the parameters once more, if there is one.
+
+    So whoever looks at the average need not read, nor know, the optimizer's state.
+    """
+    averaged = averaged_parameters(state.opt_state)
+    return items_of(state) if averaged is None else {**items_of(state), "averaged": averaged}
+
+
+def state_of(step: int, items: dict[str, Tree], like: TrainState) -> TrainState:
+    """The state that `items_of` took apart, its step placed as that of `like`."""
+    count = jnp.asarray(step, jnp.int32, device=like.step.sharding)
+    return TrainState(count, items["params"], items["opt_state"])
 
 
 def _initial(cfg: ModelConfig, optimizer: optax.GradientTransformation, key: Array) -> TrainState:

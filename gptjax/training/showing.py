@@ -1,0 +1,79 @@
+"""Samples and curves: what shows a run to people. It may fail, and the run goes on without it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import jax
+
+from gptjax.config import Config
+from gptjax.data.tokenizers import Tokenizer
+from gptjax.training.agreement import is_first, leave
+from gptjax.training.curves import plot_curves
+from gptjax.training.display import Display
+from gptjax.training.metrics import Row
+from gptjax.training.run_dir import RunDir
+from gptjax.training.samples import append_sample, forget_samples_after, sample_after
+from gptjax.training.signals import StopRequest
+from gptjax.tree import Tree
+
+
+class Showing:
+    """samples.md and loss.png of one run; whatever cannot be had is named in one line."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, run_dir: RunDir, display: Display):
+        self._config, self._tokenizer = config, tokenizer
+        self._run_dir, self._display = run_dir, display
+
+    def forget_after(self, step: int) -> None:
+        """Drop the samples of updates that will be done again."""
+        with self._going_on(f"{self._run_dir.samples} was left as it is"):
+            if is_first():
+                forget_samples_after(self._run_dir.samples, step)
+
+    def sample(
+        self,
+        step: int,
+        params: Tree,
+        stop: StopRequest,
+        beat: Callable[[], None],
+        before_leaving: Callable[[], None],
+    ) -> None:
+        """Show a text and add it to samples.md, unless a stop request came meanwhile.
+
+        Parameters divided among processes are used by all of them together. Where that fails this
+        process calls `before_leaving` and ends, for the others may be waiting for it in the middle
+        of a text, and nothing on the devices could tell them.
+        """
+        with self._going_on(f"no sample after update {step}"):
+            try:
+                text = sample_after(step, self._config, params, self._tokenizer, stop, beat)
+            except Exception as error:
+                if all(map(_is_whole_here, jax.tree.leaves(params))):
+                    raise
+                before_leaving()
+                leave(error)
+            if text is not None and is_first():
+                append_sample(self._run_dir.samples, step, text)
+                self._display.say(f"sample after update {step}:\n{text}")
+
+    def plot(self, rows: Sequence[Row]) -> None:
+        """Draw the curves of a run, as far as it has come."""
+        train = self._config.train
+        tokens = train.batch_tokens if train.ramp_from_tokens is None else None
+        with self._going_on(f"{self._run_dir.curves} was not drawn"):
+            if is_first():
+                plot_curves(rows, tokens, self._run_dir.path.name, self._run_dir.curves)
+
+    @contextmanager
+    def _going_on(self, failure: str) -> Iterator[None]:
+        """Say what fails in this block, and go on."""
+        try:
+            yield
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [""])[0]
+            self._display.say(f"{failure}: {type(error).__name__}: {reason[:200]}")
+
+
+def _is_whole_here(leaf: jax.Array) -> bool:
+    """Whether this process needs no other to use an array."""
+    return leaf.is_fully_addressable or leaf.is_fully_replicated
