@@ -8,9 +8,11 @@ these counts is model FLOPs utilisation (MFU), which recomputing does not flatte
 
 import math
 import re
+from dataclasses import replace
 from typing import Literal
 
 from gptjax.config import Config, ModelConfig
+from gptjax.places import leaves
 
 HEADROOM = 0.9  # share of a device's memory that an update may need
 ATTENTION_SHARE = {"none": 0.0, "causal": 0.5, "full": 1.0}
@@ -18,18 +20,12 @@ ATTENTION_SHARE = {"none": 0.0, "causal": 0.5, "full": 1.0}
 
 
 def parameter_count(cfg: ModelConfig) -> int:
-    """Number of parameters as papers count them: padding of the vocabulary left out."""
-    width, bias = cfg.n_embd, int(cfg.bias)
-    norm = width * (1 + bias)
-    biases = 3 * width * cfg.qkv_bias + (width + 4 * width + width) * bias
-    block = block_matrices(cfg) + biases + 2 * norm
-    tables = cfg.n_ctx + (cfg.n_vocab or 0) * (1 if cfg.tied_head else 2)
-    return tables * width + cfg.n_layer * block + (norm if cfg.final_norm else 0)
+    """Number of parameters as papers count them: padding of the vocabulary left out.
 
-
-def block_matrices(cfg: ModelConfig) -> int:
-    """Weights of one block's matrices: 3 D^2 + D^2 of attention, 4 D^2 + 4 D^2 of the MLP."""
-    return 12 * cfg.n_embd**2
+    A vocabulary that is not known yet counts nothing.
+    """
+    known = replace(cfg, n_vocab=cfg.n_vocab or 0)
+    return sum(math.prod(leaf.published_shape) for leaf in leaves(known))
 
 
 def matmul_parameters(cfg: ModelConfig) -> int:
@@ -38,7 +34,8 @@ def matmul_parameters(cfg: ModelConfig) -> int:
     The head counts with the padded vocabulary, since its padding is multiplied as well; looking up
     embeddings multiplies nothing.
     """
-    return cfg.n_layer * block_matrices(cfg) + cfg.padded_vocab * cfg.n_embd
+    blocks = sum(leaf.elements for leaf in leaves(cfg) if leaf.is_block_matrix)
+    return blocks + cfg.padded_vocab * cfg.n_embd
 
 
 def flops_per_token(

@@ -23,6 +23,7 @@ import numpy as np
 
 from gptjax.config import ModelConfig, OptimConfig
 from gptjax.model.gpt import parameter_shapes
+from gptjax.model.parallel import param_specs
 from gptjax.places import Split
 from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.mesh import make_mesh, put_rows, replicated
@@ -46,7 +47,7 @@ def main() -> None:
     split = Split(FSDP, TENSOR)
     mesh, optimizer = make_mesh(split=split), make_optimizer(OPTIM, 2 * UPDATES)
     task = language_modelling(MODEL, loss_chunk_tokens=50, split=split)
-    specs = split.specs(parameter_shapes(MODEL))
+    specs = param_specs(parameter_shapes(MODEL), split)
     abstract = abstract_state(MODEL, optimizer, mesh)
     state, checkpointer = initial_state(MODEL, optimizer, 0, mesh), None
     if len(sys.argv) > 4:

@@ -19,6 +19,7 @@ from gptjax.errors import UserError
 from gptjax.evals.perplexity import evaluate_parts
 from gptjax.model.attention import ATTENTIONS, document_numbers
 from gptjax.model.gpt import GPT, parameter_shapes
+from gptjax.model.parallel import param_specs
 from gptjax.places import Split
 from gptjax.training.mesh import make_mesh, put_rows
 from gptjax.training.setup import Setup
@@ -186,7 +187,7 @@ def test_a_divided_model_keeps_documents_apart_too():
     for devices, split in ((1, Split()), (8, Split(fsdp=2, tensor=2))):
         mesh = make_mesh(devices, split)
         task = language_modelling(MODEL, 128, split, EOT)
-        step = make_eval_step(task, mesh, split.specs(params))
+        step = make_eval_step(task, mesh, param_specs(params, split))
         losses.append(float(step(params, put_rows(mesh, batch, axis=0))["loss"]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     plain = jax.jit(language_modelling(MODEL).row_losses)(params, batch).sum()

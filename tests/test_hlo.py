@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from gptjax.config import ModelConfig, OptimConfig
 from gptjax.model.gpt import parameter_shapes
+from gptjax.model.parallel import param_specs
 from gptjax.places import Split
 from gptjax.planning.collectives import bytes_by_axes, collectives
 from gptjax.training import step as step_module
@@ -191,7 +192,7 @@ def test_what_the_compiler_inserts_for_muon_is_counted():
         mesh, optimizer = make_mesh(8, split), make_optimizer(optim, 10)
         model = dataclasses.replace(MODEL, n_embd=32)
         params = parameter_shapes(model)
-        specs, schedule = split.specs(params), learning_rate_schedule(optim, 10)
+        specs, schedule = param_specs(params, split), learning_rate_schedule(optim, 10)
         task = language_modelling(model, 8, split)
         update = step_module.make_update(task, optimizer, schedule, mesh, specs, 1, dropout=False)
         state = abstract_state(model, optimizer, mesh)

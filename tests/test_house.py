@@ -18,7 +18,8 @@ from conftest import ROOT
 LAYERS = [
     ["errors", "files", "hub", "mixing", "tree"],
     ["config"],
-    ["flash", "budget", "ramp", "places"],
+    ["places"],
+    ["flash", "budget", "ramp"],
     ["validation"],
     [
         "presets",
@@ -63,6 +64,7 @@ LAYER = {module: i for i, layer in enumerate(LAYERS) for module in layer}
 PLANNING = ("gpus", "layout", "memory", "traffic", "schedule", "fitting", "advice", "report")
 WITHOUT_JAX = [
     *["errors", "files", "mixing", "config", "flash", "budget", "ramp", "presets", "cli"],
+    "places",
     *["data.preparation", "data.vocabulary", "data.foreign", "data.fetching"],
     *["hub", "planning.collectives"],
     *[f"planning.{name}" for name in PLANNING],

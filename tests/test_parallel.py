@@ -20,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 from gptjax.config import MeshConfig, ModelConfig, OptimConfig
 from gptjax.errors import UserError
 from gptjax.model.gpt import parameter_shapes
-from gptjax.places import FSDP, TENSOR, WHOLE, Split
+from gptjax.model.parallel import param_specs
+from gptjax.places import FSDP, TENSOR, WHOLE, Split, leaves
 from gptjax.planning.collectives import bytes_by_axes, collectives
 from gptjax.training.fitting import memory_needed
 from gptjax.training.mesh import (
@@ -61,7 +62,7 @@ def lowered(
         optimizer,
         learning_rate_schedule(optim, 10),
         mesh,
-        split.specs(parameter_shapes(model)),
+        param_specs(parameter_shapes(model), split),
         micro_steps,
         dropout=False,
         wire_dtype=wire,
@@ -77,12 +78,7 @@ def lowered(
 
 def local_parameters(sizes: Sizes) -> int:
     """Scalars of the parameters on one device, by the table of places."""
-    split = Split(*sizes[1:])
-    axes = {FSDP: split.fsdp, TENSOR: split.tensor, None: 1}
-    return sum(
-        math.prod(leaf.shape) // math.prod(axes[axis] for axis in split.place(name))
-        for name, leaf in named_leaves(parameter_shapes(MODEL)).items()
-    )
+    return sum(leaf.part(Split(*sizes[1:])) for leaf in leaves(MODEL))
 
 
 @cache
@@ -204,14 +200,12 @@ def test_a_model_that_does_not_divide_is_refused(split, words):
         split.check(MODEL)
 
 
-def test_every_parameter_has_exactly_one_place():
-    cfg = dataclasses.replace(MODEL, tied_head=False, qkv_bias=True, bias=True)
-    specs = Split(2, 2).specs(parameter_shapes(cfg))
-    divided = {name for name, spec in named_leaves(specs).items() if any(spec)}
-    matrices = {n for n in named_leaves(specs) if n.endswith(("kernel", "embedding", "lm_head"))}
-    assert divided == matrices | {"h/mlp/c_fc/bias"}
-    with pytest.raises(ValueError, match="head/kernel is covered by 0 rules"):
-        Split().place("head/kernel")
+def test_every_parameter_is_divided_as_the_table_says():
+    shapes = parameter_shapes(MODEL)
+    specs = named_leaves(param_specs(shapes, Split(2, 1)))
+    assert specs["h/attn/c_proj/kernel"] == P(None, None, FSDP)
+    assert specs["ln_f/scale"] == P()
+    assert specs.keys() == named_leaves(shapes).keys()
 
 
 def test_moments_lie_with_their_parameters():
@@ -245,7 +239,7 @@ def test_raw_gradients_on_eight_devices_are_those_on_one(sizes, tied_head):
 
     def gradients(split: Split, devices: int) -> dict[str, Any]:
         mesh, schedule = make_mesh(devices, split), learning_rate_schedule(optim, 10)
-        specs = split.specs(params)
+        specs = param_specs(params, split)
         task = language_modelling(model, 64, split)
         update = make_update(task, optimizer, schedule, mesh, specs, 2, dropout=False)
         state = TrainState(jnp.int32(0), params, optimizer.init(params))

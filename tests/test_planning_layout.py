@@ -1,4 +1,4 @@
-"""The leaves are the model's own, divided as it divides them; what cannot be is told in words."""
+"""Axes fill nodes from the innermost on; a mesh that cannot be is told in words."""
 
 import dataclasses
 
@@ -6,40 +6,10 @@ import pytest
 
 from gptjax.config import Config, MeshConfig, ModelConfig, TrainConfig
 from gptjax.errors import ConfigError
-from gptjax.model.gpt import parameter_shapes
-from gptjax.places import Split
-from gptjax.planning.layout import ROWS, Layout, lay_out, leaves, with_vocabulary
+from gptjax.planning.layout import ROWS, Layout, lay_out, with_vocabulary
 from gptjax.presets import load_preset
-from gptjax.tree import named_leaves
 
-SMALL = ModelConfig(n_layer=3, n_head=2, n_embd=16, n_ctx=24, n_vocab=130)
 GPT2 = Config(model=ModelConfig(n_vocab=50257), train=TrainConfig(micro_batch="auto"))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {}, {"bias": False}, {"qkv_bias": False}, {"tied_head": False}, {"final_norm": False},
-        {"bias": False, "qkv_bias": False, "norm": "post"},
-    ],
-)  # fmt: skip
-def test_leaves_are_those_of_the_model(changes):
-    model = dataclasses.replace(SMALL, **changes)
-    expected = {name: x.shape for name, x in named_leaves(parameter_shapes(model)).items()}
-    assert {leaf.name: leaf.shape for leaf in leaves(model)} == expected
-
-
-@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (4, 1), (1, 2), (4, 2)])
-def test_leaves_are_divided_as_the_model_divides_them(fsdp, tensor):
-    layout, split = Layout(1, fsdp, tensor), Split(fsdp, tensor)
-    model = dataclasses.replace(SMALL, tied_head=False)
-    for leaf in leaves(model):
-        axes = tuple(a if a and layout.size(a) > 1 else None for a in leaf.axes)
-        place = (*split.place(leaf.name), *[None] * len(axes))[: len(axes)]
-        assert axes == place, leaf.name
-    fc = next(leaf for leaf in leaves(model) if leaf.name == "h/mlp/c_fc/kernel")
-    assert fc.part(layout) * fsdp * tensor == fc.elements == 3 * 16 * 64
-    assert fc.part(layout, "tensor") * tensor == fc.elements
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
-"""Parameters go by name: names are the paths, a mask decides every leaf once, counts add up."""
+"""Parameters go by name: names are the paths, counts add up."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gptjax.tree import count, leaf_names, mask_by_name, named_leaves, placed
+from gptjax.tree import count, leaf_names, named_leaves, placed
 
 TREE = {
     "wte": {"embedding": np.zeros((5, 3), np.float32)},
@@ -17,7 +16,6 @@ TREE = {
     "step": np.int32(7),
 }
 NAMES = ["h/attn/bias", "h/attn/kernel", "h/ln/scale", "step", "wte/embedding"]
-YES, NO = [r".*/kernel", r".*/embedding"], [r".*/bias", r".*/scale", "step"]
 
 
 def test_a_name_is_the_path_of_its_leaf():
@@ -40,44 +38,6 @@ def test_named_leaves_are_the_very_leaves_in_tree_order():
     assert list(leaves) == NAMES
     assert all(a is b for a, b in zip(leaves.values(), jax.tree.leaves(TREE), strict=True))
     assert leaves["h/ln/scale"] is TREE["h"]["ln"]["scale"]
-
-
-def test_a_mask_has_the_shape_of_its_tree_and_goes_by_name():
-    mask = mask_by_name(TREE, YES, NO)
-    assert mask == {
-        "wte": {"embedding": True},
-        "h": {"attn": {"kernel": True, "bias": False}, "ln": {"scale": False}},
-        "step": False,
-    }
-    swapped = mask_by_name(TREE, NO, YES)
-    assert swapped == jax.tree.map(lambda decided: not decided, mask)
-
-
-def test_a_mask_works_on_shapes_alone():
-    shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, TREE))
-    assert mask_by_name(shapes, YES, NO) == mask_by_name(TREE, YES, NO)
-
-
-@pytest.mark.parametrize(
-    ("yes", "no", "name", "found"),
-    [
-        (YES, NO[:-1], "step", "no pattern"),
-        (YES[1:], NO, "h/attn/kernel", "no pattern"),
-        ([], [], "h/attn/bias", "no pattern"),
-        (YES, [*NO, "h/attn/.*"], "h/attn/kernel", "both sides"),
-        ([*YES, ".*"], NO, "h/attn/bias", "both sides"),
-        ([r"kernel", YES[1]], NO, "h/attn/kernel", "no pattern"),
-        ([r".*/kern", YES[1]], NO, "h/attn/kernel", "no pattern"),
-    ],
-)
-def test_a_leaf_that_no_side_or_both_sides_match_is_named(yes, no, name, found):
-    with pytest.raises(ValueError, match=f"parameter {name} is matched by {found}"):
-        mask_by_name(TREE, yes, no)
-
-
-def test_two_patterns_of_one_side_may_match_a_leaf():
-    mask = mask_by_name(TREE, [*YES, r"h/attn/kernel"], [*NO, r"h/ln/.*"])
-    assert mask == mask_by_name(TREE, YES, NO)
 
 
 def test_the_count_is_the_number_of_scalars():

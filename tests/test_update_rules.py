@@ -24,15 +24,17 @@ BFLOAT16 = dataclasses.replace(CFG, moments_dtype="bfloat16")
 SHAPES = {
     "wte": {"embedding": (140, 128)},
     "h": {
-        "attn": {"kernel": (3, 128, 200), "bias": (3, 200)},
-        "mlp": {"kernel": (3, 160, 128)},
-        "small": {"kernel": (3, 6, 10)},
+        "attn": {
+            "c_attn": {"kernel": (3, 128, 200), "bias": (3, 200)},
+            "c_proj": {"kernel": (3, 6, 10)},
+        },
+        "mlp": {"c_fc": {"kernel": (3, 160, 128)}},
         "ln_1": {"scale": (3, 128)},
     },
     "lm_head": (7, 128),
 }
-FACTORED = {"wte/embedding", "h/attn/kernel", "h/mlp/kernel"}
-MATRICES = ["h/attn/kernel", "h/mlp/kernel", "h/small/kernel"]
+FACTORED = {"wte/embedding", "h/attn/c_attn/kernel", "h/mlp/c_fc/kernel"}
+MATRICES = ["h/attn/c_attn/kernel", "h/mlp/c_fc/kernel", "h/attn/c_proj/kernel"]
 
 
 def draw(seed: int, scale: float = 1.0) -> dict:
@@ -195,15 +197,20 @@ def test_no_layer_of_a_stack_feels_another(rule):
         for name in (name for name in before if name.startswith("h/")):
             for layer in (0, 2):
                 assert_close({name: after[name][layer]}, {name: before[name][layer]}, 1e-6)
-        assert np.abs(before["h/attn/kernel"][1] - after["h/attn/kernel"][1]).max() > 0.01
+        assert (
+            np.abs(before["h/attn/c_attn/kernel"][1] - after["h/attn/c_attn/kernel"][1]).max()
+            > 0.01
+        )
 
 
 def test_muon_does_not_mind_how_deep_the_stack_is():
     kernel = np.float32(np.random.default_rng(0).standard_normal((12, 4, 3)))
-    deep = {"h": {"mlp": {"kernel": kernel}}}
+    deep = {"h": {"mlp": {"c_fc": {"kernel": kernel}}}}
     shallow = jax.tree.map(lambda g: g[:2], deep)
     rule = muon(CFG)
-    got, alone = (rule.update(g, rule.init(g), g)[0]["h"]["mlp"]["kernel"] for g in (deep, shallow))
+    got, alone = (
+        rule.update(g, rule.init(g), g)[0]["h"]["mlp"]["c_fc"]["kernel"] for g in (deep, shallow)
+    )
     np.testing.assert_allclose(got[:2], alone, rtol=1e-4, atol=1e-6)
 
 
@@ -215,7 +222,7 @@ def test_muon_leaves_all_that_is_no_matrix_of_a_block_to_adamw():
 
 
 def test_muon_refuses_a_parameter_it_does_not_know():
-    with pytest.raises(ValueError, match="parameter lora is matched by no pattern"):
+    with pytest.raises(ValueError, match="parameter lora is not in the table of leaves"):
         muon(CFG).init({"lora": np.ones((2, 2))})
 
 
@@ -251,7 +258,7 @@ def test_moments_in_bfloat16_still_decay_at_0_99():
     _, states = directions(rule, [GRADIENTS[0], *[draw(0, 0.0)] * 3])
     for part in ("mu", "nu"):
         sizes = [
-            np.abs(np.float32(optax.tree.get(state, part)["h"]["attn"]["kernel"]))
+            np.abs(np.float32(optax.tree.get(state, part)["h"]["attn"]["c_attn"]["kernel"]))
             for state in states
         ]
         assert all((b < a).all() for a, b in itertools.pairwise(sizes))

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 
 from gptjax.config import ModelConfig
 from gptjax.places import FSDP, TENSOR, WHOLE, Split
@@ -59,6 +60,11 @@ def _own_heads(x: Array, place: tuple[str | None, ...], split: Split, cfg: Model
     x = x.reshape(*x.shape[:-1], 3, cfg.n_head, cfg.head_dim)
     x = lax.dynamic_slice_in_dim(x, lax.axis_index(TENSOR) * own, own, axis=-2)
     return x.reshape(*x.shape[:-3], 3 * own * cfg.head_dim)
+
+
+def param_specs(params: Tree, split: Split) -> Tree:
+    """The place of every parameter, for `shard_map` and for placement."""
+    return jax.tree.map(lambda name: PartitionSpec(*split.place(name)), leaf_names(params))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

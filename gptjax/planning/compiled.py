@@ -109,6 +109,7 @@ def compile_update(config: Config, layout: Layout) -> Any:
     import jax
 
     from gptjax.model.gpt import parameter_shapes
+    from gptjax.model.parallel import param_specs
     from gptjax.places import Split
     from gptjax.training.compiler import compiler_options
     from gptjax.training.mesh import abstract_batch, batch_layout, make_mesh, replicated
@@ -131,7 +132,7 @@ def compile_update(config: Config, layout: Layout) -> Any:
         optimizer,
         learning_rate_schedule(config.optim, train.max_steps),
         mesh,
-        split.specs(parameter_shapes(model)),
+        param_specs(parameter_shapes(model), split),
         rows.micro_steps,
         dropout=any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)),
         wire_dtype=train.wire_dtype,

@@ -1,16 +1,13 @@
-"""How a run lies on its GPUs: the mesh, the nodes, and which part of every parameter a device has.
+"""How a run lies on its GPUs: the mesh and the nodes.
 
-The mesh is data x fsdp x tensor, tensor innermost, so that what talks most is nearest. Leaves are
-those of `gptjax.model`, written out without jax; a test compares the two.
+The mesh is data x fsdp x tensor, tensor innermost, so that what talks most is nearest.
 """
 
-import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
-from gptjax.config import Config, ModelConfig
+from gptjax.config import Config
 from gptjax.errors import ConfigError
-from gptjax.places import Split, axes_of
+from gptjax.places import Split
 from gptjax.ramp import rows_problem
 
 AXES = ("data", "fsdp", "tensor")
@@ -53,53 +50,6 @@ class Layout:
 
     def __str__(self) -> str:
         return " x ".join(f"{axis} {self.size(axis)}" for axis in AXES)
-
-
-class Leaf(NamedTuple):
-    """One parameter array: its shape, and the mesh axes that divide it, as `axes_of` says."""
-
-    name: str
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-
-    @property
-    def elements(self) -> int:
-        """Numbers in the whole array."""
-        return math.prod(self.shape)
-
-    @property
-    def is_matrix(self) -> bool:
-        """Whether it is divided over `fsdp`: kernels and tables."""
-        return "fsdp" in self.axes
-
-    def part(self, layout: Layout, *axes: str) -> int:
-        """Numbers on one device if divided over those of `axes`; over all by default."""
-        kept = [a for a in self.axes if a is not None and (not axes or a in axes)]
-        return self.elements // math.prod(layout.size(a) for a in kept)
-
-
-def leaves(model: ModelConfig) -> list[Leaf]:
-    """Every parameter array of a model, with the vocabulary padded, as it is stored."""
-    d, n, v = model.n_embd, model.n_layer, model.padded_vocab
-    shapes = {
-        "wte/embedding": (v, d),
-        "wpe/embedding": (model.n_ctx, d),
-        "h/attn/c_attn/kernel": (n, d, 3 * d),
-        "h/attn/c_proj/kernel": (n, d, d),
-        "h/mlp/c_fc/kernel": (n, d, 4 * d),
-        "h/mlp/c_proj/kernel": (n, 4 * d, d),
-    }
-    norms = {"h/ln_1": (n, d), "h/ln_2": (n, d)} | ({"ln_f": (d,)} if model.final_norm else {})
-    shapes |= {f"{norm}/scale": shape for norm, shape in norms.items()}
-    if model.qkv_bias:
-        shapes["h/attn/c_attn/bias"] = (n, 3 * d)
-    if model.bias:
-        shapes |= {f"{norm}/bias": shape for norm, shape in norms.items()}
-        shapes |= {"h/attn/c_proj/bias": (n, d), "h/mlp/c_proj/bias": (n, d)}
-        shapes["h/mlp/c_fc/bias"] = (n, 4 * d)
-    if not model.tied_head:
-        shapes["lm_head"] = (v, d)
-    return [Leaf(name, shape, axes_of(name)) for name, shape in shapes.items()]
 
 
 def with_vocabulary(config: Config) -> Config:

@@ -13,7 +13,8 @@ import math
 from dataclasses import dataclass, fields
 
 from gptjax.config import Config, ModelConfig
-from gptjax.planning.layout import Layout, Leaf, leaves
+from gptjax.places import Leaf, leaves
+from gptjax.planning.layout import Layout
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -113,8 +114,8 @@ def moments(config: Config, layout: Layout, found: list[Leaf]) -> int:
         if config.optim.name == "adafactor":
             total += 4 * _factored(leaf, own)
             continue
-        is_block_matrix = leaf.is_matrix and leaf.name.startswith("h/")
-        one = config.optim.name == "lion" or (config.optim.name == "muon" and is_block_matrix)
+        muon = config.optim.name == "muon" and leaf.is_block_matrix
+        one = muon or config.optim.name == "lion"
         total += size * own * (1 if one else 2)
     return total
 
@@ -219,7 +220,7 @@ def _whole_tables(layout: Layout, found: list[Leaf], cast: int) -> int:
     """Bytes of embeddings and head gathered over `fsdp`: as they arrive and in float32."""
     if layout.fsdp == 1:
         return 0
-    tables = (leaf for leaf in found if leaf.is_matrix and not leaf.name.startswith("h/"))
+    tables = (leaf for leaf in found if leaf.is_matrix and not leaf.is_block_matrix)
     return sum(leaf.part(layout, "tensor") for leaf in tables) * (cast + 4)
 
 
@@ -227,6 +228,6 @@ def _whole_layer(layout: Layout, found: list[Leaf], cast: int) -> int:
     """Bytes of one layer's matrices gathered over `fsdp`, and of their gradients in float32."""
     if layout.fsdp == 1:
         return 0
-    kernels = (leaf for leaf in found if leaf.is_matrix and leaf.name.startswith("h/"))
+    kernels = (leaf for leaf in found if leaf.is_block_matrix)
     elements = sum(leaf.part(layout, "tensor") // leaf.shape[0] for leaf in kernels)
     return elements * (cast + 4 + 4)

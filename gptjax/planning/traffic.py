@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gptjax.config import Config
-from gptjax.planning.layout import ROWS, Layout, Leaf, leaves
+from gptjax.places import Leaf, leaves
+from gptjax.planning.layout import ROWS, Layout
 from gptjax.planning.memory import BYTES, remat_policy
 
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = "all-reduce", "all-gather", "reduce-scatter"
@@ -104,7 +105,7 @@ def _over_fsdp(
     micro-step changes them, and XLA takes their gathering out of the loop: once an update.
     """
     matrices = [leaf for leaf in found if leaf.is_matrix]
-    in_blocks = [leaf for leaf in matrices if leaf.name.startswith("h/")]
+    in_blocks = [leaf for leaf in matrices if leaf.is_block_matrix]
     size, n = BYTES[config.model.dtype], layout.fsdp
 
     def whole(some: list[Leaf]) -> int:

@@ -16,29 +16,21 @@ import optax
 from jax import Array, lax
 
 from gptjax.config import OptimConfig
+from gptjax.places import is_decayed
 from gptjax.training.guard import clip, skip_unless_finite
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.update_rules import RULES
-from gptjax.tree import Tree, leaf_names, mask_by_name
-
-DECAYED = (r".*/kernel", r".*/embedding", r"lm_head")
-NOT_DECAYED = (r".*/bias", r".*/scale")
+from gptjax.tree import Tree, leaf_names, named_leaves
 
 
 def decay_mask(params: Tree) -> Tree:
-    """True for matrices, False for biases and norms; every leaf is matched by name."""
-    return mask_by_name(params, yes=DECAYED, no=NOT_DECAYED)
+    """True for matrices, False for biases and norms, as the table of leaves says."""
+    return jax.tree.map(is_decayed, leaf_names(params))
 
 
 def decay_table(params: Tree) -> list[tuple[str, tuple[int, ...], bool]]:
     """Every leaf as (name, shape, is it decayed), for people to check."""
-    leaves = zip(
-        jax.tree.leaves(leaf_names(params)),
-        jax.tree.leaves(params),
-        jax.tree.leaves(decay_mask(params)),
-        strict=True,
-    )
-    return [(name, leaf.shape, decayed) for name, leaf, decayed in leaves]
+    return [(name, leaf.shape, is_decayed(name)) for name, leaf in named_leaves(params).items()]
 
 
 class AverageState(NamedTuple):

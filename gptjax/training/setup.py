@@ -19,6 +19,7 @@ from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
 from gptjax.evals.perplexity import ValidationPart, target_bytes
 from gptjax.model.gpt import parameter_shapes
+from gptjax.model.parallel import param_specs
 from gptjax.ramp import batch_ramp
 from gptjax.training.agreement import first_says
 from gptjax.training.calls import Call
@@ -102,7 +103,7 @@ class Setup:
         attention, self._attention_reason = choose_attention(config.model, context, apart)
         self.model = dataclasses.replace(config.model, attention=attention)
         self._task = TASKS["lm"](self.model, train.loss_chunk_tokens, split, eot_id)
-        self._specs = split.specs(parameter_shapes(self.model))
+        self._specs = param_specs(parameter_shapes(self.model), split)
         self._schedule = learning_rate_schedule(config.optim, train.max_steps)
         self.optimizer = make_optimizer(
             config.optim, train.max_steps, dynamic_loss_scale=self.model.dtype == "float16"

@@ -13,10 +13,9 @@ import optax
 from jax import Array
 
 from gptjax.config import OptimConfig
-from gptjax.tree import Tree, leaf_names, mask_by_name
+from gptjax.places import is_block_matrix
+from gptjax.tree import Tree, leaf_names
 
-BLOCK_MATRICES = (r"h/.*/kernel",)
-NOT_BLOCK_MATRICES = (r".*/embedding", r"lm_head", r".*/bias", r".*/scale")
 MUON_MOMENTUM = 0.95  # Jordan et al. 2024
 MUON_RMS = 0.2  # what Liu et al. 2025 measure of AdamW's updates
 ADAFACTOR_MAX_RMS = 1.0  # Shazeer and Stern 2018
@@ -96,8 +95,9 @@ def _stored(cfg: OptimConfig, inner: optax.GradientTransformation) -> optax.Grad
 
 
 def _groups(params: Tree) -> Tree:
-    is_matrix = mask_by_name(params, yes=BLOCK_MATRICES, no=NOT_BLOCK_MATRICES)
-    return jax.tree.map(lambda muon: "muon" if muon else "adamw", is_matrix)
+    return jax.tree.map(
+        lambda name: "muon" if is_block_matrix(name) else "adamw", leaf_names(params)
+    )
 
 
 def _stacked_matrices(updates: Tree) -> Tree:
