@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from threading import Timer
 
 import jax
 import pytest
@@ -20,6 +22,7 @@ from gptjax.training.distributed import (
     find_launch,
     local_devices,
 )
+from gptjax.training.run_dir import LOCK
 from gptjax.training.signals import StopRequest
 
 BATCH_SHELL = {  # what a batch script sees before any srun
@@ -279,3 +282,88 @@ def test_a_local_number_that_is_none_is_refused_in_words(name):
     environment = {**(slurm if name.startswith("SLURM") else mpi), name: "x"}
     with pytest.raises(UserError, match=f"{name} must be a count, not 'x'"):
         find_launch(environment)
+
+
+MEETS = """
+import sys
+from pathlib import Path
+from gptjax.errors import UserError
+from gptjax.training import agreement
+from gptjax.training.distributed import Launch, initialise
+
+agreement.SIGHT_SECONDS = 0.5
+initialise(Launch(sys.argv[1], 2, int(sys.argv[2])))
+for directory in sys.argv[3:]:
+    try:
+        agreement.require_shared(Path(directory))
+        print("shared")
+    except UserError as error:
+        print(error)
+"""
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def start_two(words: Callable[[int], list[str]], cwds: list[Path]) -> list[subprocess.Popen]:
+    """Two processes on one device each, in directories of their own, with what they say piped."""
+    return [
+        subprocess.Popen(
+            [sys.executable, *words(i)], cwd=cwd, env=environment_on(1), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for i, cwd in enumerate(cwds)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def two_nodes(tmp_path) -> list[Path]:
+    """The disks of two nodes: each has a directory r, the second with an older run's lock in it."""
+    nodes = [tmp_path / name for name in ("node0", "node1")]
+    for node in nodes:
+        (node / "r").mkdir(parents=True)
+    (nodes[1] / "r" / LOCK).write_text("")
+    return nodes
+
+
+@pytest.mark.slow
+def test_a_directory_is_shared_if_a_token_crosses_it(two_nodes, tmp_path):
+    (tmp_path / "together").mkdir()
+    where = free_address()
+    processes = start_two(
+        lambda i: ["-c", MEETS, where, str(i), str(tmp_path / "together"), "r"], two_nodes
+    )
+    for process in processes:
+        said, errors = process.communicate(timeout=60)
+        assert said.splitlines()[-2:] == [  # after Gloo's
+            "shared",
+            "process 1 cannot see r: the run directory must be on a file system shared by all nodes",
+        ], errors
+    assert [p.name for p in tmp_path.rglob("*.tmp")] == []
+
+
+def test_a_file_that_is_seen_late_is_waited_for(tmp_path):
+    path = tmp_path / "late"
+    writer = Timer(0.3, path.write_text, ("token",))
+    writer.start()
+    assert agreement._shows(path, "token")
+    writer.join()
+
+
+@pytest.mark.slow
+def test_a_run_on_disks_of_two_nodes_does_not_start(two_nodes, prepared):
+    """Each would write its own half of every checkpoint."""
+    flags = ["--config", "tiny", "--data.path", str(prepared.directory), "--run-dir", "r"]
+    flags += ["--coordinator", free_address(), "--processes", "2", "--train.max-steps", "2"]
+    processes = start_two(lambda i: ["-m", "gptjax.train", *flags, "--process", str(i)], two_nodes)
+    try:
+        ends = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [1, 1]
+    assert "error: process 1 cannot see r: the run directory must be on" in ends[0][1]
+    assert not [path for node in two_nodes for path in node.glob("r/checkpoints/*")]

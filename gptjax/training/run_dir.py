@@ -133,10 +133,6 @@ class RunDir:
                 )
             yield
 
-    def is_held(self) -> bool:
-        """Whether some process has held the directory, so far as this one can see it."""
-        return (self.path / LOCK).exists()
-
     def compare(self, config: Config) -> list[str]:
         """Say what differs from the run that is already here.
 

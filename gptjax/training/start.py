@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from gptjax.config import to_json
 from gptjax.errors import UserError
-from gptjax.training.agreement import by_first, require_same
+from gptjax.training.agreement import by_first, require_same, require_shared
 from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.display import Display
 from gptjax.training.run_dir import RunDir
@@ -36,8 +36,7 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
         ]
 
     said = by_first(hold)
-    shared = "it has to be on a file system that all nodes share"
-    require_same(f"the sight of {run_dir.path}", str(run_dir.is_held()), shared)
+    require_shared(run_dir.path)
     return said or []
 
 
