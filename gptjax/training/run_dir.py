@@ -23,7 +23,9 @@ from gptjax.validation import from_json
 LOCK = ".lock"
 # Fields that may differ when a run goes on: where data lies, how fast things run, what is shown.
 FREE = (
-    "data.", "sample.", "mesh.", "train.max_steps", "train.micro_batch", "train.cpu_devices",
+    "data.path", "data.tokenizer", "data.source", "data.inputs", "data.input_format",
+    "data.text_field", "data.doc_separator", "data.hub", "data.val_fraction", "data.mixture",
+    "sample.", "mesh.", "train.max_steps", "train.micro_batch", "train.cpu_devices",
     "train.eval_", "train.save_", "train.sample_", "train.keep_", "train.stall_",
     "train.loss_chunk", "train.updates_per_call", "train.wire_dtype", "train.profile",
     "optim.peak_lr", "optim.final_lr", "optim.schedule", "optim.warmup", "optim.decay_steps",

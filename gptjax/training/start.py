@@ -3,14 +3,16 @@
 With several processes, the first looks after the directory; all of them have to see it.
 """
 
+import math
 from contextlib import ExitStack
 
-from gptjax.config import to_json
+from gptjax.config import Config, to_json
 from gptjax.errors import UserError
 from gptjax.training.agreement import by_first, require_same, require_shared
 from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.display import Display
 from gptjax.training.run_dir import RunDir
+from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState
 
@@ -50,8 +52,7 @@ def restore_or_start(
     state, cursor = restored
     step = int(state.step)
     identity = setup.data_identity(step)
-    # earlier versions kept the fingerprint of all weights, those of updates to come included
-    if cursor["data"] not in (identity["data"], setup.corpus.fingerprint):
+    if cursor["data"] != identity["data"]:
         raise UserError(_other_data(setup, run_dir, step, cursor["data"]))
     if cursor.get("grain") != identity["grain"]:
         display.say(
@@ -59,7 +60,23 @@ def restore_or_start(
             "windows may come in another order from here on"
         )
     display.say(f"resuming {run_dir.path} after update {step}")
+    for line in _rate_jump(run_dir.read_config(), setup.config, step):
+        display.say(line)
     return setup.adapted(state), step
+
+
+def _rate_jump(old: Config, new: Config, step: int) -> list[str]:
+    """What to say where the next step has another learning rate than the last start gave it."""
+    before, now = (
+        float(learning_rate_schedule(config.optim, config.train.max_steps)(step))
+        for config in (old, new)
+    )
+    if math.isclose(before, now, rel_tol=1e-3):
+        return []
+    return [
+        f"changed since the last start: the learning rate of step {step + 1} was {before:.4g}, now "
+        f"{now:.4g}"
+    ]
 
 
 def _other_data(setup: Setup, run_dir: RunDir, step: int, before: str) -> str:
