@@ -160,7 +160,7 @@ class RunDir:
         if not self.config.exists():
             return []
         old, new = _flat(self.read_config()), _flat(config)
-        return [f"{k} was {old.get(k)!r}, now {v!r}" for k, v in new.items() if old.get(k) != v]
+        return [f"{k} was {old[k]!r}, now {v!r}" for k, v in new.items() if old[k] != v]
 
     def read_config(self) -> Config:
         """The run's config; raises `UserError` where there is no run."""

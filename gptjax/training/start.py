@@ -54,9 +54,9 @@ def restore_or_start(
     identity = setup.data_identity(step)
     if cursor["data"] != identity["data"]:
         raise UserError(_other_data(setup, run_dir, step, cursor["data"]))
-    if cursor.get("grain") != identity["grain"]:
+    if cursor["grain"] != identity["grain"]:
         display.say(
-            f"note: the run began with Grain {cursor.get('grain')}, this is {identity['grain']}: "
+            f"note: the run began with Grain {cursor['grain']}, this is {identity['grain']}: "
             "windows may come in another order from here on"
         )
     display.say(f"resuming {run_dir.path} after update {step}")
