@@ -90,7 +90,8 @@ class CacheUse:
         self.requests = self.hits = 0
 
     def __str__(self) -> str:
-        if not self.requests or jax.config.jax_compilation_cache_dir is None:
+        directory = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+        if not self.requests or directory is None:
             return "off"
         return "yes" if self.hits == self.requests else "no"
 

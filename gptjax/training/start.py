@@ -6,6 +6,8 @@ With several processes, the first looks after the directory; all of them have to
 import math
 from contextlib import ExitStack
 
+import numpy as np
+
 from gptjax.config import Config, to_json
 from gptjax.errors import UserError
 from gptjax.training.agreement import by_first, require_same, require_shared
@@ -68,7 +70,7 @@ def restore_or_start(
 def _rate_jump(old: Config, new: Config, step: int) -> list[str]:
     """What to say where the next step has another learning rate than the last start gave it."""
     before, now = (
-        float(learning_rate_schedule(config.optim, config.train.max_steps)(step))
+        np.asarray(learning_rate_schedule(config.optim, config.train.max_steps)(step)).item()
         for config in (old, new)
     )
     if math.isclose(before, now, rel_tol=1e-3):
