@@ -2,7 +2,8 @@
 
 Whatever decides what all do next (a stop request, a checkpoint to restore, a loss to compare) is
 decided once and told to all: processes that take different turns wait for each other for ever.
-With one process nothing here costs anything. Only `leave` may be called by one process alone.
+With one process nothing here costs anything.
+Only `leave` may be called by one process alone.
 """
 
 import os
@@ -190,7 +191,7 @@ def leave(error: BaseException) -> NoReturn:
 def leave_if_several(
     _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
 ) -> bool:
-    """`leave` with whatever ends a block too early, as the exit of a context; False otherwise."""
+    """`leave` with what ends a block too early, as the exit of a context; else False."""
     if error is not None and jax.process_count() > 1:
         leave(error)
     return False
