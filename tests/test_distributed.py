@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from threading import Timer
 
 import jax
 import pytest
@@ -16,10 +18,10 @@ from gptjax.training.agreement import BUG, by_first, first_says, is_first, large
 from gptjax.training.distributed import (
     Launch,
     MeetingError,
-    expand_nodes,
     find_launch,
     local_devices,
 )
+from gptjax.training.run_dir import LOCK
 from gptjax.training.signals import StopRequest
 
 BATCH_SHELL = {  # what a batch script sees before any srun
@@ -57,10 +59,9 @@ SKY = {
                     "SLURM_PROCID": "9", "SLURM_LOCALID": "5"},
             Launch(f"gpu07:{SLURM_PORT}", 12, 9, 5, 8),
         ),
-        (
-            {k: v for k, v in STEP.items() if k not in ("SLURM_STEP_NODELIST", "SLURM_JOB_ID")},
-            Launch("gpu07:8476", 3, 2),
-        ),
+        (STEP | {"SLURM_STEP_NODELIST": "b-1,a"}, Launch(f"b-1:{SLURM_PORT}", 3, 2)),
+        (STEP | {"SLURM_STEP_NODELIST": "r[1-2]n[01,07].org,a"},
+         Launch(f"r1n01.org:{SLURM_PORT}", 3, 2)),
         (MPI, Launch("10.96.0.1:8476", 16, 5, 5, 8)),
         (MPI | {"OMPI_COMM_WORLD_SIZE": "8"}, Launch("127.0.0.1:8476", 8, 5, 5, 8)),
         (
@@ -98,14 +99,14 @@ def test_flags_win_over_the_environment():
         ({}, ("a:70000", 2, 0), "expected HOST:PORT"),
         (STEP | {"SLURM_PROCID": "x"}, (), "SLURM_PROCID must be a count, not 'x'"),
         (STEP | {"SLURM_PROCID": "3"}, (), "Slurm says process 3 of 3"),
-        (STEP | {"SLURM_STEP_NODELIST": "a[1-"}, (), "cannot read the Slurm node list 'a[1-'"),
-        ({"SLURM_STEP_ID": "0"}, (), "an srun step and not SLURM_NTASKS"),
-        ({"OMPI_COMM_WORLD_RANK": "0"}, (), "OMPI_COMM_WORLD_RANK and not OMPI_COMM_WORLD_SIZE"),
+        (STEP | {"SLURM_LOCALID": "x"}, (), "SLURM_LOCALID must be a count, not 'x'"),
+        (STEP | {"SLURM_STEP_NODELIST": ""}, (), "give --coordinator HOST:PORT"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, (), "OMPI_COMM_WORLD_RANK must be a count, and is not set"),
         ({**MPI, "OMPI_MCA_orte_hnp_uri": ""}, (), "give --coordinator HOST:PORT"),
-        ({"GPTJAX_PROCESSES": "2"}, (), "GPTJAX_PROCESSES and not JOB_COMPLETION_INDEX"),
-        ({"GPTJAX_COORDINATOR": "a:1"}, (), "GPTJAX_COORDINATOR and not GPTJAX_PROCESSES"),
+        ({"GPTJAX_PROCESSES": "2"}, (), "JOB_COMPLETION_INDEX must be a count, and is not"),
+        ({"GPTJAX_COORDINATOR": "a:1"}, (), "GPTJAX_PROCESSES must be a count, and is not"),
         (POD | {"GPTJAX_COORDINATOR": ""}, (), "expected HOST:PORT"),
-        (SKY | {"SKYPILOT_NODE_IPS": "10.0.0.4"}, (), "1 addresses for SKYPILOT_NUM_NODES 2"),
+        (SKY | {"SKYPILOT_NODE_IPS": ""}, (), "SkyPilot says that process 1 of 2 finds its"),
         (SKY | POD | {"JOB_COMPLETION_INDEX": "0"}, (),
          "contradictory things about this process (Kubernetes: process 0 of 2; SkyPilot: process"),
     ],
@@ -114,27 +115,6 @@ def test_what_is_half_said_or_contradictory_is_refused(environment, flags, words
     with pytest.raises(UserError) as caught:
         find_launch(environment, *flags)
     assert words in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("node1", ["node1"]),
-        ("a,b", ["a", "b"]),
-        ("node[01-03,07]", ["node01", "node02", "node03", "node07"]),
-        ("a[9-11],b-1,c[2]", ["a9", "a10", "a11", "b-1", "c2"]),
-        ("r[1-2]n[01-02]", ["r1n01", "r1n02", "r2n01", "r2n02"]),
-        ("n[1-2].cluster.org", ["n1.cluster.org", "n2.cluster.org"]),
-    ],
-)
-def test_node_lists(text, names):
-    assert expand_nodes(text) == names
-
-
-@pytest.mark.parametrize("text", ["", "a[", "a[1-]", "a[b]", "a[1-2"])
-def test_what_is_no_node_list(text):
-    with pytest.raises(UserError, match="Slurm node list"):
-        expand_nodes(text)
 
 
 @pytest.mark.parametrize(
@@ -269,13 +249,102 @@ def test_a_coordinator_that_is_not_there_is_named():
             distributed._reach(where, 0.3)
 
 
-@pytest.mark.parametrize("name", ["SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"])
-def test_a_local_number_that_is_none_is_refused_in_words(name):
-    slurm = {
-        "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1",
-        "SLURM_STEP_NODELIST": "a", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0",
-    }  # fmt: skip
-    mpi = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
-    environment = {**(slurm if name.startswith("SLURM") else mpi), name: "x"}
-    with pytest.raises(UserError, match=f"{name} must be a count, not 'x'"):
-        find_launch(environment)
+ALL_GPUS = """
+import sys
+from gptjax.training.distributed import Launch, initialise
+initialise(Launch(sys.argv[1], 1, 0))
+"""
+
+
+def test_a_slurm_task_that_is_alone_on_its_node_takes_all_gpus():
+    """jax itself would take the one of the task's number, and would say so."""
+    environment = environment_on(1) | STEP | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+    environment["JAX_LOGGING_LEVEL"] = "INFO"
+    words = [sys.executable, "-c", ALL_GPUS, free_address()]
+    result = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
+    assert "Connecting to JAX distributed service" in result.stderr
+    assert "visible devices" not in result.stderr
+
+
+MEETS = """
+import sys
+from pathlib import Path
+from gptjax.errors import UserError
+from gptjax.training import agreement
+from gptjax.training.distributed import Launch, initialise
+
+agreement.SIGHT_SECONDS = 0.5
+initialise(Launch(sys.argv[1], 2, int(sys.argv[2])))
+for directory in sys.argv[3:]:
+    try:
+        agreement.require_shared(Path(directory))
+        print("shared")
+    except UserError as error:
+        print(error)
+"""
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def start_two(words: Callable[[int], list[str]], cwds: list[Path]) -> list[subprocess.Popen]:
+    """Two processes on one device each, in directories of their own, with what they say piped."""
+    return [
+        subprocess.Popen(
+            [sys.executable, *words(i)], cwd=cwd, env=environment_on(1), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for i, cwd in enumerate(cwds)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def two_nodes(tmp_path) -> list[Path]:
+    """The disks of two nodes: each has a directory r, the second with an older run's lock in it."""
+    nodes = [tmp_path / name for name in ("node0", "node1")]
+    for node in nodes:
+        (node / "r").mkdir(parents=True)
+    (nodes[1] / "r" / LOCK).write_text("")
+    return nodes
+
+
+@pytest.mark.slow
+def test_a_directory_is_shared_if_a_token_crosses_it(two_nodes, tmp_path):
+    (tmp_path / "together").mkdir()
+    where = free_address()
+    processes = start_two(
+        lambda i: ["-c", MEETS, where, str(i), str(tmp_path / "together"), "r"], two_nodes
+    )
+    for process in processes:
+        said, errors = process.communicate(timeout=60)
+        first, second = said.splitlines()[-2:]  # after Gloo's
+        assert first == "shared", errors
+        assert second.startswith("process 1 cannot see r: the run directory must be on a file")
+    assert [p.name for p in tmp_path.rglob("*.tmp")] == []
+
+
+def test_a_file_that_is_seen_late_is_waited_for(tmp_path):
+    path = tmp_path / "late"
+    writer = Timer(0.3, path.write_text, ("token",))
+    writer.start()
+    assert agreement._shows(path, "token")
+    writer.join()
+
+
+@pytest.mark.slow
+def test_a_run_on_disks_of_two_nodes_does_not_start(two_nodes, prepared):
+    """Each would write its own half of every checkpoint."""
+    flags = ["--config", "tiny", "--data.path", str(prepared.directory), "--run-dir", "r"]
+    flags += ["--coordinator", free_address(), "--processes", "2", "--train.max-steps", "2"]
+    processes = start_two(lambda i: ["-m", "gptjax.train", *flags, "--process", str(i)], two_nodes)
+    try:
+        ends = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [1, 1]
+    assert "error: process 1 cannot see r: the run directory must be on" in ends[0][1]
+    assert not [path for node in two_nodes for path in node.glob("r/checkpoints/*")]

@@ -148,6 +148,20 @@ def test_a_machine_that_does_not_tell_has_no_limit(monkeypatch, tmp_path):
     assert memory_limit() is None
 
 
+@pytest.mark.parametrize(
+    ("limit", "use", "left"),
+    [("3000\n", "1000\n", 2000), ("max\n", "1000\n", 8 * 1024), (None, None, 8 * 1024)],
+)
+def test_a_container_may_have_less_than_its_host(limit, use, left, monkeypatch, tmp_path):
+    files = {"MEMINFO": "MemTotal: 9 kB\nMemAvailable: 8 kB\n",
+             "CGROUP_LIMIT": limit, "CGROUP_USE": use}  # fmt: skip
+    for name, text in files.items():
+        monkeypatch.setattr(fitting, name, tmp_path / name)
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    assert memory_limit() == left // jax.local_device_count()
+
+
 MODEL = ModelConfig(n_layer=1, n_head=2, n_embd=32, n_ctx=1024)
 
 

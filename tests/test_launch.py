@@ -21,11 +21,10 @@ import pytest
 import yaml
 from conftest import ROOT, environment_on, run_verb, without_speed
 
-from gptjax.budget import flops_per_token, parameter_count, peak_flops
 from gptjax.cli import parse_config
 from gptjax.data.manifest import Manifest
-from gptjax.presets import load_preset
 from gptjax.train import TrainCommand
+from gptjax.training.distributed import Launch, find_launch
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = [LAUNCH / name for name in ("node.sh", "slurm.sbatch", "env.sh", "prepare.sbatch")]
@@ -65,24 +64,6 @@ def test_scripts_are_clean(path):
     command = [checker, "--external-sources", "--shell=bash", str(path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.stdout + result.stderr == ""
-
-
-@pytest.mark.parametrize("path", [*SCRIPTS[:2], *FILES], ids=lambda path: path.name)
-def test_scripts_open_with_their_arithmetic(path):
-    config = load_preset("gpt2_124m")
-    comment = re.match(r"(#[^\n]*\n)+", path.read_text())
-    said = " ".join(comment[0].replace("#", " ").split()) if comment else ""
-    assert f"{parameter_count(config.model):,} parameters" in said
-    assert f"{config.train.max_steps:,} updates of 2^19" in said
-    total = flops_per_token(config.model, config.context) * config.train.batch_tokens
-    total *= config.train.max_steps
-    assert f"{total / 1e18:.1f}e18" in said
-    hours = total / (0.4 * (peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") or 0)) / 3600
-    assert f"{hours:.1f}" in said
-    minutes = {16: hours * 60 / 16, 8: hours * 60 / 8}
-    assert any(f"{m:.0f} minutes" in said for m in minutes.values())
-    assert f"{hours * 2.5:.0f} $" in said
-    assert "assumed 40%" in said
 
 
 def test_every_setting_is_made_once():
@@ -136,86 +117,16 @@ def test_sbatch_directives(name):
     assert lines[0] == "#!/usr/bin/env bash"
 
 
-def check(value: object, schema: object, where: str = "") -> None:
-    """Every field is known and of its type; in a schema, `str: X` stands for any name."""
-    if isinstance(schema, dict):
-        assert isinstance(value, dict), where
-        for name, inner in value.items():
-            expected = schema.get(name, schema.get(str))
-            assert expected is not None, f"unknown field {where}.{name}"
-            check(inner, expected, f"{where}.{name}")
-    elif isinstance(schema, list):
-        assert isinstance(value, list), where
-        for i, inner in enumerate(value):
-            check(inner, schema[0], f"{where}[{i}]")
-    elif isinstance(schema, tuple):
-        assert isinstance(value, schema), f"{where} is {value!r}"
-    else:
-        assert type(value) is schema, f"{where} is {value!r}"
-
-
-NOTHING = type(None)
-# docs.skypilot.co/en/latest/reference/yaml-spec.html, the fields in use
-SKY = {
-    "name": str, "num_nodes": int, "workdir": str, "setup": str, "run": str,
-    "resources": {"accelerators": {str: NOTHING}, "use_spot": bool, "disk_size": int},
-    "envs": {str: str},
-    "file_mounts": {"/runs": {"name": str, "mode": str}},
-}  # fmt: skip
-# kubernetes.io/docs/reference/kubernetes-api, Service v1, Job batch/v1 and PodSpec, in use
-SERVICE = {
-    "apiVersion": str, "kind": str, "metadata": {"name": str},
-    "spec": {"clusterIP": str, "publishNotReadyAddresses": bool, "selector": {str: str},
-             "ports": [{"name": str, "port": int}]},
-}  # fmt: skip
-POD = {
-    "subdomain": str, "restartPolicy": str, "terminationGracePeriodSeconds": int,
-    "containers": [{
-        "name": str, "image": str, "args": [str], "env": [{"name": str, "value": str}],
-        "resources": {"limits": {"nvidia.com/gpu": int}},
-        "volumeMounts": [{"name": str, "mountPath": str}],
-    }],
-    "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str},
-                 "emptyDir": {"medium": str}}],
-}  # fmt: skip
-RULE = {
-    "action": str, "onPodConditions": [{"type": str}],
-    "onExitCodes": {"containerName": str, "operator": str, "values": [int]},
-}  # fmt: skip
-JOB = {
-    "apiVersion": str, "kind": str, "metadata": {"name": str},
-    "spec": {"completionMode": str, "completions": int, "parallelism": int, "backoffLimit": int,
-             "podFailurePolicy": {"rules": [RULE]}, "template": {"spec": POD}},
-}  # fmt: skip
-
-
-def test_sky_file_is_of_the_documented_form():
-    task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
-    check(task, SKY)
-    assert task["resources"]["use_spot"]
-    assert task["file_mounts"]["/runs"]["mode"] == "MOUNT_CACHED"
-
-
-def test_kubernetes_file_is_of_the_documented_form():
+def test_a_pod_finds_the_others_by_its_manifest():
     service, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
-    check(service, SERVICE)
-    check(job, JOB)
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    values = {entry["name"]: entry["value"] for entry in container["env"]}
-    name, port = job["metadata"]["name"], service["spec"]["ports"][0]["port"]
-    assert pod["subdomain"] == service["metadata"]["name"]
-    assert service["spec"]["selector"] == {"job-name": name}
-    assert values["GPTJAX_COORDINATOR"] == f"{name}-0.{pod['subdomain']}:{port}"
-    assert int(values["GPTJAX_PROCESSES"]) == spec["completions"] == spec["parallelism"]
-    assert spec["completionMode"] == "Indexed"
-    assert pod["restartPolicy"] == "Never"  # which podFailurePolicy asks for
-    fail, ignore = spec["podFailurePolicy"]["rules"]
-    assert fail["onExitCodes"]["values"] == [1, 2]
-    assert fail["onExitCodes"]["containerName"] == container["name"]
-    assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
-    mounted = {mount["name"] for mount in container["volumeMounts"]}
-    assert mounted == {volume["name"] for volume in pod["volumes"]}
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    host = f"{job['metadata']['name']}-0.{service['metadata']['name']}"  # by the headless service
+    where = f"{host}:{service['spec']['ports'][0]['port']}"
+    last = spec["completions"] - 1
+    environment["JOB_COMPLETION_INDEX"] = str(last)
+    assert find_launch(environment) == Launch(where, spec["parallelism"], last)
     config, *flags = container["args"]
     assert parse_config(TrainCommand, ["--config", config, *flags], "train").run_dir
 

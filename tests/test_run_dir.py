@@ -31,7 +31,7 @@ FIXED = {
     "model.scale_residual_init": False, "model.qkv_bias": False, "model.bias": False,
     "model.tied_head": False, "train.batch_tokens": 1024, "train.context": 32, "train.seed": 1,
     "train.ramp_from_tokens": 256, "train.ramp_steps": 8, "optim.name": "lion",
-    "optim.moments_dtype": "bfloat16", "optim.ema_decay": 0.9,
+    "optim.moments_dtype": "bfloat16", "optim.ema_decay": 0.9, "data.document_mask": True,
 }  # fmt: skip
 FREE = {
     "model.embd_pdrop": 0.1, "model.attn_pdrop": 0.1, "model.resid_pdrop": 0.1,
@@ -41,7 +41,6 @@ FREE = {
     "data.hub": "owner/name",
     "data.input_format": "jsonl", "data.text_field": "body", "data.doc_separator": "--",
     "data.val_fraction": 0.3, "data.mixture": ("a=1",), "data.mixture_changes": ("5=1",),
-    "data.document_mask": True,
     "optim.peak_lr": 1.0, "optim.final_lr": 1.0, "optim.warmup_steps": 3,
     "optim.decay_steps": 70, "optim.weight_decay": 0.3, "optim.beta1": 0.5, "optim.beta2": 0.5,
     "optim.eps": 1e-5, "optim.clip_norm": None, "train.micro_batch": 2, "train.max_steps": 200,
@@ -339,6 +338,37 @@ def test_a_start_that_other_data_refuse_leaves_the_run_as_it_was(tmp_path):
         loop.fit(configs[1], run.path)
     after = contents(run.path)
     assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, None),
+        ({"train.save_every_steps": 9}, None),
+        ({"train.max_steps": 80}, "step 21 was 0.0005, now 0.0008536"),
+        ({"optim.peak_lr": 2e-3}, "step 21 was 0.0005, now 0.001"),
+        ({"optim.schedule": "linear"}, None),  # half-way down it is at the same rate
+    ],
+)
+def test_a_jump_of_the_learning_rate_is_announced(
+    fields, said, prepared, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(loop._Loop, "train", lambda self, state, step: 0)
+    same = {
+        "data.path": str(prepared.directory), "data.tokenizer": None, "data.mixture": (),
+        "train.max_steps": 40, "optim.peak_lr": 1e-3, "optim.final_lr": 0.0,
+        "optim.warmup_steps": 0, "train.eval_every_steps": 0,
+    }  # fmt: skip
+    setup, run = Setup(changed(same)), RunDir(tmp_path / "run")
+    with run.locked():
+        run.begin(setup.config, setup.tokenizer)
+    with contextlib.closing(Checkpointer(run.checkpoints)) as checkpointer:
+        state = zero_state(setup)._replace(step=np.int32(20))
+        checkpointer.save(state, {}, setup.data_identity(20))
+    assert loop.fit(changed(same | fields), run.path) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "learning rate" in line]
+    prefix = "changed since the last start: the learning rate of "
+    assert lines == ([] if said is None else [prefix + said])
 
 
 def test_what_a_run_killed_while_it_started_left_is_no_obstacle(tmp_path):

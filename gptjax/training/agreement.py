@@ -2,31 +2,35 @@
 
 Whatever decides what all do next (a stop request, a checkpoint to restore, a loss to compare) is
 decided once and told to all: processes that take different turns wait for each other for ever.
-With one process nothing here costs anything. Only `leave` may be called by one process alone.
+With one process nothing here costs anything.
+Only `leave` may be called by one process alone.
 """
 
 import os
+import secrets
 import sys
 import time
 import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import multihost_utils  # jax's documented way to ask all processes
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gptjax.errors import StorageError, UserError
 
 T = TypeVar("T")
 BUG = 70  # exit code of an exception that is no `UserError` (sysexits.h: EX_SOFTWARE)
-SAME = "start all with the same command, code and files"
 COMPLAINT_BYTES = 1024  # of a text that crosses processes
+SIGHT_SECONDS = 10.0  # within which a network file system shows a new file
 LAST_WORDS_SECONDS = 1.0  # for the others to report before their coordinator leaves
 
 
@@ -95,16 +99,57 @@ def first_complaint(text: str | None) -> str | None:
     return next(filter(None, texts), None)
 
 
-def require_same(what: str, value: str, remedy: str = SAME) -> None:
+def require_same(what: str, value: str) -> None:
     """Raise `UserError` at every process, naming those for which `value` is not process 0's."""
     if jax.process_count() == 1:
         return
-    sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(value.encode())))
-    if others := [str(i) for i, s in enumerate(np.ravel(sums)) if s != np.ravel(sums)[0]]:
+    sums = _all_say(zlib.crc32(value.encode()))
+    if others := [str(i) for i, s in enumerate(sums) if s != sums[0]]:
         raise UserError(
             f"{what} differs between the {jax.process_count()} processes: that of "
-            f"{', '.join(others)} is not that of process 0; {remedy}"
+            f"{', '.join(others)} is not that of process 0; start all with the same command, code "
+            "and files"
         )
+
+
+def _all_say(number: int) -> list[int]:
+    """The numbers of all processes, each less than 2**32, at every process."""
+    return np.ravel(multihost_utils.process_allgather(np.uint32(number))).tolist()
+
+
+def require_shared(directory: Path) -> None:
+    """Raise `UserError` at every process, naming those that do not see process 0's `directory`.
+
+    Process 0 writes a token there, which the others read: a directory of the same name, with an
+    older run's files in it, may well lie on each node's own disk.
+    """
+    if jax.process_count() == 1:
+        return
+    token = f"{int(first_says(secrets.randbits(52))):x}"
+    path = directory / f".{token}.tmp"  # a new name, of which no file system remembers its absence
+    by_first(lambda: path.write_text(token))
+    blind = [str(i) for i, sees in enumerate(_all_say(_shows(path, token))) if not sees]
+    by_first(lambda: path.unlink(missing_ok=True))
+    if blind:
+        processes = "process" if len(blind) == 1 else "processes"
+        raise UserError(
+            f"{processes} {', '.join(blind)} cannot see {directory}: the run directory must be on "
+            "a file system shared by all nodes"
+        )
+
+
+def _shows(path: Path, text: str) -> bool:
+    """Whether a file comes to hold `text` within `SIGHT_SECONDS`."""
+    deadline = time.monotonic() + SIGHT_SECONDS
+    while True:
+        with suppress(OSError):
+            if path.read_text() == text:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+        with suppress(OSError):
+            os.listdir(path.parent)  # has a network file system look again
 
 
 def largest(number: int) -> Callable[[], int]:
@@ -159,7 +204,7 @@ def leave(error: BaseException) -> NoReturn:
 def leave_if_several(
     _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
 ) -> bool:
-    """`leave` with whatever ends a block too early, as the exit of a context; False otherwise."""
+    """`leave` with what ends a block too early, as the exit of a context; else False."""
     if error is not None and jax.process_count() > 1:
         leave(error)
     return False

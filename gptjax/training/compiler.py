@@ -65,8 +65,9 @@ def host_tag(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def _prune(directory: Path, largest: int) -> None:
     """Delete the programs that were not used for longest, as far as there are too many.
 
-    jax's own limit needs another package and a lock around every access. A program that another
-    process deletes first, or is about to read, is simply compiled again.
+    jax's own limit needs another package and a lock around every access, and keeps nothing any more
+    once a process was killed between the two files of an entry. A program that another process
+    deletes first, or is about to read, is simply compiled again.
     """
     found = []
     for path in directory.rglob("*"):
@@ -89,7 +90,8 @@ class CacheUse:
         self.requests = self.hits = 0
 
     def __str__(self) -> str:
-        if not self.requests or jax.config.values["jax_compilation_cache_dir"] is None:
+        directory = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+        if not self.requests or directory is None:
             return "off"
         return "yes" if self.hits == self.requests else "no"
 

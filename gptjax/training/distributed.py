@@ -1,7 +1,9 @@
 """Several processes as one run: which of them this one is, and where they meet.
 
-Flags say so, or what Slurm, Open MPI, Kubernetes or SkyPilot set in the environment, which is read
-by a function of a mapping, so that testing it takes no cluster.
+Flags say so, or what Slurm, Open MPI, Kubernetes or SkyPilot set in the environment. jax could read
+the first three itself, and then would take one GPU for each task, take the shell of an interactive
+Slurm job for several processes, need another package on Kubernetes, and end a process that cannot
+reach process 0 by an abort with a stack trace, which no Python code sees coming.
 """
 
 import os
@@ -9,8 +11,8 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from threading import Timer
 
 import jax
@@ -63,13 +65,11 @@ def find_launch(
         if processes > 1 and coordinator is None:
             raise UserError("--processes needs --coordinator HOST:PORT, the address of process 0")
         return _checked("the command line", Launch(coordinator or "", processes, process))
-    readers = {
-        "Open MPI": _from_open_mpi,
-        "Slurm": _from_slurm,
-        "Kubernetes": _from_kubernetes,
-        "SkyPilot": _from_skypilot,
+    found = {
+        name: read(environment)
+        for name, (signs, read) in LAUNCHERS.items()
+        if signs & environment.keys()
     }
-    found = {name: launch for name, read in readers.items() if (launch := read(environment))}
     if "Open MPI" in found:
         found.pop("Slurm", None)  # inside Slurm, mpirun's daemons are the tasks
     if len({(launch.processes, launch.process) for launch in found.values()}) > 1:
@@ -86,9 +86,7 @@ def find_launch(
             )
         return None
     name, launch = next(iter(found.items()))
-    if coordinator is not None:
-        launch = Launch(coordinator, *list(vars(launch).values())[1:])
-    return _checked(name, launch)
+    return _checked(name, replace(launch, coordinator=coordinator or launch.coordinator))
 
 
 def _checked(source: str, launch: Launch) -> Launch | None:
@@ -107,113 +105,78 @@ def _checked(source: str, launch: Launch) -> Launch | None:
     return launch
 
 
-def _number(environment: Mapping[str, str], name: str, beside: str) -> int:
+def _number(environment: Mapping[str, str], name: str, otherwise: str = "") -> int:
     """A count from the environment; raises `UserError` where it is missing or no count."""
-    value = environment.get(name)
-    if value is None:
-        raise UserError(f"the environment has {beside} and not {name}: set both, or neither")
+    value = environment.get(name, otherwise)
     if not value.isdecimal():
-        raise UserError(f"the environment's {name} must be a count, not {value!r}")
+        found = f"not {value!r}" if value else "and is not set"
+        raise UserError(f"the environment's {name} must be a count, {found}")
     return int(value)
 
 
-def _from_slurm(environment: Mapping[str, str]) -> Launch | None:
-    """A task of an `srun` step. The shell of a batch script has SLURM_PROCID too, and is alone.
+def _from_slurm(environment: Mapping[str, str]) -> Launch:
+    """A task of an `srun` step (srun(1), "OUTPUT ENVIRONMENT VARIABLES").
 
-    Variables: srun(1), "OUTPUT ENVIRONMENT VARIABLES".
+    Steps are told by a variable that the shell of a batch script does not have: it has a
+    SLURM_PROCID too, and is alone.
     """
-    if not {"SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS"} & set(environment):
-        return None
-    step = "an srun step"
-    counted = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
-    processes = _number(environment, counted, step)
-    process = _number(environment, "SLURM_PROCID", step)
-    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
-    if processes > 1 and not nodes:
-        raise UserError(f"the environment has {step} and neither of SLURM_STEP_NODELIST and "
-                        "SLURM_JOB_NODELIST")  # fmt: skip
-    host = expand_nodes(nodes)[0] if nodes else ""
-    job = environment.get("SLURM_JOB_ID", "")
-    port = 61440 + int(job) % 4096 if job.isdecimal() else PORT  # as jax does: jobs share nodes
-    layout = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
-    counts = [
-        int(count)
-        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", layout)
-        for _ in range(int(times or 1))
-    ]
-    node = environment.get("SLURM_NODEID", "0")
-    here = counts[int(node)] if node.isdecimal() and int(node) < len(counts) else 1
-    local = _number(environment, "SLURM_LOCALID", step) if here > 1 else 0
-    return Launch(f"{host}:{port}", processes, process, local, here)
-
-
-def _from_open_mpi(environment: Mapping[str, str]) -> Launch | None:
-    """A process of `mpirun`, which tells where it runs itself; process 0 is taken to be there."""
-    if not {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"} & set(environment):
-        return None
-    processes = _number(environment, "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")
-    process = _number(environment, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
-    usual = {"OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1", **environment}
-    local, here = (
-        _number(usual, f"OMPI_COMM_WORLD_LOCAL_{name}", "OMPI_COMM_WORLD_RANK")
-        for name in ("RANK", "SIZE")
+    nodes = re.split(r",(?![^\[]*\])", environment.get("SLURM_STEP_NODELIST", ""))
+    host = re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes[0])  # of r[1-2]n[01-07,09],b: r1n01
+    job = _number(environment, "SLURM_JOB_ID", "0")
+    layout = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")  # 8(x2),4 is 8, 8 and 4
+    pairs = re.findall(r"(\d+)(?:\(x(\d+)\))?", layout)
+    counts = [int(count) for count, times in pairs for _ in range(int(times or 1))]
+    return Launch(
+        f"{host}:{61440 + job % 4096}",  # as jax does: jobs share nodes
+        _number(environment, "SLURM_STEP_NUM_TASKS"),
+        _number(environment, "SLURM_PROCID"),
+        _number(environment, "SLURM_LOCALID", "0"),
+        dict(enumerate(counts)).get(_number(environment, "SLURM_NODEID", "0"), 1),
     )
-    uri = environment.get("OMPI_MCA_orte_hnp_uri", "")
-    match = re.search(r"tcp://(.+?)[,:]|tcp6://(\[.+?)[,\]]", uri)
-    host = "127.0.0.1" if here == processes else ""
-    if match and not host:
-        host = match[1] or match[2] + "]"
-    return Launch(f"{host}:{PORT}", processes, process, local, here)
 
 
-def _from_kubernetes(environment: Mapping[str, str]) -> Launch | None:
+def _from_open_mpi(environment: Mapping[str, str]) -> Launch:
+    """A process of `mpirun`, which tells where it runs itself; process 0 is taken to be there."""
+    processes = _number(environment, "OMPI_COMM_WORLD_SIZE")
+    here = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE", "1")
+    uri = re.search(r"tcp6?://(\[[^,\]]+|[^,:]+)", environment.get("OMPI_MCA_orte_hnp_uri", ""))
+    host = "127.0.0.1" if here == processes else uri[1] if uri else ""
+    host += "]" if host.startswith("[") else ""
+    return Launch(
+        f"{host}:{PORT}",
+        processes,
+        _number(environment, "OMPI_COMM_WORLD_RANK"),
+        _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK", "0"),
+        here,
+    )
+
+
+def _from_kubernetes(environment: Mapping[str, str]) -> Launch:
     """A pod of an indexed Job whose manifest sets GPTJAX_PROCESSES and GPTJAX_COORDINATOR."""
-    if not {"GPTJAX_PROCESSES", "GPTJAX_COORDINATOR"} & set(environment):
-        return None
-    processes = _number(environment, "GPTJAX_PROCESSES", "GPTJAX_COORDINATOR")
-    process = _number(environment, "JOB_COMPLETION_INDEX", "GPTJAX_PROCESSES")
-    return Launch(environment.get("GPTJAX_COORDINATOR", ""), processes, process)
+    return Launch(
+        environment.get("GPTJAX_COORDINATOR", ""),
+        _number(environment, "GPTJAX_PROCESSES"),
+        _number(environment, "JOB_COMPLETION_INDEX"),
+    )
 
 
-def _from_skypilot(environment: Mapping[str, str]) -> Launch | None:
+def _from_skypilot(environment: Mapping[str, str]) -> Launch:
     """A node of a SkyPilot task, one process each."""
-    if "SKYPILOT_NUM_NODES" not in environment and "SKYPILOT_NODE_RANK" not in environment:
-        return None
-    processes = _number(environment, "SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK")
-    process = _number(environment, "SKYPILOT_NODE_RANK", "SKYPILOT_NUM_NODES")
-    addresses = environment.get("SKYPILOT_NODE_IPS", "").split()
-    if processes > 1 and len(addresses) != processes:
-        raise UserError(
-            f"SKYPILOT_NODE_IPS has {len(addresses)} addresses for SKYPILOT_NUM_NODES {processes}"
-        )
-    return Launch(f"{addresses[0] if addresses else ''}:{PORT}", processes, process)
+    addresses = environment.get("SKYPILOT_NODE_IPS", "").split() or [""]
+    return Launch(
+        f"{addresses[0]}:{PORT}",
+        _number(environment, "SKYPILOT_NUM_NODES"),
+        _number(environment, "SKYPILOT_NODE_RANK"),
+    )
 
 
-def expand_nodes(text: str) -> list[str]:
-    """Host names of a Slurm node list: `a[01-03,07],b` is a01 a02 a03 a07 b.
-
-    Raises `UserError` for what is no such list.
-    """
-    names: list[str] = []
-    for part in re.split(r",(?![^\[]*\])", text):
-        if not re.fullmatch(r"([^\[\],]+|\[\d+(-\d+)?(,\d+(-\d+)?)*\])+", part):
-            raise UserError(f"cannot read the Slurm node list {text!r}")
-        found = [""]
-        for literal, ranges in re.findall(r"([^\[\]]+)|\[([\d,-]+)\]", part):
-            endings = [literal] if literal else _numbers(ranges)
-            found = [name + ending for name in found for ending in endings]
-        names += found
-    return names
-
-
-def _numbers(ranges: str) -> list[str]:
-    """`01-03,07` as 01 02 03 07: the width of a range's first number is that of all."""
-    found = []
-    for piece in ranges.split(","):
-        first, _, last = piece.partition("-")
-        numbers = range(int(first), int(last or first) + 1)
-        found += [f"{number:0{len(first)}}" for number in numbers]
-    return found
+LAUNCHERS: dict[str, tuple[set[str], Callable[[Mapping[str, str]], Launch]]] = {
+    "Open MPI": ({"OMPI_COMM_WORLD_SIZE"}, _from_open_mpi),
+    "Slurm": ({"SLURM_STEP_NUM_TASKS"}, _from_slurm),
+    "Kubernetes": ({"GPTJAX_PROCESSES", "GPTJAX_COORDINATOR"}, _from_kubernetes),
+    "SkyPilot": ({"SKYPILOT_NUM_NODES"}, _from_skypilot),
+}
+"""By name: variables of which one betrays the launcher, and what reads them all."""
 
 
 def local_devices(launch: Launch, environment: Mapping[str, str]) -> list[int] | None:
@@ -292,6 +255,7 @@ def _meet(launch: Launch) -> None:
         launch.processes,
         launch.process,
         local_device_ids=local_devices(launch, os.environ),
+        cluster_detection_method="deactivate",  # it would take one GPU of a Slurm task's
         initialization_timeout=MEETING_SECONDS,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=SHUTDOWN_SECONDS,

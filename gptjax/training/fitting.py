@@ -5,6 +5,7 @@ compiler says the update needs before anything of it is allocated.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -49,10 +50,7 @@ def memory_limit() -> int | None:
         return None
     fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
-    for path in (CGROUP_LIMIT, CGROUP_USE):  # of a container, which may have less than its host
-        if not path.exists() or not path.read_text().strip().isdecimal():
-            break
-    else:
+    with suppress(OSError, ValueError):  # of a container, which may have less than its host
         available = min(available, int(CGROUP_LIMIT.read_text()) - int(CGROUP_USE.read_text()))
     return available // jax.local_device_count()
 

@@ -17,7 +17,8 @@ def process_began(known: float) -> float:
     """What `time.perf_counter()` would have shown when this process began.
 
     From Linux's own account (proc(5): field 22 of /proc/self/stat, in clock ticks since boot, sleep
-    included). Where there is none, or none to be believed, it is `known`, a moment soon after.
+    included; psutil knows it to a second only). Where there is none, or none to be believed, it is
+    `known`, a moment soon after.
     """
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()

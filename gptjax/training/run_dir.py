@@ -23,7 +23,9 @@ from gptjax.validation import from_json
 LOCK = ".lock"
 # Fields that may differ when a run goes on: where data lies, how fast things run, what is shown.
 FREE = (
-    "data.", "sample.", "mesh.", "train.max_steps", "train.micro_batch", "train.cpu_devices",
+    "data.path", "data.tokenizer", "data.source", "data.inputs", "data.input_format",
+    "data.text_field", "data.doc_separator", "data.hub", "data.val_fraction", "data.mixture",
+    "sample.", "mesh.", "train.max_steps", "train.micro_batch", "train.cpu_devices",
     "train.eval_", "train.save_", "train.sample_", "train.keep_", "train.stall_",
     "train.loss_chunk", "train.updates_per_call", "train.wire_dtype", "train.profile",
     "optim.peak_lr", "optim.final_lr", "optim.schedule", "optim.warmup", "optim.decay_steps",
@@ -133,10 +135,6 @@ class RunDir:
                 )
             yield
 
-    def is_held(self) -> bool:
-        """Whether some process has held the directory, so far as this one can see it."""
-        return (self.path / LOCK).exists()
-
     def compare(self, config: Config) -> list[str]:
         """Say what differs from the run that is already here.
 
@@ -162,7 +160,7 @@ class RunDir:
         if not self.config.exists():
             return []
         old, new = _flat(self.read_config()), _flat(config)
-        return [f"{k} was {old.get(k)!r}, now {v!r}" for k, v in new.items() if old.get(k) != v]
+        return [f"{k} was {old[k]!r}, now {v!r}" for k, v in new.items() if old[k] != v]
 
     def read_config(self) -> Config:
         """The run's config; raises `UserError` where there is no run."""

@@ -3,14 +3,18 @@
 With several processes, the first looks after the directory; all of them have to see it.
 """
 
+import math
 from contextlib import ExitStack
 
-from gptjax.config import to_json
+import numpy as np
+
+from gptjax.config import Config, to_json
 from gptjax.errors import UserError
-from gptjax.training.agreement import by_first, require_same
+from gptjax.training.agreement import by_first, require_same, require_shared
 from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.display import Display
 from gptjax.training.run_dir import RunDir
+from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, items_of, state_of
 
@@ -36,8 +40,7 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
         ]
 
     said = by_first(hold)
-    shared = "it has to be on a file system that all nodes share"
-    require_same(f"the sight of {run_dir.path}", str(run_dir.is_held()), shared)
+    require_shared(run_dir.path)
     return said or []
 
 
@@ -51,16 +54,31 @@ def restore_or_start(
         return setup.initial_state(), 0  # not waited for: the update compiles meanwhile
     step, items, cursor = restored
     identity = setup.data_identity(step)
-    # earlier versions kept the fingerprint of all weights, those of updates to come included
-    if cursor["data"] not in (identity["data"], setup.corpus.fingerprint):
+    if cursor["data"] != identity["data"]:
         raise UserError(_other_data(setup, run_dir, step, cursor["data"]))
-    if cursor.get("grain") != identity["grain"]:
+    if cursor["grain"] != identity["grain"]:
         display.say(
-            f"note: the run began with Grain {cursor.get('grain')}, this is {identity['grain']}: "
+            f"note: the run began with Grain {cursor['grain']}, this is {identity['grain']}: "
             "windows may come in another order from here on"
         )
     display.say(f"resuming {run_dir.path} after update {step}")
+    for line in _rate_jump(run_dir.read_config(), setup.config, step):
+        display.say(line)
     return setup.adapted(state_of(step, items, abstract)), step
+
+
+def _rate_jump(old: Config, new: Config, step: int) -> list[str]:
+    """What to say where the next step has another learning rate than the last start gave it."""
+    before, now = (
+        np.asarray(learning_rate_schedule(config.optim, config.train.max_steps)(step)).item()
+        for config in (old, new)
+    )
+    if math.isclose(before, now, rel_tol=1e-3):
+        return []
+    return [
+        f"changed since the last start: the learning rate of step {step + 1} was {before:.4g}, now "
+        f"{now:.4g}"
+    ]
 
 
 def _other_data(setup: Setup, run_dir: RunDir, step: int, before: str) -> str:
