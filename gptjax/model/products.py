@@ -53,8 +53,10 @@ def product(x_MD: Array, kernel_DF: Array) -> Array:
 
 
 def _forward(x_MD: Array, kernel_DF: Array) -> tuple[Array, tuple[Array, Array]]:
-    x_MD, kernel_DF = settled((x_MD, kernel_DF))
-    y_MF = contract(x_MD, kernel_DF.astype(x_MD.dtype), (1, 0), x_MD.dtype)
+    x_MD, settled_DF = settled((x_MD, kernel_DF))
+    y_MF = contract(x_MD, settled_DF.astype(x_MD.dtype), (1, 0), x_MD.dtype)
+    # the kernel as it came: settled, it would be a new array, and a scan would stack those of all
+    # layers beside the ones that it was given
     return y_MF, (x_MD, kernel_DF)
 
 
