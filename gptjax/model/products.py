@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from gptjax.config import ModelConfig
+
 Arrays = TypeVar("Arrays")
 
 
@@ -40,6 +42,29 @@ def contract(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array:
     if dtype == jnp.float32:
         return rounded_within(a, b)
     return lax.platform_dependent(a, b, cpu=rounded_after, default=rounded_within)
+
+
+def matmul_precision(cfg: ModelConfig, device: Any) -> str:
+    """What `jax.default_matmul_precision` has to be for a model on such a device.
+
+    Narrow factors are multiplied exactly by any unit, and XLA keeps its fastest kernels for GPUs
+    from products that ask for more than the default.
+    """
+    if cfg.dtype != "float32":
+        # A few products have a float32 factor even so: a gradient of scores or of uncut logits.
+        # TF32 keeps at least as many of its bits as the compute type would; the other is narrow.
+        return "default"
+    # The algorithm by name, for "tensorfloat32" is an alias that jax means to change. Processors
+    # and older cards, which have exact products alone, refuse to compile it.
+    if cfg.float32_matmul == "tf32" and _has_tf32(device):
+        return lax.DotAlgorithmPreset.TF32_TF32_F32.name
+    return "highest"
+
+
+def _has_tf32(device: Any) -> bool:
+    """Whether it is an NVIDIA GPU from Ampere on."""
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]
+    return major.isdecimal() and int(major) >= 8
 
 
 @jax.custom_vjp
