@@ -32,6 +32,7 @@ from gptjax.data.tokenizers import make_tokenizer
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
 from gptjax.model.gpt import init_params
+from gptjax.model.products import matmul_precision
 from gptjax.ramp import BatchRamp
 from gptjax.sampling import continue_tokens
 from gptjax.training.checkpoint import Checkpointer
@@ -64,6 +65,7 @@ class Update:
             P(),
             shape.micro_steps,
             dropout=shape.dropout > 0,
+            precision=matmul_precision(self.model, self._mesh.devices.flat[0]),
         )
         step = make_train_step(update, replicated(self._mesh))
         placement = replicated(self._mesh)

@@ -5,12 +5,14 @@ cuDNN's versions are asked for while lowering, so their answers are given here.
 
 import re
 from functools import cache
+from types import SimpleNamespace
 
 import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from gptjax.config import ModelConfig, OptimConfig
+from gptjax.model.products import matmul_precision
 from gptjax.training.mesh import BatchLayout, abstract_batch, make_mesh, replicated
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
@@ -21,21 +23,26 @@ from gptjax.training.tasks import TASKS
 LAYOUT = BatchLayout(micro_steps=2, micro_batch=2, row_groups=8, context=192)
 CHUNK, V, D, F = 96, 768, 128, 512
 MICRO_TOKENS = LAYOUT.micro_batch * LAYOUT.context
+A100 = SimpleNamespace(platform="gpu", compute_capability="8.0")
+GTX1070TI = SimpleNamespace(platform="gpu", compute_capability="6.1")
 
 
 @cache
-def lowered(dtype: str, attention: str) -> str:
+def lowered(dtype: str, attention: str, float32_matmul="highest", chunk: int = CHUNK) -> str:
     cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     answers = {
         "check_cudnn_version": lambda: 91000,
         "check_compute_capability": lambda *_: True,
         "is_cuda_compute_capability_equal": lambda *_: False,
     }
-    model = ModelConfig(2, 2, D, LAYOUT.context, 700, dtype=dtype, attention=attention)
+    model = ModelConfig(
+        2, 2, D, LAYOUT.context, 700, dtype=dtype, attention=attention,
+        float32_matmul=float32_matmul,
+    )  # fmt: skip
     optim, mesh = OptimConfig(), make_mesh(8)
     optimizer, schedule = make_optimizer(optim, 10), learning_rate_schedule(optim, 10)
-    task = TASKS["lm"](model, CHUNK)
-    update = make_update(task, optimizer, schedule, mesh, P(), LAYOUT.micro_steps, dropout=False)
+    task, precision = TASKS["lm"](model, chunk), matmul_precision(model, A100)
+    update = make_update(task, optimizer, schedule, mesh, P(), LAYOUT.micro_steps, False, precision)
     step = make_train_step(update, replicated(mesh))
     state = abstract_state(model, optimizer, mesh)
     key = jax.device_put(jax.random.key(0), replicated(mesh))
@@ -73,6 +80,45 @@ def test_bfloat16_products_have_bfloat16_factors_and_float32_weight_gradients():
         f"{CHUNK}x{V}xbf16 x {CHUNK}x{D}xbf16 -> {V}x{D}xf32",
     } <= found
     assert all(product.count("bf16") >= 2 for product in found)
+
+
+def precisions(program: str) -> set[str]:
+    """What products ask for: precision of their factors, and an algorithm where one is named."""
+    lines = [line for line in program.splitlines() if "dot_general" in line]
+    assert len(lines) >= 15
+    found = [re.search(r"precision = (\[\w+, \w+\])(, algorithm = <[^>]*>)?", x) for x in lines]
+    return {match[0] if match else "none" for match in found}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "attention", "float32_matmul", "chunk"),
+    [
+        ("bfloat16", "cudnn", "highest", CHUNK), ("bfloat16", "blockwise", "tf32", 0),
+        ("float16", "xla", "highest", CHUNK),
+    ],
+)  # fmt: skip
+def test_narrow_products_ask_for_nothing_that_costs_xla_its_kernels(
+    dtype, attention, float32_matmul, chunk
+):
+    program = lowered(dtype, attention, float32_matmul, chunk)
+    assert precisions(program) == {"precision = [DEFAULT, DEFAULT]"}
+
+
+def test_float32_products_are_exact_or_tf32_by_name():
+    assert precisions(lowered("float32", "xla")) == {"precision = [HIGHEST, HIGHEST]"}
+    (tf32,) = precisions(lowered("float32", "xla", "tf32"))
+    assert "lhs_precision_type = tf32, rhs_precision_type = tf32, accumulation_type = f32" in tf32
+    assert "allow_imprecise_accumulation = false" in tf32
+
+
+def test_devices_without_tf32_multiply_exactly():
+    """XLA refuses to compile the algorithm for them."""
+    model = ModelConfig(dtype="float32", float32_matmul="tf32")
+    for device in (jax.devices("cpu")[0], GTX1070TI):
+        assert matmul_precision(model, device) == "highest"
+    for capability in ("8.6", "9.0", "12.0"):
+        card = SimpleNamespace(platform="gpu", compute_capability=capability)
+        assert matmul_precision(model, card) == matmul_precision(model, A100) != "highest"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 
 from gptjax.config import ModelConfig
+from gptjax.model.gpt import GPT, parameter_shapes
 from gptjax.model.layers import Projection
 from gptjax.model.products import product, settled
 
@@ -100,6 +101,19 @@ def test_gradients_add_up_in_a_scan():
     )
     for gradient, other in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(gradient, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_scanned_stack_keeps_no_second_copy_of_its_kernels():
+    """Temporaries of a gradient are activations, few here, far less than the blocks' weights."""
+    cfg = ModelConfig(12, 2, 128, 32, 256, dtype="float32", attention="xla")
+    tokens_BT = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+
+    def total(params, tokens_BT):
+        return GPT(cfg).apply({"params": params}, tokens_BT).sum()
+
+    gradient = jax.jit(jax.grad(total)).lower(parameter_shapes(cfg), tokens_BT).compile()
+    block_weights = 4 * 12 * 12 * 128**2
+    assert gradient.memory_analysis().temp_size_in_bytes < block_weights / 2
 
 
 def test_settled_changes_nothing_and_holds_back_only_the_compiler_for_cpus():

@@ -287,13 +287,13 @@ def products_in(jaxpr: Any) -> list[Any]:
 @pytest.mark.parametrize("micro_steps", [1, 4])
 @pytest.mark.parametrize("chunk", [0, 5])
 @pytest.mark.parametrize(
-    ("name", "precision"), [("highest", lax.Precision.HIGHEST), ("tf32", lax.Precision.HIGH)]
+    ("name", "precision"), [("highest", lax.Precision.HIGHEST), ("default", lax.Precision.DEFAULT)]
 )
 def test_every_product_has_the_precision_that_was_asked_for(name, precision, chunk, micro_steps):
     layout = (8, micro_steps)
     task, mesh = language_modelling(MODEL, loss_chunk_tokens=chunk), make_mesh(8)
     update = make_update(
-        task, OPTIMIZER, SCHEDULE, mesh, P(), micro_steps, dropout=False, float32_matmul=name
+        task, OPTIMIZER, SCHEDULE, mesh, P(), micro_steps, dropout=False, precision=name
     )
     step = make_train_step(update, replicated(mesh))
     state, batch, key = abstract(layout, OPTIMIZER)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from gptjax.config import ModelConfig
+
 Arrays = TypeVar("Arrays")
 
 
@@ -42,6 +44,29 @@ def contract(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array:
     return lax.platform_dependent(a, b, cpu=rounded_after, default=rounded_within)
 
 
+def matmul_precision(cfg: ModelConfig, device: Any) -> str:
+    """What `jax.default_matmul_precision` has to be for a model on such a device.
+
+    Narrow factors are multiplied exactly by any unit, and XLA keeps its fastest kernels for GPUs
+    from products that ask for more than the default.
+    """
+    if cfg.dtype != "float32":
+        # A few products have a float32 factor even so: a gradient of scores or of uncut logits.
+        # TF32 keeps at least as many of its bits as the compute type would; the other is narrow.
+        return "default"
+    # The algorithm by name, for "tensorfloat32" is an alias that jax means to change. Processors
+    # and older cards, which have exact products alone, refuse to compile it.
+    if cfg.float32_matmul == "tf32" and _has_tf32(device):
+        return lax.DotAlgorithmPreset.TF32_TF32_F32.name
+    return "highest"
+
+
+def _has_tf32(device: Any) -> bool:
+    """Whether it is an NVIDIA GPU from Ampere on."""
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]
+    return major.isdecimal() and int(major) >= 8
+
+
 @jax.custom_vjp
 def product(x_MD: Array, kernel_DF: Array) -> Array:
     """Multiply activations [M, D] by a float32 weight [D, F] in the activations' type.
@@ -53,8 +78,10 @@ def product(x_MD: Array, kernel_DF: Array) -> Array:
 
 
 def _forward(x_MD: Array, kernel_DF: Array) -> tuple[Array, tuple[Array, Array]]:
-    x_MD, kernel_DF = settled((x_MD, kernel_DF))
-    y_MF = contract(x_MD, kernel_DF.astype(x_MD.dtype), (1, 0), x_MD.dtype)
+    x_MD, settled_DF = settled((x_MD, kernel_DF))
+    y_MF = contract(x_MD, settled_DF.astype(x_MD.dtype), (1, 0), x_MD.dtype)
+    # the kernel as it came: settled, it would be a new array, and a scan would stack those of all
+    # layers beside the ones that it was given
     return y_MF, (x_MD, kernel_DF)
 
 

@@ -189,7 +189,8 @@ def _saved(config: Config, layout: Layout, micro_batch: int) -> int:
     kernels = pairs = 0
     if policy == "none":
         divided += SAVED_KEYS[model.attention]
-        kernels = 4 * 12 * model.n_layer * model.n_embd**2 // layout.tensor  # each layer's, copied
+        if layout.tensor > 1:  # query's, key's and value's, put in order by heads
+            kernels = 4 * 3 * model.n_layer * model.n_embd**2 // layout.tensor
         pairs = _pairs(config, layout, micro_batch) * model.n_layer
     width = micro_batch * config.context * model.n_embd
     arrays = size * model.n_layer * (width * whole + width * divided // layout.tensor)

@@ -69,8 +69,8 @@ def _forward(
         dhead_VD = dhead_VD + contract(dlogits_MV, x_MD, (0, 0), jnp.float32)
         return dhead_VD, (losses_M, dx_MD)
 
-    # a zero that differs between devices for the type system, as what is added to it does
-    zeros = enter(jnp.zeros(head_VD.shape) + (0 * targets_BT[0, 0]), split)
+    # like the targets, so that they vary over the same devices, as what is added to them does
+    zeros = enter(jnp.zeros_like(targets_BT, jnp.float32, head_VD.shape), split)
     dhead_VD, (losses_BT, dx_BTD) = _over_chunks(
         chunk, zeros, (x_BTD, targets_BT, weights_BT), chunk_tokens
     )

@@ -20,6 +20,7 @@ from gptjax.errors import UserError
 from gptjax.evals.perplexity import ValidationPart, target_bytes
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.parallel import param_specs
+from gptjax.model.products import matmul_precision
 from gptjax.ramp import batch_ramp
 from gptjax.training.agreement import first_says
 from gptjax.training.calls import Call
@@ -112,7 +113,10 @@ class Setup:
         self._weights: dict[tuple[int, ...], jax.Array] = {}
         self.layout, self._memory = self._lay_out()
         self.eval_step = make_eval_step(
-            self._task, self.mesh, self._specs, self.model.float32_matmul
+            self._task,
+            self.mesh,
+            self._specs,
+            matmul_precision(self.model, self.mesh.devices.flat[0]),
         )
 
         self.ramp = batch_ramp(config)
@@ -163,7 +167,7 @@ class Setup:
             self._specs,
             layout.micro_steps,
             dropout=any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)),
-            float32_matmul=model.float32_matmul,
+            precision=matmul_precision(model, self.mesh.devices.flat[0]),
             wire_dtype=self.config.train.wire_dtype,
         )
         state, most = self.abstract_state(), self.config.train.updates_per_call

@@ -27,7 +27,6 @@ from gptjax.tree import Tree
 
 Metrics = dict[str, Array]
 METRICS = ("loss", "grad_norm", "learning_rate", "tokens", "skipped")
-MATMUL_PRECISION = {"highest": "highest", "tf32": "tensorfloat32"}  # of float32 products, on GPUs
 Update = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
@@ -39,16 +38,17 @@ def make_update(
     specs: Tree,
     micro_steps: int,
     dropout: bool,
-    float32_matmul: str = "highest",
+    precision: str = "highest",
     wire_dtype: str = "float32",
 ) -> Update:
     """`update(state, batch, key) -> (state, metrics)`, for use within a jit.
 
     `specs` says how each parameter is divided over the mesh, or how all are. The batch has leading
-    axes [A, B]; `key` is the run's base key. Gradients cross between groups of devices in
-    `wire_dtype`. Metrics are float32 scalars: `loss` (nats per weighted token over the whole
-    update), `grad_norm` before clipping, `learning_rate` and `tokens` (weighted) of this update,
-    `skipped` (updates skipped so far in a row because a gradient was not finite).
+    axes [A, B]; `key` is the run's base key. Products have `precision`, which is `matmul_precision`
+    of the model. Gradients cross between groups of devices in `wire_dtype`. Metrics are float32
+    scalars: `loss` (nats per weighted token over the whole update), `grad_norm` before clipping,
+    `learning_rate` and `tokens` (weighted) of this update, `skipped` (updates skipped so far in a
+    row because a gradient was not finite).
     """
     rows = row_axes(mesh)
     total = _total_over(rows, specs, wire_dtype)
@@ -66,7 +66,7 @@ def make_update(
             micro_key = jax.random.fold_in(key, index) if dropout else None
             return jax.value_and_grad(task.loss)(varying, micro_batch, micro_key)
 
-        with jax.default_matmul_precision(MATMUL_PRECISION[float32_matmul]):
+        with jax.default_matmul_precision(precision):
             grads, losses_A = _accumulated(
                 loss_and_gradients, total, params, varying, batch, micro_steps
             )
@@ -206,7 +206,7 @@ def _accumulated(
 
 
 def make_eval_step(
-    task: Task, mesh: Mesh, specs: Tree, float32_matmul: str = "highest"
+    task: Task, mesh: Mesh, specs: Tree, precision: str = "highest"
 ) -> Callable[[Params, Batch], Metrics]:
     """Compile-ready `step(params, batch) -> sums` over the rows of all devices.
 
@@ -216,7 +216,7 @@ def make_eval_step(
     """
 
     def evaluate(params: Params, batch: Batch) -> Metrics:
-        with jax.default_matmul_precision(MATMUL_PRECISION[float32_matmul]):
+        with jax.default_matmul_precision(precision):
             loss_B = task.row_losses(params, batch)
         tokens_B = batch["weights"].sum(1)
         mean_B = loss_B / jnp.where(tokens_B > 0, tokens_B, 1.0)
