@@ -65,12 +65,11 @@ def batches(config: Config, steps: range, processes: int) -> np.ndarray:
     """The rows of all processes, each of which opens everything by itself: [steps, ROWS, T + 1]."""
     parts = []
     for process in range(processes):
-        windows = Corpus(config).training_windows()
         source = StepSource(
-            windows, batch_ramp(config), steps.stop, config.train.seed, process, processes
+            Corpus(config), batch_ramp(config), steps.stop, config.train.seed, process, processes
         )
         with batches_from(source, steps.start) as read:
-            parts.append(np.stack(list(read)))
+            parts.append(np.stack([batch["tokens"] for batch in read]))
     return np.concatenate(parts, axis=1)
 
 
@@ -171,10 +170,10 @@ def test_a_run_goes_on_with_other_weights_to_come_but_not_with_another_past(sour
     """At a checkpoint of update 60, whoever wrote it."""
     old = Corpus(config_of(sources, "50=1,1,1,1,1", "150=5,4,3,2,1"))
     setup = Setup(config_of(sources, micro_batch=1))
-    state = setup.initial_state()._replace(step=np.int32(60))
+    state = setup.program.initial_state()._replace(step=np.int32(60))
 
     def restore(known: str, *changes: str) -> int:
-        setup.corpus = Corpus(config_of(sources, *changes))
+        setup.data = Corpus(config_of(sources, *changes))
         cursor = {"data": known, "grain": version("grain")}
         checkpointer = SimpleNamespace(restore=lambda *_: (state, cursor))
         said = SimpleNamespace(say=lambda _: None)
@@ -185,7 +184,7 @@ def test_a_run_goes_on_with_other_weights_to_come_but_not_with_another_past(sour
     now = old.fingerprint_until(60)
     for later in ((), ("60=2,2,2,2,1",), ("70=0,0,0,0,1", "71=1,1,1,1,0")):
         assert restore(now, "50=1,1,1,1,1", *later) == 60
-    assert restore(old.fingerprint, *old.changes) == 60  # as earlier versions kept it
+    assert restore(old.fingerprint_until(), *old.changes) == 60  # as earlier versions kept it
     for past in ((), ("50=1,1,1,1,2",), ("51=1,1,1,1,1",), ("50=1,1,1,1,1", "59=1,1,1,1,1")):
         with pytest.raises(UserError, match=r"another mixture up to update 60 .*before update 60"):
             restore(now, *past)
@@ -232,14 +231,14 @@ def test_a_mixture_survives_json(sources):
 
 def test_it_is_announced_and_validated_source_by_source(sources):
     made = Setup(config_of(sources, "50=1,1,1,1,1", micro_batch=1))
-    lines = made.corpus.lines(0)
+    lines = made.data.announcement(0)
     assert re.match(r"mixture   59\.4% crawl: [\d,]+ tokens, epochs 0\.00 to \d\.\d\d$", lines[0])
     assert (len(lines), "50=1,1,1,1,1" in lines[-1]) == (6, True)
     parts = made.validation_parts()
     assert [part.name for part in parts] == list(NAMES)
     assert sum(part.share for part in parts) == pytest.approx(1)
-    params = made.evaluated_params(made.initial_state())
-    together = evaluate_parts(lambda batch: made.eval_step(params, batch), parts)
+    params = made.evaluated_params(made.program.initial_state())
+    together = evaluate_parts(lambda batch: made.program.eval_step(params, batch), parts)
     losses = dict(together.by_source)
     expected = sum(part.share * losses[part.name] for part in parts)
     assert together.loss == pytest.approx(expected, rel=1e-12)
