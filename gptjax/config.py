@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+PRETRAIN = "pretrain"
 VOCAB_MULTIPLE = 128  # rows of the embedding table are padded to whole tensor-core tiles
 
 
@@ -223,6 +224,8 @@ class SampleConfig:
 class Config:
     """A whole run; with the step, the parameters and the optimizer state there is nothing else."""
 
+    task: str = PRETRAIN
+    """What is learnt, a row of TASKS in training/tasks.py; pretrain predicts every next token."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -242,6 +245,6 @@ class Config:
 
 
 def to_json(config: Config) -> str:
-    """Write a config as indented JSON, section by section."""
-    sections = {f.name: getattr(config, f.name) for f in dataclasses.fields(Config)}
-    return json.dumps({k: dataclasses.asdict(v) for k, v in sections.items()}, indent=2) + "\n"
+    """Write a config as indented JSON: the task, and section by section."""
+    values = dataclasses.asdict(config)
+    return json.dumps({f.name: values[f.name] for f in dataclasses.fields(Config)}, indent=2) + "\n"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptjax.cli import ConfigCommand, main, parse_config
+from gptjax.config import PRETRAIN
 from gptjax.errors import StorageError, UserError
 from gptjax.presets import load_preset
 from gptjax.training.signals import StopRequest
@@ -61,7 +62,8 @@ def train(argv: Sequence[str]) -> int:
     startup.end("imports")
     launch = find_launch(os.environ, command.coordinator, command.processes, command.process)
     run, data_dir = command.run, Path(command.data.path)
-    is_missing = not run.data.mixture and not is_prepared(data_dir)
+    # other tasks say themselves what they lack
+    is_missing = run.task == PRETRAIN and not run.data.mixture and not is_prepared(data_dir)
     if is_missing and (run.data.source is None or run.data.hub):
         own = load_preset(command.config).data
         raise UserError(

@@ -17,7 +17,6 @@ from gptjax.flash import refusals
 from gptjax.hub import FORM, read_hub_name
 from gptjax.mixing import mistakes
 
-SECTIONS = dataclasses.fields(Config)
 TOKENIZERS = ("gpt1", "gpt2", "bytes", "chars")
 MOST_UPDATES_PER_CALL = 1000  # a stop request waits for the call under way
 
@@ -43,7 +42,7 @@ def from_json(text: str, name: str) -> Config:
     """
     try:
         raw = json.loads(text)
-        if unknown := set(raw) - {f.name for f in SECTIONS}:
+        if unknown := set(raw) - {f.name for f in dataclasses.fields(Config)}:
             raise ValueError(f"it has the unknown section {', '.join(sorted(map(str, unknown)))}")
         if "model" not in raw:
             raise ValueError("it has no section model")
@@ -55,8 +54,10 @@ def from_json(text: str, name: str) -> Config:
     return config
 
 
-def _section(name: str, values: dict[str, Any]) -> Any:
+def _section(name: str, values: Any) -> Any:
     kind = typing.get_type_hints(Config)[name]
+    if not dataclasses.is_dataclass(kind):
+        return values
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
@@ -76,13 +77,14 @@ def find_problems(config: Config) -> list[Problem]:
 
 def _mended(config: Config, broken: set[str]) -> Config:
     """The config with defaults in place of broken fields, so that the rest can be judged."""
-    sections = {}
+    values = {}
     for f in dataclasses.fields(Config):
-        section = getattr(Config() if f.name in broken else config, f.name)
-        default = type(section)()
-        names = [n.split(".")[1] for n in broken if n.startswith(f.name + ".")]
-        sections[f.name] = dataclasses.replace(section, **{n: getattr(default, n) for n in names})
-    return Config(**sections)
+        value = getattr(Config() if f.name in broken else config, f.name)
+        if names := [n.split(".")[1] for n in broken if n.startswith(f.name + ".")]:
+            default = type(value)()
+            value = dataclasses.replace(value, **{n: getattr(default, n) for n in names})
+        values[f.name] = value
+    return Config(**values)
 
 
 def _ranges(c: Config) -> Iterator[Problem]:

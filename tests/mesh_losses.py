@@ -21,18 +21,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
-from gptjax.config import ModelConfig, OptimConfig
-from gptjax.model.gpt import parameter_shapes
-from gptjax.model.parallel import param_specs
+from gptjax.config import Config, ModelConfig, OptimConfig, TrainConfig
+from gptjax.data.examples import IS_REAL
 from gptjax.places import Split
 from gptjax.training.checkpoint import Checkpointer
-from gptjax.training.mesh import make_mesh, put_rows, replicated
-from gptjax.training.optimizer import make_optimizer
-from gptjax.training.schedules import learning_rate_schedule
-from gptjax.training.setup import dropout_generator
-from gptjax.training.state import abstract_state, initial_state, items_of, saved_items, state_of
-from gptjax.training.step import make_eval_step, make_train_step, make_update
-from gptjax.training.tasks import language_modelling
+from gptjax.training.mesh import make_mesh, put_rows
+from gptjax.training.program import assemble
+from gptjax.training.state import items_of, saved_items, state_of
 
 UPDATES, MICRO_STEPS, ROWS, CONTEXT, VOCAB = 20, 2, 8, 16, 200
 MODEL = ModelConfig(
@@ -44,23 +39,19 @@ OPTIM = OptimConfig(warmup_steps=3, peak_lr=1e-3)
 def main() -> None:
     """Restore or draw, train, evaluate, save, print."""
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    split = Split(FSDP, TENSOR)
-    mesh, optimizer = make_mesh(split=split), make_optimizer(OPTIM, 2 * UPDATES)
-    task = language_modelling(MODEL, loss_chunk_tokens=50, split=split)
-    specs = param_specs(parameter_shapes(MODEL), split)
-    abstract = abstract_state(MODEL, optimizer, mesh)
-    state, checkpointer = initial_state(MODEL, optimizer, 0, mesh), None
+    train = TrainConfig(max_steps=2 * UPDATES, loss_chunk_tokens=50, seed=0)
+    config = Config(model=MODEL, optim=OPTIM, train=train)
+    program = assemble(config, mesh := make_mesh(split=Split(FSDP, TENSOR)))
+    abstract = program.abstract_state()
+    state, checkpointer = program.initial_state(), None
     if len(sys.argv) > 4:
         checkpointer = Checkpointer(Path(sys.argv[4]))
         restored = checkpointer.restore(items_of(abstract), lambda _: None)
         if restored is not None:
             state = state_of(restored.step, restored.items, abstract)
     begin = int(state.step)
-    schedule = learning_rate_schedule(OPTIM, 2 * UPDATES)
-    update = make_update(task, optimizer, schedule, mesh, specs, MICRO_STEPS, dropout=False)
     places = jax.tree.map(lambda x: x.sharding, abstract)
-    step = make_train_step(update, places)
-    key = jax.device_put(jax.random.key(0, impl=dropout_generator(mesh.size)), replicated(mesh))
+    step, key = program.train_step, program.key()
     found, batch = [], None
     for i in range(begin, begin + UPDATES):
         rng = np.random.default_rng(i)
@@ -72,7 +63,8 @@ def main() -> None:
         found.append({name: float(value) for name, value in metrics.items()})
     assert jax.tree.map(lambda x: x.sharding, state) == places
     rows = jax.tree.map(lambda x: np.asarray(x)[0], batch)
-    sums = make_eval_step(task, mesh, specs)(state.params, put_rows(mesh, rows, axis=0))
+    rows = put_rows(mesh, {**rows, IS_REAL: np.ones(ROWS, np.float32)}, axis=0)
+    sums = program.eval_step(state.params, rows)
     if checkpointer is not None:
         checkpointer.save(int(state.step), saved_items(state), {}, {})
         checkpointer.close()

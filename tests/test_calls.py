@@ -1,7 +1,6 @@
 """Calls of several updates end where anything is due, and their rows are those of the updates."""
 
 import dataclasses
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from gptjax.config import TrainConfig
 from gptjax.ramp import BatchRamp
-from gptjax.training.calls import due, rows_by_call, rows_of_call, updates_in_call
+from gptjax.training.feed import by_call, due, rows_of_call, updates_in_call
 
 NO_RAMP = BatchRamp(4, 4, 0)
 NOTHING_DUE = TrainConfig(
@@ -66,12 +65,10 @@ def test_nothing_is_due_within_a_call(evaluate, sample, save, most, begin):
 
 def test_every_update_gets_the_rows_that_it_would_get_alone():
     train = dataclasses.replace(NOTHING_DUE, max_steps=23, save_every_steps=8)
-    alone = [np.full((4, 3), step) for step in range(5, 23)]
-    by_call = list(rows_by_call(iter(alone), train, NO_RAMP, 5))
-    assert [len(rows) for rows in by_call] == [3, 8, 7]
-    np.testing.assert_array_equal(np.concatenate(by_call), alone)
-    steps = [rows[:, 0, 0] for rows in by_call]
-    assert all(a[-1] + 1 == b[0] for a, b in pairwise(steps))
+    alone = [{"x": np.full((4, 3), step)} for step in range(5, 23)]
+    calls = list(by_call(iter(alone), train, NO_RAMP, 5))
+    assert [len(batches) for batches in calls] == [3, 8, 7]
+    assert [batch["x"][0, 0] for batches in calls for batch in batches] == list(range(5, 23))
 
 
 @pytest.mark.parametrize("updates", [1, 3])

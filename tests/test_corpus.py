@@ -65,12 +65,11 @@ def batches(config: Config, steps: range, processes: int) -> np.ndarray:
     """The rows of all processes, each of which opens everything by itself: [steps, ROWS, T + 1]."""
     parts = []
     for process in range(processes):
-        windows = Corpus(config).training_windows()
         source = StepSource(
-            windows, batch_ramp(config), steps.stop, config.train.seed, process, processes
+            Corpus(config), batch_ramp(config), steps.stop, config.train.seed, process, processes
         )
         with batches_from(source, steps.start) as read:
-            parts.append(np.stack(list(read)))
+            parts.append(np.stack([batch["tokens"] for batch in read]))
     return np.concatenate(parts, axis=1)
 
 
@@ -171,11 +170,11 @@ def test_a_run_goes_on_with_other_weights_to_come_but_not_with_another_past(sour
     """At a checkpoint of update 60."""
     old = Corpus(config_of(sources, "50=1,1,1,1,1", "150=5,4,3,2,1"))
     setup = Setup(config_of(sources, micro_batch=1))
-    state = setup.initial_state()._replace(step=np.int32(60))
+    state = setup.program.initial_state()._replace(step=np.int32(60))
     RunDir(tmp_path).begin(setup.config, setup.tokenizer)
 
     def restore(known: str, *changes: str) -> int:
-        setup.corpus = Corpus(config_of(sources, *changes))
+        setup.data = Corpus(config_of(sources, *changes))
         cursor = {"data": known, "grain": version("grain")}
         checkpointer = SimpleNamespace(restore=lambda *_: (state, cursor))
         said = SimpleNamespace(say=lambda _: None)
@@ -232,14 +231,14 @@ def test_a_mixture_survives_json(sources):
 
 def test_it_is_announced_and_validated_source_by_source(sources):
     made = Setup(config_of(sources, "50=1,1,1,1,1", micro_batch=1))
-    lines = made.corpus.lines(0)
+    lines = made.data.announcement(0)
     assert re.match(r"mixture   59\.4% crawl: [\d,]+ tokens, epochs 0\.00 to \d\.\d\d$", lines[0])
     assert (len(lines), "50=1,1,1,1,1" in lines[-1]) == (6, True)
     parts = made.validation_parts()
     assert [part.name for part in parts] == list(NAMES)
     assert sum(part.share for part in parts) == pytest.approx(1)
-    params = made.evaluated_params(made.initial_state())
-    together = evaluate_parts(lambda batch: made.eval_step(params, batch), parts)
+    params = made.evaluated_params(made.program.initial_state())
+    together = evaluate_parts(lambda batch: made.program.eval_step(params, batch), parts)
     losses = dict(together.by_source)
     expected = sum(part.share * losses[part.name] for part in parts)
     assert together.loss == pytest.approx(expected, rel=1e-12)

@@ -9,16 +9,11 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from jax.sharding import PartitionSpec as P
 
-from gptjax.config import ModelConfig, OptimConfig
+from gptjax.config import Config, ModelConfig, TrainConfig
 from gptjax.model.products import matmul_precision
-from gptjax.training.mesh import BatchLayout, abstract_batch, make_mesh, replicated
-from gptjax.training.optimizer import make_optimizer
-from gptjax.training.schedules import learning_rate_schedule
-from gptjax.training.state import abstract_state
-from gptjax.training.step import make_train_step, make_update
-from gptjax.training.tasks import TASKS
+from gptjax.training.mesh import BatchLayout, make_mesh
+from gptjax.training.program import assemble
 
 LAYOUT = BatchLayout(micro_steps=2, micro_batch=2, row_groups=8, context=192)
 CHUNK, V, D, F = 96, 768, 128, 512
@@ -39,17 +34,12 @@ def lowered(dtype: str, attention: str, float32_matmul="highest", chunk: int = C
         2, 2, D, LAYOUT.context, 700, dtype=dtype, attention=attention,
         float32_matmul=float32_matmul,
     )  # fmt: skip
-    optim, mesh = OptimConfig(), make_mesh(8)
-    optimizer, schedule = make_optimizer(optim, 10), learning_rate_schedule(optim, 10)
-    task, precision = TASKS["lm"](model, chunk), matmul_precision(model, A100)
-    update = make_update(task, optimizer, schedule, mesh, P(), LAYOUT.micro_steps, False, precision)
-    step = make_train_step(update, replicated(mesh))
-    state = abstract_state(model, optimizer, mesh)
-    key = jax.device_put(jax.random.key(0), replicated(mesh))
+    train = TrainConfig(max_steps=10, loss_chunk_tokens=chunk)
+    program = assemble(Config(model=model, train=train), make_mesh(8))
     with pytest.MonkeyPatch.context() as patch:
         for name, answer in answers.items():
             patch.setattr(cudnn, name, answer)
-        traced = step.trace(state, abstract_batch(mesh, LAYOUT), key)
+        traced = program.train_step.trace(*program.arguments(LAYOUT))
         return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 

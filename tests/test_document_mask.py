@@ -11,6 +11,7 @@ from test_attention import causal_inputs, gradients, normal, reference_attention
 from test_setup import announced, tiny, trained
 
 from gptjax.config import DataConfig, ModelConfig
+from gptjax.data.examples import IS_REAL
 from gptjax.data.gpt1 import GPT1Tokenizer
 from gptjax.data.preparation import prepare
 from gptjax.data.sources import find_inputs
@@ -182,7 +183,7 @@ def test_row_losses_are_those_of_the_documents_apart():
 
 def test_a_divided_model_keeps_documents_apart_too():
     tokens_BT, params = some_tokens(), parameters(MODEL)
-    batch = {"tokens": tokens_BT, "weights": np.ones((len(CUTS), TIME), np.float32)}
+    batch = {"tokens": tokens_BT, IS_REAL: np.ones(len(CUTS), np.float32)}
     losses = []
     for devices, split in ((1, Split()), (8, Split(fsdp=2, tensor=2))):
         mesh = make_mesh(devices, split)
@@ -190,6 +191,7 @@ def test_a_divided_model_keeps_documents_apart_too():
         step = make_eval_step(task, mesh, param_specs(params, split))
         losses.append(float(step(params, put_rows(mesh, batch, axis=0))["loss"]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    batch = {"tokens": tokens_BT, "weights": np.ones((len(CUTS), TIME), np.float32)}
     plain = jax.jit(language_modelling(MODEL).row_losses)(params, batch).sum()
     assert abs(float(plain) - losses[0]) > 1e-3 * losses[0]
 
@@ -233,11 +235,16 @@ def test_a_run_trains_and_validates_inside_documents(documents):
     losses, state = trained(made, 2)
     assert losses[0] != trained(mixed, 2)[0][0]
 
-    found = evaluate_parts(lambda b: made.eval_step(state.params, b), made.validation_parts()).loss
-    params, model = jax.device_get(state.params), made.model
+    found = evaluate_parts(
+        lambda b: made.program.eval_step(state.params, b), made.validation_parts()
+    ).loss
+    params, model = jax.device_get(state.params), made.program.config.model
     for eot_id, is_it in ((None, False), (made.tokenizer.eot_id, True)):
         row_losses = jax.jit(language_modelling(model, eot_id=eot_id).row_losses)
         batches = jax.device_get([b for part in made.validation_parts() for b in part.batches])
+        for batch in batches:
+            real_B1 = batch.pop(IS_REAL)[:, None]
+            batch["weights"] = np.broadcast_to(real_B1, batch["tokens"][:, 1:].shape)
         total = sum(float(row_losses(params, batch).sum()) for batch in batches)
         expected = total / sum(float(batch["weights"].sum()) for batch in batches)
         assert (found == pytest.approx(expected, rel=1e-5)) == is_it

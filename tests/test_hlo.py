@@ -18,24 +18,16 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from gptjax.config import ModelConfig, OptimConfig
+from gptjax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from gptjax.model.gpt import parameter_shapes
-from gptjax.model.parallel import param_specs
 from gptjax.places import Split
 from gptjax.planning.collectives import bytes_by_axes, collectives
 from gptjax.training import step as step_module
 from gptjax.training.loss import cross_entropy_rows
-from gptjax.training.mesh import (
-    BatchLayout,
-    abstract_batch,
-    make_mesh,
-    put_rows,
-    replicated,
-)
-from gptjax.training.optimizer import make_optimizer
-from gptjax.training.schedules import learning_rate_schedule
-from gptjax.training.state import TrainState, abstract_state
-from gptjax.training.tasks import Task, language_modelling
+from gptjax.training.mesh import BatchLayout, make_mesh, replicated
+from gptjax.training.program import assemble
+from gptjax.training.state import TrainState
+from gptjax.training.tasks import Losses
 from gptjax.tree import count, placed
 
 DEVICES, CONTEXT, VOCAB = 8, 8, 50
@@ -60,26 +52,20 @@ def problems(hlo: str, n_parameters: int, micro_steps: int) -> set[str]:
     return {name for name, is_wrong in wrong.items() if is_wrong}
 
 
-def compiled(loss: Callable, params: Any, micro_steps: int) -> str:
-    """The HLO of the update on eight devices."""
-    mesh, optim = make_mesh(DEVICES), OptimConfig(warmup_steps=2)
-    optimizer = make_optimizer(optim, 10)
-    state = jax.eval_shape(lambda p: TrainState(jnp.int32(0), p, optimizer.init(p)), params)
-    tokens = np.zeros((micro_steps, DEVICES, CONTEXT + 1), np.int32)
-    batch = {"tokens": tokens, "weights": np.ones(tokens[..., 1:].shape, np.float32)}
-    key = jax.device_put(jax.random.key(0), replicated(mesh))
-    update = step_module.make_update(
-        Task(loss, row_losses=loss),
-        optimizer,
-        learning_rate_schedule(optim, 10),
-        mesh,
-        P(),
-        micro_steps,
-        dropout=False,
-    )
-    step = step_module.make_train_step(update, replicated(mesh))
-    abstract = placed(state, replicated(mesh))
-    return step.lower(abstract, put_rows(mesh, batch, axis=1), key).compile().as_text()
+def compiled(micro_steps: int, losses: Losses | None = None, params: Any = None) -> str:
+    """The HLO of the update on eight devices, of the model or of other losses."""
+    config = Config(model=MODEL, optim=OptimConfig(warmup_steps=2), train=TrainConfig(max_steps=10))
+    made = assemble(config, make_mesh(DEVICES))
+    step, (state, batch, *key) = made.train_step, made.arguments(BatchLayout(micro_steps, 1, 8, 8))
+    if losses is not None:
+        state = jax.eval_shape(
+            lambda p: TrainState(jnp.int32(0), p, made.optimizer.init(p)), params
+        )
+        state = placed(state, replicated(made.mesh))
+        arguments = (losses, made.optimizer, optax.constant_schedule(1e-3), made.mesh, P())
+        update = step_module.make_update(*arguments, dropout=False)
+        step = step_module.make_train_step(update, replicated(made.mesh))
+    return step.lower(state, batch, *key).compile().as_text()
 
 
 BIGRAM = {
@@ -98,17 +84,24 @@ def bigram_loss(params: Any, batch: Any, _: Any) -> jax.Array:
     return cross_entropy_rows(logits_BTV, batch["tokens"][:, 1:], batch["weights"]).sum()
 
 
+def all_count(batch: Any) -> jax.Array:
+    return jnp.ones(batch["tokens"][..., 1:].shape)
+
+
+BIGRAM_LOSSES = Losses(bigram_loss, row_losses=bigram_loss, weights=all_count)
+
+
 @pytest.mark.parametrize("micro_steps", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_gradients_of_a_gpt_cross_the_network_once_per_update(micro_steps):
     params = parameter_shapes(MODEL)
     assert count(params) > 2 * 128 * MODEL.n_embd  # both tables with their padded rows
-    hlo = compiled(language_modelling(MODEL, 8).loss, params, micro_steps)
+    hlo = compiled(micro_steps)
     assert problems(hlo, count(params), micro_steps) == set()
 
 
 @cache
 def bigram_hlo(micro_steps: int) -> str:
-    return compiled(bigram_loss, BIGRAM, micro_steps)
+    return compiled(micro_steps, BIGRAM_LOSSES, BIGRAM)
 
 
 @pytest.mark.parametrize("micro_steps", [1, 4])
@@ -131,14 +124,14 @@ def without_gate(total: Callable, micro_steps: int) -> optax.MultiSteps:
 
 def test_the_checker_sees_an_average_in_every_micro_step(monkeypatch):
     monkeypatch.setattr(step_module, "accumulate", without_gate)
-    hlo = compiled(bigram_loss, BIGRAM, micro_steps=4)
+    hlo = compiled(4, BIGRAM_LOSSES, BIGRAM)
     assert problems(hlo, count(BIGRAM), 4) == {"gradients cross in every micro-step"}
 
 
 def test_the_checker_sees_the_sum_that_autodiff_inserts_without_the_cast(monkeypatch):
     no_cast = SimpleNamespace(**{**vars(lax), "pcast": lambda x, *_, **__: x})
     monkeypatch.setattr(step_module, "lax", no_cast)
-    hlo = compiled(bigram_loss, BIGRAM, micro_steps=4)
+    hlo = compiled(4, BIGRAM_LOSSES, BIGRAM)
     assert "gradients cross in every micro-step" in problems(hlo, count(BIGRAM), 4)
 
 
@@ -188,18 +181,10 @@ def test_what_the_compiler_inserts_for_muon_is_counted():
     """Its products over divided matrices move them, which AdamW's arithmetic does not."""
     sent = {}
     for name in ("adamw", "muon"):
-        split, optim = Split(fsdp=4), OptimConfig(name=name)
-        mesh, optimizer = make_mesh(8, split), make_optimizer(optim, 10)
-        model = dataclasses.replace(MODEL, n_embd=32)
-        params = parameter_shapes(model)
-        specs, schedule = param_specs(params, split), learning_rate_schedule(optim, 10)
-        task = language_modelling(model, 8, split)
-        update = step_module.make_update(task, optimizer, schedule, mesh, specs, 1, dropout=False)
-        state = abstract_state(model, optimizer, mesh)
-        places = jax.tree.map(lambda x: x.sharding, state)
-        batch = abstract_batch(mesh, BatchLayout(1, 1, 8, CONTEXT))
-        key = jax.device_put(jax.random.key(0), replicated(mesh))
-        program = step_module.make_train_step(update, places).lower(state, batch, key).compile()
+        mesh, model = make_mesh(8, Split(fsdp=4)), dataclasses.replace(MODEL, n_embd=32)
+        train = TrainConfig(max_steps=10, loss_chunk_tokens=8)
+        config = Config(model=model, optim=OptimConfig(name=name), train=train)
+        program = assemble(config, mesh).compile(BatchLayout(1, 1, 8, CONTEXT))
         moved = bytes_by_axes(collectives(str(program.as_text())), dict(mesh.shape))
         sent[name] = sum(n for (axes, _), n in moved.items() if axes == ("fsdp",))
     assert sent["muon"] > 1.5 * sent["adamw"]

@@ -32,7 +32,14 @@ LAYERS = [
             "model.gpt",
         ],
         *["data.bars", "data.unicode", "data.words", "data.shards", "data.bpe", "data.gpt1"],
-        *["data.tokenizers", "data.manifest", "data.foreign", "data.windows", "data.inspection"],
+        *[
+            "data.tokenizers",
+            "data.manifest",
+            "data.examples",
+            "data.foreign",
+            "data.windows",
+            "data.inspection",
+        ],
         *["data.corpus", "data.loader"],
         *["data.documents", "data.sources", "data.readers", "data.partition", "data.scanning"],
         *["data.tokenising", "data.assembly", "data.findings", "data.pool"],
@@ -52,7 +59,11 @@ LAYERS = [
     ],
     [
         *["cli", "sampling", "training.run_dir", "training.state", "training.loss"],
-        *["training.tasks", "training.fitting"],
+        *["training.tasks", "training.fitting", "training.dropout"],
+    ],
+    [
+        *["training.checkpoint", "training.step", "training.program", "training.samples"],
+        "training.feed",
     ],
     ["training.checkpoint", "training.step", "training.samples", "training.calls"],
     ["training.setup", "training.showing"],

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 
 from gptjax.config import DataConfig
+from gptjax.data.corpus import require_vocabulary
+from gptjax.data.examples import IS_REAL
 from gptjax.data.loader import (
     DEVICE_AHEAD,
     StepSource,
     batches_from,
     read_ahead,
-    require_vocabulary,
-    training_batch,
     validation_batches,
 )
 from gptjax.data.manifest import Manifest
 from gptjax.data.preparation import prepare
 from gptjax.data.sources import text_files
-from gptjax.data.windows import TokenWindows
+from gptjax.data.windows import TokenWindows, WindowExamples
 from gptjax.errors import UserError
 from gptjax.ramp import BatchRamp
 
@@ -50,7 +50,7 @@ def number_of(windows: TokenWindows) -> dict[bytes, int]:
 
 
 def rows_of(source: StepSource, steps: range) -> np.ndarray:
-    return np.concatenate([source[step] for step in steps])
+    return np.concatenate([source[step]["tokens"] for step in steps])
 
 
 def global_rows(windows: TokenWindows, steps: range, processes: int, rows: int = 8) -> np.ndarray:
@@ -59,7 +59,7 @@ def global_rows(windows: TokenWindows, steps: range, processes: int, rows: int =
     for process in range(processes):
         source = StepSource(windows, constant(rows), steps.stop, 7, process, processes)
         with batches_from(source, steps.start) as batches:
-            parts.append(np.stack(list(batches)))
+            parts.append(np.stack([batch["tokens"] for batch in batches]))
         assert parts[-1].shape == (len(steps), rows // processes, T + 1)
     return np.concatenate(parts, axis=1)
 
@@ -100,7 +100,9 @@ def test_the_order_is_what_it_always_was(tmp_path: Path):
     manifest = prepare(data, text_files(data.inputs), shard_tokens=5000)
     source = StepSource(TokenWindows(manifest, "train", 50), constant(4), ENDLESS, seed=1337)
     steps = [*range(3), *range(10**6, 10**6 + 3)]
-    numbers = [int(bytes(row[:4].tolist())) // 10 for step in steps for row in source[step]]
+    numbers = [
+        int(bytes(row[:4].tolist())) // 10 for step in steps for row in source[step]["tokens"]
+    ]
     assert numbers == [
         *[298, 835, 161, 78, 783, 442, 136, 98, 722, 898, 90, 280],
         *[323, 18, 841, 965, 780, 261, 992, 760, 594, 715, 935, 955],
@@ -139,8 +141,9 @@ def test_starting_at_a_step_is_the_same_as_getting_there(windows: TokenWindows, 
     with batches_from(source, step) as batches:
         jumped = list(batches)
     assert len(walked) == len(jumped) == 200 - step
-    np.testing.assert_array_equal(walked, jumped)
-    np.testing.assert_array_equal(jumped[0], source[step])
+    for a, b in zip(walked, jumped, strict=True):
+        np.testing.assert_array_equal(a["tokens"], b["tokens"])
+    np.testing.assert_array_equal(jumped[0]["tokens"], source[step]["tokens"])
 
 
 def test_the_end_of_the_run_ends_the_batches(windows: TokenWindows):
@@ -154,7 +157,7 @@ def test_a_step_a_billion_updates_away_is_there_at_once(
     step, n = 10**9, len(windows)
     source = StepSource(windows, constant(8), ENDLESS, seed=7)
     with batches_from(source, step) as batches:
-        near = [next(batches) for _ in range(3)]
+        near = [next(batches)["tokens"] for _ in range(3)]
     np.testing.assert_array_equal(np.concatenate(near), rows_of(source, range(step, step + 3)))
     epoch = -(-8 * step // n)  # the first to begin there
     start = epoch * n - 8 * step
@@ -216,37 +219,25 @@ def test_a_failure_while_reading_ahead_is_not_swallowed():
         seen.extend(batch["item"] for batch in read_ahead(breaks(), lambda i: {"item": i}))
 
 
-def test_a_training_batch_is_its_rows_by_micro_step_and_all_targets_count():
-    rows = np.arange(6 * 5, dtype=np.int32).reshape(6, 5)
-    batch = training_batch(rows, micro_steps=3)
-    tokens_ABT, weights_ABT = batch["tokens"], batch["weights"]
-    assert (tokens_ABT.shape, weights_ABT.shape) == ((3, 2, 5), (3, 2, 4))
-    np.testing.assert_array_equal(tokens_ABT.reshape(6, 5), rows)
-    assert weights_ABT.dtype == np.float32
-    assert (weights_ABT == 1).all()
-
-
 def real_rows(batches: list[dict[str, np.ndarray]]) -> np.ndarray:
     tokens = np.concatenate([batch["tokens"] for batch in batches])
-    weights = np.concatenate([batch["weights"] for batch in batches])
-    assert (tokens.shape[1], weights.shape[1]) == (T + 1, T)
-    is_real = weights[:, 0] == 1
-    assert ((weights == 1) == is_real[:, None]).all()
-    assert ((weights == 0) == ~is_real[:, None]).all()
-    return tokens[is_real]
+    is_real = np.concatenate([batch[IS_REAL] for batch in batches])
+    assert (tokens.shape[1], is_real.dtype) == (T + 1, np.float32)
+    assert set(is_real.tolist()) <= {0.0, 1.0}
+    return tokens[is_real == 1]
 
 
 @pytest.mark.parametrize(("rows", "processes"), [(1, 1), (8, 1), (8, 2), (16, 8), (1000, 4)])
-@pytest.mark.parametrize("max_tokens", [None, 20 * T, 10**9])
+@pytest.mark.parametrize("most", [None, 20, 10**9])
 def test_validation_sees_the_same_windows_once_on_any_number_of_processes(
-    prepared: Manifest, rows: int, processes: int, max_tokens: int | None
+    prepared: Manifest, rows: int, processes: int, most: int | None
 ):
     windows = TokenWindows(prepared, "val", T)
     n = len(windows)
-    chosen = range(n) if max_tokens != 20 * T else [i * n // 20 for i in range(20)]
+    chosen = range(n) if most != 20 else [i * n // 20 for i in range(20)]
     expected = np.stack([windows[i] for i in chosen])
     sides = [
-        list(validation_batches(windows, rows, max_tokens, process, processes))
+        list(validation_batches(WindowExamples(windows), rows, most, process, processes))
         for process in range(processes)
     ]
     steps = -(-len(expected) // rows)
@@ -254,7 +245,7 @@ def test_validation_sees_the_same_windows_once_on_any_number_of_processes(
         assert [b["tokens"].shape for b in batches] == [(rows // processes, T + 1)] * steps
     in_order = [batches[step] for step in range(steps) for batches in sides]
     np.testing.assert_array_equal(real_rows(in_order), expected)
-    assert sum(b["weights"].sum() for b in in_order) == len(expected) * T
+    assert sum(b[IS_REAL].sum() for b in in_order) == len(expected)
 
 
 @pytest.mark.parametrize("chosen", [1, 2, 7, 30])
@@ -262,7 +253,7 @@ def test_a_part_of_the_validation_set_is_spread_evenly_over_it(
     windows: TokenWindows, number_of: dict[bytes, int], chosen: int
 ):
     n = len(windows)
-    rows = real_rows(list(validation_batches(windows, 4, chosen * T + T - 1)))
+    rows = real_rows(list(validation_batches(WindowExamples(windows), 4, chosen)))
     numbers = [number_of[row.tobytes()] for row in rows]
     assert len(numbers) == chosen
     gaps = np.diff([*numbers, n])
@@ -271,8 +262,8 @@ def test_a_part_of_the_validation_set_is_spread_evenly_over_it(
 
 
 def test_fewer_tokens_than_a_window_still_validate_on_one(windows: TokenWindows):
-    (batch,) = validation_batches(windows, 4, T - 1)
-    assert batch["weights"].sum() == T
+    (batch,) = validation_batches(WindowExamples(windows), 4, 0)
+    assert batch[IS_REAL].sum() == 1
 
 
 def test_the_vocabulary_is_the_datas_unless_the_config_says_another(prepared: Manifest):

@@ -17,7 +17,7 @@ from gptjax.model.gpt import init_params
 from gptjax.presets import load_preset
 from gptjax.sampling import stream_text
 from gptjax.training import loop, samples
-from gptjax.training.calls import due
+from gptjax.training.feed import due
 from gptjax.training.samples import append_sample, forget_samples_after, sample_after
 from gptjax.training.setup import Setup
 from gptjax.training.signals import StopRequest

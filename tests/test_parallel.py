@@ -17,27 +17,17 @@ import pytest
 from conftest import EXHAUSTIVE, ROOT, environment_on
 from jax.sharding import PartitionSpec as P
 
-from gptjax.config import MeshConfig, ModelConfig, OptimConfig
+from gptjax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gptjax.errors import UserError
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.parallel import param_specs
 from gptjax.places import FSDP, TENSOR, WHOLE, Split, leaves
 from gptjax.planning.collectives import bytes_by_axes, collectives
 from gptjax.training.fitting import memory_needed
-from gptjax.training.mesh import (
-    BatchLayout,
-    abstract_batch,
-    make_mesh,
-    put_rows,
-    replicated,
-    row_groups,
-    split_of,
-)
+from gptjax.training.mesh import BatchLayout, make_mesh, put_rows, row_groups, split_of
 from gptjax.training.optimizer import make_optimizer
-from gptjax.training.schedules import learning_rate_schedule
+from gptjax.training.program import Program, assemble
 from gptjax.training.state import TrainState, abstract_state
-from gptjax.training.step import make_train_step, make_update
-from gptjax.training.tasks import language_modelling
 from gptjax.tree import named_leaves
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 2, 1)]
@@ -54,26 +44,18 @@ def lowered(
     sizes: Sizes, micro_steps: int, wire: str = "float32", model: ModelConfig = MODEL
 ) -> jax.stages.Lowered:
     """The update of one layout, not compiled yet: 16 rows of the small model, or one a device."""
-    split = Split(*sizes[1:])
-    mesh, optim = make_mesh(math.prod(sizes), split), OptimConfig(warmup_steps=2)
-    optimizer = make_optimizer(optim, 10)
-    update = make_update(
-        language_modelling(model, 64 if model is MODEL else 2048, split),
-        optimizer,
-        learning_rate_schedule(optim, 10),
-        mesh,
-        param_specs(parameter_shapes(model), split),
-        micro_steps,
-        dropout=False,
-        wire_dtype=wire,
-    )
-    state = abstract_state(model, optimizer, mesh)
-    step = make_train_step(update, jax.tree.map(lambda x: x.sharding, state))
-    groups = row_groups(mesh)
-    rows = ROWS // groups if model is MODEL else 1
-    layout = BatchLayout(micro_steps, rows, groups, model.n_ctx)
-    key = jax.device_put(jax.random.key(0), replicated(mesh))
-    return step.lower(state, abstract_batch(mesh, layout), key)
+    made = program(Split(*sizes[1:]), math.prod(sizes), model, wire_dtype=wire)
+    groups = row_groups(made.mesh)
+    layout = BatchLayout(micro_steps, ROWS // groups if model is MODEL else 1, groups, model.n_ctx)
+    return made.train_step.lower(*made.arguments(layout))
+
+
+def program(split: Split, devices: int, model: ModelConfig, **train: Any) -> Program:
+    """The program of a model that is divided so among so many devices."""
+    chunk = 64 if model.n_vocab == MODEL.n_vocab else 2048
+    train_config = TrainConfig(max_steps=10, loss_chunk_tokens=chunk, **train)
+    config = Config(model=model, optim=OptimConfig(warmup_steps=2), train=train_config)
+    return assemble(config, make_mesh(devices, split))
 
 
 def local_parameters(sizes: Sizes) -> int:
@@ -234,16 +216,14 @@ def test_raw_gradients_on_eight_devices_are_those_on_one(sizes, tied_head):
     batch = {"tokens": tokens, "weights": np.float32(rng.random(tokens[..., 1:].shape) < 0.7)}
     draw = np.random.default_rng(1).standard_normal
     params = jax.tree.map(lambda x: np.float32(0.1 * draw(x.shape)), parameter_shapes(model))
-    optim = OptimConfig(warmup_steps=2)
-    optimizer = optax.chain(optax.snapshot("raw", lambda grads: grads), make_optimizer(optim, 10))
 
     def gradients(split: Split, devices: int) -> dict[str, Any]:
-        mesh, schedule = make_mesh(devices, split), learning_rate_schedule(optim, 10)
-        specs = param_specs(params, split)
-        task = language_modelling(model, 64, split)
-        update = make_update(task, optimizer, schedule, mesh, specs, 2, dropout=False)
+        made = program(split, devices, model)
+        optimizer = optax.chain(optax.snapshot("raw", lambda grads: grads), made.optimizer)
+        update = dataclasses.replace(made, optimizer=optimizer).update
         state = TrainState(jnp.int32(0), params, optimizer.init(params))
-        state, _ = jax.jit(update)(state, put_rows(mesh, batch, axis=1), jax.random.key(0))
+        rows = put_rows(made.mesh, batch, axis=1)
+        state, _ = jax.jit(update)(state, rows, jax.random.key(0))
         return named_leaves(optax.tree.get(state.opt_state, "raw"))
 
     expected = gradients(WHOLE, 1)

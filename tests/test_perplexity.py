@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gptjax.evals.perplexity import Validation, evaluate, target_bytes
+from gptjax.evals.perplexity import Validation, evaluate
 
 B, T = 5, 7
 
@@ -71,24 +71,11 @@ def test_a_model_that_knows_nothing_has_the_logarithm_of_the_vocabulary():
     assert result.stderr == pytest.approx(0.0, abs=1e-7)
 
 
-def test_one_row_and_no_bytes_give_numbers_all_the_same():
+def test_one_row_gives_numbers_all_the_same_and_no_bytes_no_bits():
     one = {"loss": 6.0, "tokens": 3.0, "rows": 1.0, "mean": 2.0, "square": 4.0}
-    assert evaluate(lambda _: one, [{}], 0) == Validation(2.0, 0.0, 6.0 / math.log(2))
+    assert evaluate(lambda _: one, [{}], 0) == Validation(2.0, 0.0, None)
 
 
 def test_rounding_never_makes_the_variance_negative():
     third = {"loss": 1.0, "tokens": 3.0, "rows": 3.0, "mean": 1.0, "square": 1 / 3 - 1e-9}
     assert evaluate(lambda _: third, [{}], 1).stderr == 0.0
-
-
-def test_bytes_are_counted_for_targets_that_weigh_and_no_others():
-    bytes_per_token = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 0], np.int32)
-    batches = random_batches(3)
-    expected = 0
-    for batch in batches:
-        for row in range(B):
-            for t in range(T):
-                if batch["weights"][row, t] > 0:
-                    expected += int(bytes_per_token[batch["tokens"][row, t + 1]])
-    assert target_bytes(iter(batches), bytes_per_token) == expected
-    assert target_bytes([], bytes_per_token) == 0

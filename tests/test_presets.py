@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import pytest
 from conftest import ROOT
-from jax.sharding import PartitionSpec as P
 
 from gptjax.budget import parameter_count
 from gptjax.cli import ConfigCommand, parse, parse_config
@@ -22,13 +21,8 @@ from gptjax.errors import ConfigError
 from gptjax.model.gpt import parameter_shapes
 from gptjax.presets import find_preset, load_preset, preset_names, presets_dir
 from gptjax.training.fitting import memory_needed
-from gptjax.training.mesh import abstract_batch, batch_layout, make_mesh, replicated
-from gptjax.training.optimizer import make_optimizer
-from gptjax.training.schedules import learning_rate_schedule
-from gptjax.training.setup import DROPOUT_GENERATOR
-from gptjax.training.state import abstract_state
-from gptjax.training.step import make_train_step, make_update
-from gptjax.training.tasks import TASKS
+from gptjax.training.mesh import batch_layout, make_mesh
+from gptjax.training.program import assemble
 from gptjax.tree import count
 from gptjax.validation import validate
 
@@ -175,20 +169,8 @@ def test_the_update_for_the_8_gb_card_fits_with_room_to_spare():
     layout, mesh = batch_layout(config, 1, config.train.micro_batch), make_mesh(1)
     assert (layout.micro_batch, layout.micro_steps) == (2, 256)
     assert layout.context == 1024
-    optimizer = make_optimizer(config.optim, config.train.max_steps)
-    update = make_update(
-        TASKS["lm"](config.model, config.train.loss_chunk_tokens),
-        optimizer,
-        learning_rate_schedule(config.optim, config.train.max_steps),
-        mesh,
-        P(),
-        layout.micro_steps,
-        dropout=True,
-    )
-    step = make_train_step(update, replicated(mesh))
-    key = jax.device_put(jax.random.key(0, impl=DROPOUT_GENERATOR), replicated(mesh))
-    state = abstract_state(config.model, optimizer, mesh)
-    compiled = step.lower(state, abstract_batch(mesh, layout), key).compile()
+    program = assemble(config, mesh)
+    state, compiled = program.abstract_state(), program.compile(layout)
     three_float32 = 3 * 4 * count(state.params)  # parameters and Adam's two moments
     needed = memory_needed(compiled)
     assert three_float32 < needed < 5.5 * 2**30

@@ -91,7 +91,7 @@ def windows(prepared: Manifest) -> TokenWindows:
 def order(windows: TokenWindows) -> np.ndarray:
     """The first windows of the endless order, across the end of its first epoch."""
     alone = StepSource(windows, BatchRamp(1, 1, 0), len(windows) + 800, SEED)
-    return np.concatenate([alone[step] for step in range(len(alone))])
+    return np.concatenate([alone[step]["tokens"] for step in range(len(alone))])
 
 
 @settings(max_examples=25, deadline=None)
@@ -111,7 +111,7 @@ def test_every_window_of_the_endless_order_is_served_once_in_order(
             StepSource(windows, ramp, updates, SEED, process, processes)
             for process in range(processes)
         ]
-        served += [source[step] for step in steps for source in sources]
+        served += [source[step]["tokens"] for step in steps for source in sources]
     rows = np.concatenate(served)
     np.testing.assert_array_equal(rows, order[: len(rows)])
     assert len(rows) == ramp.rows_before(updates)
@@ -122,7 +122,7 @@ def test_a_ramp_that_is_read_ahead_from_any_update_goes_on_where_it_was(windows,
     source = StepSource(windows, ramp, 14, SEED)
     for step in (0, 2, 3, 8, 9, 13):
         with batches_from(source, step) as batches:
-            read = list(batches)
+            read = [batch["tokens"] for batch in batches]
         assert [len(rows) for rows in read] == sizes_of(ramp, 14)[step:]
         start, end = ramp.rows_before(step), ramp.rows_before(14)
         np.testing.assert_array_equal(np.concatenate(read), order[start:end])
@@ -132,7 +132,7 @@ def test_an_epoch_of_a_ramp_holds_every_window_once(windows):
     ramp, n = BatchRamp(8, 64, 9), len(windows)
     updates = next(step for step in itertools.count() if ramp.rows_before(step) >= n)
     source = StepSource(windows, ramp, updates, SEED)
-    rows = np.concatenate([source[step] for step in range(updates)])[:n]
+    rows = np.concatenate([source[step]["tokens"] for step in range(updates)])[:n]
     expected = {windows[i].tobytes() for i in range(n)}
     assert len(expected) > 1500
     assert {row.tobytes() for row in rows} == expected

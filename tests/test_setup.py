@@ -24,7 +24,7 @@ from gptjax.data.sources import text_files
 from gptjax.errors import ConfigError, UserError
 from gptjax.evals.perplexity import evaluate_parts
 from gptjax.presets import load_preset
-from gptjax.training import loop, setup
+from gptjax.training import fitting, loop
 from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.optimizer import averaged_parameters
 from gptjax.training.run_dir import RunDir
@@ -60,9 +60,9 @@ def tiny(data: Manifest, fields: dict[str, Any]) -> Config:
 
 def trained(made: Setup, updates: int) -> tuple[list[float], TrainState]:
     """Losses of the first updates, and the state after them."""
-    state, losses = made.initial_state(), []
+    state, losses = made.program.initial_state(), []
     for step in range(updates):
-        call = made.put_training_rows(made.source[step][None])
+        call = made.feed.training([made.source[step]])
         state, metrics = made.train_steps(state, call)
         losses.append(float(metrics["loss"]))
     return losses, state
@@ -83,7 +83,7 @@ def rows(run: Path) -> list[dict]:
 def saved_state(made: Setup, run: Path) -> TrainState:
     """The newest checkpoint of a run."""
     checkpointer = Checkpointer(RunDir(run).checkpoints, read_only=True)
-    abstract = made.abstract_state()
+    abstract = made.program.abstract_state()
     restored = checkpointer.restore(items_of(abstract), lambda _: None)
     checkpointer.close()
     assert restored is not None
@@ -97,13 +97,13 @@ BIG = {"train.batch_tokens": 4096, "train.max_steps": 4}  # 8 sequences on each 
 def test_an_automatic_micro_batch_is_the_largest_that_fits_and_changes_no_loss(
     prepared, monkeypatch
 ):
-    needs, memory_needed = [], setup.memory_needed
+    needs, memory_needed = [], fitting.memory_needed
 
     def recorded(compiled: jax.stages.Compiled) -> int:
         needs.append(memory_needed(compiled))
         return needs[-1]
 
-    monkeypatch.setattr(setup, "memory_needed", recorded)
+    monkeypatch.setattr(fitting, "memory_needed", recorded)
     auto = tiny(prepared, {**BIG, "train.micro_batch": "auto"})
     roomy = Setup(auto)
     assert (roomy.layout.micro_batch, roomy.layout.micro_steps) == (8, 1)
@@ -112,12 +112,12 @@ def test_an_automatic_micro_batch_is_the_largest_that_fits_and_changes_no_loss(
     assert len(needs) == 3  # of 1, 2 and 8
     assert sorted(needs) == needs
 
-    monkeypatch.setattr(setup, "memory_limit", lambda: int(needs[1] / HEADROOM) + 2)
+    monkeypatch.setattr(fitting, "memory_limit", lambda: int(needs[1] / HEADROOM) + 2)
     tight = Setup(auto)
     assert (tight.layout.micro_batch, tight.layout.micro_steps) == (2, 4)
-    monkeypatch.setattr(setup, "memory_limit", lambda: int(needs[0] / HEADROOM) - 2)
+    monkeypatch.setattr(fitting, "memory_limit", lambda: int(needs[0] / HEADROOM) - 2)
     with pytest.raises(UserError, match="one sequence at a time needs"):
-        Setup(auto)
+        Setup(auto).layout  # noqa: B018
 
     given = Setup(tiny(prepared, {**BIG, "train.micro_batch": 4}))
     assert "auto" not in announced(given).split("batch    ")[1].split("updates")[0]
@@ -127,9 +127,9 @@ def test_an_automatic_micro_batch_is_the_largest_that_fits_and_changes_no_loss(
 
 
 def test_an_automatic_micro_batch_needs_a_device_that_tells_its_memory(prepared, monkeypatch):
-    monkeypatch.setattr(setup, "memory_limit", lambda: None)
+    monkeypatch.setattr(fitting, "memory_limit", lambda: None)
     with pytest.raises(UserError, match=r"give a number as --train\.micro-batch"):
-        Setup(tiny(prepared, {"train.micro_batch": "auto"}))
+        Setup(tiny(prepared, {"train.micro_batch": "auto"})).layout  # noqa: B018
 
 
 def test_a_first_batch_that_does_not_divide_among_the_devices_is_refused(prepared):
@@ -148,8 +148,8 @@ def test_a_ramp_is_announced_compiled_size_by_size_and_trains(prepared):
     assert "(in steps over the first 4 updates: 1,024, 2,048, 4,096)" in text
     assert f"updates  0 to 6; {2 * 1024 + 2 * 2048 + 2 * 4096:,} tokens in all" in text
     for step, batch_tokens in enumerate([1024, 1024, 2048, 2048, 4096, 4096]):
-        assert made.source[step].shape == (batch_tokens // 64, 65)
-        call = made.put_training_rows(made.source[step][None])
+        assert made.source[step]["tokens"].shape == (batch_tokens // 64, 65)
+        call = made.feed.training([made.source[step]])
         micro_steps = call.batch["tokens"].shape[0]
         assert micro_steps == batch_tokens // (64 * 8 * 2)
     losses, state = trained(made, 6)
@@ -242,7 +242,7 @@ def test_validation_looks_at_the_average_of_the_parameters(prepared, tmp_path):
     state = saved_state(made, tmp_path / "run")
 
     def loss_of(params: Any) -> float:
-        step, parts = made.eval_step, made.validation_parts()
+        step, parts = made.program.eval_step, made.validation_parts()
         return evaluate_parts(lambda batch: step(params, batch), parts).loss
 
     average = averaged_parameters(state.opt_state)
@@ -251,12 +251,12 @@ def test_validation_looks_at_the_average_of_the_parameters(prepared, tmp_path):
     assert abs(found - loss_of(state.params)) > 0.01
     assert made.evaluated_params(state) is average
     checkpointer = Checkpointer(tmp_path / "run" / "checkpoints", read_only=True)
-    read = checkpointer.restore_params(12, made.abstract_state().params)
+    read = checkpointer.restore_params(12, made.program.abstract_state().params)
     checkpointer.close()
     jax.tree.map(np.testing.assert_array_equal, read, average)  # generating uses it as well
 
     plain = Setup(tiny(prepared, {**looked, "optim.ema_decay": None}))
-    assert averaged_parameters(plain.initial_state().opt_state) is None
+    assert averaged_parameters(plain.program.initial_state().opt_state) is None
     plain_losses, plain_state = trained(plain, 12)
     assert plain.evaluated_params(plain_state) is plain_state.params
     kept = [row["train_loss"] for row in rows(tmp_path / "run")]

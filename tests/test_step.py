@@ -16,16 +16,15 @@ import optax
 import pytest
 from conftest import EXHAUSTIVE
 from jax import lax
-from jax.sharding import PartitionSpec as P
 
-from gptjax.config import ModelConfig, OptimConfig
+from gptjax.config import Config, ModelConfig, OptimConfig, TrainConfig
+from gptjax.data.examples import IS_REAL
 from gptjax.model.gpt import GPT
 from gptjax.training.mesh import make_mesh, put_rows, replicated
 from gptjax.training.optimizer import make_optimizer
+from gptjax.training.program import Program, assemble
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.state import TrainState, abstract_state, initial_state
-from gptjax.training.step import make_eval_step, make_train_step, make_train_steps, make_update
-from gptjax.training.tasks import Task, language_modelling
 from gptjax.tree import named_leaves
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=8, n_vocab=50, dtype="float32")
@@ -45,24 +44,29 @@ Layout = tuple[int, int]
 Batch = dict[str, np.ndarray]
 
 
-def with_dropout(rate: float) -> ModelConfig:
-    return dataclasses.replace(MODEL, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
+def with_dropout(rate: float) -> dict[str, float]:
+    return dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), rate)
+
+
+def program(n_devices: int, **fields: Any) -> Program:
+    """The program of the small model on so many devices; `fields` are of its model or training."""
+    train = TrainConfig(max_steps=UPDATES, loss_chunk_tokens=5)
+    model = {k: v for k, v in fields.items() if hasattr(MODEL, k)}
+    train = dataclasses.replace(train, **{k: v for k, v in fields.items() if k not in model})
+    config = Config(model=dataclasses.replace(MODEL, **model), optim=OPTIM, train=train)
+    return dataclasses.replace(assemble(config, make_mesh(n_devices)), optimizer=OPTIMIZER)
 
 
 @cache
 def train_step(layout: Layout, rate: float = 0.0) -> Callable:
     """The step of one layout; `factor` multiplies each row's loss, so that one can be spoilt."""
-    task = language_modelling(with_dropout(rate), loss_chunk_tokens=5)
+    made = program(layout[0], **with_dropout(rate))
 
     def loss(params: Any, batch: Any, key: Any) -> jax.Array:
         spoilt = batch["weights"] * batch["factor"][:, None]
-        return task.loss(params, {**batch, "weights": spoilt}, key)
+        return made.losses.loss(params, {**batch, "weights": spoilt}, key)
 
-    n_devices, micro_steps = layout
-    spoilable = Task(loss, task.row_losses)
-    mesh = make_mesh(n_devices)
-    update = make_update(spoilable, OPTIMIZER, SCHEDULE, mesh, P(), micro_steps, dropout=rate > 0)
-    return make_train_step(update, replicated(mesh))
+    return dataclasses.replace(made, losses=made.losses._replace(loss=loss)).train_step
 
 
 @cache
@@ -239,9 +243,7 @@ def abstract(layout: Layout, optimizer: Any) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize("layout", [(8, 4), (8, 1), (1, 4)])
 def test_results_are_written_where_the_state_was(layout):
     """Donation is more than a promise: the compiler has no second state in its account."""
-    task, mesh = language_modelling(MODEL), make_mesh(layout[0])
-    update = make_update(task, UPDATE, SCHEDULE, mesh, P(), layout[1], dropout=False)
-    step = make_train_step(update, replicated(mesh))
+    step = dataclasses.replace(program(layout[0]), optimizer=UPDATE).train_step
     arguments = abstract(layout, UPDATE)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[0]))
     memory = step.lower(*arguments).compile().memory_analysis()
@@ -287,27 +289,23 @@ def products_in(jaxpr: Any) -> list[Any]:
 @pytest.mark.parametrize("micro_steps", [1, 4])
 @pytest.mark.parametrize("chunk", [0, 5])
 @pytest.mark.parametrize(
-    ("name", "precision"), [("highest", lax.Precision.HIGHEST), ("default", lax.Precision.DEFAULT)]
+    ("dtype", "precision"),
+    [("float32", lax.Precision.HIGHEST), ("bfloat16", lax.Precision.DEFAULT)],
 )
-def test_every_product_has_the_precision_that_was_asked_for(name, precision, chunk, micro_steps):
+def test_every_product_has_the_precision_that_its_type_needs(dtype, precision, chunk, micro_steps):
     layout = (8, micro_steps)
-    task, mesh = language_modelling(MODEL, loss_chunk_tokens=chunk), make_mesh(8)
-    update = make_update(
-        task, OPTIMIZER, SCHEDULE, mesh, P(), micro_steps, dropout=False, precision=name
-    )
-    step = make_train_step(update, replicated(mesh))
+    made = program(8, dtype=dtype, loss_chunk_tokens=chunk)
     state, batch, key = abstract(layout, OPTIMIZER)
-    forward = products_in(jax.make_jaxpr(lambda p, b: task.loss(p, b, None))(
+    forward = products_in(jax.make_jaxpr(lambda p, b: made.losses.loss(p, b, None))(
         state.params, jax.tree.map(lambda x: x[0], batch)
     ).jaxpr)  # fmt: skip
-    found = products_in(jax.make_jaxpr(step)(state, batch, key).jaxpr)
+    found = products_in(jax.make_jaxpr(made.train_step)(state, batch, key).jaxpr)
     assert len(forward) >= 7  # four projections, two of attention, logits
     assert len(found) >= 3 * len(forward) - 1  # each has two more backwards; logits may be shared
     assert set(found) == {(precision, precision)}
 
-    evaluate = make_eval_step(task, mesh, P(), name)
-    rows = put_rows(mesh, random_batch(0), axis=0)
-    assert set(products_in(jax.make_jaxpr(evaluate)(state.params, rows).jaxpr)) == {
+    rows = put_rows(made.mesh, {**random_batch(0), IS_REAL: np.ones(ROWS, np.float32)}, axis=0)
+    assert set(products_in(jax.make_jaxpr(made.eval_step)(state.params, rows).jaxpr)) == {
         (precision, precision)
     }
 
@@ -326,10 +324,7 @@ def test_nothing_is_compiled_after_the_first_update(layout, caplog):
 @cache
 def several_steps() -> Callable:
     """Up to four updates a call, on eight devices with one micro-step each."""
-    task = language_modelling(with_dropout(0.2), loss_chunk_tokens=5)
-    mesh = make_mesh(8)
-    updates = make_update(task, OPTIMIZER, SCHEDULE, mesh, P(), 1, dropout=True)
-    return make_train_steps(updates, replicated(mesh))
+    return program(8, **with_dropout(0.2), updates_per_call=4).train_step
 
 
 def by_calls(counts: list[int]) -> tuple[TrainState, dict[str, np.ndarray]]:
@@ -416,10 +411,12 @@ def numpy_sums(batch: Batch) -> dict[str, float]:
 @cache
 def eval_step(n_devices: int) -> Callable:
     """Of a model with dropout, which an evaluation must not apply."""
-    return make_eval_step(language_modelling(with_dropout(0.5)), make_mesh(n_devices), P())
+    return program(n_devices, **with_dropout(0.5)).eval_step
 
 
 def evaluated(n_devices: int, params: Any, batch: Batch) -> dict[str, float]:
+    """Every row being a real one, or as the batch says itself."""
+    batch = {IS_REAL: np.ones(ROWS, np.float32), **batch}
     sums = eval_step(n_devices)(params, put_rows(make_mesh(n_devices), batch, axis=0))
     return {name: float(value) for name, value in sums.items()}
 
@@ -437,6 +434,10 @@ def test_evaluation_sums_are_those_of_numpy(n_devices):
     garbage["tokens"][batch["weights"].sum(1) == 0] = 49
     assert evaluated(n_devices, params, garbage) == got
     assert not any(x.is_deleted() for x in jax.tree.leaves(params))
+
+    padded = {**random_batch(6), IS_REAL: np.float32(np.arange(ROWS) < 20)}
+    masked = {**padded, "weights": padded["weights"] * padded[IS_REAL][:, None]}
+    assert evaluated(n_devices, params, padded) == pytest.approx(numpy_sums(masked), rel=2e-6)
 
 
 def test_evaluation_means_of_rows_that_weigh_less_than_one_token_are_means():

@@ -8,22 +8,24 @@ are what they are without a mixture.
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import numpy as np
 
 from gptjax.config import Config
-from gptjax.data.manifest import TOKENIZER, Manifest, is_prepared, read_manifest
-from gptjax.data.windows import TokenWindows
+from gptjax.data.examples import EndlessExamples, Example, TaskData, ValidationSet
+from gptjax.data.manifest import TOKENIZER, Manifest, is_prepared, read_manifest, read_tokenizer
+from gptjax.data.tokenizers import bytes_per_token, identity
+from gptjax.data.windows import TokenWindows, WindowExamples
 from gptjax.errors import UserError
 from gptjax.mixing import Mixture, parse_change, parse_source
 from gptjax.ramp import batch_ramp
 
 
-class Corpus:
-    """The data of a config, opened and checked; `manifest` is that of its first source."""
+class Corpus(TaskData):
+    """The data of pretraining, opened and checked; `manifest` is that of its first source."""
 
     def __init__(self, config: Config):
         data, self._ramp = config.data, batch_ramp(config)
@@ -42,16 +44,41 @@ class Corpus:
         names = [manifest.directory.name for manifest in self.manifests]
         clear = len(set(names)) == len(names)
         self.names = names if clear else [str(m.directory) for m in self.manifests]
+        self.tokenizer = read_tokenizer(self.manifest)
+        self._bytes_per_token: np.ndarray | None = None
 
-    @property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any token, and with any weight of a mixture."""
-        return self._fingerprint(self.changes)
+    def resolved(self, config: Config) -> Config:
+        """The config with the tokenizer of the data and the size of its vocabulary."""
+        n_vocab = require_vocabulary(self.manifest, config.model.n_vocab, config.data.tokenizer)
+        return replace(
+            config,
+            model=replace(config.model, n_vocab=n_vocab),
+            data=replace(config.data, tokenizer=self.manifest.tokenizer),
+        )
 
-    def fingerprint_until(self, step: int) -> str:
-        """The same of the first `step` updates: what changes later is left out."""
+    def fingerprint_until(self, step: int | None = None) -> str:
+        """16 hexadecimal digits that change with any token, and with any weight of a mixture.
+
+        Weights that come into force after `step` updates are left out.
+        """
+        if step is None:
+            return self._fingerprint(self.changes)
         past = [f"{at}={','.join(map(str, w))}" for at, w in self._changes if at < step]
         return self._fingerprint(past)
+
+    def other_data(self, step: int, before: str) -> str:
+        """What to tell a user whose data, or weights, are not those that the run has had so far."""
+        now = self.fingerprint_until(step)
+        if self.mixture is None:
+            return (
+                f"was trained on other data (fingerprint {before}) than {self.manifest.directory} "
+                f"({now}): give that data's --data.path"
+            )
+        return (
+            f"was trained on another mixture up to update {step} (fingerprint {before}) than this "
+            f"({now}): give the sources, the weights and their changes before update {step} as "
+            f"they were, which its config.json says; changes from update {step} on are free"
+        )
 
     def _fingerprint(self, changes: Sequence[str]) -> str:
         if self.mixture is None:
@@ -60,10 +87,14 @@ class Corpus:
         content = json.dumps([[m.fingerprint for m in self.manifests], weights, changes])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    @property
-    def tokens(self) -> int:
-        """Training tokens of all sources."""
-        return sum(manifest.splits["train"].tokens for manifest in self.manifests)
+    def epochs(self, step: int) -> float:
+        """Tokens of the first `step` updates over those of all sources."""
+        tokens = sum(manifest.splits["train"].tokens for manifest in self.manifests)
+        return self._ramp.rows_before(step) * self._context / tokens
+
+    def shuffled(self, seed: int) -> EndlessExamples:
+        """The endless shuffled order of a seed, of the windows of all sources."""
+        return self.training_windows().shuffled(seed)
 
     def training_windows(self) -> "TokenWindows | MixedWindows":
         """Windows to train on; raises `UserError` where a source would be read too often."""
@@ -72,7 +103,10 @@ class Corpus:
         if too_often := [
             f"{name} would be read {epochs:.2f} times, at most {source.max_epochs:g} are allowed"
             for name, source, epochs in zip(
-                self.names, self.mixture.sources, self._epochs(self._max_steps), strict=True
+                self.names,
+                self.mixture.sources,
+                self._epochs_by_source(self._max_steps),
+                strict=True,
             )
             if source.max_epochs is not None and epochs > source.max_epochs
         ]:
@@ -82,9 +116,26 @@ class Corpus:
             )
         return MixedWindows(self._windows, self.mixture)
 
-    def validation_windows(self) -> list[TokenWindows]:
-        """The validation windows of every source."""
-        return [TokenWindows(manifest, "val", self._context) for manifest in self.manifests]
+    def validation_sets(self) -> list[ValidationSet]:
+        """The validation windows of every source; raises `UserError` where there is none."""
+        sets = [
+            ValidationSet(name, share, WindowExamples(TokenWindows(manifest, "val", self._context)))
+            for name, share, manifest in zip(self.names, self.shares(), self.manifests, strict=True)
+        ]
+        for (_, _, examples), manifest in zip(sets, self.manifests, strict=True):
+            if len(examples) == 0:
+                raise UserError(
+                    f"{manifest.directory} has {manifest.splits['val'].tokens} validation tokens, "
+                    f"fewer than one window of {self._context} + 1: prepare with a larger "
+                    "--val-fraction, or train with --train.eval-every-steps 0"
+                )
+        return sets
+
+    def target_bytes(self, example: Example) -> int:
+        """Bytes of text behind the targets of a window."""
+        if self._bytes_per_token is None:
+            self._bytes_per_token = bytes_per_token(self.tokenizer)
+        return int(self._bytes_per_token[example["tokens"][1:]].sum())
 
     def shares(self) -> list[float]:
         """The share of every source in all rows of the run, by which validation is weighted."""
@@ -94,11 +145,11 @@ class Corpus:
         return [count / sum(counts) for count in counts]
 
     @property
-    def measure(self) -> str:
-        """What the validation loss is the mean of; losses of another measure cannot be compared."""
+    def loss_definition(self) -> str:
+        """What the validation loss is the mean of; losses of another one cannot be compared."""
         return "" if self.mixture is None else " ".join(f"{share:.6f}" for share in self.shares())
 
-    def lines(self, step: int) -> list[str]:
+    def announcement(self, step: int) -> list[str]:
         """What to say before updates from `step` on; of a mixture, shares and epochs of each."""
         if self.mixture is None:
             split, val = self.manifest.splits["train"], self.manifest.splits["val"]
@@ -107,7 +158,7 @@ class Corpus:
                 f"{len(split.shards)} shards, {val.tokens:,} for validation, tokenizer "
                 f"{self.manifest.tokenizer}"
             ]
-        begin, end = self._epochs(step), self._epochs(self._max_steps)
+        begin, end = self._epochs_by_source(step), self._epochs_by_source(self._max_steps)
         lines = [
             f"mixture  {share:6.1%} {name}: {manifest.splits['train'].tokens:,} tokens, "
             f"epochs {first:.2f} to {last:.2f}"
@@ -123,10 +174,10 @@ class Corpus:
         """Epochs of every source of a mixture after `step` updates, for metrics.jsonl."""
         if self.mixture is None:
             return {}
-        done = zip(self.names, self._epochs(step), strict=True)
+        done = zip(self.names, self._epochs_by_source(step), strict=True)
         return {f"epochs/{name}": epochs for name, epochs in done}
 
-    def _epochs(self, step: int) -> list[float]:
+    def _epochs_by_source(self, step: int) -> list[float]:
         assert self.mixture is not None
         counts = self.mixture.counts(self._ramp.rows_before(step))
         return [n / max(1, len(w)) for n, w in zip(counts, self._windows, strict=True)]
@@ -138,7 +189,7 @@ class MixedWindows:
     def __init__(self, windows: list[TokenWindows], mixture: Mixture):
         self.windows, self.mixture = windows, mixture
 
-    def in_order(self, seed: int) -> "MixedOrder":
+    def shuffled(self, seed: int) -> "MixedOrder":
         """The endless order of rows of a seed; raises `UserError` for a source without a window."""
         return MixedOrder(self, seed)
 
@@ -151,17 +202,35 @@ class MixedOrder:
         seeds = np.random.SeedSequence(seed).generate_state(len(mixed.windows)).tolist()
         self._mixture = mixed.mixture
         self._orders = [
-            windows.in_order(seed) if is_read else None  # one that is only validated on
+            windows.shuffled(seed) if is_read else None  # one that is only validated on
             for windows, seed, is_read in zip(
                 mixed.windows, seeds, mixed.mixture.is_read(), strict=True
             )
         ]
 
-    def __getitem__(self, row: int) -> Any:
+    def __getitem__(self, row: int) -> Example:
         source, index = self._mixture.place(row)
         order = self._orders[source]
         assert order is not None
         return order[index]
+
+
+def require_vocabulary(manifest: Manifest, n_vocab: int | None, tokenizer: str | None) -> int:
+    """The data's vocabulary size; raises `UserError` where the config asks for another."""
+    names = (None, manifest.tokenizer, manifest.tokenizer_fingerprint)
+    if tokenizer not in names and identity(tokenizer or "") not in names:
+        raise UserError(
+            f"{manifest.directory} was tokenised with {manifest.tokenizer}, but the "
+            f"config says data.tokenizer {tokenizer}: leave it out, or prepare the "
+            "data with it"
+        )
+    if n_vocab is not None and n_vocab != manifest.n_vocab:
+        raise UserError(
+            f"{manifest.directory} has a vocabulary of {manifest.n_vocab} "
+            f"({manifest.tokenizer}), but the config says model.n_vocab {n_vocab}: "
+            "leave it out"
+        )
+    return manifest.n_vocab
 
 
 def _read_all(directories: list[Path], tokenizer: str | None) -> tuple[Manifest, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
+import jax
 
 Batch = dict[str, Any]
 
@@ -23,8 +23,8 @@ class Validation:
     """Nats per token."""
     stderr: float
     """Standard error of `loss`, from the spread between windows."""
-    bits_per_byte: float
-    """Bits per byte of text, which compares models with different tokenizers."""
+    bits_per_byte: float | None
+    """Bits per byte of text, which compares models with different tokenizers; None without text."""
     by_source: tuple[tuple[str, float], ...] = ()
     """Of a mixture: each source's name and its own loss."""
 
@@ -41,17 +41,17 @@ class ValidationPart(NamedTuple):
 def evaluate(
     step: Callable[[Batch], dict[str, Any]], batches: Iterable[Batch], target_bytes: int
 ) -> Validation:
-    """Sum `step` over `batches`; `target_bytes` is the text length of all their targets."""
+    """Sum `step` over `batches`; `target_bytes` is the text length of all their targets, or 0."""
     total: dict[str, float] = defaultdict(float)
     for batch in batches:
         for name, value in step(batch).items():
-            total[name] += float(value)
+            total[name] += float(jax.device_get(value))
     loss, rows = total["loss"] / total["tokens"], total["rows"]
     variance = max(0.0, total["square"] / rows - (total["mean"] / rows) ** 2)
     return Validation(
         loss=loss,
         stderr=math.sqrt(variance / max(1.0, rows - 1)),
-        bits_per_byte=total["loss"] / math.log(2) / max(1, target_bytes),
+        bits_per_byte=total["loss"] / math.log(2) / target_bytes if target_bytes else None,
     )
 
 
@@ -63,23 +63,18 @@ def evaluate_parts(
     if len(parts) == 1:
         return results[0]
     shares = [part.share for part in parts]
-    bits = [result.loss / math.log(2) for result in results]
-    bytes_per_token = [b / max(1e-9, r.bits_per_byte) for b, r in zip(bits, results, strict=True)]
+    loss, bits_per_byte = _weighted(shares, [result.loss for result in results]), None
+    if all(result.bits_per_byte for result in results):
+        bits = [result.loss / math.log(2) for result in results]
+        bytes_per_token = [b / (r.bits_per_byte or 1) for b, r in zip(bits, results, strict=True)]
+        bits_per_byte = _weighted(shares, bits) / _weighted(shares, bytes_per_token)
     return Validation(
-        loss=_weighted(shares, [result.loss for result in results]),
+        loss=loss,
         stderr=math.hypot(*(s * r.stderr for s, r in zip(shares, results, strict=True))),
-        bits_per_byte=_weighted(shares, bits) / max(1e-9, _weighted(shares, bytes_per_token)),
+        bits_per_byte=bits_per_byte,
         by_source=tuple((p.name, r.loss) for p, r in zip(parts, results, strict=True)),
     )
 
 
 def _weighted(shares: Sequence[float], values: Sequence[float]) -> float:
     return sum(share * value for share, value in zip(shares, values, strict=True))
-
-
-def target_bytes(batches: Iterable[Batch], bytes_per_token: np.ndarray) -> int:
-    """Bytes of text behind every target that counts."""
-    return sum(
-        int(bytes_per_token[batch["tokens"][:, 1:]][batch["weights"] > 0].sum())
-        for batch in batches
-    )

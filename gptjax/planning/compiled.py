@@ -68,6 +68,7 @@ def as_compiled(config: Config, layout: Layout) -> tuple[Config, Layout]:
         wire_dtype="float32",
         ramp_from_tokens=None,
         ramp_steps=0,
+        updates_per_call=1,
     )
     return replace(config, model=model, train=train), small
 
@@ -106,42 +107,13 @@ def compare_traffic(
 
 def compile_update(config: Config, layout: Layout) -> Any:
     """The compiled update, a `jax.stages.Compiled`, of a config that a processor can compute."""
-    import jax
-
-    from gptjax.model.gpt import parameter_shapes
-    from gptjax.model.parallel import param_specs
     from gptjax.places import Split
-    from gptjax.training.compiler import compiler_options
-    from gptjax.training.mesh import abstract_batch, batch_layout, make_mesh, replicated
-    from gptjax.training.optimizer import make_optimizer
-    from gptjax.training.schedules import learning_rate_schedule
-    from gptjax.training.setup import dropout_generator
-    from gptjax.training.state import abstract_state
-    from gptjax.training.step import make_train_step, make_update
-    from gptjax.training.tasks import TASKS
+    from gptjax.training.mesh import batch_layout, make_mesh
+    from gptjax.training.program import assemble
 
-    model, train = config.model, config.train
-    split = Split(layout.fsdp, layout.tensor)
-    mesh = make_mesh(layout.gpus, split)
-    rows = batch_layout(config, layout.groups, int(train.micro_batch))
-    optimizer = make_optimizer(config.optim, train.max_steps)
-    update = make_update(
-        TASKS["lm"](
-            model, train.loss_chunk_tokens, split, 0 if config.data.document_mask else None
-        ),
-        optimizer,
-        learning_rate_schedule(config.optim, train.max_steps),
-        mesh,
-        param_specs(parameter_shapes(model), split),
-        rows.micro_steps,
-        dropout=any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)),
-        wire_dtype=train.wire_dtype,
-    )
-    state = abstract_state(model, optimizer, mesh)
-    step = make_train_step(update, jax.tree.map(lambda leaf: leaf.sharding, state))
-    key = jax.random.key(0, impl=dropout_generator(mesh.size))
-    key = jax.device_put(key, replicated(mesh))
-    return step.lower(state, abstract_batch(mesh, rows), key).compile(compiler_options())
+    mesh = make_mesh(layout.gpus, Split(layout.fsdp, layout.tensor))
+    rows = batch_layout(config, layout.groups, int(config.train.micro_batch))
+    return assemble(config, mesh).compile(rows)
 
 
 def lines(found: Comparison, config: Config, layout: Layout) -> list[str]:

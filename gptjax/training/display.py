@@ -108,10 +108,9 @@ def _numbers(row: Row) -> str:
     if "train_loss" in row:
         parts.append(f"loss {row['train_loss']:.4f}")
     if "val_loss" in row:
-        parts.append(
-            f"val {row['val_loss']:.4f} +- {row['val_stderr']:.4f} "
-            f"({row['val_bits_per_byte']:.3f} bits/byte)"
-        )
+        parts.append(f"val {row['val_loss']:.4f} +- {row['val_stderr']:.4f}")
+    if "val_bits_per_byte" in row:
+        parts[-1] += f" ({row['val_bits_per_byte']:.3f} bits/byte)"
     if "learning_rate" in row:
         parts.append(f"lr {row['learning_rate']:.2e}")
     if "tokens_per_second" in row:

@@ -11,10 +11,12 @@ from pathlib import Path
 import jax
 
 from gptjax.budget import HEADROOM, gibibytes
-from gptjax.config import ModelConfig
+from gptjax.config import Config, ModelConfig
 from gptjax.errors import UserError
 from gptjax.flash import portable, refusals
 from gptjax.model.attention import cudnn_problem
+from gptjax.training.agreement import first_says
+from gptjax.training.mesh import BatchLayout, batch_layout, rows_per_device
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -39,6 +41,34 @@ def choose_attention(
             f"cuDNN's attention does not work here: {problem}\ntake --model.attention blockwise"
         )
     return portable(context), f"not cuDNN's: {problem}"
+
+
+def choose_layout(
+    config: Config, groups: int, compiled: Callable[[BatchLayout], jax.stages.Compiled]
+) -> tuple[BatchLayout, str | None]:
+    """How an update is cut, and what was found about memory if the micro-batch is `auto`.
+
+    Raises `UserError` where that cannot be found.
+    """
+    micro_batch = config.train.micro_batch
+    if micro_batch != "auto":
+        return batch_layout(config, groups, micro_batch), None
+    limit = memory_limit()
+    if limit is None:
+        raise UserError(
+            "train.micro_batch auto needs to know how much memory a device has, which this one "
+            "does not tell: give a number as --train.micro-batch"
+        )
+    limit = int(first_says(limit))  # all processes have to compile the same programs
+    needs: dict[int, int] = {}
+
+    def needed(micro_batch: int) -> int:
+        needs[micro_batch] = memory_needed(compiled(batch_layout(config, groups, micro_batch)))
+        return needs[micro_batch]
+
+    chosen = largest_micro_batch(rows_per_device(config, groups), needed, limit)
+    found = f"{gibibytes(needs[chosen])} of {gibibytes(limit)} a device, by the compiler"
+    return batch_layout(config, groups, chosen), found
 
 
 def memory_limit() -> int | None:

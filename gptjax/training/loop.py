@@ -21,10 +21,10 @@ from gptjax.data.loader import batches_from, read_ahead
 from gptjax.errors import UserError
 from gptjax.evals.perplexity import Validation, evaluate_parts
 from gptjax.training.agreement import by_first, first_says, is_first, largest, leave_if_several
-from gptjax.training.calls import due, rows_by_call, rows_of_call
 from gptjax.training.checkpoint import Checkpointer, SaveError
 from gptjax.training.compiler import watching_cache
 from gptjax.training.display import Display
+from gptjax.training.feed import by_call, due, rows_of_call
 from gptjax.training.metrics import MetricsLog, Row, Throughput, with_waits
 from gptjax.training.preflight import check_links
 from gptjax.training.profile import Startup, UpdateTrace
@@ -32,7 +32,7 @@ from gptjax.training.run_dir import RunDir
 from gptjax.training.setup import Setup
 from gptjax.training.showing import Showing
 from gptjax.training.signals import StopRequest
-from gptjax.training.start import open_run, restore_or_start
+from gptjax.training.start import agree_on_program, open_run, restore_or_start
 from gptjax.training.state import TrainState, saved_items
 from gptjax.training.step import Metrics
 from gptjax.training.watchdog import Watchdog
@@ -54,6 +54,7 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
         links = check_links(config)
         setup = Setup(config)
         news = open_run(setup, run_dir, fresh, stack)
+        agree_on_program(setup)
         display = stack.enter_context(closing(Display(run_dir.log if is_first() else None)))
         keep_latest = setup.config.train.keep_latest
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
@@ -123,17 +124,16 @@ class _Loop:
         traced = train.profile if is_first() else None
         trace = UpdateTrace(traced, self.run_dir.path / "profile", display.say)
         previous: tuple[_Launch, Metrics] | None = None
-        with batches_from(self.setup.source, step) as rows, closing(trace):
+        with batches_from(self.setup.source, step) as batches, closing(trace):
             display.say("compiling the update ...")
             self.startup.end("setup")
             with watching_cache() as cache:
-                self.setup.compile_update(step)  # while the thread behind `rows` reads
+                self.setup.compile_update(step)  # while the thread behind `batches` reads
             self.startup.end("compilation", f"cached: {cache}")
             display.start(step, train.max_steps)
             trace.begin(step, train.max_steps)
-            calls = read_ahead(
-                rows_by_call(rows, train, self.setup.ramp, step), self.setup.put_training_rows
-            )
+            calls = by_call(batches, train, self.setup.ramp, step)
+            calls = read_ahead(calls, self.setup.feed.training)
             for call, wait in with_waits(calls):
                 began = time.perf_counter()
                 with trace.update(step + 1):
@@ -195,7 +195,7 @@ class _Loop:
         if validation is not None:
             is_best = validation.loss < first_says(self._lowest_loss())
             row |= self._validation_values(validation)
-        row |= self.setup.corpus.progress(step)
+        row |= self.setup.data.progress(step)
         self._write(rows)
         stopping = bool(self.stop)  # read once: a signal may come at any moment
         if "save" in now or stopping or is_best:
@@ -210,7 +210,7 @@ class _Loop:
         return stopping
 
     def _lowest_loss(self) -> float:
-        return self.checkpointer.ranking.lowest(self.setup.corpus.measure)
+        return self.checkpointer.ranking.lowest(self.setup.data.loss_definition)
 
     def make_up_validation(self, state: TrainState, step: int) -> None:
         """Measure what was due at the restored update, if a stop request cut it short."""
@@ -219,7 +219,7 @@ class _Loop:
         if not first_says(is_due and is_missing):
             return
         if (validation := self._validate(state)) and is_first():
-            epochs = self.setup.corpus.progress(step)
+            epochs = self.setup.data.progress(step)
             self.log.amend({**self._validation_values(validation), **epochs})
         self.watchdog.rest()
 
@@ -234,7 +234,7 @@ class _Loop:
                 if self.stop:
                     return
 
-        step, params = self.setup.eval_step, self.setup.evaluated_params(state)
+        step, params = self.setup.program.eval_step, self.setup.evaluated_params(state)
         parts = [
             p._replace(batches=until_stopped(p.batches)) for p in self.setup.validation_parts()
         ]
@@ -256,7 +256,7 @@ class _Loop:
         cursor: dict[str, str | float] = {**self.setup.data_identity(int(state.step))}
         if validation is not None and math.isfinite(validation.loss):
             cursor["val_loss"] = validation.loss
-            cursor["val_measure"] = self.setup.corpus.measure
+            cursor["val_measure"] = self.setup.data.loss_definition
         step, config = int(state.step), json.loads(to_json(self.setup.config))
         try:
             with self.watchdog.saving(self.checkpointer.longest_save):

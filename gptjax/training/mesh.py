@@ -4,10 +4,12 @@ Each group of devices along `data` has a whole model. The devices of a group div
 and, but for those along `tensor`, rows of a batch too.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gptjax.config import Config, MeshConfig
@@ -19,9 +21,10 @@ from gptjax.tree import Tree, leaf_names, named_leaves
 DATA = "data"
 
 
-def make_mesh(n_devices: int | None = None, split: Split = WHOLE) -> Mesh:
-    """A mesh over all devices, or over the first `n_devices`; neighbours share a model."""
-    devices = jax.devices()[:n_devices]
+def make_mesh(devices: int | Sequence[jax.Device] | None = None, split: Split = WHOLE) -> Mesh:
+    """A mesh over all devices, over the first so many, or over these; neighbours share a model."""
+    if devices is None or isinstance(devices, int):
+        devices = jax.devices()[:devices]
     shape = (len(devices) // (split.fsdp * split.tensor), split.fsdp, split.tensor)
     # make_mesh gives Explicit axes by default, which shard_map's automatic parts refuse
     return jax.make_mesh(shape, (DATA, FSDP, TENSOR), (AxisType.Auto,) * 3, devices=devices)
@@ -103,6 +106,11 @@ def put_rows(mesh: Mesh, batch: Any, axis: int) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def put_everywhere(mesh: Mesh, value: Any) -> jax.Array:
+    """Start copying the same value of all processes to every device."""
+    return jax.make_array_from_process_local_data(replicated(mesh), np.asarray(value))
+
+
 @dataclass(frozen=True)
 class BatchLayout:
     """How the rows of an update are cut: A micro-steps of `micro_batch` rows in every group."""
@@ -113,8 +121,17 @@ class BatchLayout:
     """Devices with rows of their own; with `tensor`, groups of devices."""
     context: int
 
+    @property
+    def micro_rows(self) -> int:
+        """Rows of a micro-step over all devices."""
+        return self.micro_batch * self.row_groups
+
+    def of_rows(self, rows: int) -> "BatchLayout":
+        """The same cut of an update of so many rows: the one place that derives micro-steps."""
+        return replace(self, micro_steps=rows // self.micro_rows)
+
     def __str__(self) -> str:
-        tokens = self.micro_steps * self.micro_batch * self.row_groups * self.context
+        tokens = self.micro_steps * self.micro_rows * self.context
         return (
             f"{self.micro_steps} micro-steps x {self.row_groups} devices x {self.micro_batch} "
             f"sequences x {self.context} tokens = {tokens:,} tokens an update"
@@ -140,17 +157,17 @@ def batch_layout(config: Config, groups: int, micro_batch: int) -> BatchLayout:
     per_device = rows_per_device(config, groups)
     largest = min(micro_batch, per_device)
     micro = next(m for m in range(largest, 0, -1) if per_device % m == 0)
-    return BatchLayout(config.batch_rows // groups // micro, micro, groups, config.context)
+    return BatchLayout(1, micro, groups, config.context).of_rows(config.batch_rows)
 
 
-def abstract_batch(mesh: Mesh, layout: BatchLayout, updates: tuple[int, ...] = ()) -> Any:
-    """Shapes, types and placement of one update's batch, for compiling before there is data.
+def abstract_batch(mesh: Mesh, layout: BatchLayout, example: Any, updates: int = 1) -> Any:
+    """Shapes, types and placement of an update's batch of such examples, for compiling.
 
-    `updates` is (K,) where one call does K of them.
+    With several `updates` the batches of as many have a leading axis.
     """
-    rows = (*updates, layout.micro_steps, layout.micro_batch * layout.row_groups)
-    sharding = NamedSharding(mesh, rows_spec(mesh, axis=len(updates) + 1))
+    rows = (*([updates] if updates > 1 else []), layout.micro_steps, layout.micro_rows)
+    sharding = NamedSharding(mesh, rows_spec(mesh, axis=len(rows) - 1))
     return {
-        "tokens": jax.ShapeDtypeStruct((*rows, layout.context + 1), "int32", sharding=sharding),
-        "weights": jax.ShapeDtypeStruct((*rows, layout.context), "float32", sharding=sharding),
+        name: jax.ShapeDtypeStruct((*rows, *x.shape), x.dtype, sharding=sharding)
+        for name, x in example.items()
     }

@@ -184,8 +184,11 @@ class RunDir:
 
 def _flat(config: Config) -> dict[str, Any]:
     """Every field under its dotted name."""
-    return {
-        f"{section.name}.{name}": value
-        for section in dataclasses.fields(Config)
-        for name, value in dataclasses.asdict(getattr(config, section.name)).items()
-    }
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        flat |= (
+            {f"{name}.{k}": v for k, v in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return flat

@@ -23,12 +23,10 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
     """Hold the directory until `stack` ends, an older run moved aside if `fresh`.
 
     Returns what the user should know. Raises `UserError` if the directory is another process's or
-    another run's, or if the processes are not at the same run.
+    another run's, or if the processes are not at the same run. Nothing is compiled by then.
     """
     require_same("the config", to_json(setup.config))
-    require_same("the data", setup.corpus.fingerprint)
-    require_same("the cut of a batch", str(setup.layout))
-    require_same("the attention that works", setup.model.attention)
+    require_same("the data", setup.data.fingerprint_until())
 
     def hold() -> list[str]:
         kept = run_dir.set_aside() if fresh else None
@@ -44,18 +42,25 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
     return said or []
 
 
+def agree_on_program(setup: Setup) -> None:
+    """Find out what works and fits here, which may compile for minutes; the same everywhere."""
+    require_same("the attention that works", setup.program.config.model.attention)
+    require_same("the cut of a batch", str(setup.layout))
+
+
 def restore_or_start(
     setup: Setup, checkpointer: Checkpointer, run_dir: RunDir, display: Display
 ) -> tuple[TrainState, int]:
     """The newest good checkpoint, or freshly drawn parameters where there is none; updates done."""
-    abstract = setup.abstract_state()
+    abstract = setup.program.abstract_state()
     restored = checkpointer.restore(items_of(abstract), display.say)
     if restored is None:
-        return setup.initial_state(), 0  # not waited for: the update compiles meanwhile
+        return setup.program.initial_state(), 0  # not waited for: the update compiles meanwhile
     step, items, cursor = restored
     identity = setup.data_identity(step)
     if cursor["data"] != identity["data"]:
-        raise UserError(_other_data(setup, run_dir, step, cursor["data"]))
+        problem = setup.data.other_data(step, cursor["data"])
+        raise UserError(f"{run_dir.path} {problem}, or start over with --fresh")
     if cursor["grain"] != identity["grain"]:
         display.say(
             f"note: the run began with Grain {cursor['grain']}, this is {identity['grain']}: "
@@ -79,20 +84,3 @@ def _rate_jump(old: Config, new: Config, step: int) -> list[str]:
         f"changed since the last start: the learning rate of step {step + 1} was {before:.4g}, now "
         f"{now:.4g}"
     ]
-
-
-def _other_data(setup: Setup, run_dir: RunDir, step: int, before: str) -> str:
-    """What to tell a user whose data, or weights, are not those that the run has had so far."""
-    now = setup.corpus.fingerprint_until(step)
-    if setup.corpus.mixture is None:
-        return (
-            f"{run_dir.path} was trained on other data (fingerprint {before}) than "
-            f"{setup.manifest.directory} ({now}): give that data's --data.path, or start over "
-            "with --fresh"
-        )
-    return (
-        f"{run_dir.path} was trained on another mixture up to update {step} (fingerprint {before}) "
-        f"than this ({now}): give the sources, the weights and their changes before update {step} "
-        f"as they were, which {run_dir.config} says; changes from update {step} on are free. Or "
-        "start over with --fresh"
-    )

@@ -18,11 +18,12 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from gptjax.data.examples import IS_REAL
 from gptjax.places import FSDP
 from gptjax.training.mesh import DATA, replicated, row_axes, rows_spec
 from gptjax.training.optimizer import accumulate
 from gptjax.training.state import TrainState
-from gptjax.training.tasks import Batch, Params, Task
+from gptjax.training.tasks import Batch, Losses, Params
 from gptjax.tree import Tree
 
 Metrics = dict[str, Array]
@@ -31,12 +32,11 @@ Update = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
 def make_update(
-    task: Task,
+    losses: Losses,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     mesh: Mesh,
     specs: Tree,
-    micro_steps: int,
     dropout: bool,
     precision: str = "highest",
     wire_dtype: str = "float32",
@@ -44,27 +44,30 @@ def make_update(
     """`update(state, batch, key) -> (state, metrics)`, for use within a jit.
 
     `specs` says how each parameter is divided over the mesh, or how all are. The batch has leading
-    axes [A, B]; `key` is the run's base key. Products have `precision`, which is `matmul_precision`
-    of the model. Gradients cross between groups of devices in `wire_dtype`. Metrics are float32
-    scalars: `loss` (nats per weighted token over the whole update), `grad_norm` before clipping,
-    `learning_rate` and `tokens` (weighted) of this update, `skipped` (updates skipped so far in a
-    row because a gradient was not finite).
+    axes [A, B], for A micro-steps; `key` is the run's base key. Products have `precision`, which is
+    `matmul_precision` of the model. Gradients cross between groups of devices in `wire_dtype`.
+    Metrics are float32 scalars: `loss` (nats per weighted token over the whole update), `grad_norm`
+    before clipping, `learning_rate` and `tokens` (weighted) of this update, `skipped` (updates
+    skipped so far in a row because a gradient was not finite).
     """
     rows = row_axes(mesh)
     total = _total_over(rows, specs, wire_dtype)
 
     def gradients(params: Params, batch: Batch, key: Array, step: Array, loss_scale: Array):
         key = jax.random.fold_in(jax.random.fold_in(key, step), lax.axis_index(rows))
-        tokens = lax.psum(batch["weights"].sum(), rows)
+        micro_steps = _length(batch)
+        weights = losses.weights(batch)
+        tokens = lax.psum(weights.sum(), rows)
         # gradients are averaged over micro-steps and added up over devices: with these weights
         # that is exactly the sum of all losses over the count of all tokens
         share = micro_steps / jnp.where(tokens > 0, tokens, 1.0)
-        batch = {**batch, "weights": batch["weights"] * (share * loss_scale)}
+        share = lax.pcast(share * loss_scale, rows, to="varying")  # and so are weights, if all ones
+        batch = {**batch, "weights": weights * share}
         varying = _varying(params, specs, rows)
 
         def loss_and_gradients(index: Array | int, micro_batch: Batch) -> tuple[Array, Params]:
             micro_key = jax.random.fold_in(key, index) if dropout else None
-            return jax.value_and_grad(task.loss)(varying, micro_batch, micro_key)
+            return jax.value_and_grad(losses.loss)(varying, micro_batch, micro_key)
 
         with jax.default_matmul_precision(precision):
             grads, losses_A = _accumulated(
@@ -83,10 +86,13 @@ def make_update(
         loss_scale = optax.tree.get(state.opt_state, "loss_scale")
         grads, loss, tokens = sharded(state.params, batch, key, state.step, loss_scale)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        skipped = optax.tree.get(
+            state.opt_state, "total_notfinite"
+        )  # they leave the schedule alone
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.get(opt_state, "grad_norm"),
-            "learning_rate": schedule(_schedule_count(state.opt_state)),
+            "learning_rate": schedule(state.step - skipped),
             "tokens": tokens,
             "skipped": optax.tree.get(opt_state, "notfinite_count"),
         }
@@ -122,7 +128,7 @@ def make_train_steps(update: Update, places: Tree) -> jax.stages.Wrapped:
             state, values = update(state, batch, key)
             return state, {name: metrics[name].at[index].set(values[name]) for name in metrics}
 
-        nothing = jnp.zeros(len(batches["weights"]), jnp.float32)
+        nothing = jnp.zeros(_length(batches), jnp.float32)
         return lax.fori_loop(0, count, one_more, (state, dict.fromkeys(METRICS, nothing)))
 
     return _compile_ready(updates, places)
@@ -206,19 +212,24 @@ def _accumulated(
 
 
 def make_eval_step(
-    task: Task, mesh: Mesh, specs: Tree, precision: str = "highest"
-) -> Callable[[Params, Batch], Metrics]:
+    losses: Losses, mesh: Mesh, specs: Tree, precision: str = "highest"
+) -> jax.stages.Wrapped:
     """Compile-ready `step(params, batch) -> sums` over the rows of all devices.
 
-    The batch has a leading axis [B]. Sums are replicated float32 scalars: `loss` (nats) and
-    `tokens`, both weighted; `rows` that weigh anything, and over those the sums of each row's mean
-    loss, `mean`, and of its square, `square`, for a standard error.
+    The batch has a leading axis [B]; rows whose IS_REAL is 0 weigh nothing. Sums are replicated
+    float32 scalars: `loss` (nats) and `tokens`, both weighted; `rows` that weigh anything, and over
+    those the sums of each row's mean loss, `mean`, and of its square, `square`, for a standard
+    error.
     """
 
     def evaluate(params: Params, batch: Batch) -> Metrics:
+        batch, is_real_B = dict(batch), batch[IS_REAL]
+        del batch[IS_REAL]
+        weights = losses.weights(batch)
+        weights = weights * is_real_B.reshape(-1, *[1] * (weights.ndim - 1))
         with jax.default_matmul_precision(precision):
-            loss_B = task.row_losses(params, batch)
-        tokens_B = batch["weights"].sum(1)
+            loss_B = losses.row_losses(params, {**batch, "weights": weights})
+        tokens_B = weights.reshape(len(weights), -1).sum(1)
         mean_B = loss_B / jnp.where(tokens_B > 0, tokens_B, 1.0)
         sums = {
             "loss": loss_B.sum(),
@@ -235,10 +246,6 @@ def make_eval_step(
     return jax.jit(sharded, out_shardings=replicated(mesh))
 
 
-def _schedule_count(opt_state: Any) -> Array:
-    """Accepted updates so far, which is what the schedule goes by."""
-    return optax.tree.get(opt_state, "count", filtering=_is_schedule_state)
-
-
-def _is_schedule_state(path: Any, _: Any) -> bool:
-    return any(getattr(part, "tuple_name", "") == "ScaleByScheduleState" for part in path)
+def _length(batch: Batch) -> int:
+    """Items along the first axis, which all fields share."""
+    return len(jax.tree.leaves(batch)[0])

@@ -1,14 +1,20 @@
-"""What is being learnt. A task is a loss over a micro-batch; step, loop and checkpoint serve any.
+"""What is being learnt: a row of TASKS has its examples and its losses; nobody else knows either.
 
-A row here and a config make a new kind of training; there is never a second trainer.
+A row here and a config make a new kind of training; there is never a second trainer. Loader, feed,
+step, loop, evaluation and checkpoint take whatever batch the examples of a task make.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from gptjax.config import ModelConfig
+from gptjax.config import PRETRAIN, Config, ModelConfig
+from gptjax.data.corpus import Corpus
+from gptjax.data.examples import Example, TaskData
+from gptjax.errors import ConfigError, did_you_mean
 from gptjax.model.attention import document_numbers
 from gptjax.model.gpt import GPT, logits
 from gptjax.model.parallel import enter, gathered
@@ -20,13 +26,37 @@ Batch = dict[str, Array]
 EVALUATION_CHUNK = 2048  # tokens; evaluation never needs all logits at once
 
 
-class Task(NamedTuple):
-    """The two losses of a kind of training, both weighted sums in nats."""
+def own_weights(batch: Batch) -> Array:
+    """The weights that the examples bring themselves."""
+    return batch["weights"]
+
+
+class Losses(NamedTuple):
+    """The losses of a task over rows [B] as weighted sums in nats: sum and weight, never a mean.
+
+    `loss` and `row_losses` find what each target counts in `batch["weights"]`. There it is what
+    `weights` says, multiplied by whatever the gradients of a whole update are to be divided by and
+    scaled with: only the update knows its weight, and it has to before anything is differentiated.
+    """
 
     loss: Callable[[Params, Batch, Array | None], Array]
-    """(params, batch, dropout key or None) -> scalar, for gradients; a key turns dropout on."""
+    """(params, batch, dropout key or None) -> the sum, for gradients; a key turns dropout on."""
     row_losses: Callable[[Params, Batch], Array]
     """(params, batch) -> one sum a row [B], for evaluation."""
+    weights: Callable[[Batch], Array] = own_weights
+    """batch -> what each target counts, float32 [B, ...]; all batches of a run in one shape."""
+
+
+class Task(NamedTuple):
+    """A kind of training."""
+
+    examples: Callable[[Config], TaskData]
+    """Open and check the data of a config; raises `UserError`."""
+    form: Callable[[Config], Example]
+    """An example of the form that all have, made without data: for compiling."""
+    losses: Callable[[Config, Split, int | None], Losses]
+    """The losses of a config whose vocabulary is known, for parameters divided by `Split`. With the
+    id of the token that begins a document attention is to stay inside documents."""
 
 
 def language_modelling(
@@ -34,8 +64,10 @@ def language_modelling(
     loss_chunk_tokens: int = 0,
     split: Split = WHOLE,
     eot_id: int | None = None,
-) -> Task:
+) -> Losses:
     """Predict every next token: `tokens` [B, T + 1] against themselves, shifted by one.
+
+    All targets count the same, unless the examples bring `weights` [B, T].
 
     The training loss holds the logits of `loss_chunk_tokens` tokens at once; 0 means all. `split`
     says what the parameters are parts of, inside a `shard_map`. With an `eot_id` attention stays
@@ -74,7 +106,28 @@ def language_modelling(
         losses_BT = token_losses(x_BTD, head_VD, targets_BT, n_vocab, EVALUATION_CHUNK, split)
         return (losses_BT * batch["weights"]).sum(1)
 
-    return Task(loss, row_losses)
+    def weights(batch: Batch) -> Array:
+        if "weights" in batch:
+            return own_weights(batch)
+        return jnp.ones(batch["tokens"][..., 1:].shape, jnp.float32)
+
+    return Losses(loss, row_losses, weights)
 
 
-TASKS: dict[str, Callable[..., Task]] = {"lm": language_modelling}
+def _next_tokens(config: Config, split: Split, eot_id: int | None) -> Losses:
+    return language_modelling(config.model, config.train.loss_chunk_tokens, split, eot_id)
+
+
+def _window(config: Config) -> Example:
+    return {"tokens": np.zeros(config.context + 1, np.int32)}
+
+
+TASKS = {PRETRAIN: Task(Corpus, _window, _next_tokens)}
+
+
+def task_of(config: Config) -> Task:
+    """The row of `config.task`; raises `ConfigError` that names those there are."""
+    if config.task not in TASKS:
+        near = did_you_mean(config.task, TASKS)
+        raise ConfigError([f"task {config.task!r} is none of {', '.join(TASKS)}{near}"])
+    return TASKS[config.task]

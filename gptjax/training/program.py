@@ -1,0 +1,144 @@
+"""The compiled part of a run, from its config and a mesh: the train step and the evaluation step.
+
+The trainer, `plan --compile`, the benches and the tests assemble and compile theirs here. Nothing
+is allocated or run by it but a key, so the mesh may be of devices that are virtual or not there.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from gptjax.config import Config
+from gptjax.data.examples import Example
+from gptjax.model.gpt import parameter_shapes
+from gptjax.model.parallel import param_specs
+from gptjax.model.products import matmul_precision
+from gptjax.places import FSDP, TENSOR, Split
+from gptjax.training.compiler import compiler_options
+from gptjax.training.dropout import dropout_generator
+from gptjax.training.mesh import BatchLayout, abstract_batch, put_everywhere, replicated
+from gptjax.training.optimizer import make_optimizer
+from gptjax.training.schedules import learning_rate_schedule
+from gptjax.training.state import TrainState, abstract_state, initial_state
+from gptjax.training.step import (
+    Update,
+    make_eval_step,
+    make_train_step,
+    make_train_steps,
+    make_update,
+)
+from gptjax.training.tasks import Losses, task_of
+from gptjax.tree import Tree
+
+
+@dataclass(frozen=True)
+class Program:
+    """What `assemble` makes of a config; a part of it can be replaced before anything is traced."""
+
+    config: Config
+    mesh: Mesh
+    losses: Losses
+    form: Example
+    """An example, for its shapes and types."""
+    optimizer: optax.GradientTransformationExtraArgs
+
+    @cached_property
+    def specs(self) -> Tree:
+        """How each parameter is divided over the mesh."""
+        return param_specs(parameter_shapes(self.config.model), _split(self.mesh))
+
+    @cached_property
+    def places(self) -> TrainState:
+        """Where every leaf of the state lies."""
+        return jax.tree.map(lambda x: x.sharding, self.abstract_state())
+
+    @property
+    def precision(self) -> str:
+        """Of the products that name none themselves."""
+        return matmul_precision(self.config.model, self.mesh.devices.flat[0])
+
+    @property
+    def update(self) -> Update:
+        """`update(state, batch, key)` for use within a jit; the batch has axes [A, B]."""
+        model, train = self.config.model, self.config.train
+        return make_update(
+            self.losses,
+            self.optimizer,
+            learning_rate_schedule(self.config.optim, train.max_steps),
+            self.mesh,
+            self.specs,
+            dropout=any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)),
+            precision=self.precision,
+            wire_dtype=train.wire_dtype,
+        )
+
+    @cached_property
+    def train_step(self) -> jax.stages.Wrapped:
+        """Compile-ready step(s) of one call: of one batch, or of `updates_per_call` batches."""
+        several = self.config.train.updates_per_call > 1
+        return (make_train_steps if several else make_train_step)(self.update, self.places)
+
+    @cached_property
+    def eval_step(self) -> jax.stages.Wrapped:
+        """Compile-ready `step(params, batch) -> sums`; the batch has axes [B]."""
+        return make_eval_step(self.losses, self.mesh, self.specs, self.precision)
+
+    def arguments(self, layout: BatchLayout) -> tuple:
+        """Shapes, types and placement of what the train step takes, with nothing allocated."""
+        most = self.config.train.updates_per_call
+        batch = abstract_batch(self.mesh, layout, self.form, most)
+        everywhere = replicated(self.mesh)
+        key = jax.eval_shape(lambda: jax.random.key(0, impl=dropout_generator(self.mesh.size)))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
+        count = [jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)] if most > 1 else []
+        return (self.abstract_state(), batch, key, *count)
+
+    def compile(self, layout: BatchLayout) -> jax.stages.Compiled:
+        """The train step for batches of one layout."""
+        return self.train_step.lower(*self.arguments(layout)).compile(compiler_options())
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and placement of the state, for restoring into."""
+        return abstract_state(self.config.model, self.optimizer, self.mesh)
+
+    def initial_state(self) -> TrainState:
+        """Freshly drawn parameters, and an optimizer that has seen nothing."""
+        config = self.config
+        return initial_state(config.model, self.optimizer, config.train.seed, self.mesh)
+
+    def key(self) -> Array:
+        """The run's key, from which dropout is drawn."""
+        generator = dropout_generator(self.mesh.size)
+        # by way of its bits, since a key itself cannot be put where other processes have devices
+        bits = jax.random.key_data(jax.random.key(self.config.train.seed, impl=generator))
+        wrap = jax.jit(
+            lambda bits: jax.random.wrap_key_data(bits, impl=generator),
+            out_shardings=replicated(self.mesh),
+        )
+        return wrap(put_everywhere(self.mesh, jax.device_get(bits)))
+
+
+def assemble(config: Config, mesh: Mesh, eot_id: int = 0) -> Program:
+    """The program of a config whose vocabulary is known and whose attention is chosen.
+
+    `eot_id` begins a document, which attention stays inside where `data.document_mask` says so.
+    """
+    task, model = task_of(config), config.model
+    return Program(
+        config,
+        mesh,
+        task.losses(config, _split(mesh), eot_id if config.data.document_mask else None),
+        task.form(config),
+        make_optimizer(
+            config.optim, config.train.max_steps, dynamic_loss_scale=model.dtype == "float16"
+        ),
+    )
+
+
+def _split(mesh: Mesh) -> Split:
+    return Split(mesh.shape[FSDP], mesh.shape[TENSOR])
