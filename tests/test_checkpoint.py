@@ -51,7 +51,7 @@ def some_state(step: int, n_devices: int = 1) -> TrainState:
 
     params = {
         "wte": {"embedding": np.empty((128, 96), np.float32)},
-        "h": {"mlp": {"kernel": np.empty((2, 8, 32), np.float32)}},
+        "h": {"mlp": {"c_fc": {"kernel": np.empty((2, 8, 32), np.float32)}}},
         "ln_f": {"scale": np.empty((8,), np.float32)},
     }
     state = TrainState(np.int32(step), params, make_optimizer(OptimConfig(), 10).init(params))

@@ -17,7 +17,7 @@ import numpy as np
 from gptjax.config import Config
 from gptjax.data.examples import EndlessExamples, Example, TaskData, ValidationSet
 from gptjax.data.manifest import TOKENIZER, Manifest, is_prepared, read_manifest, read_tokenizer
-from gptjax.data.tokenizers import bytes_per_token, identity
+from gptjax.data.tokenizers import bytes_per_token, tokenizer_identity
 from gptjax.data.windows import TokenWindows, WindowExamples
 from gptjax.errors import UserError
 from gptjax.mixing import Mixture, parse_change, parse_source
@@ -218,7 +218,7 @@ class MixedOrder:
 def require_vocabulary(manifest: Manifest, n_vocab: int | None, tokenizer: str | None) -> int:
     """The data's vocabulary size; raises `UserError` where the config asks for another."""
     names = (None, manifest.tokenizer, manifest.tokenizer_fingerprint)
-    if tokenizer not in names and identity(tokenizer or "") not in names:
+    if tokenizer not in names and tokenizer_identity(tokenizer or "") not in names:
         raise UserError(
             f"{manifest.directory} was tokenised with {manifest.tokenizer}, but the "
             f"config says data.tokenizer {tokenizer}: leave it out, or prepare the "
