@@ -17,7 +17,8 @@ export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}"
 export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"
 
 # With several GPUs, have XLA schedule communication behind computation, which it does not do by itself
-# (xla/docs/effort_levels.md: O1 turns the latency-hiding scheduler on, and compiles longer).
+# (xla/docs/effort_levels.md: O1 turns the latency-hiding scheduler on, and compiles longer). That is
+# reasoning: mesh.fsdp sends weights in every micro-step. What it gains was not measured.
 gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU')
 if [ "$gpus" -gt 1 ]; then
   export JAX_OPTIMIZATION_LEVEL="${JAX_OPTIMIZATION_LEVEL:-O1}"
