@@ -41,8 +41,8 @@ def log(run: Path) -> str:
     return (run / "log.txt").read_text()
 
 
-def sample(shown: Showing, params: Any, before_leaving: Any = None) -> None:
-    shown.sample(3, params, StopRequest(), int, before_leaving)
+def sample(shown: Showing, params: Any, before_leaving: Any = lambda: None) -> None:
+    shown.sample(3, params, StopRequest(), lambda: None, before_leaving)
 
 
 def test_a_sample_that_cannot_be_made_or_kept_is_named_in_one_line(shown, tmp_path, monkeypatch):
