@@ -65,15 +65,6 @@ class Scan:
         if val_fraction and passage.document.fraction < val_fraction:
             self.val_bytes += size
 
-    def parts(self, passage: Passage) -> Iterator[bytes]:
-        """The parts of a passage, which enter digest and oddities as they pass."""
-        for part in passage.document.parts(passage.start, passage.stop):
-            _look(part, passage.document.id, self.oddities)
-            self.digest = self.digest.add(part, False)
-            yield part
-        if passage.ends_document:
-            self.digest = self.digest.add(b"", True)
-
     def merge(self, later: "Scan") -> None:
         """Add what a later unit holds."""
         self.documents += later.documents
@@ -94,12 +85,22 @@ class Scan:
         return not (val_fraction / 3 <= share <= val_fraction * 3 and share < 1)
 
 
+def read_parts(passage: Passage, found: Scan) -> Iterator[bytes]:
+    """The parts of a passage, which enter digest and oddities of `found` as they pass."""
+    for part in passage.document.parts(passage.start, passage.stop):
+        _note_oddities(part, passage.document.id, found.oddities)
+        found.digest = found.digest.add(part, False)
+        yield part
+    if passage.ends_document:
+        found.digest = found.digest.add(b"", True)
+
+
 def scan(unit: Unit, val_fraction: float) -> Scan:
     """Read a unit for nothing but this."""
     found = Scan()
     for passage in (p for span in unit for p in read_passages(span, found.oddities)):
         found.count(passage, val_fraction)
-        for _ in found.parts(passage):
+        for _ in read_parts(passage, found):
             pass
     return found
 
@@ -115,7 +116,7 @@ def look(units: Sequence[Unit], val_fraction: float) -> tuple[Scan, bool]:
     return found, True
 
 
-def _look(part: bytes, where: str, oddities: Oddities) -> None:
+def _note_oddities(part: bytes, where: str, oddities: Oddities) -> None:
     """Note what is odd about a part."""
     if not part.isascii():
         try:

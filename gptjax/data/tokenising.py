@@ -19,7 +19,7 @@ import numpy as np
 from gptjax.data.manifest import SPLITS, TOKENIZER
 from gptjax.data.partition import Unit
 from gptjax.data.readers import read_passages
-from gptjax.data.scanning import Digest, Scan, scan
+from gptjax.data.scanning import Digest, Scan, read_parts, scan
 from gptjax.data.shards import token_dtype
 from gptjax.data.tokenizers import Tokenizer, from_json
 from gptjax.errors import UserError
@@ -100,7 +100,7 @@ class UnitTokeniser:
                 found.count(passage, self.val_fraction)
                 document = passage.document
                 stretches = list(passage.split(self.val_fraction, self.ends))
-                whole = found.parts(passage)
+                whole = read_parts(passage, found)
                 if len(stretches) > 1:  # which have parts of their own
                     deque(whole, maxlen=0)
                 for split, start, stop, ends in stretches:
