@@ -11,7 +11,7 @@ from conftest import run_verb
 
 from gptjax.config import DataConfig
 from gptjax.data.bpe import BPETokenizer, train_bpe
-from gptjax.data.loader import require_vocabulary
+from gptjax.data.corpus import require_vocabulary
 from gptjax.data.manifest import read_tokenizer
 from gptjax.data.partition import Partition
 from gptjax.data.preparation import prepare, prepare_partition
