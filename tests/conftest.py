@@ -45,8 +45,7 @@ def test_data() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_up_text() -> str:
     """About 200 kB of sentences of made-up words, the same for ever: what is learnt from it too."""
     chance = random.Random(0)
     syllables = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er")]
@@ -56,9 +55,14 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in range(4000):
         sentence = " ".join(chance.choices(words, frequencies, k=chance.randint(4, 16)))
         sentences.append(sentence.capitalize() + chance.choice(".,:!?\n") + "\n")
-    text = "".join(sentences)
+    return "".join(sentences)
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`made_up_text` in a file."""
     path = tmp_path_factory.mktemp("text") / "words.txt"
-    path.write_text(text)
+    path.write_text(made_up_text())
     return path
 
 
