@@ -28,7 +28,7 @@ class Shape:
     dropout: float = 0.0
     """All three dropout probabilities."""
     prng: str | None = None
-    """Random generator of dropout; None means jax's default."""
+    """Random generator of dropout; None means the trainer's."""
 
     @property
     def tokens(self) -> int:

@@ -19,11 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 from harness import Figures, Round, Skipped, cores, plain_environment
-from jax.sharding import PartitionSpec as P
 from shapes import Shape, model_config
 
 from gptjax.budget import parameter_count
-from gptjax.config import DataConfig, OptimConfig, SampleConfig
+from gptjax.config import Config, DataConfig, OptimConfig, SampleConfig, TrainConfig
 from gptjax.data.loader import StepSource, batches_from
 from gptjax.data.manifest import read_manifest
 from gptjax.data.preparation import prepare
@@ -32,18 +31,15 @@ from gptjax.data.tokenizers import make_tokenizer
 from gptjax.data.windows import TokenWindows
 from gptjax.errors import UserError
 from gptjax.model.gpt import init_params
-from gptjax.model.products import matmul_precision
 from gptjax.ramp import BatchRamp
 from gptjax.sampling import continue_tokens
 from gptjax.training.checkpoint import Checkpointer
 from gptjax.training.compiler import compiler_options, keep_freed_memory
 from gptjax.training.fitting import choose_attention
-from gptjax.training.mesh import BatchLayout, abstract_batch, make_mesh, put_rows, replicated
+from gptjax.training.mesh import BatchLayout, make_mesh, put_rows
 from gptjax.training.optimizer import make_optimizer
-from gptjax.training.schedules import learning_rate_schedule
-from gptjax.training.state import abstract_state, initial_state, saved_items
-from gptjax.training.step import make_train_step, make_update
-from gptjax.training.tasks import TASKS
+from gptjax.training.program import assemble
+from gptjax.training.state import initial_state, saved_items
 
 MAX_STEPS = 10_000
 
@@ -54,42 +50,31 @@ class Update:
     def __init__(self, shape: Shape):
         self.shape, model = shape, model_config(shape)
         attention, self.attention_reason = choose_attention(model, shape.n_ctx)
-        self.model = replace(model, attention=attention)
-        optim, self._mesh = OptimConfig(warmup_steps=10), make_mesh(1)
-        self.optimizer = make_optimizer(optim, MAX_STEPS)
-        update = make_update(
-            TASKS["lm"](self.model, shape.loss_chunk_tokens),
-            self.optimizer,
-            learning_rate_schedule(optim, MAX_STEPS),
-            self._mesh,
-            P(),
-            shape.micro_steps,
-            dropout=shape.dropout > 0,
-            precision=matmul_precision(self.model, self._mesh.devices.flat[0]),
+        train = TrainConfig(
+            max_steps=MAX_STEPS, loss_chunk_tokens=shape.loss_chunk_tokens, updates_per_call=1
         )
-        step = make_train_step(update, replicated(self._mesh))
-        placement = replicated(self._mesh)
-        self._key = jax.device_put(jax.random.key(0, impl=shape.prng), placement)
+        model = replace(model, attention=attention)
+        self.config = Config(model=model, optim=OptimConfig(warmup_steps=10), train=train)
+        self.program = assemble(self.config, make_mesh(1))
         layout = BatchLayout(shape.micro_steps, shape.batch, 1, shape.n_ctx)
-        batch = abstract_batch(self._mesh, layout)
-        state = abstract_state(self.model, self.optimizer, self._mesh)
-        traced = step.trace(state, batch, self._key)
+        state, batch, key = self.program.arguments(layout)
+        self._key = self.program.key()
+        if shape.prng is not None:
+            self._key = jax.device_put(jax.random.key(0, impl=shape.prng))
+            key = self._key
+        traced = self.program.train_step.trace(state, batch, key)
         self.product_flops = product_flops(traced.jaxpr)
         started = time.perf_counter()
         self._compiled = traced.lower().compile(compiler_options())
         self.compile_seconds = time.perf_counter() - started
         self._state: Any = None
 
-    def _host_batch(self) -> dict[str, np.ndarray]:
-        shape = self.shape
-        size = (shape.micro_steps, shape.batch, shape.n_ctx + 1)
-        tokens = np.random.default_rng(0).integers(0, shape.n_vocab, size, dtype=np.int32)
-        return {"tokens": tokens, "weights": np.ones(tokens[..., 1:].shape, np.float32)}
-
     def start(self) -> None:
         """Draw parameters and put the batch on the device."""
-        self._state = initial_state(self.model, self.optimizer, 0, self._mesh)
-        self._batch = put_rows(self._mesh, self._host_batch(), axis=1)
+        self._state, shape = self.program.initial_state(), self.shape
+        size = (shape.micro_steps, shape.batch, shape.n_ctx + 1)
+        tokens = np.random.default_rng(0).integers(0, shape.n_vocab, size, dtype=np.int32)
+        self._batch = put_rows(self.program.mesh, {"tokens": tokens}, axis=1)
 
     def run(self, updates: int) -> float:
         """Wall seconds of so many updates, the loss fetched a step late, as the trainer does."""
@@ -109,7 +94,7 @@ class Update:
         memory = self._compiled.memory_analysis()
         assert memory is not None  # CPUs and GPUs tell
         return {
-            "attention": f"{self.model.attention} ({self.attention_reason})",
+            "attention": f"{self.config.model.attention} ({self.attention_reason})",
             "temp_bytes": memory.temp_size_in_bytes,
             "argument_bytes": memory.argument_size_in_bytes,
             "flops": self.product_flops,
@@ -179,7 +164,7 @@ def load(data: str, context: int, rows: int, steps: int) -> tuple[Round, dict]:
         started = time.perf_counter()
         with batches_from(source, position) as batches:
             for _ in range(steps):
-                assert next(batches).shape == (rows, context + 1)
+                assert next(batches)["tokens"].shape == (rows, context + 1)
         position += steps
         return {"seconds": time.perf_counter() - started}
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.config import ModelConfig
+from gptjax.config import Config, DataConfig, ModelConfig, TrainConfig
+from gptjax.data.corpus import Corpus
 from gptjax.model.gpt import GPT, init_params
 from gptjax.training.tasks import TASKS, language_modelling
 from gptjax.tree import named_leaves
@@ -88,5 +89,17 @@ def test_only_a_key_turns_dropout_on():
     np.testing.assert_allclose(rows_B.sum(), certain, rtol=1e-6)
 
 
-def test_the_table_of_tasks_has_it():
-    assert TASKS["lm"] is language_modelling
+def test_all_targets_count_unless_the_examples_say_otherwise():
+    losses, some = language_modelling(model(), 7), batch()
+    weights = losses.weights({"tokens": some["tokens"]})
+    np.testing.assert_array_equal(weights, np.ones((BATCH, TIME), np.float32), strict=True)
+    assert losses.weights(some) is some["weights"]
+
+
+def test_the_table_of_tasks_has_it_and_its_form_is_that_of_its_examples(prepared):
+    data = DataConfig(path=str(prepared.directory))
+    config = Config(model=model(n_vocab=257), data=data, train=TrainConfig(context=TIME))
+    example, form = Corpus(config).shuffled(0)[3], TASKS["pretrain"].form(config)
+    assert {n: (x.shape, x.dtype) for n, x in example.items()} == {
+        n: (x.shape, x.dtype) for n, x in form.items()
+    }

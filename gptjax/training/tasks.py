@@ -44,7 +44,7 @@ class Losses(NamedTuple):
     row_losses: Callable[[Params, Batch], Array]
     """(params, batch) -> one sum a row [B], for evaluation."""
     weights: Callable[[Batch], Array] = own_weights
-    """batch -> what each target counts, float32 [B, ...]; all batches of a run in one shape."""
+    """batch -> what each target counts, float32; [B, ...], or [A, B, ...] of a whole update."""
 
 
 class Task(NamedTuple):

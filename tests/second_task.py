@@ -1,0 +1,122 @@
+"""A second task, none of whose lines is anywhere else; as a program it trains on it.
+
+    python second_task.py KILL_AFTER [flags of gptjax.train, with --task labelled]
+
+Rows of bytes of which a mask says what counts, another one in each, and a label to say last. With
+KILL_AFTER above 0 the process kills itself from there on, as soon as a checkpoint is signed.
+"""
+
+import os
+import runpy
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptjax.config import Config
+from gptjax.data.examples import Example, ShuffledExamples, TaskData, ValidationSet
+from gptjax.data.tokenizers import ByteTokenizer
+from gptjax.places import Split
+from gptjax.training.tasks import TASKS, Batch, Losses, Params, Task, language_modelling
+
+LABELS = 4
+
+
+class Rows:
+    """So many examples, each a function of its number."""
+
+    def __init__(self, first: int, count: int, context: int):
+        self.first, self.count, self.context = first, count, context
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Example:
+        rng = np.random.default_rng(self.first + index)
+        tokens = rng.integers(97, 105, self.context + 1, dtype=np.int32)
+        weights = np.float32(rng.random(self.context) < rng.random())
+        return {"tokens": tokens, "weights": weights, "label": tokens[0] % LABELS}
+
+
+class LabelledRows(TaskData):
+    """The data of the task: nothing to open."""
+
+    def __init__(self, config: Config):
+        self.tokenizer = ByteTokenizer()
+        self._rows, self._context = config.batch_rows, config.context
+        self.train = Rows(0, 50, config.context)
+
+    def resolved(self, config: Config) -> Config:
+        """Bytes."""
+        n_vocab = self.tokenizer.n_vocab
+        return replace(config, model=replace(config.model, n_vocab=n_vocab))
+
+    def shuffled(self, seed: int) -> ShuffledExamples:
+        """Each row once an epoch."""
+        return ShuffledExamples(self.train, seed)
+
+    def validation_sets(self) -> list[ValidationSet]:
+        """Two of them, neither a multiple of a batch."""
+        sizes = {"one": (1000, 13), "two": (2000, 5)}
+        return [
+            ValidationSet(name, 0.5, Rows(*size, self._context)) for name, size in sizes.items()
+        ]
+
+    def fingerprint_until(self, step: int | None = None) -> str:
+        """Always the same."""
+        return "labelled"
+
+    def announcement(self, step: int) -> list[str]:
+        """One line."""
+        return [f"data     {len(self.train)} labelled rows"]
+
+    def epochs(self, step: int) -> float:
+        """By rows."""
+        return step * self._rows / len(self.train)
+
+
+def losses(config: Config, split: Split, eot_id: int | None) -> Losses:
+    """Of the targets that count, and of the label in place of the last."""
+    model = language_modelling(config.model, config.train.loss_chunk_tokens, split, eot_id)
+
+    def labelled(batch: Batch) -> Batch:
+        tokens = batch["tokens"].at[..., -1].set(batch["label"])
+        return {"tokens": tokens, "weights": batch["weights"]}
+
+    def loss(params: Params, batch: Batch, key: Any) -> Any:
+        return model.loss(params, labelled(batch), key)
+
+    def row_losses(params: Params, batch: Batch) -> Any:
+        return model.row_losses(params, labelled(batch))
+
+    return Losses(loss, row_losses, lambda batch: batch["weights"].at[..., -1].set(1.0))
+
+
+TASKS["labelled"] = Task(LabelledRows, lambda c: Rows(0, 1, c.context)[0], losses)
+
+
+def kill_after(step: int) -> None:
+    """Let the trainer kill itself from `step` on, once there is something to go on from."""
+    from gptjax.training.setup import Setup
+
+    train_steps, run = Setup.train_steps, Path(sys.argv[sys.argv.index("--run-dir") + 1])
+
+    def until_killed(self: Setup, state: Any, call: Any) -> Any:
+        if int(np.asarray(state.step)) >= step:
+            if any(run.glob("checkpoints/*/INTEGRITY.json")):
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.05)  # a save goes on meanwhile
+        return train_steps(self, state, call)
+
+    Setup.train_steps = until_killed
+
+
+if __name__ == "__main__":
+    if after := int(sys.argv[1]):
+        kill_after(after)
+    sys.argv = ["gptjax.train", *sys.argv[2:]]
+    runpy.run_module("gptjax.train", run_name="__main__")
