@@ -16,8 +16,8 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from gptjax.data.gpt1 import GPT1Tokenizer, gpt1, standardise
-from gptjax.data.words import words_of
+from gptjax.tokenizers.english import words_of
+from gptjax.tokenizers.gpt1 import GPT1Tokenizer, gpt1, standardise
 
 
 def compare(tokenizer: GPT1Tokenizer, lines: list[str]) -> dict[str, float]:

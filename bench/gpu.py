@@ -33,11 +33,11 @@ import tyro
 from gpu_sections import SECTIONS
 from harness import BENCH, Report, plain_environment
 
+from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
-from gptjax.data.preparation import prepare
-from gptjax.data.sources import standard_library, text_files
-from gptjax.data.tokenizers import make_tokenizer
-from gptjax.errors import UserError
+from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.sources import standard_library, text_files
+from gptjax.tokenizers.registry import make_tokenizer
 
 LIMITS = {"training": 130, "largest": 140, "start": 110}  # seconds; the others have DEFAULT_LIMIT
 DEFAULT_LIMIT = 80

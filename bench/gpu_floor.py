@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 from shapes import Shape, matrices
 
-from gptjax import budget
+from gptjax.model import size
 
 LONG_ENOUGH_SECONDS = 0.2
 
 
 def peak_flops() -> float | None:
     """The device's bfloat16 peak in FLOP/s; None for a device that is not in the table."""
-    return budget.peak_flops(jax.devices()[0].device_kind, "bfloat16")
+    return size.peak_flops(jax.devices()[0].device_kind, "bfloat16")
 
 
 def seconds_a_call(call: Callable[[], Any], repeats: int = 3) -> list[float]:

@@ -17,7 +17,7 @@ from harness import BENCH, Report, Spread, plain_environment, ratios
 from shapes import TOY, Shape, gpt2_124m, larger_gpt2, model_config
 from startup import cold_and_warm
 
-from gptjax.budget import flops_per_token
+from gptjax.model.size import flops_per_token
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def largest(options: Options) -> None:
 
 def auto(options: Options) -> None:
     """The micro-batch that `auto` takes for gpt2_124m."""
-    from gptjax.presets import load_preset
+    from gptjax.config.presets import load_preset
     from gptjax.training.setup import Setup
 
     config = load_preset("tiny" if options.dry else "gpt2_124m")

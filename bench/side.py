@@ -21,22 +21,22 @@ import numpy as np
 from harness import Figures, Round, Skipped, cores, plain_environment
 from shapes import Shape, model_config
 
-from gptjax.budget import parameter_count
+from gptjax.base.errors import UserError
+from gptjax.cluster.compiler import compiler_options, keep_freed_memory
+from gptjax.cluster.mesh import BatchLayout, make_mesh, put_rows
 from gptjax.config import Config, DataConfig, OptimConfig, SampleConfig, TrainConfig
+from gptjax.config.batches import BatchRamp
 from gptjax.data.loader import StepSource, batches_from
 from gptjax.data.manifest import read_manifest
-from gptjax.data.preparation import prepare
-from gptjax.data.sources import find_inputs
-from gptjax.data.tokenizers import make_tokenizer
 from gptjax.data.windows import TokenWindows
-from gptjax.errors import UserError
+from gptjax.generation.sampling import continue_tokens
 from gptjax.model.gpt import init_params
-from gptjax.ramp import BatchRamp
-from gptjax.sampling import continue_tokens
-from gptjax.training.checkpoint import Checkpointer
-from gptjax.training.compiler import compiler_options, keep_freed_memory
-from gptjax.training.fitting import choose_attention
-from gptjax.training.mesh import BatchLayout, make_mesh, put_rows
+from gptjax.model.size import parameter_count
+from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.sources import find_inputs
+from gptjax.runs.checkpoint import Checkpointer
+from gptjax.tokenizers.registry import make_tokenizer
+from gptjax.training.autotune import choose_attention
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.program import assemble
 from gptjax.training.state import initial_state, saved_items

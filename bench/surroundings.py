@@ -9,10 +9,10 @@ from harness import BENCH, ROOT, Report, Skipped, Spread, column, compare, in_tu
 from shapes import TOY, gpt2_124m
 from startup import cold_and_warm, floor
 
+from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
-from gptjax.data.preparation import prepare
-from gptjax.data.sources import standard_library, text_files
-from gptjax.errors import UserError
+from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.sources import standard_library, text_files
 
 # Configs that are started: tokenizer and flags. 2^19 tokens would take a processor an hour.
 STARTS = {"quickstart": ("bytes", []), "gpt2_124m": ("gpt2", ["--train.batch-tokens", "1024"])}

@@ -18,7 +18,7 @@ with Pascal); see docs/performance.md.
 from dataclasses import replace
 
 from gptjax.config import Config
-from gptjax.presets import load_preset
+from gptjax.config.presets import load_preset
 
 
 def get_config() -> Config:

@@ -12,7 +12,7 @@ variant on this data.
 from dataclasses import replace
 
 from gptjax.config import Config
-from gptjax.presets import load_preset
+from gptjax.config.presets import load_preset
 
 
 def get_config() -> Config:

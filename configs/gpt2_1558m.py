@@ -21,7 +21,7 @@ on top: the planner says what that means for a GPU.
 from dataclasses import replace
 
 from gptjax.config import Config
-from gptjax.presets import load_preset
+from gptjax.config.presets import load_preset
 
 
 def get_config() -> Config:

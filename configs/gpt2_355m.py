@@ -18,7 +18,7 @@ runs aim at: 2.92 nats on FineWeb's validation set.
 from dataclasses import replace
 
 from gptjax.config import Config
-from gptjax.presets import load_preset
+from gptjax.config.presets import load_preset
 
 
 def get_config() -> Config:

@@ -18,7 +18,7 @@ Expected: no figure of ours exists yet.
 from dataclasses import replace
 
 from gptjax.config import Config
-from gptjax.presets import load_preset
+from gptjax.config.presets import load_preset
 
 
 def get_config() -> Config:

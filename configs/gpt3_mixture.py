@@ -25,7 +25,7 @@ Expected: 2.3e20 FLOP. Nobody has trained this config.
 from dataclasses import replace
 
 from gptjax.config import Config, DataConfig
-from gptjax.presets import load_preset
+from gptjax.config.presets import load_preset
 
 
 def get_config() -> Config:

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 
 import tyro
 
+from gptjax.base.errors import ConfigError, StorageError, UserError, did_you_mean
 from gptjax.config import Config
-from gptjax.errors import ConfigError, StorageError, UserError, did_you_mean
-from gptjax.presets import load_preset, preset_names
-from gptjax.validation import find_problems, type_name
+from gptjax.config.presets import load_preset, preset_names
+from gptjax.config.validation import find_problems, type_name
 
 T = TypeVar("T")
 C = TypeVar("C", bound="ConfigCommand")

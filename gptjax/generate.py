@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptjax.base.errors import ConfigError, UserError
 from gptjax.cli import main, parse
 from gptjax.config import SampleConfig
-from gptjax.errors import ConfigError, UserError
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ def generate(argv: Sequence[str]) -> int:
 
     import jax
 
+    from gptjax.base.tree import placed
+    from gptjax.cluster.compiler import enable_compilation_cache
+    from gptjax.cluster.mesh import make_mesh, replicated
+    from gptjax.generation.sampling import stream_text
     from gptjax.model.gpt import parameter_shapes
-    from gptjax.sampling import stream_text
-    from gptjax.training.checkpoint import Checkpointer
-    from gptjax.training.compiler import enable_compilation_cache
-    from gptjax.training.mesh import make_mesh, replicated
-    from gptjax.training.run_dir import RunDir
-    from gptjax.tree import placed
+    from gptjax.runs.checkpoint import Checkpointer
+    from gptjax.runs.directory import RunDir
 
     enable_compilation_cache()
 

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gptjax.base.errors import ConfigError
 from gptjax.cli import ConfigCommand, main, parse_config
-from gptjax.errors import ConfigError
 from gptjax.planning.advice import advise
-from gptjax.planning.fitting import USABLE, for_gpu, make_plan
 from gptjax.planning.gpus import find_gpu
 from gptjax.planning.layout import lay_out, with_vocabulary
 from gptjax.planning.report import Report
 from gptjax.planning.schedule import TYPICAL_MFU, Links, on_other_numbers
+from gptjax.planning.search import USABLE, for_gpu, make_plan
 
 
 @dataclass(frozen=True)

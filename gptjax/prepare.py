@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gptjax.base.errors import ConfigError, UserError
 from gptjax.cli import main, parse
 from gptjax.config import Config, DataConfig
-from gptjax.errors import ConfigError, UserError
-from gptjax.presets import load_preset
-from gptjax.ramp import batch_ramp
-from gptjax.validation import is_tokenizer_name, validate
+from gptjax.config.batches import batch_ramp
+from gptjax.config.names import is_tokenizer_name
+from gptjax.config.presets import load_preset
+from gptjax.config.validation import validate
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def prepare(argv: Sequence[str]) -> int:
     command = parse(PrepareCommand, argv, "python -m gptjax.prepare")
     _refuse_what_is_not_read(command)
     if command.inspect is not None:
-        from gptjax.data.inspection import inspect_with_report
+        from gptjax.preparation.inspection import inspect_with_report
 
         inspect_with_report(command.inspect)
         return 0
@@ -82,15 +83,15 @@ def prepare(argv: Sequence[str]) -> int:
     if command.train_tokenizer:
         return _train_tokenizer(command, data)
     if data.hub is not None:
-        from gptjax.data.fetching import prepare_from_hub
+        from gptjax.preparation.fetching import prepare_from_hub
 
         rows = batch_ramp(config).rows_before(config.train.max_steps)
         read = rows * config.context + 1 if command.config else None
         prepare_from_hub(data, command.tokens, read, command.workers)
         return 0
 
-    from gptjax.data.partition import Partition
-    from gptjax.data.preparation import prepare_with_progress
+    from gptjax.preparation.pipeline import prepare_with_progress
+    from gptjax.preparation.units import Partition
 
     partition = Partition.parse(command.partition) if command.partition else None
     prepare_with_progress(data, command.workers, partition, command.merge)
@@ -183,7 +184,7 @@ def _adopt(directory: Path, command: PrepareCommand) -> int:
             ]
         )
 
-    from gptjax.data.foreign import adopt_with_progress
+    from gptjax.preparation.adoption import adopt_with_progress
 
     adopt_with_progress(directory, command.tokenizer, command.out or directory)
     return 0
@@ -200,8 +201,8 @@ def _train_tokenizer(command: PrepareCommand, data: DataConfig) -> int:
     if command.partition or command.merge:
         raise ConfigError(["--train-tokenizer reads all text at once: leave out --partition"])
 
-    from gptjax.data.sources import find_inputs
-    from gptjax.data.vocabulary import train_tokenizer_with_report
+    from gptjax.preparation.sources import find_inputs
+    from gptjax.preparation.vocabulary import train_tokenizer_with_report
 
     train_tokenizer_with_report(find_inputs(data), command.vocab_size, command.out)
     return 0

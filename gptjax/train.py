@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptjax.base.errors import StorageError, UserError
 from gptjax.cli import ConfigCommand, main, parse_config
-from gptjax.config import PRETRAIN
-from gptjax.errors import StorageError, UserError
-from gptjax.presets import load_preset
-from gptjax.training.signals import StopRequest
+from gptjax.cluster.stop import StopRequest
+from gptjax.config.presets import load_preset
+from gptjax.config.schema import PRETRAIN
 
 IMPORTED = time.perf_counter()
 
@@ -43,18 +43,18 @@ def train(argv: Sequence[str]) -> int:
 
     # an interrupt in the midst of importing jax can be lost, or end in a crash
     with StopRequest(answer="stopping before anything began") as stop:
-        from gptjax.budget import parameter_count
-        from gptjax.data.manifest import is_prepared
-        from gptjax.data.preparation import how_to_prepare, prepare_with_progress
-        from gptjax.training.agreement import BUG, leave, require_equal_devices
-        from gptjax.training.compiler import (
+        from gptjax.cluster.agreement import BUG, leave, require_equal_devices
+        from gptjax.cluster.compiler import (
             divide_processor,
             enable_compilation_cache,
             keep_freed_memory,
         )
-        from gptjax.training.distributed import find_launch, initialise
+        from gptjax.cluster.processes import find_launch, initialise
+        from gptjax.data.manifest import is_prepared
+        from gptjax.model.size import parameter_count
+        from gptjax.preparation.pipeline import how_to_prepare, prepare_with_progress
+        from gptjax.runs.trace import Startup, process_began
         from gptjax.training.loop import fit
-        from gptjax.training.profile import Startup, process_began
     if stop:
         return stop.exit_code
 

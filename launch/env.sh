@@ -4,7 +4,7 @@
 #
 # There is no list of XLA_FLAGS here on purpose. A flag that the installed jaxlib does not know ends
 # the process at once, and names change between versions; what is wanted of the compiler is set where
-# its version is known (gptjax/training/compiler.py). None of these was measured by us on several GPUs.
+# its version is known (gptjax/cluster/compiler.py). None of these was measured by us on several GPUs.
 
 # How much of a GPU's memory jax takes at the start. Its default, 0.75, leaves a quarter unused
 # (docs.jax.dev/en/latest/gpu_memory_allocation.html); NVIDIA sets 0.8 to 0.9 (JAX-Toolbox, "GPU

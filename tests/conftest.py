@@ -26,8 +26,8 @@ from hub_server import Hub, serve
 
 from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest
-from gptjax.data.preparation import prepare
-from gptjax.data.sources import text_files
+from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.sources import text_files
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

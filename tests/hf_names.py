@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gptjax.config import ModelConfig
-from gptjax.places import leaves
+from gptjax.model.places import leaves
 
 
 def our_leaves(theirs: Mapping[str, np.ndarray], cfg: ModelConfig) -> dict[str, np.ndarray]:

@@ -21,11 +21,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import numpy as np
 
+from gptjax.cluster.mesh import make_mesh, put_rows
 from gptjax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from gptjax.data.examples import IS_REAL
-from gptjax.places import Split
-from gptjax.training.checkpoint import Checkpointer
-from gptjax.training.mesh import make_mesh, put_rows
+from gptjax.model.places import Split
+from gptjax.runs.checkpoint import Checkpointer
 from gptjax.training.program import assemble
 from gptjax.training.state import items_of, saved_items, state_of
 

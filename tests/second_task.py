@@ -19,8 +19,8 @@ import numpy as np
 
 from gptjax.config import Config
 from gptjax.data.examples import Example, ShuffledExamples, TaskData, ValidationSet
-from gptjax.data.tokenizers import ByteTokenizer
-from gptjax.places import Split
+from gptjax.model.places import Split
+from gptjax.tokenizers.plain import ByteTokenizer
 from gptjax.training.tasks import TASKS, Batch, Losses, Params, Task, language_modelling
 
 LABELS = 4

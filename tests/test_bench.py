@@ -19,7 +19,7 @@ import harness
 import shapes
 from harness import Report, Spread, Worker, in_turns, ratios
 
-from gptjax.budget import flops_per_token, parameter_count
+from gptjax.model.size import flops_per_token, parameter_count
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from conftest import ROOT, environment_on, run_verb
 
+from gptjax.base.errors import ConfigError, UserError
 from gptjax.cli import ConfigCommand, main, parse, parse_config
 from gptjax.config import Config
-from gptjax.errors import ConfigError, UserError
-from gptjax.presets import load_preset, preset_names
+from gptjax.config.presets import load_preset, preset_names
 
 VERBS = ["train", "prepare", "generate"]
-CONFIG_SOURCE = ast.parse((ROOT / "gptjax" / "config.py").read_text())
+CONFIG_SOURCE = ast.parse((ROOT / "gptjax" / "config" / "schema.py").read_text())
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def test_a_verb_may_do_without_a_config():
 
 NAMED = """
 from dataclasses import replace
-from gptjax.presets import load_preset
+from gptjax.config.presets import load_preset
 
 def get_config():
     config = load_preset("tiny")
@@ -312,7 +312,7 @@ def test_help_of_a_config_shows_its_own_defaults(capsys):
 def test_neither_help_nor_an_error_imports_jax(tmp_path):
     script = f"""
 import runpy, sys
-import gptjax.cli, gptjax.config, gptjax.errors, gptjax.files, gptjax.presets
+import gptjax.cli, gptjax.config, gptjax.base.errors, gptjax.base.files, gptjax.config.presets
 assert "jax" not in sys.modules, "nouns"
 for verb in {VERBS}:
     for argv in (["--help"], ["--bogus"], ["--config", "tinny"], ["--run", "nowhere"]):

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from conftest import run_verb
 
+from gptjax.base.tree import placed
 from gptjax.cli import main
+from gptjax.cluster.mesh import make_mesh, replicated
 from gptjax.generate import generate
 from gptjax.model.gpt import GPT, parameter_shapes
-from gptjax.training.checkpoint import CURSOR_FILE, Checkpointer
-from gptjax.training.integrity import INTEGRITY, sign
-from gptjax.training.mesh import make_mesh, replicated
-from gptjax.training.metrics import read_rows
-from gptjax.training.run_dir import RunDir
-from gptjax.tree import placed
+from gptjax.runs.checkpoint import CURSOR_FILE, Checkpointer
+from gptjax.runs.directory import RunDir
+from gptjax.runs.integrity import INTEGRITY, sign
+from gptjax.runs.metrics import read_rows
 
 STEPS = [10, 20]
 PROMPT = "def f\u00fcr("

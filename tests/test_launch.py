@@ -22,9 +22,9 @@ import yaml
 from conftest import ROOT, environment_on, run_verb, without_speed
 
 from gptjax.cli import parse_config
+from gptjax.cluster.processes import Launch, find_launch
 from gptjax.data.manifest import Manifest
 from gptjax.train import TrainCommand
-from gptjax.training.distributed import Launch, find_launch
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = [LAUNCH / name for name in ("node.sh", "slurm.sbatch", "env.sh", "prepare.sbatch")]
@@ -571,7 +571,7 @@ HANGING = """
 import sys, time
 from pathlib import Path
 from gptjax.data.loader import StepSource
-from gptjax.presets import load_preset
+from gptjax.config.presets import load_preset
 
 read, hung = StepSource.__getitem__, Path("hung")
 

@@ -17,10 +17,10 @@ from conftest import environment_on, run_verb, without_speed
 
 from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest
-from gptjax.data.preparation import prepare
 from gptjax.data.shards import HEADER_BYTES
-from gptjax.data.sources import text_files
-from gptjax.training.run_dir import LOCK
+from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.sources import text_files
+from gptjax.runs.directory import LOCK
 
 pytestmark = pytest.mark.usefixtures("one_compilation_for_all")
 STEPS = 12

@@ -1,1 +1,1 @@
-"""Text to tokens to batches: tokenizers, shards on disk, windows over them, the loader."""
+"""Shards to batches, as a function of (seed, step)."""

@@ -14,14 +14,15 @@ from shlex import quote
 
 import numpy as np
 
+from gptjax.base.errors import UserError
 from gptjax.config import Config
+from gptjax.config.batches import batch_ramp
+from gptjax.config.names import parse_change, parse_source
 from gptjax.data.examples import EndlessExamples, Example, TaskData, ValidationSet
 from gptjax.data.manifest import TOKENIZER, Manifest, is_prepared, read_manifest, read_tokenizer
-from gptjax.data.tokenizers import bytes_per_token, tokenizer_identity
+from gptjax.data.mixture import MixedWindows, Mixture
 from gptjax.data.windows import TokenWindows, WindowExamples
-from gptjax.errors import UserError
-from gptjax.mixing import Mixture, parse_change, parse_source
-from gptjax.ramp import batch_ramp
+from gptjax.tokenizers.registry import bytes_per_token, tokenizer_identity
 
 
 class Corpus(TaskData):
@@ -181,38 +182,6 @@ class Corpus(TaskData):
         assert self.mixture is not None
         counts = self.mixture.counts(self._ramp.rows_before(step))
         return [n / max(1, len(w)) for n, w in zip(counts, self._windows, strict=True)]
-
-
-class MixedWindows:
-    """The training windows of several sources, by a plan."""
-
-    def __init__(self, windows: list[TokenWindows], mixture: Mixture):
-        self.windows, self.mixture = windows, mixture
-
-    def shuffled(self, seed: int) -> "MixedOrder":
-        """The endless order of rows of a seed; raises `UserError` for a source without a window."""
-        return MixedOrder(self, seed)
-
-
-class MixedOrder:
-    """Row r of a mixture as a function of seed and r."""
-
-    def __init__(self, mixed: MixedWindows, seed: int):
-        # a seed of its own for every source, or two copies of one text would go in step
-        seeds = np.random.SeedSequence(seed).generate_state(len(mixed.windows)).tolist()
-        self._mixture = mixed.mixture
-        self._orders = [
-            windows.shuffled(seed) if is_read else None  # one that is only validated on
-            for windows, seed, is_read in zip(
-                mixed.windows, seeds, mixed.mixture.is_read(), strict=True
-            )
-        ]
-
-    def __getitem__(self, row: int) -> Example:
-        source, index = self._mixture.place(row)
-        order = self._orders[source]
-        assert order is not None
-        return order[index]
 
 
 def require_vocabulary(manifest: Manifest, n_vocab: int | None, tokenizer: str | None) -> int:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from gptjax.config import Config
-from gptjax.data.tokenizers import Tokenizer
+from gptjax.tokenizers.plain import Tokenizer
 
 Example = dict[str, np.ndarray]
 IS_REAL = "is_real"

@@ -14,9 +14,9 @@ from typing import Any, Protocol, TypeVar
 import grain
 import numpy as np
 
+from gptjax.base.errors import UserError
+from gptjax.config.batches import BatchRamp
 from gptjax.data.examples import IS_REAL, EndlessExamples, Example, Examples
-from gptjax.errors import UserError
-from gptjax.ramp import BatchRamp
 
 T = TypeVar("T")
 Placed = TypeVar("Placed")

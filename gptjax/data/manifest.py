@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.base.errors import UserError
+from gptjax.base.files import write_atomically
 from gptjax.data.shards import DTYPES, LAYOUTS, ShardInfo, check_shard
-from gptjax.data.tokenizers import Tokenizer, fingerprint, from_json
-from gptjax.errors import UserError
-from gptjax.files import write_atomically
+from gptjax.tokenizers.plain import Tokenizer
+from gptjax.tokenizers.registry import fingerprint, from_json
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"

@@ -15,8 +15,8 @@ from tokenize import TokenError  # of a header, which NumPy reads as Python
 
 import numpy as np
 
-from gptjax.errors import UserError
-from gptjax.files import write_atomically
+from gptjax.base.errors import UserError
+from gptjax.base.files import write_atomically
 
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS

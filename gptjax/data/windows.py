@@ -10,10 +10,10 @@ from itertools import accumulate
 
 import numpy as np
 
+from gptjax.base.errors import UserError
 from gptjax.data.examples import Example, ShuffledExamples
 from gptjax.data.manifest import Manifest
 from gptjax.data.shards import open_shard
-from gptjax.errors import UserError
 
 OPEN_SHARDS = 128  # each open map holds a file descriptor; a soft limit of 256 must do
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from gptjax.flash import TILES_FROM, portable
+from gptjax.config.attention import TILES_FROM, portable
 from gptjax.model.ops import dropout
 
 Attention = Callable[[Array, Array, Array, float, Array | None, Array | None], Array]

@@ -17,7 +17,7 @@ from gptjax.config import ModelConfig
 from gptjax.model import ops
 from gptjax.model.layers import INIT_STD, Block, LayerNorm, rematerialised, whole
 from gptjax.model.parallel import look_up
-from gptjax.places import WHOLE, Split
+from gptjax.model.places import WHOLE, Split
 
 PADDING_LOGIT = -1e9  # keeps rows that only pad the table out of every softmax
 

@@ -15,8 +15,8 @@ from gptjax.config import ModelConfig
 from gptjax.model import ops
 from gptjax.model.attention import ATTENTIONS
 from gptjax.model.parallel import enter, gathered, leave
+from gptjax.model.places import TENSOR, WHOLE, Split
 from gptjax.model.products import product
-from gptjax.places import TENSOR, WHOLE, Split
 
 PRODUCT, ATTENDED = "product", "attended"  # what a rematerialisation policy may keep
 INIT_STD = 0.02  # GPT-1 and GPT-2, section "model specifications": N(0, 0.02)

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
+from gptjax.base.tree import Tree, leaf_names
 from gptjax.config import ModelConfig
-from gptjax.places import FSDP, TENSOR, WHOLE, Split
-from gptjax.tree import Tree, leaf_names
+from gptjax.model.places import FSDP, TENSOR, WHOLE, Split
 
 
 def gathered(params: Tree, split: Split, cfg: ModelConfig, prefix: str = "") -> Tree:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 
 from gptjax.config import Config
-from gptjax.planning.fitting import ALIKE, Plan, best_plan
 from gptjax.planning.gpus import Gpu
 from gptjax.planning.schedule import Links
+from gptjax.planning.search import ALIKE, Plan, best_plan
 
 MOST_GPUS = 2**16
 

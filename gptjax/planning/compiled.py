@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gptjax.budget import gibibytes
+from gptjax.base.errors import UserError
+from gptjax.base.terminal import gibibytes
 from gptjax.config import Config
-from gptjax.errors import UserError
-from gptjax.planning.collectives import bytes_by_axes, collectives
+from gptjax.planning.hlo import bytes_by_axes, collectives
 from gptjax.planning.layout import AXES, Layout
 from gptjax.planning.memory import Memory, memory
 from gptjax.planning.traffic import traffic
@@ -107,8 +107,8 @@ def compare_traffic(
 
 def compile_update(config: Config, layout: Layout) -> Any:
     """The compiled update, a `jax.stages.Compiled`, of a config that a processor can compute."""
-    from gptjax.places import Split
-    from gptjax.training.mesh import batch_layout, make_mesh
+    from gptjax.cluster.mesh import batch_layout, make_mesh
+    from gptjax.model.places import Split
     from gptjax.training.program import assemble
 
     mesh = make_mesh(layout.gpus, Split(layout.fsdp, layout.tensor))

@@ -1,4 +1,4 @@
-"""The GPUs that a run can be planned for: memory and links. Peaks are in `gptjax.budget`.
+"""The GPUs that a run can be planned for: memory and links. Peaks are in `gptjax.model.size`.
 
 Memory is what nvidia-smi shows, in MiB. Bandwidths are bytes a second in one direction, as NCCL's
 tests define bus bandwidth: what a ring all-reduce of n devices moves, `2 (n - 1) / n` of its
@@ -12,10 +12,10 @@ import re
 from dataclasses import dataclass
 from functools import partial
 
-from gptjax.budget import peak_flops
+from gptjax.base.errors import ConfigError, did_you_mean
+from gptjax.cluster.devices import peak_flops
 from gptjax.config import ModelConfig
-from gptjax.errors import ConfigError, did_you_mean
-from gptjax.flash import portable, refusals
+from gptjax.config.attention import portable, refusals
 
 ATTAINED = 0.8  # of a link's rate, which large all-reduces over NVLink reach
 
@@ -27,7 +27,7 @@ class Gpu:
     name: str
     """As `--gpu` takes it."""
     kind: str
-    """jax's `device_kind`, by which `gptjax.budget.peak_flops` knows its peaks."""
+    """jax's `device_kind`, by which `gptjax.cluster.devices.peak_flops` knows its peaks."""
     memory: int
     """Bytes."""
     bus: float

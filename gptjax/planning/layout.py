@@ -5,10 +5,10 @@ The mesh is data x fsdp x tensor, tensor innermost, so that what talks most is n
 
 from dataclasses import dataclass, replace
 
+from gptjax.base.errors import ConfigError
 from gptjax.config import Config
-from gptjax.errors import ConfigError
-from gptjax.places import Split
-from gptjax.ramp import rows_problem
+from gptjax.config.batches import rows_problem
+from gptjax.model.places import Split
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = "data x fsdp"  # both axes as one: what has rows of its own

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, fields
 
 from gptjax.config import Config, ModelConfig
-from gptjax.places import Leaf, leaves
+from gptjax.model.places import Leaf, leaves
 from gptjax.planning.layout import Layout
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -168,7 +168,7 @@ def _temporaries(
 
 
 def _chunk_tokens(config: Config, micro_batch: int) -> tuple[int, str]:
-    """Tokens whose logits exist at once, and how that cuts them: as `gptjax.training.loss` does."""
+    """Tokens whose logits exist at once, and how that cuts them: as `gptjax.model.losses` does."""
     tokens, most = micro_batch * config.context, config.train.loss_chunk_tokens
     if not most:
         return tokens, "uncut"

@@ -5,13 +5,15 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from gptjax.budget import gibibytes, matmul_dtype, parameter_count, peak_flops
+from gptjax.base.terminal import gibibytes
+from gptjax.cluster.devices import matmul_dtype, peak_flops
 from gptjax.config import Config
+from gptjax.model.size import parameter_count
 from gptjax.planning.advice import Advice
-from gptjax.planning.fitting import Plan, for_gpu, largest_micro_batch
 from gptjax.planning.gpus import GPUS, Gpu
 from gptjax.planning.layout import Layout
 from gptjax.planning.schedule import Links, Scale
+from gptjax.planning.search import Plan, for_gpu, largest_micro_batch
 from gptjax.planning.traffic import transfers
 
 POLICIES = ("none", "dots", "block", "full")

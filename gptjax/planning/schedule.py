@@ -1,20 +1,21 @@
 """How long an update and a run take: arithmetic at a stated utilisation, bytes at a bandwidth.
 
 Nothing is assumed to overlap: an update takes its arithmetic and then its communication, so a
-trainer that hides some of it is faster than planned. Arithmetic is counted as in `gptjax.budget`,
+trainer that hides some of it is faster than planned. Arithmetic is counted as in `gptjax.model.size`,
 without what rematerialisation does again: state a lower utilisation where blocks are recomputed.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from gptjax.budget import flops_per_token, matmul_dtype, peak_flops
+from gptjax.base.errors import ConfigError
+from gptjax.cluster.devices import matmul_dtype, peak_flops
 from gptjax.config import Config
-from gptjax.errors import ConfigError
+from gptjax.config.batches import batch_ramp, rows_problem
+from gptjax.model.size import flops_per_token
 from gptjax.planning.gpus import Gpu
 from gptjax.planning.layout import AXES, ROWS, Layout
 from gptjax.planning.traffic import Transfer, transfers
-from gptjax.ramp import batch_ramp, rows_problem
 
 TYPICAL_MFU = 0.4  # what good trainers reach with GPT-2's sizes; nothing of ours is measured
 

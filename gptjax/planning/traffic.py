@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gptjax.config import Config
-from gptjax.places import Leaf, leaves
+from gptjax.model.places import Leaf, leaves
 from gptjax.planning.layout import ROWS, Layout
 from gptjax.planning.memory import BYTES, remat_policy
 

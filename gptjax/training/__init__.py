@@ -1,1 +1,1 @@
-"""One update, and the run made of many: mesh, optimizer, loss, step, checkpoints, loop."""
+"""One step, and many."""

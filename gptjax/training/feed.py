@@ -13,13 +13,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gptjax.cluster.mesh import BatchLayout, put_everywhere, put_rows
 from gptjax.config import TrainConfig
+from gptjax.config.batches import BatchRamp
+from gptjax.config.names import profile_window
 from gptjax.data.examples import Examples
 from gptjax.data.loader import Batch, validation_batches
-from gptjax.ramp import BatchRamp
-from gptjax.training.mesh import BatchLayout, put_everywhere, put_rows
-from gptjax.training.metrics import Row
-from gptjax.validation import profile_window
+from gptjax.runs.metrics import Row
 
 
 class Call(NamedTuple):

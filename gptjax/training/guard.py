@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from gptjax.tree import Tree
+from gptjax.base.tree import Tree
 
 FIRST_LOSS_SCALE = 2.0**15
 SMALLEST_LOSS_SCALE = 1.0

@@ -15,27 +15,27 @@ from typing import NamedTuple
 
 import jax
 
-from gptjax.budget import peak_tokens_per_second
+from gptjax.base.errors import UserError
+from gptjax.cluster.agreement import by_first, first_says, is_first, largest, leave_if_several
+from gptjax.cluster.compiler import watching_cache
+from gptjax.cluster.devices import peak_tokens_per_second
+from gptjax.cluster.links import check_links
+from gptjax.cluster.stop import StopRequest
+from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config, to_json
 from gptjax.data.loader import batches_from, read_ahead
-from gptjax.errors import UserError
-from gptjax.evals.perplexity import Validation, evaluate_parts
-from gptjax.training.agreement import by_first, first_says, is_first, largest, leave_if_several
-from gptjax.training.checkpoint import Checkpointer, SaveError
-from gptjax.training.compiler import watching_cache
-from gptjax.training.display import Display
+from gptjax.evaluation.perplexity import Validation, evaluate_parts
+from gptjax.runs.checkpoint import Checkpointer, SaveError
+from gptjax.runs.directory import RunDir
+from gptjax.runs.display import Display
+from gptjax.runs.metrics import MetricsLog, Row, Throughput, with_waits
+from gptjax.runs.trace import Startup, UpdateTrace
 from gptjax.training.feed import by_call, due, rows_of_call
-from gptjax.training.metrics import MetricsLog, Row, Throughput, with_waits
-from gptjax.training.preflight import check_links
-from gptjax.training.profile import Startup, UpdateTrace
-from gptjax.training.run_dir import RunDir
 from gptjax.training.setup import Setup
 from gptjax.training.showing import Showing
-from gptjax.training.signals import StopRequest
 from gptjax.training.start import agree_on_program, open_run, restore_or_start
 from gptjax.training.state import TrainState, saved_items
 from gptjax.training.step import Metrics
-from gptjax.training.watchdog import Watchdog
 
 GIVE_UP_AFTER = 20  # updates skipped in a row, their gradients not being finite
 

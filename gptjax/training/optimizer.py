@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from gptjax.base.tree import Tree, leaf_names, named_leaves
 from gptjax.config import OptimConfig
-from gptjax.places import is_decayed
+from gptjax.model.places import is_decayed
 from gptjax.training.guard import clip, skip_unless_finite
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.update_rules import RULES
-from gptjax.tree import Tree, leaf_names, named_leaves
 
 
 def decay_mask(params: Tree) -> Tree:

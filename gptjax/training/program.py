@@ -13,15 +13,16 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from gptjax.base.tree import Tree
+from gptjax.cluster.compiler import compiler_options
+from gptjax.cluster.mesh import BatchLayout, abstract_batch, put_everywhere, replicated
 from gptjax.config import Config
 from gptjax.data.examples import Example
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.parallel import param_specs
+from gptjax.model.places import FSDP, TENSOR, Split
 from gptjax.model.products import matmul_precision
-from gptjax.places import FSDP, TENSOR, Split
-from gptjax.training.compiler import compiler_options
 from gptjax.training.dropout import dropout_generator
-from gptjax.training.mesh import BatchLayout, abstract_batch, put_everywhere, replicated
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.state import TrainState, abstract_state, initial_state
@@ -33,7 +34,6 @@ from gptjax.training.step import (
     make_update,
 )
 from gptjax.training.tasks import Losses, task_of
-from gptjax.tree import Tree
 
 
 @dataclass(frozen=True)

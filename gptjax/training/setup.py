@@ -12,18 +12,18 @@ from typing import Any
 
 import jax
 
-from gptjax.budget import parameter_count
+from gptjax.cluster.mesh import BatchLayout, make_mesh, row_groups, rows_per_device, split_of
 from gptjax.config import Config
+from gptjax.config.batches import batch_ramp
 from gptjax.data.loader import StepSource, evenly_spread
-from gptjax.data.tokenizers import document_separator
-from gptjax.evals.perplexity import ValidationPart
+from gptjax.evaluation.perplexity import ValidationPart
 from gptjax.model.gpt import parameter_shapes
-from gptjax.ramp import batch_ramp
-from gptjax.training.display import Display
+from gptjax.model.size import parameter_count
+from gptjax.runs.display import Display
+from gptjax.tokenizers.registry import document_separator
+from gptjax.training.autotune import choose_attention, choose_layout
 from gptjax.training.feed import Call, Feed
-from gptjax.training.fitting import choose_attention, choose_layout
 from gptjax.training.guard import with_loss_scale
-from gptjax.training.mesh import BatchLayout, make_mesh, row_groups, rows_per_device, split_of
 from gptjax.training.optimizer import averaged_parameters, decay_table
 from gptjax.training.program import Program, assemble
 from gptjax.training.state import TrainState

@@ -5,16 +5,17 @@ from contextlib import contextmanager
 
 import jax
 
+from gptjax.base.tree import Tree
+from gptjax.cluster.agreement import is_first, leave
+from gptjax.cluster.stop import StopRequest
 from gptjax.config import Config
-from gptjax.data.tokenizers import Tokenizer
-from gptjax.training.agreement import is_first, leave
-from gptjax.training.curves import plot_curves
-from gptjax.training.display import Display
-from gptjax.training.metrics import Row
-from gptjax.training.run_dir import RunDir
-from gptjax.training.samples import append_sample, forget_samples_after, sample_after
-from gptjax.training.signals import StopRequest
-from gptjax.tree import Tree
+from gptjax.generation.sampling import sample_after
+from gptjax.runs.curves import plot_curves
+from gptjax.runs.directory import RunDir
+from gptjax.runs.display import Display
+from gptjax.runs.metrics import Row
+from gptjax.runs.samples import append_sample, forget_samples_after
+from gptjax.tokenizers.plain import Tokenizer
 
 
 class Showing:

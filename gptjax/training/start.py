@@ -8,12 +8,12 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from gptjax.base.errors import UserError
+from gptjax.cluster.agreement import by_first, require_same, require_shared
 from gptjax.config import Config, to_json
-from gptjax.errors import UserError
-from gptjax.training.agreement import by_first, require_same, require_shared
-from gptjax.training.checkpoint import Checkpointer
-from gptjax.training.display import Display
-from gptjax.training.run_dir import RunDir
+from gptjax.runs.checkpoint import Checkpointer
+from gptjax.runs.directory import RunDir
+from gptjax.runs.display import Display
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, items_of, state_of

@@ -14,11 +14,11 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from gptjax.base.tree import Tree, placed
+from gptjax.cluster.mesh import shardings
 from gptjax.config import ModelConfig
 from gptjax.model.gpt import init_params
-from gptjax.training.mesh import shardings
 from gptjax.training.optimizer import averaged_parameters
-from gptjax.tree import Tree, placed
 
 
 class TrainState(NamedTuple):

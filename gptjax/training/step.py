@@ -18,13 +18,13 @@ from jax import Array, lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from gptjax.base.tree import Tree
+from gptjax.cluster.mesh import DATA, replicated, row_axes, rows_spec
 from gptjax.data.examples import IS_REAL
-from gptjax.places import FSDP
-from gptjax.training.mesh import DATA, replicated, row_axes, rows_spec
+from gptjax.model.places import FSDP
 from gptjax.training.optimizer import accumulate
 from gptjax.training.state import TrainState
 from gptjax.training.tasks import Batch, Losses, Params
-from gptjax.tree import Tree
 
 Metrics = dict[str, Array]
 METRICS = ("loss", "grad_norm", "learning_rate", "tokens", "skipped")

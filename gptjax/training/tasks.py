@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from gptjax.config import PRETRAIN, Config, ModelConfig
+from gptjax.base.errors import ConfigError, did_you_mean
+from gptjax.config import Config, ModelConfig
+from gptjax.config.schema import PRETRAIN
 from gptjax.data.corpus import Corpus
 from gptjax.data.examples import Example, TaskData
-from gptjax.errors import ConfigError, did_you_mean
 from gptjax.model.attention import document_numbers
 from gptjax.model.gpt import GPT, logits
+from gptjax.model.losses import cross_entropy, cross_entropy_rows, token_losses
 from gptjax.model.parallel import enter, gathered
-from gptjax.places import WHOLE, Split
-from gptjax.training.loss import cross_entropy, cross_entropy_rows, token_losses
+from gptjax.model.places import WHOLE, Split
 
 Params = dict[str, Any]
 Batch = dict[str, Array]

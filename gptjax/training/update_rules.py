@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from gptjax.base.tree import Tree, leaf_names
 from gptjax.config import OptimConfig
-from gptjax.places import is_block_matrix
-from gptjax.tree import Tree, leaf_names
+from gptjax.model.places import is_block_matrix
 
 MUON_MOMENTUM = 0.95  # Jordan et al. 2024
 MUON_RMS = 0.2  # what Liu et al. 2025 measure of AdamW's updates

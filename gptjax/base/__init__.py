@@ -1,0 +1,1 @@
+"""What any program has: errors, files, trees, a terminal. Imports nothing of gptjax."""

@@ -1,0 +1,1 @@
+"""Devices, processes, and what goes wrong with them."""

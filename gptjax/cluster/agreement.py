@@ -1,0 +1,210 @@
+"""How the processes of a run come to agree, and how one that fails leaves.
+
+Whatever decides what all do next (a stop request, a checkpoint to restore, a loss to compare) is
+decided once and told to all: processes that take different turns wait for each other for ever.
+With one process nothing here costs anything.
+Only `leave` may be called by one process alone.
+"""
+
+import os
+import secrets
+import sys
+import time
+import traceback
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils  # jax's documented way to ask all processes
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from gptjax.base.errors import StorageError, UserError
+
+T = TypeVar("T")
+BUG = 70  # exit code of an exception that is no `UserError` (sysexits.h: EX_SOFTWARE)
+COMPLAINT_BYTES = 1024  # of a text that crosses processes
+SIGHT_SECONDS = 10.0  # within which a network file system shows a new file
+LAST_WORDS_SECONDS = 1.0  # for the others to report before their coordinator leaves
+
+
+class Followed(UserError):
+    """Process 0 has ended the run and says why; the others have nothing to add."""
+
+    def __init__(self, exit_code: int):
+        self.exit_code = exit_code
+        super().__init__("process 0 has ended the run")
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+def require_equal_devices() -> None:
+    """Raise `UserError` where processes have unequal numbers of devices. Talks to nobody."""
+    counts = Counter(device.process_index for device in jax.devices())
+    if others := [f"process {i} has {n}" for i, n in counts.items() if n != counts[0]]:
+        raise UserError(
+            f"process 0 has {counts[0]} devices, but {', '.join(others)}: every process needs as "
+            "many, so take out the node with a fault, or set CUDA_VISIBLE_DEVICES"
+        )
+
+
+def first_says(value: float) -> float:
+    """Process 0's number, at every process."""
+    if jax.process_count() == 1:
+        return value
+    # as bytes, since jax would round a float64
+    told = multihost_utils.broadcast_one_to_all(np.frombuffer(np.float64(value).tobytes(), "u1"))
+    return float(np.frombuffer(np.asarray(told, "u1").tobytes(), np.float64)[0])
+
+
+def by_first(action: Callable[[], T]) -> T | None:
+    """Have process 0 alone do something; its result there, None at the others.
+
+    They wait for it, and a `UserError` ends all with its exit code.
+    """
+    if jax.process_count() == 1:
+        return action()
+    result, failure = None, None
+    if is_first():
+        try:
+            result = action()
+        except UserError as error:
+            failure = error
+    code = int(first_says(0 if failure is None else failure.exit_code))
+    if failure is not None:
+        raise failure
+    if code:
+        raise Followed(code)
+    return result
+
+
+def first_complaint(text: str | None) -> str | None:
+    """The text of the first process that has one, at every process; None if none has."""
+    if jax.process_count() == 1:
+        return text
+    mine = np.zeros(COMPLAINT_BYTES, np.uint8)
+    raw = np.frombuffer((text or "").encode()[:COMPLAINT_BYTES], np.uint8)
+    mine[: raw.size] = raw
+    told = np.asarray(multihost_utils.process_allgather(mine), np.uint8)
+    texts = [bytes(row).rstrip(b"\0").decode("utf-8", "replace") for row in told]
+    return next(filter(None, texts), None)
+
+
+def require_same(what: str, value: str) -> None:
+    """Raise `UserError` at every process, naming those for which `value` is not process 0's."""
+    if jax.process_count() == 1:
+        return
+    sums = _all_say(zlib.crc32(value.encode()))
+    if others := [str(i) for i, s in enumerate(sums) if s != sums[0]]:
+        raise UserError(
+            f"{what} differs between the {jax.process_count()} processes: that of "
+            f"{', '.join(others)} is not that of process 0; start all with the same command, code "
+            "and files"
+        )
+
+
+def _all_say(number: int) -> list[int]:
+    """The numbers of all processes, each less than 2**32, at every process."""
+    return np.ravel(multihost_utils.process_allgather(np.uint32(number))).tolist()
+
+
+def require_shared(directory: Path) -> None:
+    """Raise `UserError` at every process, naming those that do not see process 0's `directory`.
+
+    Process 0 writes a token there, which the others read: a directory of the same name, with an
+    older run's files in it, may well lie on each node's own disk.
+    """
+    if jax.process_count() == 1:
+        return
+    token = f"{int(first_says(secrets.randbits(52))):x}"
+    path = directory / f".{token}.tmp"  # a new name, of which no file system remembers its absence
+    by_first(lambda: path.write_text(token))
+    blind = [str(i) for i, sees in enumerate(_all_say(_shows(path, token))) if not sees]
+    by_first(lambda: path.unlink(missing_ok=True))
+    if blind:
+        processes = "process" if len(blind) == 1 else "processes"
+        raise UserError(
+            f"{processes} {', '.join(blind)} cannot see {directory}: the run directory must be on "
+            "a file system shared by all nodes"
+        )
+
+
+def _shows(path: Path, text: str) -> bool:
+    """Whether a file comes to hold `text` within `SIGHT_SECONDS`."""
+    deadline = time.monotonic() + SIGHT_SECONDS
+    while True:
+        with suppress(OSError):
+            if path.read_text() == text:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+        with suppress(OSError):
+            os.listdir(path.parent)  # has a network file system look again
+
+
+def largest(number: int) -> Callable[[], int]:
+    """Begin to find the largest of all processes' numbers; the result waits for it.
+
+    It is found by the devices after whatever they were given before, so that asking costs no wait.
+    """
+    sharding, find = _maximum()
+    mine = np.full(jax.local_device_count(), number, np.int32)
+    found = find(jax.make_array_from_process_local_data(sharding, mine))
+    return lambda: int(found)
+
+
+@cache
+def _maximum() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    """One number on every device, and the program that finds the largest."""
+    shape, names = (jax.device_count(),), ("device",)
+    mesh = jax.make_mesh(shape, names, (AxisType.Auto,), devices=jax.devices())
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec("device")), jax.jit(
+        lambda x: x.max(), out_shardings=everywhere
+    )
+
+
+def leave(error: BaseException) -> NoReturn:
+    """Report why this process fails and end it now, as one of several.
+
+    Not by way of an exception: on its way out this process would wait for the others, for a save
+    in progress or in jax's shutdown, while those wait for it in an update.
+    """
+    name = "" if is_first() else f"process {jax.process_index()}: "
+    code = BUG
+    if isinstance(error, OSError):
+        error = StorageError.of(error) or error
+    if isinstance(error, UserError):
+        code = error.exit_code
+        if not isinstance(error, Followed):
+            print(f"{name}error: {error}", file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt):
+        code = 130
+        print(f"{name}stopped", file=sys.stderr)
+    else:
+        text = "".join(traceback.format_exception(error))
+        print("\n".join(name + line for line in text.splitlines()), file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_first() and isinstance(error, UserError):
+        time.sleep(LAST_WORDS_SECONDS)
+    os._exit(code)
+
+
+def leave_if_several(
+    _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+) -> bool:
+    """`leave` with what ends a block too early, as the exit of a context; else False."""
+    if error is not None and jax.process_count() > 1:
+        leave(error)
+    return False

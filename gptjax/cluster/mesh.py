@@ -1,0 +1,173 @@
+"""Devices as a mesh with the axes `data`, `fsdp` and `tensor`, and where a run's arrays lie on it.
+
+Each group of devices along `data` has a whole model. The devices of a group divide it among them,
+and, but for those along `tensor`, rows of a batch too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gptjax.base.errors import ConfigError, UserError
+from gptjax.base.tree import Tree, leaf_names, named_leaves
+from gptjax.config import Config, MeshConfig
+from gptjax.config.batches import batch_ramp, rows_problem
+from gptjax.model.places import FSDP, TENSOR, WHOLE, Split
+
+DATA = "data"
+
+
+def make_mesh(devices: int | Sequence[jax.Device] | None = None, split: Split = WHOLE) -> Mesh:
+    """A mesh over all devices, over the first so many, or over these; neighbours share a model."""
+    if devices is None or isinstance(devices, int):
+        devices = jax.devices()[:devices]
+    shape = (len(devices) // (split.fsdp * split.tensor), split.fsdp, split.tensor)
+    # make_mesh gives Explicit axes by default, which shard_map's automatic parts refuse
+    return jax.make_mesh(shape, (DATA, FSDP, TENSOR), (AxisType.Auto,) * 3, devices=devices)
+
+
+def split_of(cfg: MeshConfig, n_devices: int, n_local: int) -> Split:
+    """How a config divides the model among `n_devices`, of which each process has `n_local`.
+
+    Raises `UserError` where the axes do not multiply to the number of devices.
+    """
+    group = cfg.fsdp * cfg.tensor
+    asked = f"mesh.fsdp {cfg.fsdp} x mesh.tensor {cfg.tensor}"
+    if n_devices % group:
+        raise UserError(
+            f"{asked} = {group} does not divide the {n_devices} devices here: choose sizes whose "
+            f"product does"
+        )
+    if cfg.data is not None and cfg.data * group != n_devices:
+        raise UserError(
+            f"mesh.data {cfg.data} x {asked} = {cfg.data * group}, but there are {n_devices} "
+            f"devices: leave mesh.data out, or make it {n_devices // group}"
+        )
+    if n_local % cfg.tensor:
+        raise UserError(
+            f"mesh.tensor {cfg.tensor} does not divide the {n_local} devices of a process: devices "
+            "along it read the same rows"
+        )
+    return Split(cfg.fsdp, cfg.tensor)
+
+
+def row_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes over which rows are divided; `fsdp` only where it has several devices."""
+    return (DATA, FSDP) if mesh.shape[FSDP] > 1 else (DATA,)
+
+
+def row_groups(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are divided into."""
+    return mesh.shape[DATA] * mesh.shape[FSDP]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shardings(tree: Tree, params: Tree, mesh: Mesh) -> Tree:
+    """Where every leaf of a state lies: parameters, and what is shaped like them, by their place.
+
+    Leaves of `tree` belong to the parameter whose name ends theirs, as Adam's moments do; what
+    belongs to none, or has another shape, is on every device.
+    """
+    split = Split(mesh.shape[FSDP], mesh.shape[TENSOR])
+    if split == WHOLE:
+        return jax.tree.map(lambda _: replicated(mesh), tree)
+    known = named_leaves(params)
+
+    def place(name: str, leaf: Any) -> NamedSharding:
+        parts = name.split("/")
+        endings = ("/".join(parts[i:]) for i in range(len(parts)))
+        owner = next((e for e in endings if e in known), None)
+        if owner is None or known[owner].shape != leaf.shape:
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(*split.place(owner)))
+
+    return jax.tree.map(place, leaf_names(tree), tree)
+
+
+def rows_spec(mesh: Mesh, axis: int) -> PartitionSpec:
+    """A batch whose rows are along `axis`."""
+    return PartitionSpec(*[None] * axis, row_axes(mesh))
+
+
+def put_rows(mesh: Mesh, batch: Any, axis: int) -> Any:
+    """Start copying this process's part of a batch to its devices, split along `axis`.
+
+    The result is the global batch of all processes; process order is row order.
+    """
+    sharding = NamedSharding(mesh, rows_spec(mesh, axis))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def put_everywhere(mesh: Mesh, value: Any) -> jax.Array:
+    """Start copying the same value of all processes to every device."""
+    return jax.make_array_from_process_local_data(replicated(mesh), np.asarray(value))
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How the rows of an update are cut: A micro-steps of `micro_batch` rows in every group."""
+
+    micro_steps: int
+    micro_batch: int
+    row_groups: int
+    """Devices with rows of their own; with `tensor`, groups of devices."""
+    context: int
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows of a micro-step over all devices."""
+        return self.micro_batch * self.row_groups
+
+    def of_rows(self, rows: int) -> "BatchLayout":
+        """The same cut of an update of so many rows: the one place that derives micro-steps."""
+        return replace(self, micro_steps=rows // self.micro_rows)
+
+    def __str__(self) -> str:
+        tokens = self.micro_steps * self.micro_rows * self.context
+        return (
+            f"{self.micro_steps} micro-steps x {self.row_groups} devices x {self.micro_batch} "
+            f"sequences x {self.context} tokens = {tokens:,} tokens an update"
+        )
+
+
+def rows_per_device(config: Config, groups: int) -> int:
+    """Rows of the smallest update that each of `groups` devices has to do.
+
+    Raises `ConfigError` if the rows do not divide among the devices.
+    """
+    if problem := rows_problem(config, groups):
+        raise ConfigError([problem])
+    return batch_ramp(config).first // groups
+
+
+def batch_layout(config: Config, groups: int, micro_batch: int) -> BatchLayout:
+    """Derive the micro-steps from the batch; they are never set by hand.
+
+    Where there are so many devices that the rows do not fill `micro_batch` on each, the largest
+    smaller one that divides them is taken.
+    """
+    per_device = rows_per_device(config, groups)
+    largest = min(micro_batch, per_device)
+    micro = next(m for m in range(largest, 0, -1) if per_device % m == 0)
+    return BatchLayout(1, micro, groups, config.context).of_rows(config.batch_rows)
+
+
+def abstract_batch(mesh: Mesh, layout: BatchLayout, example: Any, updates: int = 1) -> Any:
+    """Shapes, types and placement of an update's batch of such examples, for compiling.
+
+    With several `updates` the batches of as many have a leading axis.
+    """
+    rows = (*([updates] if updates > 1 else []), layout.micro_steps, layout.micro_rows)
+    sharding = NamedSharding(mesh, rows_spec(mesh, axis=len(rows) - 1))
+    return {
+        name: jax.ShapeDtypeStruct((*rows, *x.shape), x.dtype, sharding=sharding)
+        for name, x in example.items()
+    }

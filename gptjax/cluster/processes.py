@@ -1,0 +1,262 @@
+"""Several processes as one run: which of them this one is, and where they meet.
+
+Flags say so, or what Slurm, Open MPI, Kubernetes or SkyPilot set in the environment. jax could read
+the first three itself, and then would take one GPU for each task, take the shell of an interactive
+Slurm job for several processes, need another package on Kubernetes, and end a process that cannot
+reach process 0 by an abort with a stack trace, which no Python code sees coming.
+"""
+
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from threading import Timer
+
+import jax
+
+from gptjax.base.errors import UserError
+
+PORT = 8476  # of the coordinator, where no job number tells neighbours apart
+QUIET_SECONDS = 10  # before a process says for whom it waits
+MEETING_SECONDS = 900  # nodes may still be pulling images, or process 0 preparing data
+HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
+SHUTDOWN_SECONDS = 120  # process 0 still draws curves when the others have ended
+
+
+class MeetingError(UserError):
+    """Process 0 is not there; another start may find it."""
+
+    exit_code = 75  # sysexits.h: EX_TEMPFAIL
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process's place among all. Processes of one node are numbered `local_process` as well."""
+
+    coordinator: str
+    """HOST:PORT at which process 0 listens."""
+    processes: int
+    """How many there are on all nodes, at least 2."""
+    process: int
+    """Which one this is, from 0."""
+    local_process: int = 0
+    """Which one on its node, from 0."""
+    local_processes: int = 1
+    """How many on this node: 1 drives all its GPUs, more drive an equal share each."""
+
+
+def find_launch(
+    environment: Mapping[str, str],
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> Launch | None:
+    """Who this process is, by its flags or else by what its launcher set; None if it is alone.
+
+    `coordinator` alone corrects what a launcher says. Raises `UserError` for what is half said,
+    contradictory or out of range.
+    """
+    if (processes is None) != (process is None):
+        raise UserError("--processes and --process belong together: give both, or neither")
+    if processes is not None and process is not None:
+        if processes > 1 and coordinator is None:
+            raise UserError("--processes needs --coordinator HOST:PORT, the address of process 0")
+        return _checked("the command line", Launch(coordinator or "", processes, process))
+    found = {
+        name: read(environment)
+        for name, (signs, read) in LAUNCHERS.items()
+        if signs & environment.keys()
+    }
+    if "Open MPI" in found:
+        found.pop("Slurm", None)  # inside Slurm, mpirun's daemons are the tasks
+    if len({(launch.processes, launch.process) for launch in found.values()}) > 1:
+        said = "; ".join(f"{k}: process {v.process} of {v.processes}" for k, v in found.items())
+        raise UserError(
+            f"the environment says contradictory things about this process ({said}): give "
+            "--coordinator HOST:PORT --processes N --process I"
+        )
+    if not found:
+        if coordinator is not None:
+            raise UserError(
+                "--coordinator was given, but neither flags (--processes N --process I) nor a "
+                "launcher say how many processes there are"
+            )
+        return None
+    name, launch = next(iter(found.items()))
+    return _checked(name, replace(launch, coordinator=coordinator or launch.coordinator))
+
+
+def _checked(source: str, launch: Launch) -> Launch | None:
+    """The launch if there is more than one process; raises `UserError` where it cannot be."""
+    here = f"process {launch.process} of {launch.processes}"
+    if launch.processes < 1 or not 0 <= launch.process < launch.processes:
+        raise UserError(f"{source} says {here}; expected 0 to the number of processes - 1")
+    if launch.processes == 1:
+        return None
+    host, _, port = launch.coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(
+            f"{source} says that {here} finds its coordinator at {launch.coordinator!r}; expected "
+            "HOST:PORT: give --coordinator HOST:PORT"
+        )
+    return launch
+
+
+def _number(environment: Mapping[str, str], name: str, otherwise: str = "") -> int:
+    """A count from the environment; raises `UserError` where it is missing or no count."""
+    value = environment.get(name, otherwise)
+    if not value.isdecimal():
+        found = f"not {value!r}" if value else "and is not set"
+        raise UserError(f"the environment's {name} must be a count, {found}")
+    return int(value)
+
+
+def _from_slurm(environment: Mapping[str, str]) -> Launch:
+    """A task of an `srun` step (srun(1), "OUTPUT ENVIRONMENT VARIABLES").
+
+    Steps are told by a variable that the shell of a batch script does not have: it has a
+    SLURM_PROCID too, and is alone.
+    """
+    nodes = re.split(r",(?![^\[]*\])", environment.get("SLURM_STEP_NODELIST", ""))
+    host = re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes[0])  # of r[1-2]n[01-07,09],b: r1n01
+    job = _number(environment, "SLURM_JOB_ID", "0")
+    layout = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")  # 8(x2),4 is 8, 8 and 4
+    pairs = re.findall(r"(\d+)(?:\(x(\d+)\))?", layout)
+    counts = [int(count) for count, times in pairs for _ in range(int(times or 1))]
+    return Launch(
+        f"{host}:{61440 + job % 4096}",  # as jax does: jobs share nodes
+        _number(environment, "SLURM_STEP_NUM_TASKS"),
+        _number(environment, "SLURM_PROCID"),
+        _number(environment, "SLURM_LOCALID", "0"),
+        dict(enumerate(counts)).get(_number(environment, "SLURM_NODEID", "0"), 1),
+    )
+
+
+def _from_open_mpi(environment: Mapping[str, str]) -> Launch:
+    """A process of `mpirun`, which tells where it runs itself; process 0 is taken to be there."""
+    processes = _number(environment, "OMPI_COMM_WORLD_SIZE")
+    here = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE", "1")
+    uri = re.search(r"tcp6?://(\[[^,\]]+|[^,:]+)", environment.get("OMPI_MCA_orte_hnp_uri", ""))
+    host = "127.0.0.1" if here == processes else uri[1] if uri else ""
+    host += "]" if host.startswith("[") else ""
+    return Launch(
+        f"{host}:{PORT}",
+        processes,
+        _number(environment, "OMPI_COMM_WORLD_RANK"),
+        _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK", "0"),
+        here,
+    )
+
+
+def _from_kubernetes(environment: Mapping[str, str]) -> Launch:
+    """A pod of an indexed Job whose manifest sets GPTJAX_PROCESSES and GPTJAX_COORDINATOR."""
+    return Launch(
+        environment.get("GPTJAX_COORDINATOR", ""),
+        _number(environment, "GPTJAX_PROCESSES"),
+        _number(environment, "JOB_COMPLETION_INDEX"),
+    )
+
+
+def _from_skypilot(environment: Mapping[str, str]) -> Launch:
+    """A node of a SkyPilot task, one process each."""
+    addresses = environment.get("SKYPILOT_NODE_IPS", "").split() or [""]
+    return Launch(
+        f"{addresses[0]}:{PORT}",
+        _number(environment, "SKYPILOT_NUM_NODES"),
+        _number(environment, "SKYPILOT_NODE_RANK"),
+    )
+
+
+LAUNCHERS: dict[str, tuple[set[str], Callable[[Mapping[str, str]], Launch]]] = {
+    "Open MPI": ({"OMPI_COMM_WORLD_SIZE"}, _from_open_mpi),
+    "Slurm": ({"SLURM_STEP_NUM_TASKS"}, _from_slurm),
+    "Kubernetes": ({"GPTJAX_PROCESSES", "GPTJAX_COORDINATOR"}, _from_kubernetes),
+    "SkyPilot": ({"SKYPILOT_NUM_NODES"}, _from_skypilot),
+}
+"""By name: variables of which one betrays the launcher, and what reads them all."""
+
+
+def local_devices(launch: Launch, environment: Mapping[str, str]) -> list[int] | None:
+    """The GPUs this process takes, by their numbers; None for all that it can see.
+
+    One process a node takes all. Several share what CUDA_VISIBLE_DEVICES lists equally, in order;
+    where it lists one, the scheduler has shared them out; where it is not set, there is one process
+    for each. Raises `UserError` if they do not divide.
+    """
+    if launch.local_processes == 1:
+        return None
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [launch.local_process]
+    count = len([word for word in visible.split(",") if word.strip()])
+    if count <= 1:
+        return None
+    share, rest = divmod(count, launch.local_processes)
+    if rest:
+        raise UserError(
+            f"{launch.local_processes} processes on this node cannot share the {count} GPUs of "
+            f"CUDA_VISIBLE_DEVICES={visible} equally"
+        )
+    return list(range(launch.local_process * share, (launch.local_process + 1) * share))
+
+
+def initialise(launch: Launch) -> None:
+    """Meet the other processes; to be called before any device is touched.
+
+    Process 0 listens from here on, the others wait for it. A process that dies afterwards ends all
+    within `HEARTBEAT_SECONDS`. Raises `MeetingError` where process 0 cannot be reached.
+    """
+    others = "the others" if launch.process == 0 else "process 0"
+    patient = Timer(QUIET_SECONDS, _say_waiting, (launch, others))
+    patient.daemon = True
+    patient.start()
+    try:
+        if launch.process:
+            _reach(launch.coordinator, MEETING_SECONDS)
+        _meet(launch)
+    finally:
+        patient.cancel()
+
+
+def _say_waiting(launch: Launch, others: str) -> None:
+    print(
+        f"process {launch.process} of {launch.processes}: waiting up to {MEETING_SECONDS // 60} "
+        f"minutes for {others} at {launch.coordinator}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _reach(coordinator: str, seconds: float) -> None:
+    """Wait until process 0 listens: jax itself would end the process with a stack trace."""
+    host, _, port = coordinator.rpartition(":")
+    deadline, problem = time.monotonic() + seconds, OSError("no answer")
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            problem = error
+            time.sleep(0.2)
+    raise MeetingError(
+        f"process 0 was not to be reached at {coordinator} within {seconds / 60:.0f} minutes "
+        f"({problem}): is it running, is the name right, and do firewalls let the port through?"
+    )
+
+
+def _meet(launch: Launch) -> None:
+    # it would take SIGTERM away from the loop, which asks the other processes itself
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        launch.coordinator,
+        launch.processes,
+        launch.process,
+        local_device_ids=local_devices(launch, os.environ),
+        cluster_detection_method="deactivate",  # it would take one GPU of a Slurm task's
+        initialization_timeout=MEETING_SECONDS,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+    )

@@ -1,0 +1,23 @@
+"""What a run is: a `Config` of frozen dataclasses. Read without jax."""
+
+from gptjax.config.schema import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+    to_json,
+)
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "SampleConfig",
+    "TrainConfig",
+    "to_json",
+]

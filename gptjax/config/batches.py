@@ -1,0 +1,68 @@
+"""The size of each update's batch: constant, or doubling in equal stages while training begins.
+
+Small batches learn more from a token at first, when gradients agree with one another; Brown et al.
+(2020, appendix B) ramp linearly for that reason. Doubling needs only a handful of compiled
+programs. Sizes are a function of the step alone, and so is the place in the data.
+"""
+
+import math
+from typing import NamedTuple
+
+from gptjax.config.schema import Config
+
+
+class BatchRamp(NamedTuple):
+    """Rows of every update: `first` doubling to `final`, which is reached after `steps` updates."""
+
+    first: int
+    final: int
+    steps: int
+
+    @property
+    def stages(self) -> int:
+        """Sizes before the final one."""
+        return (self.final // self.first).bit_length() - 1
+
+    def rows(self, step: int) -> int:
+        """Rows of update `step`, counted from 0."""
+        if step >= self.steps:
+            return self.final
+        return self.first << (step * self.stages // self.steps)
+
+    def rows_before(self, step: int) -> int:
+        """Rows of all updates before `step`."""
+        total = max(0, step - self.steps) * self.final
+        for stage in range(self.stages):
+            begin, end = (-(-k * self.steps // self.stages) for k in (stage, stage + 1))
+            total += max(0, min(step, end) - begin) * (self.first << stage)
+        return total
+
+    def sizes(self) -> list[int]:
+        """Every number of rows that an update ever has, smallest first.
+
+        A ramp of fewer updates than doublings leaves some sizes out.
+        """
+        begins = [-(-k * self.steps // self.stages) for k in range(self.stages)]
+        return sorted({self.final, *map(self.rows, begins)})
+
+
+def batch_ramp(config: Config) -> BatchRamp:
+    """The ramp of a config; one of no steps where `train.ramp_from_tokens` is None."""
+    final, train = config.batch_rows, config.train
+    if train.ramp_from_tokens is None:
+        return BatchRamp(final, final, 0)
+    return BatchRamp(train.ramp_from_tokens // config.context, final, train.ramp_steps)
+
+
+def rows_problem(config: Config, groups: int) -> str | None:
+    """Why the smallest batch does not divide among groups of devices; None where it does."""
+    rows, train = batch_ramp(config).first, config.train
+    if rows % groups == 0:
+        return None
+    name = "batch_tokens" if train.ramp_from_tokens is None else "ramp_from_tokens"
+    fitting = math.lcm(1 if train.micro_batch == "auto" else train.micro_batch, groups)
+    return (
+        f"train.{name} {rows * config.context} is {rows} sequences of {config.context} tokens, "
+        f"which do not divide among {groups} groups of devices (mesh.data x mesh.fsdp): try "
+        f"{math.ceil(rows / fitting) * fitting * config.context}"
+    )

@@ -1,0 +1,123 @@
+"""Strings with a meaning: hub names, mixtures, tokenizers, trace windows. Read, not looked up."""
+
+import os.path
+import re
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+FORM = "OWNER/NAME, OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT, with @REVISION after NAME or not"
+_NAME = re.compile(
+    r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^:@\s]+))?"
+    r"(:(?P<subset>[^:/\s]*))?(:(?P<split>\w[\w.-]*))?",
+    re.ASCII,
+)
+
+
+class HubName(NamedTuple):
+    """A data set on the hub; without a subset or a revision it is the one the hub shows first."""
+
+    repository: str
+    revision: str | None
+    subset: str | None
+    split: str
+
+
+def read_hub_name(text: str) -> HubName | None:
+    """Read `FORM`; None where the text is something else."""
+    found = _NAME.fullmatch(text)
+    if found is None:
+        return None
+    repository, revision, subset, split = found.group("repository", "revision", "subset", "split")
+    return HubName(repository, revision, subset or None, split or "train")
+
+
+class MixtureSource(NamedTuple):
+    """A prepared directory, its weight, and how many epochs of it may be read at most."""
+
+    path: str
+    weight: Fraction
+    max_epochs: float | None
+
+
+def parse_source(text: str) -> MixtureSource:
+    """Read DIR=WEIGHT or DIR=WEIGHT:EPOCHS; raises ValueError that says what is wrong.
+
+    A weight of 0 is that of a source which only a change brings in, or which is only validated on.
+    """
+    path, is_there, numbers = text.rpartition("=")
+    weight, is_capped, epochs = numbers.partition(":")
+    if not is_there or not path:
+        raise ValueError(f"{text!r} has no directory before a =")
+    most = float(_positive(epochs, text)) if is_capped else None
+    return MixtureSource(path, _number(weight, text), most)
+
+
+def parse_change(text: str, sources: int) -> tuple[int, list[Fraction]]:
+    """Read STEP=WEIGHT,WEIGHT,... with a weight for every source; raises ValueError."""
+    step, _, numbers = text.partition("=")
+    weights = [_number(number, text) for number in numbers.split(",")]
+    if not step.isdecimal() or int(step) < 1:
+        raise ValueError(f"{text!r} does not begin with an update of 1 or more")
+    if len(weights) != sources or not any(weights):
+        raise ValueError(f"{text!r} needs {sources} weights, not all of them 0, in their order")
+    return int(step), weights
+
+
+def mistakes(sources: Sequence[str], changes: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What is wrong with the two fields of a config: its name, and what to tell the user."""
+    read, steps = [], [0]
+    for text in sources:
+        try:
+            read.append(parse_source(text))
+        except ValueError as error:
+            yield "mixture", f"must be DIR=WEIGHT or DIR=WEIGHT:EPOCHS: {error}"
+    if len({os.path.realpath(source.path) for source in read}) < len(read):
+        yield "mixture", f"names a directory twice: {', '.join(source.path for source in read)}"
+    if read and not any(source.weight for source in read):
+        yield "mixture", "needs a weight above 0 to begin with"
+    if changes and not sources:
+        yield "mixture_changes", "needs data.mixture, whose weights it changes"
+        return
+    for text in changes:
+        try:
+            steps.append(parse_change(text, len(sources))[0])
+        except ValueError as error:
+            yield "mixture_changes", f"must be STEP=WEIGHT,WEIGHT,...: {error}"
+    if steps != sorted(set(steps)):
+        yield "mixture_changes", f"must come at ever later updates, not at {steps[1:]}"
+
+
+def _number(text: str, whole: str) -> Fraction:
+    # an exponent of more digits would take for ever, or be no float
+    number = Fraction(text) if re.fullmatch(r"\d+(\.\d*)?(e[+-]?\d\d?)?", text, re.ASCII) else -1
+    if number < 0:
+        raise ValueError(f"{whole!r}: {text!r} is not a number of 0 or more, such as 30 or 0.5")
+    return Fraction(number)
+
+
+def _positive(text: str, whole: str) -> Fraction:
+    if not (number := _number(text, whole)):
+        raise ValueError(f"{whole!r}: {text!r} must be above 0")
+    return number
+
+
+TOKENIZERS = ("gpt1", "gpt2", "bytes", "chars")
+
+
+def profile_window(text: str) -> tuple[int, int] | None:
+    """Read STEP:COUNT; None where it is something else."""
+    step, _, count = text.partition(":")
+    numbers = [int(n) if n.isdecimal() and len(n) < 16 else -1 for n in (step, count)]
+    return None if numbers[0] < 0 or numbers[1] < 1 else (numbers[0], numbers[1])
+
+
+def is_tokenizer_name(name: str) -> bool:
+    """Whether `name` says which tokenizer: a known name, bpe:N, tiktoken:ENCODING or a JSON file.
+
+    Whether there is such an encoding or file is found out when it is made.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "bpe":
+        return rest.isdecimal() and rest.isascii() and rest[0] != "0" and int(rest) >= 257
+    return name in TOKENIZERS or (kind == "tiktoken" and bool(rest)) or name.endswith(".json")

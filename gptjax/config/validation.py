@@ -1,0 +1,283 @@
+"""What is wrong with a config: types first, then ranges, then combinations, all of it at once.
+
+A later check that involves a field already found wrong is skipped; every other one is made. A
+config read back from JSON passes through here too.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+from gptjax.base.errors import ConfigError, did_you_mean
+from gptjax.config.attention import refusals
+from gptjax.config.names import (
+    FORM,
+    TOKENIZERS,
+    is_tokenizer_name,
+    mistakes,
+    profile_window,
+    read_hub_name,
+)
+from gptjax.config.schema import Config
+
+MOST_UPDATES_PER_CALL = 1000  # a stop request waits for the call under way
+
+
+class Problem(NamedTuple):
+    """A broken rule: the fields it is about, and what to tell the user."""
+
+    fields: tuple[str, ...]
+    message: str
+
+
+def validate(config: Config) -> None:
+    """Raise one `ConfigError` that lists every problem, if there is any."""
+    if problems := find_problems(config):
+        raise ConfigError([problem.message for problem in problems])
+
+
+def from_json(text: str, name: str) -> Config:
+    """Read and check what `gptjax.config.schema.to_json` wrote; `name` is the file, for messages.
+
+    What an earlier version did not know yet has its default. Raises `ConfigError` with every
+    problem.
+    """
+    try:
+        raw = json.loads(text)
+        if unknown := set(raw) - {f.name for f in dataclasses.fields(Config)}:
+            raise ValueError(f"it has the unknown section {', '.join(sorted(map(str, unknown)))}")
+        if "model" not in raw:
+            raise ValueError("it has no section model")
+        config = Config(**{k: _section(k, v) for k, v in raw.items()})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError([f"{name} is not a config that this version wrote: {error}"]) from error
+    if problems := find_problems(config):
+        raise ConfigError([f"{name}: {problem.message}" for problem in problems])
+    return config
+
+
+def _section(name: str, values: Any) -> Any:
+    kind = typing.get_type_hints(Config)[name]
+    if not dataclasses.is_dataclass(kind):
+        return values
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def find_problems(config: Config) -> list[Problem]:
+    """Every problem of types, ranges and combinations."""
+    problems = list(_types(config))
+    for rules in (_ranges, _combinations):
+        broken = {name for problem in problems for name in problem.fields}
+        sections = {name.split(".")[0] for name in broken if "." not in name}
+        problems += [
+            problem
+            for problem in rules(_mended(config, broken))
+            if not any(f in broken or f.split(".")[0] in sections for f in problem.fields)
+        ]
+    return problems
+
+
+def _mended(config: Config, broken: set[str]) -> Config:
+    """The config with defaults in place of broken fields, so that the rest can be judged."""
+    values = {}
+    for f in dataclasses.fields(Config):
+        value = getattr(Config() if f.name in broken else config, f.name)
+        if names := [n.split(".")[1] for n in broken if n.startswith(f.name + ".")]:
+            default = type(value)()
+            value = dataclasses.replace(value, **{n: getattr(default, n) for n in names})
+        values[f.name] = value
+    return Config(**values)
+
+
+def _ranges(c: Config) -> Iterator[Problem]:
+    """Rules about one field: what was expected, and what came."""
+    m, d, o, t, s = c.model, c.data, c.optim, c.train, c.sample
+    at_least_one = {
+        "model.n_layer": m.n_layer, "model.n_head": m.n_head, "model.n_embd": m.n_embd,
+        "model.n_ctx": m.n_ctx, "model.unroll": m.unroll, "train.batch_tokens": t.batch_tokens,
+        "train.micro_batch": None if t.micro_batch == "auto" else t.micro_batch,
+        "train.max_steps": t.max_steps, "train.ramp_from_tokens": t.ramp_from_tokens,
+        "train.keep_latest": t.keep_latest, "sample.max_new_tokens": s.max_new_tokens,
+        "model.n_vocab": m.n_vocab, "train.context": t.context, "train.eval_tokens": t.eval_tokens,
+        "optim.decay_steps": o.decay_steps, "sample.top_k": s.top_k,
+        "train.cpu_devices": t.cpu_devices,
+        "mesh.data": c.mesh.data, "mesh.fsdp": c.mesh.fsdp, "mesh.tensor": c.mesh.tensor,
+    }  # fmt: skip
+    not_negative = {
+        "optim.warmup_steps": o.warmup_steps, "optim.peak_lr": o.peak_lr,
+        "optim.final_lr": o.final_lr, "optim.weight_decay": o.weight_decay,
+        "train.eval_every_steps": t.eval_every_steps, "train.save_every_steps": t.save_every_steps,
+        "train.sample_every_steps": t.sample_every_steps, "train.seed": t.seed,
+        "sample.temperature": s.temperature, "train.loss_chunk_tokens": t.loss_chunk_tokens,
+        "train.ramp_steps": t.ramp_steps, "train.stall_seconds": t.stall_seconds,
+    }  # fmt: skip
+    probabilities = {
+        "model.embd_pdrop": m.embd_pdrop, "model.attn_pdrop": m.attn_pdrop,
+        "model.resid_pdrop": m.resid_pdrop, "optim.beta1": o.beta1, "optim.beta2": o.beta2,
+    }  # fmt: skip
+    for name, value in at_least_one.items():
+        if value is not None and value < 1:
+            yield Problem((name,), f"{name} must be at least 1, not {value}")
+    for name, value in not_negative.items():
+        if not 0 <= value < float("inf"):
+            yield Problem((name,), f"{name} must be 0 or more, not {value}")
+    for name, value in probabilities.items():
+        if not 0 <= value < 1:
+            yield Problem((name,), f"{name} must be in [0, 1), not {value}")
+    if not 1 <= t.updates_per_call <= MOST_UPDATES_PER_CALL:
+        yield Problem(
+            ("train.updates_per_call",),
+            f"train.updates_per_call must be 1 to {MOST_UPDATES_PER_CALL}, "
+            f"not {t.updates_per_call}",
+        )
+    if not 0 <= d.val_fraction <= 0.5:
+        message = f"data.val_fraction must be in [0, 0.5], not {d.val_fraction}"
+        yield Problem(("data.val_fraction",), message)
+    if not o.eps > 0:
+        yield Problem(("optim.eps",), f"optim.eps must be above 0, not {o.eps}")
+    if o.clip_norm is not None and not o.clip_norm > 0:
+        message = f"optim.clip_norm must be above 0, not {o.clip_norm} (None does not clip)"
+        yield Problem(("optim.clip_norm",), message)
+    if not 0 <= o.cooldown_fraction <= 1:
+        message = f"optim.cooldown_fraction must be in [0, 1], not {o.cooldown_fraction}"
+        yield Problem(("optim.cooldown_fraction",), message)
+    if o.ema_decay is not None and not 0 <= o.ema_decay < 1:
+        message = f"optim.ema_decay must be in [0, 1), not {o.ema_decay} (None keeps no average)"
+        yield Problem(("optim.ema_decay",), message)
+    if t.profile is not None and profile_window(t.profile) is None:
+        message = f"train.profile must be STEP:COUNT with a COUNT of 1 or more, not {t.profile!r}"
+        yield Problem(("train.profile",), message)
+    if d.tokenizer is not None and not is_tokenizer_name(d.tokenizer):
+        near = did_you_mean(d.tokenizer, [*TOKENIZERS, "bpe:4096", "tiktoken:cl100k_base"])
+        message = (
+            f"data.tokenizer must be {', '.join(TOKENIZERS)}, bpe:N with N of 257 or more, "
+            "tiktoken:ENCODING or the path of a .json file"
+        )
+        yield Problem(("data.tokenizer",), f"{message}, not {d.tokenizer!r}{near}")
+    if d.hub is not None and read_hub_name(d.hub) is None:
+        yield Problem(("data.hub",), f"data.hub must be {FORM}, not {d.hub!r}")
+    if t.seed >= 2**32:
+        yield Problem(("train.seed",), f"train.seed must be below 2**32, not {t.seed}")
+
+
+def _combinations(c: Config) -> Iterator[Problem]:
+    """Rules about several fields: which of them do not go together, and what would."""
+    m, o = c.model, c.optim
+    if m.n_embd % m.n_head:
+        yield Problem(
+            ("model.n_embd", "model.n_head"),
+            f"model.n_embd {m.n_embd} is not divisible by model.n_head {m.n_head}: every head "
+            "needs the same width",
+        )
+    if c.context > m.n_ctx:
+        yield Problem(
+            ("train.context", "model.n_ctx"),
+            f"train.context {c.context} is longer than the model's model.n_ctx {m.n_ctx}",
+        )
+    yield from _batch(c)
+    for name, message in mistakes(c.data.mixture, c.data.mixture_changes):
+        yield Problem((f"data.{name}",), f"data.{name} {message}")
+    if o.decay_steps is not None and o.warmup_steps > o.decay_steps:
+        yield Problem(
+            ("optim.warmup_steps", "optim.decay_steps"),
+            f"optim.warmup_steps {o.warmup_steps} is longer than the whole schedule, "
+            f"optim.decay_steps {o.decay_steps}",
+        )
+    if o.moments_dtype == "bfloat16" and o.name == "adafactor":
+        yield Problem(
+            ("optim.moments_dtype", "optim.name"),
+            "optim.moments_dtype bfloat16 is not for optim.name adafactor, whose statistics are "
+            "small and would stand still: leave it at float32",
+        )
+    elif o.moments_dtype == "bfloat16" and max(o.beta1, o.beta2) > 1 - 2**-8:
+        yield Problem(
+            ("optim.moments_dtype", "optim.beta1", "optim.beta2"),
+            f"optim.moments_dtype bfloat16 has 8 bits, and a moment that keeps {o.beta1} or "
+            f"{o.beta2} of itself would stand still: take betas below 0.996, or float32",
+        )
+    if m.remat != "none" and m.unroll >= m.n_layer > 1:
+        yield Problem(
+            ("model.remat", "model.unroll", "model.n_layer"),
+            f"model.remat {m.remat} saves nothing where model.unroll {m.unroll} leaves no loop "
+            f"over the {m.n_layer} layers: take model.unroll 1, or model.remat none",
+        )
+    for name, reason in refusals(m, c.data.document_mask) if m.attention == "cudnn" else ():
+        yield Problem(
+            ("model.attention", name),
+            f"model.attention cudnn {reason}: take model.attention blockwise or xla, which do, or "
+            f"change {name}",
+        )
+
+
+def _batch(c: Config) -> Iterator[Problem]:
+    """Rules about how an update's tokens are cut."""
+    t = c.train
+    micro_tokens = c.context * (1 if t.micro_batch == "auto" else t.micro_batch)
+    if t.batch_tokens % micro_tokens:
+        near = max(1, round(t.batch_tokens / micro_tokens)) * micro_tokens
+        yield Problem(
+            ("train.batch_tokens", "train.micro_batch", "train.context", "model.n_ctx"),
+            f"train.batch_tokens {t.batch_tokens} is not divisible by context x train.micro_batch "
+            f"= {c.context} x {t.micro_batch} = {micro_tokens}: try {near}",
+        )
+    if (t.ramp_from_tokens is None) != (t.ramp_steps == 0):
+        yield Problem(
+            ("train.ramp_from_tokens", "train.ramp_steps"),
+            "train.ramp_from_tokens and train.ramp_steps go together: the first batch, and the "
+            f"updates until the whole one, not {t.ramp_from_tokens} and {t.ramp_steps}",
+        )
+    elif t.ramp_from_tokens is not None:
+        ratio, rest = divmod(t.batch_tokens, t.ramp_from_tokens)
+        if rest or ratio < 2 or ratio & (ratio - 1):
+            yield Problem(
+                ("train.ramp_from_tokens", "train.batch_tokens"),
+                f"train.ramp_from_tokens {t.ramp_from_tokens} must be train.batch_tokens "
+                f"{t.batch_tokens} divided by 2, 4, 8, ...",
+            )
+        elif t.ramp_from_tokens % micro_tokens:
+            yield Problem(
+                ("train.ramp_from_tokens", "train.micro_batch", "train.context", "model.n_ctx"),
+                f"train.ramp_from_tokens {t.ramp_from_tokens} is not divisible by context x "
+                f"train.micro_batch = {micro_tokens}: take a smaller micro-batch or a larger start",
+            )
+
+
+def _types(section: Any, prefix: str = "") -> Iterator[Problem]:
+    """Every field whose value does not have the declared type."""
+    hints = typing.get_type_hints(type(section))
+    for f in dataclasses.fields(section):
+        name, value, expected = prefix + f.name, getattr(section, f.name), hints[f.name]
+        if dataclasses.is_dataclass(expected) and isinstance(value, typing.cast(type, expected)):
+            yield from _types(value, f"{name}.")
+        elif not _fits(value, expected):
+            yield Problem((name,), f"{name} must be {type_name(expected)}, not {value!r}")
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    origin, args = typing.get_origin(expected), typing.get_args(expected)
+    if origin is Literal:
+        return value in args
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, a) for a in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, expected)
+
+
+def type_name(expected: Any) -> str:
+    """Say a field's type as a person would: `int or None`, `one of pre, post`."""
+    origin, args = typing.get_origin(expected), typing.get_args(expected)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(type_name(a) for a in args)
+    if origin is tuple:
+        return f"a list of {type_name(args[0])}"
+    return "None" if expected is type(None) else expected.__name__

@@ -1,0 +1,152 @@
+"""Weighted mixtures of sources as arithmetic: which source gives row r, and its how-manieth it is.
+
+Rows are dealt out as evenly as whole numbers can be: of every first r rows a source has its share
+of r to within a row or two (a few, where weights change often), and no count ever goes back. Both
+are functions of r alone: the heaviest source takes its rounded share, the next one its share of
+what that leaves, and so on.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from gptjax.config.names import MixtureSource
+from gptjax.data.examples import Example
+from gptjax.data.windows import TokenWindows
+
+
+class _Part(NamedTuple):
+    """One source's share of the rows that those before it leave: `(offset + per left) / over`.
+
+    A half is in the offset, so that whole division rounds half up.
+    """
+
+    source: int
+    offset: int
+    per: int
+    over: int
+
+    @classmethod
+    def through(cls, source: int, left: int, share: Fraction, slope: Fraction) -> "_Part":
+        """The part that has `share` of `left` rows, and `slope` of every further one."""
+        offset = share - slope * left + Fraction(1, 2)
+        over = math.lcm(offset.denominator, slope.denominator)
+        return cls(source, int(offset * over), int(slope * over), over)
+
+    def exact(self, left: int) -> Fraction:
+        """The share of `left` rows, not rounded."""
+        return Fraction(self.offset + self.per * left, self.over) - Fraction(1, 2)
+
+    def count(self, left: int) -> int:
+        """The same, rounded."""
+        return (self.offset + self.per * left) // self.over
+
+
+class Shares:
+    """Whole counts for every number of rows, in proportion to weights that may change.
+
+    What rounding has left owing is carried over a change, so that no source starves however often
+    weights change.
+    """
+
+    def __init__(self, weights: Sequence[Fraction]):
+        # heaviest first: each rounding is then shared out by the smallest part
+        order = sorted(range(len(weights)), key=lambda k: (-weights[k], k))
+        self._stages: list[tuple[int, list[_Part]]] = []
+        self._begin(0, weights, [_Part(k, 1, 0, 2) for k in order])
+
+    def change(self, rows: int, weights: Sequence[Fraction]) -> None:
+        """Take other weights after the first `rows` rows; changes come in their order."""
+        self._begin(rows, weights, self._stages[-1][1])
+
+    def _begin(self, rows: int, weights: Sequence[Fraction], before: list[_Part]) -> None:
+        remaining, left, parts = sum(weights), rows, []
+        for part in before:
+            weight = weights[part.source]
+            slope = weight / remaining if remaining else Fraction(0)
+            parts.append(_Part.through(part.source, left, part.exact(left), slope))
+            left -= parts[-1].count(left)
+            remaining -= weight
+        self._stages.append((rows, parts))
+
+    def counts(self, rows: int) -> list[int]:
+        """How many of the first `rows` rows each source has; they add up to `rows`."""
+        _, parts = next(stage for stage in reversed(self._stages) if stage[0] <= rows)
+        counts = [0] * len(parts)
+        for part in parts:
+            counts[part.source] = part.count(rows)
+            rows -= counts[part.source]
+        return counts
+
+
+class Mixture:
+    """The plan of a run: sources, and weights that may change where updates begin.
+
+    `rows_before` gives the rows of all updates before one.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[MixtureSource],
+        changes: Sequence[tuple[int, Sequence[Fraction]]],
+        rows_before: Callable[[int], int],
+    ):
+        self.sources = tuple(sources)
+        self._weights = [(0, [s.weight for s in sources]), *((s, [*w]) for s, w in changes)]
+        self._shares = Shares(self._weights[0][1])
+        for step, weights in self._weights[1:]:
+            self._shares.change(rows_before(step), weights)
+
+    def counts(self, rows: int) -> list[int]:
+        """How many of the run's first `rows` rows each source has."""
+        return self._shares.counts(rows)
+
+    def is_read(self) -> list[bool]:
+        """Whether each source ever has a weight."""
+        return [any(of_source) for of_source in zip(*(w for _, w in self._weights), strict=True)]
+
+    def place(self, row: int) -> tuple[int, int]:
+        """The source of a row, and how many rows of that source come before it."""
+        before, after = self.counts(row), self.counts(row + 1)
+        source = next(k for k, count in enumerate(before) if after[k] > count)
+        return source, before[source]
+
+    def shares(self, step: int) -> list[float]:
+        """The share of each source in update `step`, counted from 0; they add up to 1."""
+        weights = next(w for first, w in reversed(self._weights) if first <= step)
+        return [float(weight / sum(weights)) for weight in weights]
+
+
+class MixedWindows:
+    """The training windows of several sources, by a plan."""
+
+    def __init__(self, windows: list[TokenWindows], mixture: Mixture):
+        self.windows, self.mixture = windows, mixture
+
+    def shuffled(self, seed: int) -> "MixedOrder":
+        """The endless order of rows of a seed; raises `UserError` for a source without a window."""
+        return MixedOrder(self, seed)
+
+
+class MixedOrder:
+    """Row r of a mixture as a function of seed and r."""
+
+    def __init__(self, mixed: MixedWindows, seed: int):
+        # a seed of its own for every source, or two copies of one text would go in step
+        seeds = np.random.SeedSequence(seed).generate_state(len(mixed.windows)).tolist()
+        self._mixture = mixed.mixture
+        self._orders = [
+            windows.shuffled(seed) if is_read else None  # one that is only validated on
+            for windows, seed, is_read in zip(
+                mixed.windows, seeds, mixed.mixture.is_read(), strict=True
+            )
+        ]
+
+    def __getitem__(self, row: int) -> Example:
+        source, index = self._mixture.place(row)
+        order = self._orders[source]
+        assert order is not None
+        return order[index]

@@ -1,1 +1,0 @@
-"""Measures of a trained model: each takes parameters and gives numbers."""

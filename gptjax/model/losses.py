@@ -1,0 +1,179 @@
+"""Cross-entropy as weighted sums, never a mean, and without ever holding all logits.
+
+Only the whole update knows how many tokens count; whoever has all the sums divides once. A mean of
+means over unequal masks is wrong by tens of percent.
+
+Letters: B batch, T time, M tokens of a chunk, D width, V vocabulary.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from gptjax.model.parallel import enter, first_row
+from gptjax.model.places import TENSOR, WHOLE, Split
+from gptjax.model.products import contract, settled
+
+
+def cross_entropy_rows(logits_BTV: Array, targets_BT: Array, weights_BT: Array) -> Array:
+    """Weighted sum over each row's positions of `-log p(target)`, in nats: float32 [B]."""
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    log_normaliser_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    target_logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return jnp.sum((log_normaliser_BT - target_logit_BT) * weights_BT, axis=1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def cross_entropy(
+    x_BTD: Array,
+    head_VD: Array,
+    targets_BT: Array,
+    weights_BT: Array,
+    n_vocab: int,
+    chunk_tokens: int,
+    split: Split = WHOLE,
+) -> Array:
+    """Weighted sum of `-log p(target)` over all positions, in nats: a float32 scalar.
+
+    The head's product, the softmax and their gradients are done chunk by chunk of `chunk_tokens`
+    tokens in one pass: while a chunk's logits exist, its part of the gradients of `x_BTD` and
+    `head_VD` is computed from them. So there are as many products as without chunks, and memory
+    depends on neither B nor T. Rows of the head from `n_vocab` on are padding. Where `split`
+    divides the vocabulary, each device has its rows of the head, and `x_BTD` has entered.
+    """
+    losses_BT = token_losses(x_BTD, head_VD, targets_BT, n_vocab, chunk_tokens, split)
+    return jnp.sum(losses_BT * weights_BT)
+
+
+def _forward(
+    x_BTD: Array,
+    head_VD: Array,
+    targets_BT: Array,
+    weights_BT: Array,
+    n_vocab: int,
+    chunk_tokens: int,
+    split: Split,
+):
+    head = head_VD.astype(x_BTD.dtype)
+
+    def chunk(dhead_VD: Array, items: tuple[Array, Array, Array]):
+        x_MD, targets_M, weights_M = items
+        losses_M, probabilities_MV = _softmax_losses(x_MD, head, targets_M, n_vocab, split)
+        first = first_row(len(head), split)
+        is_target_MV = first + jnp.arange(len(head))[None] == targets_M[:, None]
+        dlogits_MV = (probabilities_MV - is_target_MV) * weights_M[:, None]
+        dlogits_MV = settled(dlogits_MV.astype(x_MD.dtype))
+        dx_MD = contract(dlogits_MV, head, (1, 0), x_MD.dtype)
+        dhead_VD = dhead_VD + contract(dlogits_MV, x_MD, (0, 0), jnp.float32)
+        return dhead_VD, (losses_M, dx_MD)
+
+    # like the targets, so that they vary over the same devices, as what is added to them does
+    zeros = enter(jnp.zeros_like(targets_BT, jnp.float32, head_VD.shape), split)
+    dhead_VD, (losses_BT, dx_BTD) = _over_chunks(
+        chunk, zeros, (x_BTD, targets_BT, weights_BT), chunk_tokens
+    )
+    loss = jnp.sum(losses_BT * weights_BT)
+    return loss, (dx_BTD, dhead_VD.astype(head_VD.dtype), losses_BT)
+
+
+def _backward(
+    n_vocab: int,
+    chunk_tokens: int,
+    split: Split,
+    saved: tuple[Array, Array, Array],
+    dloss: Array,
+):
+    del n_vocab, chunk_tokens, split
+    dx_BTD, dhead_VD, losses_BT = saved
+    scale = dloss.astype(dx_BTD.dtype)
+    return dx_BTD * scale, dhead_VD * dloss, None, losses_BT * dloss
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def token_losses(
+    x_BTD: Array,
+    head_VD: Array,
+    targets_BT: Array,
+    n_vocab: int,
+    chunk_tokens: int,
+    split: Split = WHOLE,
+) -> Array:
+    """`-log p(target)` at every position, in nats: float32 [B, T]. For evaluation: no gradient."""
+    head = head_VD.astype(x_BTD.dtype)
+
+    def chunk(_: None, items: tuple[Array, Array]):
+        return None, _softmax_losses(items[0], head, items[1], n_vocab, split)[0]
+
+    return _over_chunks(chunk, None, (x_BTD, targets_BT), chunk_tokens)[1]
+
+
+def _softmax_losses(
+    x_MD: Array, head_VD: Array, targets_M: Array, n_vocab: int, split: Split
+) -> tuple[Array, Array]:
+    """Losses [M] and probabilities [M, V], both float32; padding of the vocabulary has none."""
+    if split.tensor > 1:
+        return _divided_softmax_losses(x_MD, head_VD, targets_M, n_vocab, split)
+    logits_MV = settled(contract(x_MD, head_VD, (1, 1), jnp.float32))
+    # masked where it stands: a `where` would pass over all of the logits once more
+    padding = jnp.full((len(x_MD), len(head_VD) - n_vocab), -jnp.inf)
+    logits_MV = settled(lax.dynamic_update_slice(logits_MV, padding, (0, n_vocab)))
+    top_M1 = jnp.max(logits_MV, axis=-1, keepdims=True)
+    weights_MV = jnp.exp(logits_MV - top_M1)
+    total_M1 = weights_MV.sum(-1, keepdims=True)
+    target_logit_M1 = jnp.take_along_axis(logits_MV, targets_M[:, None], axis=-1)
+    losses_M = (jnp.log(total_M1) + top_M1 - target_logit_M1)[:, 0]
+    return losses_M, weights_MV / total_M1
+
+
+def _divided_softmax_losses(
+    x_MD: Array, head_VD: Array, targets_M: Array, n_vocab: int, split: Split
+) -> tuple[Array, Array]:
+    """The same from this device's rows of the head: losses of all, probabilities of its own."""
+    rows = len(head_VD)
+    first = first_row(rows, split)
+    logits_MV = contract(x_MD, head_VD, (1, 1), jnp.float32)
+    is_padding_V = first + jnp.arange(rows) >= n_vocab
+    logits_MV = jnp.where(is_padding_V[None], -jnp.inf, logits_MV)
+    top_M1 = lax.pmax(jnp.max(logits_MV, axis=-1, keepdims=True), TENSOR)
+    weights_MV = jnp.exp(logits_MV - top_M1)
+    total_M1 = lax.psum(weights_MV.sum(-1, keepdims=True), TENSOR)
+    own_M1 = (targets_M - first)[:, None]
+    found_M1 = jnp.take_along_axis(logits_MV, jnp.clip(own_M1, 0, rows - 1), axis=-1)
+    is_own_M1 = (own_M1 >= 0) & (own_M1 < rows)
+    target_logit_M1 = lax.psum(jnp.where(is_own_M1, found_M1, 0.0), TENSOR)
+    losses_M = (jnp.log(total_M1) + top_M1 - target_logit_M1)[:, 0]
+    return losses_M, weights_MV / total_M1
+
+
+def _over_chunks(chunk, carry, arrays_BT: tuple[Array, ...], chunk_tokens: int):
+    """Scan `chunk` over the tokens of all arrays [B, T, ...], padded to chunks of equal length.
+
+    Returns the carry and the outputs, in their shape [B, T, ...] again.
+    """
+    batch, time = arrays_BT[0].shape[:2]
+    tokens = batch * time
+    n_chunks = -(-tokens // chunk_tokens)
+    size = -(-tokens // n_chunks)
+
+    def cut(x: Array) -> Array:
+        x = x.reshape(tokens, *x.shape[2:])
+        # rows that only fill the last chunk weigh nothing, and are cut off again below
+        padding = [(0, n_chunks * size - tokens)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, padding).reshape(n_chunks, size, *x.shape[1:])
+
+    items = tuple(map(cut, arrays_BT))
+    if n_chunks == 1:
+        carry, outputs = chunk(carry, tuple(x[0] for x in items))
+    else:
+        carry, outputs = lax.scan(chunk, carry, items)
+    joined = jax.tree.map(
+        lambda y: y.reshape(n_chunks * size, -1)[:tokens].reshape(
+            batch, time, *y.shape[2 if n_chunks > 1 else 1 :]
+        ),
+        outputs,
+    )
+    return carry, joined

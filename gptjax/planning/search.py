@@ -1,0 +1,123 @@
+"""What fits a GPU: the largest micro-batch of a layout, and the layout that is fastest.
+
+A device's memory is not all for an update: XLA's pool takes a share of it (three quarters unless
+XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise), and the trainer's `auto` leaves head-room in the
+pool for what the compiler does not see.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from gptjax.cluster.devices import HEADROOM
+from gptjax.config import Config
+from gptjax.config.batches import batch_ramp, rows_problem
+from gptjax.planning.gpus import Gpu
+from gptjax.planning.layout import Layout
+from gptjax.planning.memory import Memory, memory
+from gptjax.planning.schedule import Links, Schedule, schedule
+
+POOL = 0.92  # of the device's memory, as XLA_PYTHON_CLIENT_MEM_FRACTION is best set
+USABLE = round(POOL * HEADROOM, 2)
+ALIKE = 0.02  # of the time: less than such arithmetic can tell apart
+MOST_TENSOR = 8  # more devices than a node has would sum activations over the network
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layout with the micro-batch that it would train with, what that needs and how long."""
+
+    config: Config
+    """With the micro-batch as a number, and type and attention as the GPU has them."""
+    layout: Layout
+    memory: Memory
+    schedule: Schedule
+    fits: bool
+
+
+def for_gpu(config: Config, gpu: Gpu) -> Config:
+    """The config as it would run on a GPU: a type that it has, and the attention of `auto`."""
+    model = replace(config.model, dtype=gpu.dtype(config.model.dtype))
+    attention = gpu.attention(model, config.context, config.data.document_mask)
+    model = replace(model, attention=attention)
+    return replace(config, model=model)
+
+
+def largest_micro_batch(config: Config, layout: Layout, limit: float) -> int:
+    """The most rows at once that need at most `limit` bytes, of any number of rows; 0 if none do.
+
+    With several micro-steps, for that is what keeping to a micro-batch makes.
+    """
+
+    def fits(rows: int) -> bool:
+        return memory(config, layout, rows, micro_steps=2).total <= limit
+
+    if not fits(1):
+        return 0
+    below, above = 1, 2
+    while fits(above):
+        below, above = above, 2 * above
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (middle, above) if fits(middle) else (below, middle)
+    return below
+
+
+def chosen_micro_batch(config: Config, layout: Layout, limit: float) -> int:
+    """What `auto` would take: the largest that fits of those that divide a device's rows; or 0.
+
+    A number in `train.micro_batch` is kept, made smaller only where devices have fewer rows.
+    """
+    rows, wanted = batch_ramp(config).first // layout.groups, config.train.micro_batch
+    divisors = [m for m in range(rows, 0, -1) if rows % m == 0]
+    if wanted != "auto":
+        return next(m for m in divisors if m <= wanted)
+    return next((m for m in divisors if memory(config, layout, m).total <= limit), 0)
+
+
+def make_plan(
+    config: Config, layout: Layout, gpu: Gpu, links: Links, mfu: float, usable: float = USABLE
+) -> Plan:
+    """Plan a config, already `for_gpu`, in one layout."""
+    limit = usable * gpu.memory
+    micro_batch = chosen_micro_batch(config, layout, limit)
+    train = replace(config.train, micro_batch=micro_batch or 1)
+    config = replace(config, train=train)
+    needed = memory(config, layout, micro_batch or 1)
+    times = schedule(config, layout, gpu, links, mfu)
+    return Plan(config, layout, needed, times, needed.total <= limit)
+
+
+def best_plan(
+    config: Config, gpus: int, per_node: int, gpu: Gpu, links: Links, mfu: float, usable: float
+) -> Plan | None:
+    """The fastest of all layouts that fit so many GPUs; None if none does.
+
+    Of those within `ALIKE` of the fastest, the one that divides the model least.
+    """
+    plans = [
+        make_plan(config, layout, gpu, links, mfu, usable)
+        for layout in candidates(config, gpus, per_node)
+    ]
+    fitting = [plan for plan in plans if plan.fits]
+    if not fitting:
+        return None
+    fastest = min(plan.schedule.seconds for plan in fitting)
+    alike = [plan for plan in fitting if plan.schedule.seconds <= (1 + ALIKE) * fastest]
+    return min(alike, key=lambda plan: (plan.layout.fsdp * plan.layout.tensor, plan.layout.tensor))
+
+
+def candidates(config: Config, gpus: int, per_node: int) -> Iterator[Layout]:
+    """Every mesh of powers of two, and of whole nodes, that divides model and rows."""
+    model = config.model
+    for tensor in (1, 2, 4, 8):
+        if gpus % tensor or model.n_head % tensor or model.padded_vocab % tensor:
+            continue
+        if tensor > min(per_node, MOST_TENSOR):
+            continue
+        for exponent in range((gpus // tensor).bit_length()):
+            fsdp = 2**exponent
+            if gpus // tensor % fsdp or model.n_embd % fsdp:
+                continue
+            layout = Layout(gpus // tensor // fsdp, fsdp, tensor, per_node)
+            if not rows_problem(config, layout.groups):
+                yield layout

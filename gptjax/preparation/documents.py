@@ -1,0 +1,158 @@
+"""The document, whatever it was read from: its id, its source, and bytes that are to be UTF-8.
+
+A document is read in parts of about 1 MiB that end where no token can span them. Its own bytes
+alone decide where that is, so a document of any size is tokenised in bounded memory, by any number
+of workers, exactly as if it had been read whole.
+
+Such places are those of which that is known by the patterns of gpt2, cl100k_base and o200k_base
+together: before and after them the pattern finds the same pre-tokens as in the whole, and no merge
+crosses pre-tokens. Where a document has none for 8 MiB, or the tokenizer has another pattern, a cut
+may fall into a token; `tokenising` counts those that do.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from gptjax.base.errors import UserError
+
+PART_BYTES = 2**20
+UNBROKEN_BYTES = 8 * PART_BYTES  # text with no place to cut is cut anywhere, to bound memory
+WINDOW_BYTES = 2**12
+HASHED_BYTES = 2**16  # a document is known by its beginning, so that none need be read twice
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def _after_text(then: bytes) -> bytes:
+    """Where `then` follows what is not white space.
+
+    White space is ASCII's, and the UTF-8 of U+0085, A0, 1680, 2000-200A, 2028, 2029, 202F, 205F and
+    3000.
+    """
+    longer = rb"\xc2[\x85\xa0]", rb"\xe1\x9a\x80", rb"\xe2\x81\x9f", rb"\xe3\x80\x80"
+    longer = (*longer, rb"\xe2\x80[\x80-\x8a\xa8\xa9\xaf]")
+    not_longer = b"".join(rb"(?<!%s%s)" % (blank, then) for blank in longer)
+    return rb"(?<=[^ \t-\r\x1c-\x1f]%s)" % then + not_longer
+
+
+# Where no token spans a cut, the best first: a tokenizer that looks at whole lines, as GPT-1's does
+# to repair them, then sees whole lines.
+_CUTS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        # After a single line end, and before neither white space, with which gpt2 would join it,
+        # nor a slash, with which o200k_base would.
+        _after_text(rb"\n")
+        + rb"(?=[!-.0-~\xc3-\xe0\xe4-\xf4]|\xe3(?:[\x81-\xbf]|\x80[\x81-\xbf]))",
+        # Before a blank, which all patterns join to what follows.
+        _after_text(b"") + rb"(?= )",
+        # After a letter or digit, and before what is neither, nor a mark nor an apostrophe: what is
+        # left in tables, and in Chinese and Japanese (U+4E00-9FBF, hiragana).
+        rb"(?<=[0-9A-Za-z])(?=[\r\n,.;:])",
+        rb"(?:(?<=\xe4[\xb8-\xbf][\x80-\xbf])|(?<=[\xe5-\xe8][\x80-\xbf]{2})"
+        rb"|(?<=\xe9[\x80-\xbe][\x80-\xbf])|(?<=\xe3\x81[\x81-\xbf])|(?<=\xe3\x82[\x80-\x96]))"
+        rb"(?=\xe3\x80\x82|\xef\xbc\x8c)",
+    )
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """Text with an id and a source: bytes in memory, or those of a file from `offset` on."""
+
+    id: str
+    source: str
+    size: int
+    content: bytes | Path
+    offset: int = 0
+
+    def read(self, start: int, size: int) -> bytes:
+        """`size` bytes from `start` on, fewer at the end."""
+        size = max(0, min(size, self.size - start))
+        if isinstance(self.content, bytes):
+            return self.content[start : start + size]
+        try:
+            with self.content.open("rb", buffering=0) as file:
+                file.seek(self.offset + start)
+                return file.read(size)
+        except OSError as error:
+            raise UserError(f"cannot read {self.content}: {error.strerror}") from error
+
+    def part_end(self, start: int, stop: int) -> int:
+        """Where the part that begins at `start` ends: the first safe cut after 1 MiB, or `stop`."""
+        at = start + PART_BYTES
+        last = start + UNBROKEN_BYTES
+        window = min(WINDOW_BYTES, PART_BYTES)
+        while at < min(stop, last):
+            before = max(start, at - 4)  # enough to know the character before a cut
+            raw = self.read(before, min(at + window, last) - before)
+            for cut in _CUTS:
+                if match := cut.search(raw, at - before):
+                    return min(before + match.start(), stop)
+            if len(raw) <= at - before:  # the file has become shorter
+                return stop
+            at, window = before + len(raw), 8 * window
+        if last >= stop:
+            return stop
+        while last < stop and (byte := self.read(last, 1)) and byte[0] & 0xC0 == 0x80:
+            last += 1  # cut no character
+        return last
+
+    def parts(self, start: int, stop: int) -> Iterator[bytes]:
+        """Bytes `start` to `stop` part by part; a byte-order mark at the beginning is dropped."""
+        while start < stop:
+            end = self.part_end(start, stop)
+            raw = self.read(start, end - start)
+            yield raw.removeprefix(BYTE_ORDER_MARK) if start == 0 else raw
+            start = end
+
+    @cached_property
+    def fraction(self) -> float:
+        """A number in [0, 1) that the document's first 64 KiB alone decide."""
+        digest = hashlib.blake2b(self.read(0, HASHED_BYTES), digest_size=8).digest()
+        return int.from_bytes(digest, "big") / 2**64
+
+    def held_out_from(self, val_fraction: float) -> int:
+        """The first line end after the first `1 - val_fraction`, where its end is to be cut off."""
+        wanted = int(self.size * (1 - val_fraction))
+        line_end = self.read(wanted, PART_BYTES).find(b"\n")
+        cut = wanted + line_end + 1
+        if line_end < 0 or cut >= self.size:  # cut the line, but no character
+            cut = wanted
+            while (byte := self.read(cut, 1)) and byte[0] & 0xC0 == 0x80:
+                cut += 1
+        return cut
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Bytes `start` to `stop` of a document: all of it, or what one worker takes of a long one."""
+
+    document: Document
+    start: int
+    stop: int
+
+    @property
+    def ends_document(self) -> bool:
+        """Whether the document's last byte is in it."""
+        return self.stop == self.document.size
+
+    def split(self, val_fraction: float, ends: bool) -> Iterator[tuple[str, int, int, bool]]:
+        """(train or val, start, stop, whether end-of-text follows) for each split that gets any.
+
+        A document goes to one split as a whole by its hash, or with `ends` its last part is held
+        out.
+        """
+        document = self.document
+        if not ends:
+            split = "val" if val_fraction and document.fraction < val_fraction else "train"
+            yield split, self.start, self.stop, self.ends_document
+            return
+        cut = document.held_out_from(val_fraction)
+        if self.start < cut:
+            yield "train", self.start, min(self.stop, cut), cut <= self.stop
+        if cut < self.stop:
+            yield "val", max(self.start, cut), self.stop, self.ends_document

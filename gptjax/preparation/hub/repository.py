@@ -1,0 +1,144 @@
+"""Data sets on the Hugging Face hub: their files at one commit, and what goes wrong, in words.
+
+huggingface_hub does the talking, and so decides what HF_ENDPOINT, HF_TOKEN, HF_HOME and
+HF_HUB_OFFLINE mean.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptjax.base.errors import UserError
+from gptjax.config import DataConfig
+from gptjax.config.names import HubName, read_hub_name
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on the hub: its name there, its size in bytes, and its hash.
+
+    The hash is the sha256 of what is stored in LFS, as all large files are, and git's of the rest.
+    """
+
+    name: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A data set at one commit, with the files that stand at its top."""
+
+    name: HubName
+    commit: str
+    files: tuple[RemoteFile, ...]
+
+
+def hub_name(text: str | None) -> HubName:
+    """The name in `data.hub`, which has been checked."""
+    name = read_hub_name(text or "")
+    assert name is not None
+    return name
+
+
+def look_up(name: HubName) -> Repository:
+    """Ask the hub which commit the name means and what is there; raises `UserError`."""
+    with hub_errors(name.repository):
+        from huggingface_hub import HfApi, RepoFile
+
+        api, repository = HfApi(library_name="gptjax"), name.repository
+        commit = api.dataset_info(repository, revision=name.revision).sha
+        entries = api.list_repo_tree(repository, revision=commit, repo_type="dataset")
+        files = [
+            RemoteFile(f.path, f.size, f.lfs.sha256 if f.lfs else f.blob_id)
+            for f in entries
+            if isinstance(f, RepoFile)
+        ]
+    return Repository(name, str(commit), tuple(files))
+
+
+@contextmanager
+def hub_errors(repository: str) -> Iterator[None]:
+    """Say in one `UserError` what the hub, the network or the data set did not do.
+
+    Errors of this machine's own files pass through.
+    """
+    try:
+        yield
+    except (UserError, TypeError, AttributeError, NameError, AssertionError):  # or bugs
+        raise
+    except Exception as error:  # of HTTP libraries, which change, and of every kind of data file
+        is_network = isinstance(error, ConnectionError | TimeoutError)
+        if isinstance(error, OSError) and error.errno and not is_network:
+            raise
+        raise UserError(_in_words(repository, list(_causes(error)))) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _in_words(repository: str, chain: list[BaseException]) -> str:
+    """What happened, by the first error of a chain that tells."""
+    for error in chain:
+        if isinstance(error, ModuleNotFoundError):
+            return f"{repository} needs {error.name}: pip install 'gptjax[hub]'"
+
+    from huggingface_hub import errors as hub
+
+    for error in chain:
+        if isinstance(error, hub.OfflineModeIsEnabled):
+            return (
+                f"HF_HUB_OFFLINE is set, and {repository} is not here yet: unset it, or prepare "
+                "the data where there is a network"
+            )
+        if isinstance(error, hub.GatedRepoError):
+            return (
+                f"{repository} is gated: accept its terms on its page of the hub, and set HF_TOKEN "
+                "to a token of that account (or run `hf auth login`)"
+            )
+        if isinstance(error, hub.RevisionNotFoundError):
+            return f"{repository} has no such revision: check what stands after @"
+        if isinstance(error, hub.RepositoryNotFoundError):
+            return (
+                f"the hub has no data set {repository}, or a private one: check the spelling, or "
+                "set HF_TOKEN to a token that may read it (or run `hf auth login`)"
+            )
+        if isinstance(error, hub.HfHubHTTPError) and error.response.status_code != 404:
+            return (
+                f"the hub answered {error.response.status_code} about {repository}: what is "
+                "fetched is kept; try the same command again later"
+            )
+    if isinstance(chain[0], ValueError | FileNotFoundError):  # which say what there is
+        return f"{repository}: {chain[0]}"
+    first = (str(chain[0]).strip() or "no more is said").splitlines()[0]
+    return (
+        f"the hub cannot be reached for {repository}, or its files cannot be read "
+        f"({type(chain[0]).__name__}: {first}): check the network; what is fetched is kept, and "
+        "the same command goes on from there"
+    )
+
+
+def require_disk(where: Path, needed: int) -> int:
+    """Bytes that are free for `where`; raises `UserError` if they are fewer than `needed`."""
+    from rich.filesize import decimal
+
+    there = next(p for p in [where, *where.parents] if p.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(
+            f"{where} needs {decimal(needed)}, and the disk has {decimal(free)} free: make room, "
+            "choose an --out on a larger disk, or ask for less"
+        )
+    return free
+
+
+def source_name(data: DataConfig, commit: str | None = None) -> str:
+    """What a manifest calls a data set of the hub."""
+    field = "" if data.text_field == "text" else f" ({data.text_field})"
+    return f"{data.hub}{field}" + (f" at {commit}" if commit else "")

@@ -1,0 +1,213 @@
+"""A data set of the hub as a stream, stored in parts that outlive a kill.
+
+`datasets` reads the files over the network one after the other; what passes is the text alone,
+written as Parquet files of about 128 MiB of text each. With every part goes the place in the stream
+where it ends, and the commit: a killed stream goes on after its last whole part, from the files of
+the same commit, whatever the hub has by then.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from gptjax.base.errors import UserError
+from gptjax.base.files import unique_name, write_atomically
+from gptjax.base.terminal import how_long
+from gptjax.config import DataConfig
+from gptjax.config.names import HubName
+from gptjax.preparation.hub.repository import hub_errors, hub_name, look_up, require_disk
+from gptjax.preparation.sources import Input, Progress, silent
+
+PART_BYTES = 2**27  # of text: what a kill can lose
+GROUP_BYTES = 2**23  # of text that a row group holds, and memory with it
+STATE = "stream.json"
+PLAIN = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt")
+FILES_ASKED = 500  # paths that one question to the hub may have
+
+
+@dataclass
+class _Stored:
+    """How far a stream has come: parts written, and where the next begins."""
+
+    commit: str
+    parts: int = 0
+    place: dict[str, Any] | None = None
+    """What `datasets` needs to go on; None at the beginning."""
+    is_whole: bool = False
+
+
+def store_stream(source: Input, directory: Path, progress: Progress = silent) -> list[Input]:
+    """Stream a data set of the hub to Parquet files in `directory`, unless they are there."""
+    spool = _spool(source, directory)
+    stored = _read(spool)
+    if stored is None or not stored.is_whole:
+        spool.mkdir(parents=True, exist_ok=True)
+        name = hub_name(str(source.path))
+        stored = stored or _Stored(look_up(name).commit)
+        with hub_errors(name.repository):
+            _stream(source, stored, spool, progress)
+    return [
+        replace(source, path=p, kind="parquet", field="text", name=f"{source.path} part {n}")
+        for n, p in enumerate(_part(spool, stored.commit, n) for n in range(stored.parts))
+    ]
+
+
+def stored_commit(source: Input, directory: Path) -> str | None:
+    """The commit of a stream whose first part is stored."""
+    stored = _read(_spool(source, directory))
+    return stored.commit if stored else None
+
+
+def announce(data: DataConfig, source: Input, directory: Path) -> None:
+    """Say how much a stream will read, how long that takes and what disk it needs.
+
+    Raises `UserError` where the disk is too small. Says and asks nothing when all of it is stored.
+    """
+    from rich.filesize import decimal
+
+    stored = _read(_spool(source, directory))
+    if stored is not None and stored.is_whole:
+        return
+    name = hub_name(data.hub)
+    with hub_errors(name.repository):
+        files = _files(name, stored.commit if stored else look_up(name).commit)
+    total, needed = sum(files.values()), _disk(files, data.tokenizer or "bytes")
+    free = require_disk(Path(data.path).absolute(), 0 if stored else needed)
+    print(
+        f"{data.hub}: {len(files):,} files of {decimal(total)} to read: {how_long(total)}; about "
+        f"{decimal(needed)} of the {decimal(free)} free on the disk until it is done",
+        flush=True,
+    )
+    if stored:
+        print(f"going on after part {stored.parts}, at commit {stored.commit}", flush=True)
+
+
+def _disk(files: dict[str, int], tokenizer: str) -> int:
+    """About how many bytes of disk the parts take, and the tokens, which are there twice.
+
+    Compressed text is taken for 0.4 of its length; a byte of text for half a byte of tokens, or two
+    where every byte is a token.
+    """
+    text = sum(n if name.endswith(PLAIN) else n / 0.4 for name, n in files.items())
+    return int(text * (0.4 + 2 * (2 if tokenizer in ("bytes", "chars") else 0.5)))
+
+
+def _stream(source: Input, stored: _Stored, spool: Path, progress: Progress) -> None:
+    """Write the parts that are missing, and after each where it ends."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for left in spool.glob(".*.tmp"):  # by a kill
+        left.unlink()
+    data = _open(source, stored.commit)
+    if stored.place is not None:
+        data.load_state_dict(stored.place)
+    schema = pa.schema([("text", pa.string())])
+    groups = _groups(source, data)
+    while not stored.is_whole:
+        target = _part(spool, stored.commit, stored.parts)
+        temporary, size = unique_name(target), 0
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as file:
+            for texts in groups:
+                file.write_table(pa.table([texts], schema=schema))
+                size += (read := sum(len(t.encode()) for t in texts if t is not None))
+                progress("streaming", read, 0)
+                if size >= PART_BYTES:
+                    break
+            else:
+                stored.is_whole = True
+        if stored.is_whole and not size and stored.parts:
+            temporary.unlink()
+        else:
+            temporary.rename(target)
+            stored.parts += 1
+        stored.place = data.state_dict()
+        write_atomically(spool / STATE, json.dumps(vars(stored)).encode())
+
+
+def _groups(source: Input, data: Any) -> Iterator[list[str | None]]:
+    """The texts of a stream, as many at a time as a row group holds; None is no text."""
+    texts: list[str | None] = []
+    size = 0
+    for record in data:
+        if source.field not in record:
+            raise UserError(_no_field(source, list(record)))
+        text = record[source.field]
+        texts.append(text if isinstance(text, str) else None)
+        size += len(texts[-1] or "")
+        if size >= GROUP_BYTES or len(texts) >= GROUP_BYTES // 64:
+            yield texts
+            texts, size = [], 0
+    if texts:
+        yield texts
+
+
+def _open(source: Input, commit: str) -> Any:
+    """The stream of the records' texts from its beginning."""
+    name = hub_name(str(source.path))
+    data = _builder(name, commit).as_streaming_dataset(split=name.split)
+    if data.features is None:
+        return data
+    if source.field not in data.features:
+        raise UserError(_no_field(source, list(data.features)))
+    return data.select_columns([source.field])
+
+
+@lru_cache(1)
+def _builder(name: HubName, commit: str) -> Any:
+    """What `datasets` makes of the files at a commit; nothing of them is read yet."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    return datasets.load_dataset_builder(name.repository, name.subset, revision=commit)
+
+
+def _files(name: HubName, commit: str) -> dict[str, int]:
+    """Bytes of every file of the split."""
+    from huggingface_hub import HfApi
+
+    splits = _builder(name, commit).config.data_files or {}
+    if name.split not in splits:
+        there = ", ".join(map(str, splits))
+        raise UserError(f"{name.repository} has no split {name.split}; it has {there}")
+    paths = [path.partition(f"@{commit}/")[2] for path in splits[name.split]]
+    paths = [path for path in paths if path]  # a set may name another repository's files
+    found = []
+    for start in range(0, len(paths), FILES_ASKED):
+        asked = paths[start : start + FILES_ASKED]
+        found += HfApi().get_paths_info(
+            name.repository, asked, revision=commit, repo_type="dataset"
+        )
+    return {file.path: file.size for file in found}
+
+
+def _no_field(source: Input, fields: list[str]) -> str:
+    return (
+        f"{source.path} has no field {source.field!r}; its fields are {', '.join(fields)}: name "
+        "the one with the text by --text-field"
+    )
+
+
+def _spool(source: Input, directory: Path) -> Path:
+    """Where a stream is stored: another data set, or field, is another stream."""
+    key = hashlib.blake2b(f"{source.path} {source.field}".encode(), digest_size=8)
+    return directory / f"hub-{key.hexdigest()}"
+
+
+def _part(spool: Path, commit: str, number: int) -> Path:
+    """A name that no part of another stream has, since work already done is known by names."""
+    return spool / f"{spool.name}-{commit[:12]}-{number:05d}.parquet"
+
+
+def _read(spool: Path) -> _Stored | None:
+    """How far a stream has come; None where it has not begun or its parts are not there."""
+    try:
+        stored = _Stored(**json.loads((spool / STATE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    parts = [_part(spool, stored.commit, n) for n in range(stored.parts)]
+    return stored if all(part.is_file() for part in parts) else None

@@ -1,0 +1,138 @@
+"""Look into a prepared directory: verify every hash, count, and show what the tokens say."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.base.errors import UserError
+from gptjax.base.files import sha256_of
+from gptjax.base.terminal import byte_bars
+from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
+from gptjax.data.shards import open_shard
+from gptjax.data.windows import TokenWindows
+
+SHOWN_TOKENS, SHOWN_WINDOWS, WINDOW = 20, 3, 64
+Progress = Callable[[int], None]  # called with the number of bytes just read
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one pass over the tokens of a split finds."""
+
+    lengths: np.ndarray
+    """Tokens of every document, its end-of-text left out."""
+    frequencies: np.ndarray
+    """How often each id occurs, [V]."""
+
+
+def verify(manifest: Manifest, progress: Progress = lambda _: None) -> None:
+    """Compare the sha256 of every shard; raises `UserError` that names all that are wrong."""
+    wrong = []
+    for split in manifest.splits.values():
+        for shard in split.shards:
+            path = manifest.directory / shard.name
+            try:
+                is_same = sha256_of(path, progress) == shard.sha256
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror}") from error
+            if not is_same:
+                wrong.append(shard.name)
+    if wrong:
+        raise UserError(
+            f"{', '.join(wrong)} in {manifest.directory} changed since the data was prepared "
+            "(another sha256 than the manifest's): move it away and prepare the data again"
+        )
+
+
+def count(manifest: Manifest, split: str, eot_id: int) -> Counts:
+    """Document lengths and token frequencies of a split, shard by shard."""
+    frequencies = np.zeros(manifest.n_vocab, dtype=np.int64)
+    ends, position = [np.empty(0, dtype=np.int64)], 0
+    for tokens in _shards(manifest, split):
+        found = np.bincount(tokens, minlength=manifest.n_vocab)
+        if len(found) > manifest.n_vocab:
+            raise UserError(f"{manifest.directory} holds token id {len(found) - 1}: it is damaged")
+        frequencies += found
+        ends.append(np.flatnonzero(tokens == eot_id) + position)
+        position += len(tokens)
+    starts = np.concatenate([[-1], *ends, [position]])
+    lengths = np.diff(starts) - 1
+    return Counts(lengths[lengths > 0], frequencies)
+
+
+def _shards(manifest: Manifest, split: str) -> Iterator[np.ndarray]:
+    for shard in manifest.splits[split].shards:
+        path = manifest.directory / shard.name
+        yield open_shard(path, shard.tokens, manifest.dtype, shard.layout)
+
+
+def report(manifest: Manifest, split: str, counts: Counts) -> str:
+    """Counts, most frequent tokens and some windows of a split, as text."""
+    tokenizer, found = read_tokenizer(manifest), manifest.splits[split]
+    per_byte = found.tokens / max(1, found.bytes)
+    longest = counts.lengths.max(initial=0)
+    lines = [
+        f"{split}: {found.tokens:,} tokens, {found.documents:,} documents, {found.bytes:,} bytes, "
+        f"{per_byte:.3f} tokens per byte, longest document {longest:,} tokens"
+    ]
+    order = np.argsort(-counts.frequencies, kind="stable")[:SHOWN_TOKENS]
+    shown = [
+        f"{tokenizer.token_bytes(int(i)).decode('utf-8', 'replace')!r} "
+        f"{counts.frequencies[i] / max(1, found.tokens):.1%}"
+        for i in order
+        if counts.frequencies[i]
+    ]
+    lines.append(f"  most frequent: {', '.join(shown)}")
+    windows = TokenWindows(manifest, split, WINDOW)
+    for k in range(min(SHOWN_WINDOWS, len(windows))):
+        index = k * len(windows) // SHOWN_WINDOWS
+        lines.append(f"  window {index:,}: {tokenizer.decode(windows[index].tolist())!r}")
+    return "\n".join(lines)
+
+
+def plot_lengths(counts: Counts, name: str, path: Path) -> None:
+    """A histogram of document lengths, both axes logarithmic, with their median."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    lengths = counts.lengths if len(counts.lengths) else np.ones(1)
+    axes.hist(lengths, bins=np.geomspace(lengths.min(), lengths.max() + 1, 50).tolist())
+    median = float(np.median(lengths))
+    axes.axvline(median, color="black", linestyle=":", label=f"median {median:,.0f}")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="tokens in a document",
+        ylabel="documents",
+        ylim=(0.7, None),  # a single document is a bar too
+        title=f"{name}: {len(counts.lengths):,} documents",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def inspect_with_report(directory: Path) -> None:
+    """Verify with a progress bar, then print what is there and draw the histogram."""
+    manifest = read_manifest(directory)
+    eot_id = read_tokenizer(manifest).eot_id
+    paths = [directory / shard.name for s in manifest.splits.values() for shard in s.shards]
+    with byte_bars() as bar:
+        task = bar.add_task("verifying", total=sum(path.stat().st_size for path in paths))
+        verify(manifest, lambda done: bar.advance(task, done))
+    print(
+        f"{directory}: {len(paths)} shards of {manifest.dtype}, all as the manifest says; "
+        f"tokenizer {manifest.tokenizer} ({manifest.tokenizer_fingerprint}), from {manifest.source}"
+    )
+    for split in manifest.splits:
+        counts = count(manifest, split, eot_id)
+        print(report(manifest, split, counts))
+        if split == "train":
+            plot_lengths(counts, directory.name, directory / "lengths.png")
+    print(f"document lengths: {directory / 'lengths.png'}")

@@ -1,0 +1,282 @@
+"""Finished units to shards: tokens of one split in order, cut every 2^20."""
+
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptjax.base.errors import ConfigError, UserError
+from gptjax.config import Config, DataConfig
+from gptjax.data.manifest import SPLITS, Manifest, Split, is_prepared, read_manifest, read_tokenizer
+from gptjax.data.shards import SHARD_TOKENS, ShardInfo, token_dtype, write_shard
+from gptjax.preparation.progress import progress_bars
+from gptjax.preparation.readers import Oddities, describe
+from gptjax.preparation.scanning import Scan
+from gptjax.preparation.sources import HUB, STDIN, Input, Progress, find_inputs, silent
+from gptjax.preparation.tokenising import SplitCounts
+from gptjax.preparation.units import Partition
+from gptjax.preparation.workspace import (
+    INPUTS,
+    Workspace,
+    open_workspace,
+    preparing,
+    publish,
+    settings_diff,
+)
+from gptjax.tokenizers.registry import fingerprint, tokenizer_identity
+
+
+class ShardWriter:
+    """Collects the tokens of one split and writes a shard whenever one is full."""
+
+    def __init__(self, directory: Path, split: str, dtype: str, shard_tokens: int):
+        self.directory, self.split, self.dtype = directory, split, dtype
+        self.shards: list[ShardInfo] = []
+        self.documents = self.bytes = 0
+        self._buffer, self._filled = np.empty(shard_tokens, np.dtype(dtype)), 0
+
+    def count(self, counts: SplitCounts) -> None:
+        """Add a unit's documents and bytes to the totals."""
+        self.documents += counts.documents
+        self.bytes += counts.bytes
+
+    def add(self, tokens: np.ndarray) -> None:
+        """Append tokens; they may fill any number of shards."""
+        while len(tokens):
+            take = min(len(tokens), len(self._buffer) - self._filled)
+            self._buffer[self._filled : self._filled + take] = tokens[:take]
+            self._filled, tokens = self._filled + take, tokens[take:]
+            if self._filled == len(self._buffer):
+                self._write()
+
+    def finish(self) -> Split:
+        """Write what is left, as the last and shorter shard."""
+        if self._filled:
+            self._write()
+        total = sum(shard.tokens for shard in self.shards)
+        return Split(total, self.documents, self.bytes, tuple(self.shards))
+
+    def _write(self) -> None:
+        path = self.directory / f"{self.split}_{len(self.shards):06d}.bin"
+        self.shards.append(write_shard(path, self._buffer[: self._filled], self.dtype))
+        self._filled = 0
+
+
+NAMES_SHOWN = 100
+
+
+def prepare(
+    data: DataConfig,
+    inputs: Sequence[Input],
+    progress: Progress = silent,
+    shard_tokens: int = SHARD_TOKENS,
+    workers: int | None = None,
+    merge: bool = False,
+    oddities: Oddities | None = None,
+) -> Manifest:
+    """Prepare `inputs` as `data` says, into `data.path`; returns the manifest.
+
+    `oddities` is told what is odd about the text, and where.
+
+    A finished data set made with the same settings is returned as it is. What a killed preparation
+    or partitions have finished is used; with `merge` all of it has to be there. Raises `UserError`
+    if `data.path` holds anything else.
+    """
+    name = data.tokenizer or "bytes"
+    with open_workspace(data, inputs, workers, merge, progress=progress) as work:
+        if is_prepared(work.out):
+            found = work.scan(progress)
+            existing = _require_same(work.out, _settings(data, found, shard_tokens))
+            shutil.rmtree(work.directory)
+            if oddities is not None:
+                oddities.merge(found.oddities)
+            return existing
+        if merge:
+            work.require_every_unit()
+        work.choose_split(progress, surely=needs_text(name))
+        tokenizer = work.make_tokenizer(name)
+        dtype = token_dtype(tokenizer.n_vocab)
+        found, splits = _write_shards(work, dtype, shard_tokens, progress)
+        if (ends := found.holds_out_ends(data.val_fraction)) != work.worker.ends:
+            work.worker.ends = ends
+            found, splits = _write_shards(work, dtype, shard_tokens, progress)
+        work.require_unchanged()
+        if oddities is not None:
+            oddities.merge(found.oddities)
+        manifest = Manifest(
+            directory=work.directory,
+            source=_name(data, inputs, work.directory / INPUTS),
+            tokenizer=tokenizer.name,
+            n_vocab=tokenizer.n_vocab,
+            tokenizer_fingerprint=fingerprint(tokenizer),
+            dtype=dtype,
+            splits=splits,
+            settings=_settings(data, found, shard_tokens),
+            notes={kind: n for kind, n in sorted(found.oddities.counts.items()) if n},
+        )
+        manifest.write()
+        publish(work.directory, work.out, manifest)
+    return read_manifest(work.out)
+
+
+def _write_shards(
+    work: Workspace, dtype: str, shard_tokens: int, progress: Progress
+) -> tuple[Scan, dict[str, Split]]:
+    """Tokenise all units, and write their tokens as shards; what the text is, and the shards."""
+    writers = {s: ShardWriter(work.directory, s, dtype, shard_tokens) for s in SPLITS}
+    total = Scan()
+    for number, (found, made) in enumerate(work.tokenise(range(len(work.units)))):
+        total.merge(found)
+        for split, counts in (("train", made.train), ("val", made.val)):
+            writers[split].count(counts)
+            for tokens in work.worker.tokens(number, split, counts, dtype):
+                writers[split].add(tokens)
+        total.oddities.counts["cut_blanks"] += made.cut_blanks
+        total.oddities.counts["cut_tokens"] += made.cut_tokens
+        progress("tokenising", made.bytes, made.tokens)
+    return total, {split: writer.finish() for split, writer in writers.items()}
+
+
+def prepare_partition(
+    data: DataConfig,
+    inputs: Sequence[Input],
+    partition: Partition,
+    progress: Progress = silent,
+    workers: int | None = None,
+) -> int:
+    """Tokenise one partition's units; returns how many tokens they have. `prepare` merges them.
+
+    Where they are merged already, nothing is left to do.
+    """
+    if needs_text(data.tokenizer or "bytes"):
+        raise ConfigError(
+            [f"--partition cannot be with --tokenizer {data.tokenizer}, which needs all the text"]
+        )
+    if any(d.is_stream for d in inputs):
+        raise ConfigError(["--partition cannot be with standard input or --hub: give files"])
+    if is_prepared(out := Path(data.path)):  # a job that was queued again after the merge
+        if found := settings_diff(read_manifest(out).settings, _choices(data)):
+            raise settings_mismatch(out, found)
+        return 0
+    with open_workspace(data, inputs, workers, shared=True) as work:
+        numbers = [n for n in range(len(work.units)) if partition.has(n)]
+        work.choose_split(progress)
+        work.make_tokenizer(data.tokenizer or "bytes")
+        total = 0
+        for _, made in work.tokenise(numbers):
+            progress("tokenising", made.bytes, made.tokens)
+            total += made.tokens
+        done = f"partition-{partition.index}-of-{partition.count}.done"
+        (work.directory / done).touch()
+    return total
+
+
+def prepare_with_progress(
+    data: DataConfig,
+    workers: int | None = None,
+    partition: Partition | None = None,
+    merge: bool = False,
+) -> None:
+    """Prepare on a terminal: progress while it runs; what was odd, and totals, when it is done."""
+    inputs = find_inputs(data)
+    total = sum(d.size for d in inputs if not d.is_stream)
+    share = f", partition {partition.index}/{partition.count}" if partition else ""
+    what = data.hub or f"{len(inputs):,} files, {total / 1e6:,.1f} MB"
+    print(
+        f"preparing {data.path}: {what}, tokenizer {data.tokenizer or 'bytes'}{share}", flush=True
+    )
+    if data.hub is not None:
+        from gptjax.preparation.hub.streaming import announce
+
+        announce(data, inputs[0], preparing(data.path) / INPUTS)
+    oddities = Oddities()
+    with progress_bars(total, partition.count if partition else 1) as progress:
+        if partition is not None:
+            tokens = prepare_partition(data, inputs, partition, progress, workers)
+        else:
+            manifest = prepare(
+                data, inputs, progress, workers=workers, merge=merge, oddities=oddities
+            )
+    if partition is not None and is_prepared(Path(data.path)):
+        print(f"{data.path} is complete: no partition is left to do")
+        return
+    if partition is not None:
+        print(f"{tokens:,} tokens; when every partition is done, run the same with --merge")
+        return
+    for note in describe(manifest.notes, oddities.first):
+        print(f"note: {note}")
+    for name, split in manifest.splits.items():
+        per_token = split.bytes / max(1, split.tokens)
+        print(
+            f"{name:5}  {split.tokens:,} tokens in {len(split.shards)} shards from "
+            f"{split.documents:,} documents, {per_token:.2f} bytes per token"
+        )
+
+
+def how_to_prepare(config_name: str, config: Config, own: DataConfig) -> str:
+    """The command that makes the data of a config whose file says `own`, for error messages."""
+    data, command = config.data, f"python -m gptjax.prepare --config {shlex.quote(config_name)}"
+    out = f" --out {shlex.quote(data.path)}"
+    if data.hub is not None:
+        hub = "" if data.hub == own.hub else f" --hub {shlex.quote(data.hub)}"
+        return command + hub + ("" if data.path == own.path else out)
+    if data.source is None:
+        command += f" --input {shlex.join(data.inputs) if data.inputs else 'FILE...'}"
+    return command + out
+
+
+def needs_text(tokenizer: str) -> bool:
+    """Whether a tokenizer is made from the text it is to tokenise."""
+    return tokenizer == "chars" or tokenizer.startswith("bpe:")
+
+
+def _settings(data: DataConfig, found: Scan, shard_tokens: int) -> dict[str, Any]:
+    """The choices that decide every token written."""
+    return {
+        "bytes": found.bytes,
+        "content": found.digest.text,
+        **_choices(data),
+        "shard_tokens": shard_tokens,
+    }
+
+
+def _choices(data: DataConfig) -> dict[str, Any]:
+    """Those that are known before any text is read."""
+    return {
+        "tokenizer": tokenizer_identity(data.tokenizer or "bytes"),
+        "val_fraction": data.val_fraction,
+    }
+
+
+def _name(data: DataConfig, inputs: Sequence[Input], directory: Path) -> str:
+    """What the manifest calls the source."""
+    if inputs[0].kind == HUB:
+        from gptjax.preparation.hub.repository import source_name
+        from gptjax.preparation.hub.streaming import stored_commit
+
+        return source_name(data, stored_commit(inputs[0], directory))
+    if data.source and not data.inputs:
+        return data.source
+    names = ["standard input" if str(d.path) == STDIN else d.path.name for d in inputs]
+    more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def _require_same(out: Path, settings: dict[str, Any]) -> Manifest:
+    """The data set already in `out`; raises `UserError` where it was made with other settings."""
+    manifest = read_manifest(out)
+    read_tokenizer(manifest)  # whether it is there, and the one
+    if manifest.settings == settings:
+        return manifest
+    raise settings_mismatch(out, settings_diff(manifest.settings, settings))
+
+
+def settings_mismatch(out: Path, found: str) -> UserError:
+    """What to say of a data set that differs from the one asked for in what was `found`."""
+    return UserError(
+        f"{out} holds data prepared differently ({found}): choose another --out, or move that "
+        "directory away"
+    )

@@ -1,0 +1,268 @@
+"""The directory of a preparation under way: units, what is done of them, and whose it is.
+
+`OUT.preparing` belongs to one plan, which is everything that decides what a unit holds. What was
+made by the same plan is used, by another it is cleared away; one process works there at a time, or
+any number of partitions.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptjax.base.errors import UserError
+from gptjax.base.files import locked, write_atomically
+from gptjax.config import DataConfig
+from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepared
+from gptjax.preparation.pool import cores, ordered_map, worker_pool
+from gptjax.preparation.readers import Oddities, describe, read_passages
+from gptjax.preparation.scanning import Scan, look
+from gptjax.preparation.sources import HUB, Input, Progress, silent, unpack
+from gptjax.preparation.tokenising import UNITS, UnitTokeniser, UnitTokens
+from gptjax.preparation.units import Unit, find_units, inputs_digest
+from gptjax.tokenizers.bpe import train_bpe
+from gptjax.tokenizers.plain import Tokenizer, collect_characters
+from gptjax.tokenizers.registry import from_json, make_tokenizer, tokenizer_identity
+
+PLAN, INPUTS = "plan.json", "inputs"
+
+
+@dataclass
+class Workspace:
+    """A preparation under way: its directory, its units and what does them."""
+
+    out: Path
+    directory: Path
+    units: list[Unit]
+    worker: UnitTokeniser
+    pool: Executor
+    workers: int
+    inputs: list[Input]
+
+    def scan(self, progress: Progress) -> Scan:
+        """Read all units, or recall what was found in them."""
+        total = Scan()
+        for found in ordered_map(self.pool, self.workers, self.worker.scan, enumerate(self.units)):
+            total.merge(found)
+            progress("reading", found.bytes, 0)
+        return total
+
+    def choose_split(self, progress: Progress, surely: bool = False) -> None:
+        """Choose how validation is held out.
+
+        All the text decides that. Where it is not known yet, a look at its beginning tells what to
+        try, unless `surely` it has to be right. Raises `UserError` where there is not one document.
+        """
+        numbers = range(len(self.units))
+        if all(self.worker.scanned(n) is not None for n in numbers):
+            found, is_all = self.scan(silent), True
+        else:
+            found, is_all = look(self.units, self.worker.val_fraction)
+        if surely and not is_all:
+            found, is_all = self.scan(progress), True
+        if is_all and not found.documents:
+            why = "; ".join(describe(found.oddities.counts, found.oddities.first))
+            raise UserError(f"there is no text in what was given: {why or 'no document at all'}")
+        self.worker.ends = is_all and found.holds_out_ends(self.worker.val_fraction)
+
+    def tokenise(self, numbers: Sequence[int]) -> Iterator[tuple[Scan, UnitTokens]]:
+        """Tokenise units and say in order what was read and what was made."""
+        work = ((n, self.units[n]) for n in numbers)
+        return ordered_map(self.pool, self.workers, self.worker.tokenise, work)
+
+    def make_tokenizer(self, name: str) -> Tokenizer:
+        """The tokenizer, kept beside the units: a BPE from training text, characters from all."""
+        if self.worker.tokenizer is not None:
+            return self.worker.tokenizer
+        path = self.directory / TOKENIZER
+        kind, _, size = name.partition(":")
+        if path.exists():
+            tokenizer = from_json(path.read_text(), str(path))
+        elif name == "chars":
+            tokenizer = collect_characters(self._texts(SPLITS))
+        elif kind == "bpe":
+            tokenizer = train_bpe(self._texts(("train",)), int(size))
+        else:
+            tokenizer = make_tokenizer(name)
+        if not path.exists():
+            write_atomically(path, tokenizer.to_json().encode())
+        self.worker.tokenizer = tokenizer
+        return tokenizer
+
+    def _texts(self, splits: Sequence[str]) -> Iterator[str]:
+        for span in (span for unit in self.units for span in unit):
+            for passage in read_passages(span, Oddities()):
+                document, val = passage.document, self.worker.val_fraction
+                for split, start, stop, _ in passage.split(val, self.worker.ends):
+                    if split in splits:
+                        for part in document.parts(start, stop):
+                            yield part.decode("utf-8", "replace")
+
+    def require_unchanged(self) -> None:
+        """Raise `UserError` where the text is no longer what it was when it was first looked at."""
+        plan = json.loads((self.directory / PLAN).read_text())
+        if inputs_digest(self.inputs) != plan["names and times"]:
+            raise UserError(
+                "the text was changed while it was being prepared: leave it alone, and run the "
+                "same command again"
+            )
+
+    def require_every_unit(self) -> None:
+        """Raise `UserError` that says which partitions are not finished."""
+        missing = [n for n in range(len(self.units)) if not self.worker.is_there(n)]
+        if not missing:
+            return
+        done = {tuple(p.stem.split("-")[1::2]) for p in self.directory.glob("partition-*.done")}
+        counts = {int(count) for _, count in done}
+        left = [
+            f"{i}/{n}" for n in sorted(counts) for i in range(n) if (str(i), str(n)) not in done
+        ]
+        raise UserError(
+            f"{len(missing):,} of {len(self.units):,} units are not tokenised yet"
+            f"{'; not finished: --partition ' + ', '.join(left) if left else ''}. Run the "
+            "partitions that are missing, or leave out --merge to do the rest here"
+        )
+
+
+def publish(directory: Path, out: Path, manifest: Manifest) -> None:
+    """Make the finished `directory` the data set: what the manifest lists, and nothing else."""
+    shards = {shard.name for split in manifest.splits.values() for shard in split.shards}
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in shards | {MANIFEST, TOKENIZER}:
+            path.unlink()
+    if out.exists():
+        out.rmdir()
+    directory.rename(out)
+
+
+@contextmanager
+def open_workspace(
+    data: DataConfig,
+    given: Sequence[Input],
+    workers: int | None,
+    merge: bool = False,
+    shared: bool = False,
+    progress: Progress = silent,
+) -> Iterator[Workspace]:
+    """The directory where `data` is made, for one process, or `shared` by those of partitions."""
+    workers = workers or cores()
+    with locked_workspace(data.path, shared) as (out, directory):
+        try:
+            inputs = plain_files(given, directory / INPUTS, progress)
+            _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
+            worker = UnitTokeniser(directory, data.val_fraction)
+            with worker_pool(workers, sum(i.size for i in inputs)) as pool:
+                yield Workspace(out, directory, find_units(inputs), worker, pool, workers, inputs)
+        except UserError:
+            if not (merge or shared or _is_begun(directory)):
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
+
+
+def plain_files(
+    inputs: Sequence[Input], directory: Path, progress: Progress = silent
+) -> list[Input]:
+    """Inputs as plain files; those that are none yet are stored or unpacked in `directory`."""
+    plain: list[Input] = []
+    for source in inputs:
+        if source.kind == HUB:
+            from gptjax.preparation.hub.streaming import store_stream
+
+            plain += store_stream(source, directory, progress)
+        else:
+            plain.append(unpack(source, directory))
+    return plain
+
+
+def _is_begun(directory: Path) -> bool:
+    """Whether a unit is finished, or a part of a stream stored: what is worth keeping."""
+    units, parts = (directory / UNITS).glob("*.json"), (directory / INPUTS).glob("*/*.parquet")
+    return any(units) or any(parts)
+
+
+def preparing(path: str) -> Path:
+    """The directory where the data set `path` is made."""
+    out = Path(path).resolve()
+    return out.with_name(out.name + ".preparing")
+
+
+@contextmanager
+def locked_workspace(path: str, shared: bool = False) -> Iterator[tuple[Path, Path]]:
+    """A data set's directory and the one where it is made, which no other process works in.
+
+    Raises `UserError` where `path` is something else, somebody else's, or cannot be written.
+    """
+    out = Path(path).resolve()
+    if out.exists() and not is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"{out} exists and is no prepared data set (no {MANIFEST}): choose another --out"
+        )
+    directory, lock = preparing(path), out.with_name(f".{out.name}.lock")  # hidden from any walk
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, shared) as is_free:
+            if not is_free:
+                raise UserError(f"another process is preparing {path}: wait for it")
+            directory.mkdir(exist_ok=True)
+            try:
+                yield out, directory
+            finally:
+                if not shared:
+                    with suppress(OSError):
+                        directory.rmdir()  # if nothing is in it
+                    lock.unlink(missing_ok=True)  # as only its one holder may: see `locked`
+    except BrokenPipeError:  # of the terminal
+        raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; what is finished is kept in "
+            f"{directory.name}, and the same command goes on from there"
+        ) from error
+
+
+def _keep_or_clear(directory: Path, plan: dict[str, Any], strict: bool) -> None:
+    """Keep what was made by the same plan; clear anything else away, or refuse it if `strict`."""
+    path = directory / PLAN
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        before = None
+    if before != plan:
+        if strict and before is not None:
+            raise UserError(
+                f"{directory} holds work made differently ({settings_diff(before, plan)}): give "
+                "the same flags to every partition and to --merge, or move that directory away"
+            )
+        for entry in directory.iterdir():
+            if not strict and entry.name != INPUTS:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        write_atomically(path, json.dumps(plan).encode())
+    (directory / UNITS).mkdir(exist_ok=True)
+
+
+def _plan(data: DataConfig, inputs: Sequence[Input]) -> dict[str, Any]:
+    """All that decides what a unit holds."""
+    return {
+        "files": len(inputs),
+        "bytes": sum(i.size for i in inputs),
+        "names and times": inputs_digest(inputs),
+        "tokenizer": tokenizer_identity(data.tokenizer or "bytes"),
+        "val_fraction": data.val_fraction,
+        "text_field": data.text_field,
+        "doc_separator": data.doc_separator,
+    }
+
+
+def settings_diff(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two tables of settings, in words."""
+    return "; ".join(
+        f"{key} was {before.get(key)!r}, now {value!r}"
+        for key, value in now.items()
+        if before.get(key) != value
+    )

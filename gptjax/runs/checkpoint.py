@@ -1,0 +1,273 @@
+"""Checkpoints that survive: Orbax writes them, this adds what Orbax does not do by itself.
+
+Orbax commits a step atomically and in the background, but does not notice a flipped bit, takes a
+half-deleted directory for a step, and tells of a failed background save only when asked again. So
+a step is signed before it is committed (`integrity`), restoring walks back from the newest step to
+the first that verifies, and `poll` brings late errors to light.
+
+A step holds named trees of arrays, cursor (step, data fingerprint, validation loss) and config. A
+run names its trees params, opt_state and, where there is one, averaged, the running average of the
+parameters. Parameters stand alone so that generating or converting reads nothing else; the average
+is what is read then.
+
+All processes of a run save, sign, verify and restore together, each its own part. Process 0 moves
+what is damaged; which step is restored is what it says. A save that fails at one of several ends
+the run: the others would wait for it where nobody can call them back.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from gptjax.base.errors import UserError
+from gptjax.base.tree import Tree
+from gptjax.cluster.agreement import by_first, first_complaint, first_says
+from gptjax.runs.integrity import SignedStep, sign_own, verify
+from gptjax.runs.ranking import LatestAndBest, Ranking
+
+CURSOR_FILE = "cursor/metadata"
+DAMAGED = "damaged"
+NO_STEP = -1  # what process 0 tells the others where there is none
+WRITTEN = "async_write_complete"  # Orbax: each process has written its part of a step
+PARAMS, AVERAGED = "params", "averaged"
+Say = Callable[[str], None]
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written; the run's earlier ones are untouched."""
+
+    exit_code = 74  # sysexits.h: EX_IOERR; a disk may have room, or be there, at another attempt
+
+
+class RestoreError(UserError):
+    """Not all processes could restore a checkpoint; it stays where it is."""
+
+    exit_code = 74
+
+
+class Restored(NamedTuple):
+    """A step as it came back: its trees by their names, and its cursor."""
+
+    step: int
+    items: dict[str, Tree]
+    cursor: dict
+
+
+class Checkpointer:
+    """The checkpoints of one run directory. Call `poll` at every step and `close` at the end."""
+
+    def __init__(self, directory: Path, keep_latest: int = 2, read_only: bool = False):
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_not_orbax)
+        self.directory = directory.resolve()
+        self.longest_save = 0.0  # seconds from the call of `save` to the commit
+        self._read_only, self._keep_latest = read_only, keep_latest
+        self._saving: int | None = None
+        self._begun = (NO_STEP, 0.0)  # the last step that was to be saved, and when that began
+        self._meet = ocp.multihost.get_barrier_sync_fn()
+        self._open()
+
+    def _open(self) -> None:
+        options = ocp.CheckpointManagerOptions(
+            create=not self._read_only,
+            read_only=self._read_only,
+            cleanup_tmp_directories=not self._read_only,
+            preservation_policy=LatestAndBest(self._keep_latest, lambda: self.ranking.best()),
+            temporary_path_class=SignedStep,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=self._sign_and_meet),
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self.ranking = Ranking()
+        for step in self.steps():
+            self.ranking.read(step, self.directory / str(step) / CURSOR_FILE)
+
+    def _sign_and_meet(self, *, key: str, timeout_ms: int) -> None:
+        """Wait for the other processes where Orbax does; sign this one's part once it is written.
+
+        Only several processes wait there, in a thread of Orbax's. If it should rename the place,
+        process 0 signs everything.
+        """
+        if WRITTEN in key:
+            sign_own(self.directory, self._begun[0], jax.process_index())
+        self._meet(key=key, timeout_ms=timeout_ms)
+
+    def steps(self) -> list[int]:
+        """Committed steps, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The kept step with the lowest validation loss; None where none was measured."""
+        return self.ranking.best(self.steps())
+
+    def choose(self, which: str) -> int:
+        """The step that `best`, `latest` or a number means; raises `UserError` without one."""
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"there is no checkpoint in {self.directory} yet")
+        if which == "latest":
+            return steps[-1]
+        if which == "best":
+            best = self.best_step()
+            return steps[-1] if best is None else best
+        if which.isdecimal() and int(which) in steps:
+            return int(which)
+        raise UserError(
+            f"there is no checkpoint {which!r} in {self.directory}: expected best, "
+            f"latest or one of {', '.join(map(str, steps))}"
+        )
+
+    def save(self, step: int, items: dict[str, Tree], config: dict, cursor: dict) -> None:
+        """Start writing a step in the background; returns when `items` may be overwritten.
+
+        Does nothing for a step that is there already. Raises `SaveError`.
+        """
+        if step in self._manager.all_steps():
+            return
+        self.wait()
+        self._begun = step, time.monotonic()
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+                    cursor=ocp.args.JsonSave({"step": step, **cursor}),
+                    config=ocp.args.JsonSave(config),
+                ),
+                force=True,
+            )
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._saving = step
+        self.ranking.add(step, cursor)
+
+    def poll(self) -> None:
+        """Notice that a save has ended; raises `SaveError` if it failed."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Block until everything that was saved is signed and on disk; raises `SaveError`."""
+        step, self._saving = self._saving, None
+        if step is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self.longest_save = max(self.longest_save, time.monotonic() - self._begun[1])
+
+    def close(self) -> None:
+        """Wait, and release Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _failed(self, step: int, error: Exception) -> SaveError:
+        """Reopen the manager, whose idea of what is on disk is wrong now, and tell the user."""
+        self.ranking.drop(step)
+        if not _several():
+            self._manager.close()
+            self._open()
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return SaveError(
+            f"the checkpoint of step {step} could not be written to {self.directory}: "
+            f"{reason[-1][:300]}; is the disk full?"
+        )
+
+    def restore(self, abstract: dict[str, Tree], say: Say) -> Restored | None:
+        """The newest step that verifies, placed as `abstract` says; None if there is none.
+
+        Damaged steps are moved to a directory `damaged` beside the others' and named through `say`.
+        Raises `UserError` if there are steps but none is what was written, or if one that is cannot
+        be read: then memory or permissions are short, and the step stays where it is.
+        """
+        while (step := int(first_says(max(self.steps(), default=NO_STEP)))) != NO_STEP:
+            problem = first_complaint(self._problem(step))
+            if problem is None:
+                return self._restore(step, abstract)
+            by_first(lambda step=step, problem=problem: self._set_aside(step, problem, say))
+            self._manager.reload()
+            self.ranking.keep(self.steps())
+        by_first(self._refuse_if_lost)
+        return None
+
+    def _problem(self, step: int) -> str | None:
+        """What this process finds wrong in its share of a step."""
+        return verify(self.directory / str(step), jax.process_index(), jax.process_count())
+
+    def _refuse_if_lost(self) -> None:
+        """Raise `UserError` if there were steps and all of them are set aside."""
+        if (self.directory.parent / DAMAGED).exists():
+            raise UserError(
+                f"none of the checkpoints in {self.directory} can be read; they are in "
+                f"{self.directory.parent / DAMAGED} now. Copy one back from a backup, "
+                "or start over with --fresh"
+            )
+
+    def _restore(self, step: int, abstract: dict[str, Tree]) -> Restored:
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        try:
+            items = self._manager.restore(
+                step, args=ocp.args.Composite(**args, cursor=ocp.args.JsonRestore())
+            )
+        except Exception as error:
+            place = self.directory / str(step)
+            if not _several():
+                raise UserError(
+                    f"checkpoint {place} is undamaged but cannot be restored: {_reason(error)}"
+                ) from error
+            raise RestoreError(
+                f"checkpoint {place} cannot be restored: {_reason(error)}; if every start ends "
+                "like this, move it away and the one before is taken"
+            ) from error
+        return Restored(step, {name: items[name] for name in abstract}, items["cursor"])
+
+    def restore_params(self, step: int, abstract_params: Tree) -> Tree:
+        """Parameters alone, their average if there is one; `UserError` if the step is damaged."""
+        problem = verify(self.directory / str(step))
+        item = AVERAGED if (self.directory / str(step) / AVERAGED).exists() else PARAMS
+        if problem is None:
+            try:
+                args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract_params)})
+                return self._manager.restore(step, args=args)[item]
+            except Exception as error:
+                problem = _reason(error)
+        raise UserError(f"checkpoint {self.directory / str(step)} is damaged: {problem}")
+
+    def _set_aside(self, step: int, problem: str, say: Say) -> None:
+        target = self.directory.parent / DAMAGED / str(step)
+        target.parent.mkdir(exist_ok=True)
+        while target.exists():
+            target = target.with_name(target.name + "x")
+        (self.directory / str(step)).rename(target)
+        say(
+            f"checkpoint of step {step} is damaged ({problem}): moved to {target}, going back to "
+            "the one before"
+        )
+
+
+def _several() -> bool:
+    """Whether other processes restore and save with this one."""
+    return jax.process_count() > 1
+
+
+def _reason(error: Exception) -> str:
+    """What Orbax said, in one line."""
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__} on reading it: {first_line[:200]}"
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    """False for what Orbax narrates of its threads, and for its errors: `poll` raises those.
+
+    asyncio logs errors of tasks that nobody waits for; Orbax's are known by their traceback.
+    """
+    orbax = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
+    return orbax not in record.pathname and orbax not in logging.Formatter().format(record)

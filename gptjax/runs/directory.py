@@ -1,0 +1,194 @@
+"""A run's directory: config, tokenizer, checkpoints, metrics.jsonl, loss.png, samples.md, log.
+
+Starting a run again in the same directory resumes it; what decides the parameters or the order of
+the data must then be the same.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptjax.base.errors import UserError
+from gptjax.base.files import locked, write_atomically
+from gptjax.config import Config, to_json
+from gptjax.config.validation import from_json
+from gptjax.tokenizers.plain import Tokenizer
+from gptjax.tokenizers.registry import from_json as tokenizer_from_json
+
+LOCK = ".lock"
+# Fields that may differ when a run goes on: where data lies, how fast things run, what is shown.
+FREE = (
+    "data.path", "data.tokenizer", "data.source", "data.inputs", "data.input_format",
+    "data.text_field", "data.doc_separator", "data.hub", "data.val_fraction", "data.mixture",
+    "sample.", "mesh.", "train.max_steps", "train.micro_batch", "train.cpu_devices",
+    "train.eval_", "train.save_", "train.sample_", "train.keep_", "train.stall_",
+    "train.loss_chunk", "train.updates_per_call", "train.wire_dtype", "train.profile",
+    "optim.peak_lr", "optim.final_lr", "optim.schedule", "optim.warmup", "optim.decay_steps",
+    "optim.cooldown", "optim.weight_decay", "optim.beta", "optim.eps", "optim.clip_norm",
+    "model.unroll", "model.dtype", "model.float32_matmul", "model.attention", "model.remat",
+    "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """A copy of the data's tokenizer."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Orbax steps."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One row a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        """The plotted curves."""
+        return self.path / "loss.png"
+
+    @property
+    def samples(self) -> Path:
+        """Texts sampled while training."""
+        return self.path / "samples.md"
+
+    @property
+    def log(self) -> Path:
+        """Every message."""
+        return self.path / "log.txt"
+
+    def set_aside(self) -> Path | None:
+        """Move an existing run out of the way; returns where to, None if there was nothing.
+
+        Raises `UserError` for a directory that is no run, or one that is being trained in.
+        """
+        self.check()
+        if not self.path.exists():
+            return None
+        path = Path(os.path.abspath(self.path))  # a link is moved itself, not what it points to
+        target = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        while target.exists():
+            target = target.with_name(target.name + "x")
+        with self.locked():
+            try:
+                path.rename(target)
+            except OSError as error:
+                raise UserError(f"cannot move {path} to {target}: {error.strerror}") from error
+        return target
+
+    def check(self) -> None:
+        """Raise `UserError` if the path cannot be a run's directory."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(
+                f"{self.path} is a file; expected a run's directory: choose another --run-dir"
+            )
+        if not self.path.is_dir() or self.config.exists():
+            return
+        # a run that was killed while it started left no more than these
+        own = {LOCK, *(p.name for p in (self.log, self.checkpoints, self.tokenizer))}
+        names = {p.name for p in self.path.iterdir() if p.suffix != ".tmp"}
+        if names - own:
+            raise UserError(
+                f"{self.path} is not empty and no run of gptjax (no config.json): choose another "
+                "--run-dir"
+            )
+        if any(self.checkpoints.glob("[0-9]*")):
+            raise UserError(
+                f"{self.path} has checkpoints but no config.json: copy it back from a checkpoint's "
+                "config/metadata, or choose another --run-dir"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory, creating it; raises `UserError` while another process does.
+
+        The system releases the lock of a process however it ends.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {self.path}: {error.strerror}") from error
+        with locked(self.path / LOCK) as is_free:
+            if not is_free:
+                raise UserError(
+                    f"another process is training in {self.path}: wait for it, stop it, or choose "
+                    "another --run-dir"
+                )
+            yield
+
+    def compare(self, config: Config) -> list[str]:
+        """Say what differs from the run that is already here.
+
+        Raises `UserError` if it goes on from checkpoints of what is another run.
+        """
+        if not any(self.checkpoints.glob("[0-9]*")):
+            return []
+        differences = self._differences(config)
+        if fixed := [d for d in differences if not d.startswith(FREE)]:
+            listed = "".join(f"\n  - {d}" for d in fixed)
+            raise UserError(
+                f"{self.path} holds a run with other settings:{listed}\nchoose another --run-dir, "
+                "or start over with --fresh, which keeps the old run beside the new"
+            )
+        return differences
+
+    def begin(self, config: Config, tokenizer: Tokenizer) -> None:
+        """Write config and tokenizer, once it is certain that the run can go on with them."""
+        write_atomically(self.config, to_json(config).encode())
+        write_atomically(self.tokenizer, tokenizer.to_json().encode())
+
+    def _differences(self, config: Config) -> list[str]:
+        if not self.config.exists():
+            return []
+        old, new = _flat(self.read_config()), _flat(config)
+        return [f"{k} was {old[k]!r}, now {v!r}" for k, v in new.items() if old[k] != v]
+
+    def read_config(self) -> Config:
+        """The run's config; raises `UserError` where there is no run."""
+        try:
+            return from_json(self.config.read_text(), str(self.config))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.path} is no run of gptjax (no config.json); expected the "
+                "directory of a run, such as runs/quickstart"
+            ) from error
+
+    def read_tokenizer(self) -> Tokenizer:
+        """The run's tokenizer; raises `UserError` where it is missing or damaged."""
+        try:
+            return tokenizer_from_json(self.tokenizer.read_text(), str(self.tokenizer))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.tokenizer} cannot be read: copy tokenizer.json from the data directory"
+            ) from error
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """Every field under its dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        flat |= (
+            {f"{name}.{k}": v for k, v in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return flat

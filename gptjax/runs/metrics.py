@@ -1,0 +1,130 @@
+"""metrics.jsonl, the truth about a run: one row a step, flushed as it is written.
+
+A resumed run cuts the file back to the restored step and writes the same rows again, so that a run
+killed any number of times leaves the file of an unbroken one.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from gptjax.base.errors import UserError
+from gptjax.base.files import write_atomically
+
+T = TypeVar("T")
+Row = dict[str, Any]
+
+
+class MetricsLog:
+    """The rows of a run, in memory and on disk."""
+
+    def __init__(self, path: Path | None, step: int):
+        """Open the log of a run that goes on after `step`; later rows are cut off.
+
+        Without a path the rows are kept in memory alone.
+        """
+        known = [] if path is None else read_rows(path)
+        self.rows = [row for row in known if row["step"] <= step]
+        self._path = path
+        self._file = _rewritten(path, self.rows)
+
+    def append(self, row: Row) -> None:
+        """Add a row; values that are None or not finite were not measured and are left out."""
+        row = {k: v for k, v in row.items() if _is_measured(v)}
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+
+    def amend(self, values: Row) -> None:
+        """Add values to the last row, whose validation a stop request cut short."""
+        self.rows[-1] |= values
+        self._file.close()
+        self._file = _rewritten(self._path, self.rows)
+
+    def sync(self) -> None:
+        """Force the rows to the disk: called before a checkpoint that relies on them."""
+        if self._path is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _rewritten(path: Path | None, rows: list[Row]) -> TextIO:
+    """The file with just these rows, open at its end; nowhere without a path."""
+    if path is None:
+        return open(os.devnull, "w")
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return path.open("a", buffering=1)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a metrics file; a last line cut off by a crash is ignored.
+
+    Raises `UserError` that names the line where the file is damaged otherwise.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    rows: list[Row] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["step"], int):
+                raise ValueError(row["step"])
+        except (ValueError, TypeError, LookupError) as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise UserError(
+                f"{path} is damaged in line {number}: mend or move it, and run the same command"
+            ) from error
+        rows.append(row)
+    return rows
+
+
+def _is_measured(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def with_waits(items: Iterator[T]) -> Iterator[tuple[T, float]]:
+    """Each item, and the seconds that whoever asked for it waited.
+
+    For batches this bounds how long the devices waited for data: they still had the update before.
+    """
+    asked = time.perf_counter()
+    for item in items:
+        yield item, time.perf_counter() - asked
+        asked = time.perf_counter()
+
+
+class Throughput:
+    """Tokens per second between the ends of successive calls, with pauses left out."""
+
+    def __init__(self, peak: float | None = None):
+        """`peak` is the rate, in tokens a second, at which all devices would be at their peak."""
+        self._last: float | None = None
+        self._paused = math.inf  # the first call of all is not measured: memory is new to it
+        self._peak = peak
+
+    def measure(self, tokens: float, launched: float, launching: float = 0.0) -> Row:
+        """Speed over the call that has just ended; it was `launched` then, in so many seconds.
+
+        `tokens_per_second`, and `mfu`, the share of the peak (0 to 1); None where unknown. After a
+        pause the call's launch is its beginning. A launch that takes longer than the call has taken
+        since the last one ended did the work itself, as those of small programs on processors do.
+        """
+        now, began = time.perf_counter(), self._last
+        if began is None and launched >= self._paused:
+            began = launched
+        self._last = now
+        rate = None if began is None else tokens / max(now - began, launching)
+        mfu = None if rate is None or self._peak is None else rate / self._peak
+        return {"tokens_per_second": rate, "mfu": mfu}
+
+    def pause(self) -> None:
+        """Do not count the time from now to the launch of the next call."""
+        self._last, self._paused = None, time.perf_counter()

@@ -1,0 +1,111 @@
+"""The tokenizer protocol, and the two tokenizers that need no table: bytes and characters."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from gptjax.base.errors import UserError
+
+
+def utf8(text: str) -> bytes:
+    """UTF-8 of any Python string; halves of surrogate pairs, which have none, become `?`."""
+    return text.encode("utf-8", "replace")
+
+
+class Tokenizer(Protocol):
+    """What the rest of gptjax asks of a tokenizer."""
+
+    name: str
+    n_vocab: int
+    eot_id: int
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids of `text`; the name of a special token in it is ordinary text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes one token stands for; none for end-of-text."""
+        ...
+
+    def to_json(self) -> str:
+        """Everything needed to make this tokenizer again."""
+        ...
+
+
+class ByteTokenizer:
+    """256 bytes and end-of-text: needs nothing and never fails."""
+
+    name = "bytes"
+    n_vocab = 257
+    eot_id = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        """UTF-8 bytes of the text."""
+        return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.uint32)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the bytes, end-of-text left out."""
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """The byte itself."""
+        return bytes([token]) if token < 256 else b""
+
+    def to_json(self) -> str:
+        """The name says all."""
+        return json.dumps({"name": self.name})
+
+
+class CharTokenizer:
+    """The characters of one corpus in the order of their code points, then end-of-text."""
+
+    name = "chars"
+
+    def __init__(self, alphabet: str):
+        self.alphabet = "".join(sorted(set(alphabet)))
+        self.eot_id = len(self.alphabet)
+        self.n_vocab = len(self.alphabet) + 1
+        self._codes = _code_points(self.alphabet)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Places in the alphabet; raises `UserError` at a character that is not in it."""
+        codes = _code_points(text)
+        ids = np.searchsorted(self._codes, codes)
+        known = self._codes[np.minimum(ids, len(self._codes) - 1)] == codes
+        if not known.all():
+            stranger = chr(codes[np.argmin(known)])
+            raise UserError(
+                f"{stranger!r} is none of the {len(self.alphabet)} characters of the text that "
+                f"this chars tokenizer was made from: {self.alphabet!r}"
+            )
+        return ids.astype(np.uint32)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids, end-of-text left out."""
+        return "".join(self.alphabet[i] for i in ids if i < self.eot_id)
+
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 of the character."""
+        return self.alphabet[token : token + 1].encode()
+
+    def to_json(self) -> str:
+        """The alphabet."""
+        return json.dumps({"name": self.name, "alphabet": self.alphabet})
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(utf8(text).decode().encode("utf-32-le"), dtype="<u4")
+
+
+def collect_characters(texts: Iterable[str]) -> CharTokenizer:
+    """Make the tokenizer of all characters in `texts`; raises `UserError` where there are none."""
+    alphabet = set[str]().union(*(utf8(text).decode() for text in texts))
+    if not alphabet:
+        raise UserError("the text is empty: there are no characters to make a tokenizer of")
+    return CharTokenizer("".join(alphabet))

@@ -1,0 +1,141 @@
+"""What fits this machine: attention that works on it, and the largest micro-batch its memory holds.
+
+Both are found by asking, never by failing: cuDNN is tried on a tiny input, and memory is what the
+compiler says the update needs before anything of it is allocated.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import jax
+
+from gptjax.base.errors import UserError
+from gptjax.base.terminal import gibibytes
+from gptjax.cluster.agreement import first_says
+from gptjax.cluster.devices import HEADROOM
+from gptjax.cluster.mesh import BatchLayout, batch_layout, rows_per_device
+from gptjax.config import Config, ModelConfig
+from gptjax.config.attention import portable, refusals
+from gptjax.model.attention import cudnn_problem
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CGROUP_USE = Path("/sys/fs/cgroup/memory.current")
+
+
+def choose_attention(
+    model: ModelConfig, context: int, document_mask: bool = False
+) -> tuple[str, str]:
+    """The attention to train with and why, in words.
+
+    Raises `UserError` if the config insists on cuDNN's and it does not work here.
+    """
+    if model.attention not in ("auto", "cudnn"):
+        return model.attention, "as configured"
+    reasons = [f"it {reason}" for _, reason in refusals(model, document_mask)]
+    problem = reasons[0] if reasons else cudnn_problem(model.head_dim, context, model.dtype)
+    if problem is None:
+        return "cudnn", "tried forward and backward"
+    if model.attention == "cudnn":
+        raise UserError(
+            f"cuDNN's attention does not work here: {problem}\ntake --model.attention blockwise"
+        )
+    return portable(context), f"not cuDNN's: {problem}"
+
+
+def choose_layout(
+    config: Config, groups: int, compiled: Callable[[BatchLayout], jax.stages.Compiled]
+) -> tuple[BatchLayout, str | None]:
+    """How an update is cut, and what was found about memory if the micro-batch is `auto`.
+
+    Raises `UserError` where that cannot be found.
+    """
+    micro_batch = config.train.micro_batch
+    if micro_batch != "auto":
+        return batch_layout(config, groups, micro_batch), None
+    limit = memory_limit()
+    if limit is None:
+        raise UserError(
+            "train.micro_batch auto needs to know how much memory a device has, which this one "
+            "does not tell: give a number as --train.micro-batch"
+        )
+    limit = int(first_says(limit))  # all processes have to compile the same programs
+    needs: dict[int, int] = {}
+
+    def needed(micro_batch: int) -> int:
+        needs[micro_batch] = memory_needed(compiled(batch_layout(config, groups, micro_batch)))
+        return needs[micro_batch]
+
+    chosen = largest_micro_batch(rows_per_device(config, groups), needed, limit)
+    found = f"{gibibytes(needs[chosen])} of {gibibytes(limit)} a device, by the compiler"
+    return batch_layout(config, groups, chosen), found
+
+
+def memory_limit() -> int | None:
+    """Bytes that one device may use; None where nothing tells."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    if jax.default_backend() != "cpu" or not MEMINFO.exists():
+        return None
+    fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    with suppress(OSError, ValueError):  # of a container, which may have less than its host
+        available = min(available, int(CGROUP_LIMIT.read_text()) - int(CGROUP_USE.read_text()))
+    return available // jax.local_device_count()
+
+
+def memory_needed(compiled: jax.stages.Compiled) -> int:
+    """Bytes of memory on each device while a compiled program runs, arguments included.
+
+    Arguments that are donated make room for results.
+    """
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise UserError(
+            "this device's compiler does not say how much memory a program needs: give a number "
+            "as --train.micro-batch"
+        )
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def largest_micro_batch(rows: int, needed: Callable[[int], int], limit: int) -> int:
+    """The largest divisor of `rows` for which `needed` bytes stay within the head-room of `limit`.
+
+    `needed` compiles, so it is asked rarely: memory grows almost linearly with the micro-batch, and
+    the two smallest candidates tell which of the larger ones to try first. Where that one fits, the
+    next ones are tried, for logits stop growing at a full chunk; else those below it are bisected.
+    Raises `UserError` if not even one row fits.
+    """
+    allowed = int(limit * HEADROOM)
+    candidates = [m for m in range(1, rows + 1) if rows % m == 0]
+    smallest = needed(1)
+    if smallest > allowed:
+        raise UserError(
+            f"one sequence at a time needs {gibibytes(smallest)} and {gibibytes(allowed)} of "
+            f"{gibibytes(limit)} may be used: try --model.remat full, --train.loss-chunk-tokens "
+            "512, a shorter --train.context or a smaller model"
+        )
+    if len(candidates) == 1:
+        return 1
+    second = needed(candidates[1])
+    per_row = max(1, (second - smallest) // (candidates[1] - 1))
+    likely = sum(smallest + (m - 1) * per_row <= allowed for m in candidates)
+    fitting, largest, tried = 0, len(candidates) - 1, max(1, likely - 1)
+    stride: int | None = 1  # upwards, doubling, until one does not fit
+    while fitting < largest:
+        if needed(candidates[tried]) <= allowed:
+            fitting = tried
+        else:
+            largest, stride = tried - 1, None
+        if stride is None:
+            tried = (fitting + largest + 1) // 2
+        else:
+            tried, stride = min(fitting + stride, largest), 2 * stride
+    return candidates[fitting]

@@ -1,0 +1,71 @@
+"""A process that waits for ever ends itself, and only then; alone or as one of several."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import environment_on
+
+from gptjax.cluster.watchdog import StallError
+
+SCRIPT = """
+import os, signal, subprocess, time, jax
+WAIT = {wait}
+from gptjax.cluster import watchdog
+jax.process_index, jax.process_count = lambda: {processes} - 1, lambda: {processes}
+watchdog.PATIENCE = 3
+dog = watchdog.Watchdog({seconds})
+def wait_for_the_others(): time.sleep({wait})
+{beats}
+wait_for_the_others()
+print("went on")
+"""
+BEAT, CLOSE = "dog.beat()", "dog.beat(); dog.close()"
+REST, AGAIN = "dog.beat(); dog.rest()", "dog.beat(); dog.rest(); dog.beat()"
+SLOW = "dog.beat(); time.sleep(0.8); dog.beat()"
+STOPPED = "dog.beat(); subprocess.Popen([*'sh -c'.split(), f'sleep 2; kill -CONT {os.getpid()}'])"
+STOPPED += "; os.kill(os.getpid(), signal.SIGSTOP)"
+SAVING = """
+def wait_for_the_others():
+    with dog.saving({longest}): time.sleep(WAIT)
+dog.beat()
+"""
+SAVED = "dog.beat()\nwith dog.saving(0.0): time.sleep(0.8)"
+
+
+@pytest.mark.parametrize(
+    ("processes", "seconds", "wait", "beats", "ends"),
+    [
+        (2, 1, 20, BEAT, True),
+        (2, 1, 2, "pass", False),  # still compiling
+        (2, 1, 0.3, BEAT, False),
+        (2, 1, 2, SLOW, False),  # three times the longest wait are allowed
+        (2, 1, 2, CLOSE, False),
+        (2, 1, 2, REST, False),
+        (2, 1, 20, AGAIN, True),
+        (2, 10**13, 1, BEAT, False),  # more than a thread can wait for
+        (2, 0, 2, BEAT, False),
+        (1, 1, 20, BEAT, True),
+        (1, 1, 0.3, BEAT, False),
+        (1, 0, 2, BEAT, False),
+        (1, 1, 0.3, STOPPED, False),
+        (1, 1, 20, SAVING.format(longest=0.0), True),
+        (1, 1, 2, SAVING.format(longest=0.8), False),  # three times the longest save
+        (1, 1, 20, SAVED, True),  # which is no measure of other waits: not after 2.4 s
+    ],
+)
+def test_silence_ends_a_process(processes, seconds, wait, beats, ends):
+    script = SCRIPT.format(processes=processes, seconds=seconds, wait=wait, beats=beats)
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment_on(1), capture_output=True, text=True
+    )
+    assert (result.returncode == StallError.exit_code) == ends
+    assert (result.stdout == "went on\n") == (not ends)
+    assert ends or not result.stderr
+    if ends:
+        assert "wait_for_the_others" in result.stderr
+        *_, last = result.stderr.splitlines()
+        name = "process 1: " if processes == 2 else ""
+        what = "a checkpoint was not saved" if "saving" in beats and beats != SAVED else "nothing"
+        assert last.startswith(f"{name}error: {what}")
+        assert " for 1 s (train.stall_seconds; the longest wait before took 0.0 s)" in last

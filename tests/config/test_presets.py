@@ -1,0 +1,290 @@
+"""Every shipped config loads and is what it says; a mistake in a user's own is told by name."""
+
+import ast
+import dataclasses
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import pytest
+from conftest import ROOT
+
+from gptjax.base.errors import ConfigError
+from gptjax.base.tree import count
+from gptjax.cli import ConfigCommand, parse, parse_config
+from gptjax.cluster.mesh import batch_layout, make_mesh
+from gptjax.config import Config, OptimConfig
+from gptjax.config.presets import find_preset, load_preset, preset_names, presets_dir
+from gptjax.config.validation import validate
+from gptjax.model.gpt import parameter_shapes
+from gptjax.model.size import parameter_count
+from gptjax.training.autotune import memory_needed
+from gptjax.training.program import assemble
+
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+COMMAND = re.compile(r"^ +python -m gptjax\.(\w+)((?: .*)?)$", re.MULTILINE)
+
+
+def docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text()), clean=False) or ""
+
+
+def commands() -> list[tuple[str, str, str]]:
+    """(config, verb, arguments) of every command in every docstring."""
+    return [(path.stem, *found) for path in CONFIGS for found in COMMAND.findall(docstring(path))]
+
+
+def vocabulary(config: Config) -> int:
+    kind, _, size = (config.data.tokenizer or "bytes").partition(":")
+    return int(size) if kind == "bpe" else {"gpt2": 50257, "bytes": 257}[kind]
+
+
+def sized(name: str) -> Config:
+    """A shipped config with its vocabulary filled in."""
+    config = load_preset(name)
+    assert config.model.n_vocab in (None, vocabulary(config))
+    model = dataclasses.replace(config.model, n_vocab=vocabulary(config))
+    return dataclasses.replace(config, model=model)
+
+
+def problems_of(name: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_preset(name)
+    assert caught.value.exit_code == 2
+    assert len(caught.value.problems) == 1
+    return caught.value.problems[0]
+
+
+def test_the_names_are_the_files_of_configs():
+    assert presets_dir() == ROOT / "configs"
+    assert preset_names() == [path.stem for path in CONFIGS]
+    assert {"gpt2_124m", "gpt2_124m_book", "quickstart", "shakespeare", "tiny"} <= set(
+        preset_names()
+    )
+    assert [find_preset(path.stem) for path in CONFIGS] == CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_config_loads_by_name_and_by_path(path):
+    config = load_preset(path.stem)
+    validate(config)
+    assert load_preset(str(path)) == config
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_shipped_config_gives_a_model(name):
+    model = sized(name).model
+    shapes = parameter_shapes(model)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
+    assert shapes["wte"]["embedding"].shape == (model.padded_vocab, model.n_embd)
+    assert shapes["wpe"]["embedding"].shape == (model.n_ctx, model.n_embd)
+    assert shapes["h"]["attn"]["c_attn"]["kernel"].shape == (
+        model.n_layer,
+        model.n_embd,
+        3 * model.n_embd,
+    )
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_docstring_gives_the_command_that_trains_it(name):
+    trained = [shlex.split(words) for config, verb, words in commands() if (config, verb) == (
+        name, "train")]  # fmt: skip
+    assert ["--config", name] in trained
+
+
+@pytest.mark.parametrize(("name", "verb", "words"), commands())
+def test_a_command_of_a_docstring_is_understood_by_its_verb(name, verb, words):
+    module = importlib.import_module(f"gptjax.{verb}")
+    command = getattr(module, f"{verb.title()}Command")
+    argv = shlex.split(words)
+    if issubclass(command, ConfigCommand):
+        assert parse_config(command, argv, verb).config == name
+    else:
+        parsed = parse(command, argv, verb)
+        assert getattr(parsed, "config", name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "tied", "parameters"),
+    [
+        ("gpt2_124m", True, 124_439_808),
+        ("gpt2_124m_book", True, 124_412_160),
+        ("gpt2_124m_book", False, 163_009_536),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name, tied, parameters):
+    model = dataclasses.replace(sized(name).model, tied_head=tied)
+    assert parameter_count(model) == parameters
+    assert f"{parameters:,}" in docstring(ROOT / "configs" / f"{name}.py")
+
+
+def test_gpt2_is_trained_as_published():
+    config = load_preset("gpt2_124m")
+    assert config.train.batch_tokens == 2**19
+    assert config.optim == OptimConfig(
+        peak_lr=6e-4, final_lr=6e-5, warmup_steps=715, decay_steps=None, weight_decay=0.1,
+        beta1=0.9, beta2=0.95, eps=1e-8, clip_norm=1.0,
+    )  # fmt: skip
+    model = config.model
+    assert (model.n_layer, model.n_head, model.n_embd, model.n_ctx) == (12, 12, 768, 1024)
+    assert (model.embd_pdrop, model.attn_pdrop, model.resid_pdrop) == (0.0, 0.0, 0.0)
+    assert (model.norm, model.final_norm, model.scale_residual_init) == ("pre", True, True)
+    assert (model.qkv_bias, model.bias, model.tied_head) == (True, True, True)
+    assert config.data.tokenizer == "gpt2"
+    assert config.train.max_steps * config.train.batch_tokens == pytest.approx(10e9, rel=1e-4)
+
+
+def test_the_book_s_model_differs_in_four_fields_only():
+    config, book = load_preset("gpt2_124m"), load_preset("gpt2_124m_book")
+    before, after = dataclasses.asdict(config.model), dataclasses.asdict(book.model)
+    assert {name: after[name] for name in after if after[name] != before[name]} == {
+        "qkv_bias": False, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1,
+    }  # fmt: skip
+    assert dataclasses.replace(book, model=config.model) == config
+
+
+def test_the_8_gb_card_learns_the_same_with_dropout():
+    """Only what decides memory differs, and the dropout that its docstring tells of."""
+    config, card = load_preset("gpt2_124m"), load_preset("gpt2_124m_8gb")
+    before, after = dataclasses.asdict(config.model), dataclasses.asdict(card.model)
+    changed = {name: after[name] for name in after if after[name] != before[name]}
+    changed.pop("unroll", None)
+    assert changed == {
+        "embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1, "dtype": "float32",
+        "attention": "blockwise", "remat": "dots",
+    }  # fmt: skip
+    assert (card.optim, card.data, card.sample) == (config.optim, config.data, config.sample)
+    assert (card.train.batch_tokens, card.train.max_steps) == (2**19, config.train.max_steps)
+
+
+@pytest.mark.slow
+def test_the_update_for_the_8_gb_card_fits_with_room_to_spare():
+    """Compiled for one device, not run; a CPU's account, which a GPU's resembles."""
+    config = sized("gpt2_124m_8gb")
+    layout, mesh = batch_layout(config, 1, config.train.micro_batch), make_mesh(1)
+    assert (layout.micro_batch, layout.micro_steps) == (2, 256)
+    assert layout.context == 1024
+    program = assemble(config, mesh)
+    state, compiled = program.abstract_state(), program.compile(layout)
+    three_float32 = 3 * 4 * count(state.params)  # parameters and Adam's two moments
+    needed = memory_needed(compiled)
+    assert three_float32 < needed < 5.5 * 2**30
+    (promised,) = re.findall(r"Memory: (.*) GiB of the 8", docstring(find_preset("gpt2_124m_8gb")))
+    assert needed / 2**30 == pytest.approx(float(promised), rel=0.05)
+
+
+GOOD = """
+from dataclasses import replace
+from gptjax.config import Config, ModelConfig
+from gptjax.config.presets import load_preset
+
+def get_config():
+    return replace(load_preset("tiny"), model=ModelConfig(n_layer=3, n_ctx=64))
+"""
+
+
+def test_a_user_s_own_file_is_found_by_its_path(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(GOOD)
+    monkeypatch.chdir(tmp_path)
+    for path in ("mine.py", "./mine.py", str(tmp_path / "mine.py")):
+        assert load_preset(path).model.n_layer == 3
+    assert load_preset("mine.py").train == load_preset("tiny").train
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gpt2_142m", ["unknown config 'gpt2_142m'", "did you mean gpt2_124m?", "there are: ",
+                       "shakespeare, tiny"]),
+        ("xyz", ["unknown config 'xyz'; there are: "]),
+        ("", ["unknown config ''"]),
+        ("mine.py", ["no config file mine.py"]),
+        ("some/where", ["no config file some/where"]),
+        ("./", ["no config file ./"]),
+    ],
+)  # fmt: skip
+def test_a_config_that_does_not_exist_is_told_with_what_does(name, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problem = problems_of(name)
+    assert [word for word in words if word not in problem] == []
+    assert ("did you mean" in problem) == (name == "gpt2_142m")
+
+
+BAD_FILES = {
+    "nothing": ("x = 1", ["get_config"]),
+    "wrong type": ("def get_config(): return {}", ["must return", "Config", "not dict"]),
+    "no function": ("get_config = 3", ["TypeError", "not callable"]),
+    "syntax": ("def get_config(:", ["SyntaxError"]),
+    "import": ("import no_such_module_anywhere", ["no_such_module_anywhere"]),
+    "field": (
+        "from gptjax.config import *\ndef get_config(): return Config(model=ModelConfig(n_layr=3))",
+        ["ModelConfig has no field 'n_layr'", "did you mean n_layer?"],
+    ),
+    "section": (
+        "from gptjax.config import *\ndef get_config(): return Config(modle=ModelConfig())",
+        ["Config has no field 'modle'", "did you mean model?"],
+    ),
+    "function of its own": (
+        "class Mine:\n    def __init__(self): ...\ndef get_config(): return Mine(n_layr=3)",
+        ["TypeError", "unexpected keyword argument 'n_layr'"],
+    ),
+    "value": (
+        "from gptjax.config import *\ndef get_config(): return Config(train=TrainConfig(seed=-1))",
+        ["train.seed must be 0 or more, not -1"],
+    ),
+    "key": ("def get_config(): return {}['lost']", ["KeyError", "'lost'"]),
+}
+
+
+@pytest.mark.parametrize(("source", "words"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_broken_file_is_named_with_what_is_wrong(source, words, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    problem = problems_of(str(path))
+    assert problem.startswith(str(path))
+    assert [word for word in words if word not in problem] == []
+
+
+def test_every_problem_of_a_file_is_listed_with_its_name(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from gptjax.config import *\n"
+        "def get_config(): return Config(train=TrainConfig(seed=-1), optim=OptimConfig(eps=0))\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_preset(str(path))
+    assert sorted(p.split(" must")[0] for p in caught.value.problems) == [
+        f"{path}: optim.eps",
+        f"{path}: train.seed",
+    ]
+
+
+def test_an_unpacked_wheel_brings_the_configs_along(tmp_path):
+    pytest.importorskip("build")
+    pytest.importorskip("hatchling")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("gptjax-*.whl")
+    installed, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        names = {n for n in archive.namelist() if ".dist-info/" not in n}
+        archive.extractall(installed)
+    files = [p for p in (ROOT / "gptjax").rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    sources = {str(p.relative_to(ROOT)) for p in files}
+    assert names == sources | {f"gptjax/configs/{path.name}" for path in CONFIGS}
+    look = (
+        "from gptjax.presets import load_preset, preset_names, presets_dir\n"
+        "print(presets_dir())\n"
+        "for name in preset_names(): load_preset(name); print(name)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", look], cwd=elsewhere, env={"PYTHONPATH": str(installed)},
+        check=True, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    assert found == [str(installed / "gptjax" / "configs"), *(path.stem for path in CONFIGS)]

@@ -1,0 +1,128 @@
+"""What the GPU gets, proven without one: the update lowered for CUDA, read as StableHLO.
+
+cuDNN's versions are asked for while lowering, so their answers are given here.
+"""
+
+import re
+from functools import cache
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from gptjax.cluster.mesh import BatchLayout, make_mesh
+from gptjax.config import Config, ModelConfig, TrainConfig
+from gptjax.model.products import matmul_precision
+from gptjax.training import program as program_module
+from gptjax.training.program import assemble
+
+LAYOUT = BatchLayout(micro_steps=2, micro_batch=2, row_groups=8, context=192)
+CHUNK, V, D, F = 96, 768, 128, 512
+MICRO_TOKENS = LAYOUT.micro_batch * LAYOUT.context
+A100 = SimpleNamespace(platform="gpu", compute_capability="8.0")
+GTX1070TI = SimpleNamespace(platform="gpu", compute_capability="6.1")
+
+
+@cache
+def lowered(dtype: str, attention: str, float32_matmul="highest", chunk: int = CHUNK) -> str:
+    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    answers = {
+        "check_cudnn_version": lambda: 91000,
+        "check_compute_capability": lambda *_: True,
+        "is_cuda_compute_capability_equal": lambda *_: False,
+    }
+    model = ModelConfig(
+        2, 2, D, LAYOUT.context, 700, dtype=dtype, attention=attention,
+        float32_matmul=float32_matmul,
+    )  # fmt: skip
+    train = TrainConfig(max_steps=10, loss_chunk_tokens=chunk)
+    program = assemble(Config(model=model, train=train), make_mesh(8))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, answer in answers.items():
+            patch.setattr(cudnn, name, answer)
+        # the mesh here is of processors, whose products are exact
+        on_a100 = lambda cfg, _: matmul_precision(cfg, A100)  # noqa: E731
+        patch.setattr(program_module, "matmul_precision", on_a100)
+        traced = program.train_step.trace(*program.arguments(LAYOUT))
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def products(program: str) -> set[str]:
+    """Every matrix product with a weight as `left x right -> result`."""
+    found = re.findall(
+        r"dot_general.*?: \(tensor<(\w+)>, tensor<(\w+)>\) -> tensor<(\w+)>", program
+    )
+    return {f"{a} x {b} -> {c}" for a, b, c in found}
+
+
+def test_flash_attention_is_one_kernel_forward_and_one_backward():
+    program = lowered("bfloat16", "cudnn")
+    kernels = re.findall(r"custom_call @__cudnn\$(\w+)", program)
+    assert sorted(kernels) == ["fmhaSoftmax", "fmhaSoftmaxBackward"]
+    assert f"x{LAYOUT.context}x{LAYOUT.context}x" not in program  # no T x T weights
+
+
+def test_bfloat16_products_have_bfloat16_factors_and_float32_weight_gradients():
+    found = products(lowered("bfloat16", "cudnn"))
+    m = MICRO_TOKENS
+    assert {
+        f"{m}x{D}xbf16 x {D}x{3 * D}xbf16 -> {m}x{3 * D}xbf16",
+        f"{m}x{D}xbf16 x {D}x{F}xbf16 -> {m}x{F}xbf16",
+        f"{m}x{D}xbf16 x {m}x{F}xbf16 -> {D}x{F}xf32",
+        f"{CHUNK}x{D}xbf16 x {V}x{D}xbf16 -> {CHUNK}x{V}xf32",
+        f"{CHUNK}x{V}xbf16 x {V}x{D}xbf16 -> {CHUNK}x{D}xbf16",
+        f"{CHUNK}x{V}xbf16 x {CHUNK}x{D}xbf16 -> {V}x{D}xf32",
+    } <= found
+    assert all(product.count("bf16") >= 2 for product in found)
+
+
+def precisions(program: str) -> set[str]:
+    """What products ask for: precision of their factors, and an algorithm where one is named."""
+    lines = [line for line in program.splitlines() if "dot_general" in line]
+    assert len(lines) >= 15
+    found = [re.search(r"precision = (\[\w+, \w+\])(, algorithm = <[^>]*>)?", x) for x in lines]
+    return {match[0] if match else "none" for match in found}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "attention", "float32_matmul", "chunk"),
+    [
+        ("bfloat16", "cudnn", "highest", CHUNK), ("bfloat16", "blockwise", "tf32", 0),
+        ("float16", "xla", "highest", CHUNK),
+    ],
+)  # fmt: skip
+def test_narrow_products_ask_for_nothing_that_costs_xla_its_kernels(
+    dtype, attention, float32_matmul, chunk
+):
+    program = lowered(dtype, attention, float32_matmul, chunk)
+    assert precisions(program) == {"precision = [DEFAULT, DEFAULT]"}
+
+
+def test_float32_products_are_exact_or_tf32_by_name():
+    assert precisions(lowered("float32", "xla")) == {"precision = [HIGHEST, HIGHEST]"}
+    (tf32,) = precisions(lowered("float32", "xla", "tf32"))
+    assert "lhs_precision_type = tf32, rhs_precision_type = tf32, accumulation_type = f32" in tf32
+    assert "allow_imprecise_accumulation = false" in tf32
+
+
+def test_devices_without_tf32_multiply_exactly():
+    """XLA refuses to compile the algorithm for them."""
+    model = ModelConfig(dtype="float32", float32_matmul="tf32")
+    for device in (jax.devices("cpu")[0], GTX1070TI):
+        assert matmul_precision(model, device) == "highest"
+    for capability in ("8.6", "9.0", "12.0"):
+        card = SimpleNamespace(platform="gpu", compute_capability=capability)
+        assert matmul_precision(model, card) == matmul_precision(model, A100) != "highest"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_helps_processors_is_not_there(dtype):
+    assert "optimization_barrier" not in lowered(dtype, "xla")
+
+
+def test_no_array_holds_the_logits_of_a_whole_micro_batch():
+    program = lowered("bfloat16", "cudnn")
+    assert f"tensor<{CHUNK}x{V}xf32>" in program
+    for shape in re.findall(r"tensor<([\dx]+)x\w+>", program):
+        sizes = [int(n) for n in shape.split("x")]
+        assert not {V, MICRO_TOKENS} <= set(sizes), shape

@@ -1,0 +1,75 @@
+"""Every GPU that can be planned for has a peak, and is found however it is spelt."""
+
+import dataclasses
+
+import pytest
+
+from gptjax.base.errors import ConfigError
+from gptjax.cluster.devices import peak_flops
+from gptjax.config import ModelConfig
+from gptjax.planning.gpus import GPUS, find_gpu
+
+MODEL = ModelConfig(n_vocab=50257)
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
+def test_a_gpu_has_a_peak_and_links(gpu):
+    assert (peak_flops(gpu.kind, "float32") or 0) > 1e12
+    assert peak_flops(gpu.kind, gpu.dtype("bfloat16")) is not None
+    assert 7e9 < gpu.memory < 2e11
+    assert 1e9 <= gpu.network <= gpu.bus < 1e12
+    assert "bit/s" in gpu.source
+    assert find_gpu(gpu.name) == find_gpu(gpu.kind) == gpu
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("H100", "h100"), ("RTX 4090", "rtx4090"), ("4090", "rtx4090"), ("a100-40GB", "a100-40"),
+        ("GTX 1070 Ti", "gtx1070ti"), ("A100-80GB", "a100"), ("nvidia-b200", "b200"),
+    ],
+)  # fmt: skip
+def test_spelling_does_not_matter(spelling, name):
+    assert find_gpu(spelling).name == name
+
+
+def test_a_gpu_that_is_not_known_is_told_with_the_nearest_and_all():
+    with pytest.raises(ConfigError) as caught:
+        find_gpu("h10")
+    assert caught.value.problems == [
+        f"unknown GPU 'h10' (did you mean h100?); there are: {', '.join(GPUS)}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "planned"),
+    [
+        ("h100", "bfloat16", "bfloat16"), ("gtx1070ti", "bfloat16", "float32"),
+        ("t4", "bfloat16", "float32"), ("v100", "bfloat16", "float32"),
+        ("t4", "float16", "float16"), ("gtx1070ti", "float16", "float32"),
+        ("b200", "float32", "float32"),
+    ],
+)  # fmt: skip
+def test_a_type_that_a_gpu_lacks_becomes_float32(name, wanted, planned):
+    assert GPUS[name].dtype(wanted) == planned
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "context", "expected"),
+    [
+        ("h100", {}, 1024, "cudnn"),
+        ("h100", {"dtype": "float32"}, 1024, "blockwise"),
+        ("h100", {"dtype": "float32"}, 255, "xla"),
+        ("h100", {"attn_pdrop": 0.1}, 1024, "blockwise"),
+        ("h100", {"n_head": 4}, 1024, "blockwise"),
+        ("h100", {"attention": "xla"}, 1024, "xla"),
+        ("t4", {"dtype": "float16"}, 1024, "blockwise"),
+        ("t4", {"dtype": "float16", "attention": "cudnn"}, 1024, "blockwise"),
+    ],
+)  # fmt: skip
+def test_attention_is_what_the_trainer_would_take(name, changes, context, expected):
+    assert GPUS[name].attention(dataclasses.replace(MODEL, **changes), context) == expected
+
+
+def test_attention_inside_documents_is_not_cudnn_s():
+    assert GPUS["h100"].attention(MODEL, 1024, document_mask=True) == "blockwise"

@@ -1,0 +1,390 @@
+"""A run's directory is never mixed with anything else, and what decides a run cannot change."""
+
+import contextlib
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from gptjax.base.errors import ConfigError, UserError
+from gptjax.config import Config, DataConfig, to_json
+from gptjax.config.presets import load_preset
+from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.sources import text_files
+from gptjax.runs import directory
+from gptjax.runs.checkpoint import Checkpointer
+from gptjax.runs.directory import LOCK, RunDir
+from gptjax.tokenizers.plain import ByteTokenizer
+from gptjax.tokenizers.registry import fingerprint
+from gptjax.train import train
+from gptjax.training import loop
+from gptjax.training.setup import Setup
+from gptjax.training.state import TrainState, saved_items
+
+FIXED = {
+    "task": "other", "model.n_layer": 3, "model.n_head": 4, "model.n_embd": 64, "model.n_ctx": 128,
+    "model.n_vocab": 300, "model.norm": "post", "model.final_norm": False,
+    "model.scale_residual_init": False, "model.qkv_bias": False, "model.bias": False,
+    "model.tied_head": False, "train.batch_tokens": 1024, "train.context": 32, "train.seed": 1,
+    "train.ramp_from_tokens": 256, "train.ramp_steps": 8, "optim.name": "lion",
+    "optim.moments_dtype": "bfloat16", "optim.ema_decay": 0.9, "data.document_mask": True,
+}  # fmt: skip
+FREE = {
+    "model.embd_pdrop": 0.1, "model.attn_pdrop": 0.1, "model.resid_pdrop": 0.1,
+    "model.dtype": "bfloat16", "model.unroll": 2, "model.float32_matmul": "tf32",
+    "model.attention": "xla", "model.remat": "full", "data.path": "elsewhere",
+    "data.tokenizer": "gpt2", "data.source": None, "data.inputs": ("a.txt",),
+    "data.hub": "owner/name",
+    "data.input_format": "jsonl", "data.text_field": "body", "data.doc_separator": "--",
+    "data.val_fraction": 0.3, "data.mixture": ("a=1",), "data.mixture_changes": ("5=1",),
+    "optim.peak_lr": 1.0, "optim.final_lr": 1.0, "optim.warmup_steps": 3,
+    "optim.decay_steps": 70, "optim.weight_decay": 0.3, "optim.beta1": 0.5, "optim.beta2": 0.5,
+    "optim.eps": 1e-5, "optim.clip_norm": None, "train.micro_batch": 2, "train.max_steps": 200,
+    "train.loss_chunk_tokens": 64, "train.profile": "1:2", "train.updates_per_call": 3,
+    "train.wire_dtype": "bfloat16", "mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2,
+    "optim.schedule": "linear",
+    "optim.cooldown_fraction": 0.5, "train.eval_every_steps": 7, "train.eval_tokens": None,
+    "train.save_every_steps": 9, "train.keep_latest": 5, "train.sample_every_steps": 11,
+    "train.stall_seconds": 0, "train.cpu_devices": 2, "sample.prompt": "x",
+    "sample.max_new_tokens": 5, "sample.temperature": 0.0, "sample.top_k": None,
+}  # fmt: skip
+PRESET = load_preset("tiny")
+TINY = dataclasses.replace(
+    PRESET,
+    # a loop over layers, without which nothing can be rematerialised
+    model=dataclasses.replace(PRESET.model, n_layer=4, unroll=1),
+    data=dataclasses.replace(PRESET.data, mixture=("b=2",)),  # whose weights may then change
+)
+
+
+def value(config: Config, name: str) -> Any:
+    section, _, field = name.partition(".")
+    part = getattr(config, section)
+    return getattr(part, field) if field else part
+
+
+def changed(fields: dict[str, Any]) -> Config:
+    config = TINY
+    for name, new in fields.items():
+        section, _, field = name.partition(".")
+        part = dataclasses.replace(getattr(config, section), **{field: new}) if field else new
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file that is not hidden."""
+    files = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    return {str(p.relative_to(path)): p.read_bytes() for p in files}
+
+
+def begin(run: RunDir, config: Config) -> list[str]:
+    with run.locked():
+        differences = run.compare(config)
+        run.begin(config, ByteTokenizer())
+        return differences
+
+
+@pytest.fixture
+def begun(tmp_path) -> RunDir:
+    """A run that has begun and has a checkpoint."""
+    run = RunDir(tmp_path / "runs" / "x")
+    assert begin(run, TINY) == []
+    (run.checkpoints / "25").mkdir(parents=True)
+    return run
+
+
+def test_beginning_writes_config_and_tokenizer_and_nothing_else(tmp_path):
+    run = RunDir(tmp_path / "a" / "b")
+    assert begin(run, TINY) == []
+    assert set(contents(run.path)) == {"config.json", "tokenizer.json"}
+    assert run.config.read_text() == to_json(TINY)
+    assert run.read_config() == TINY
+    assert fingerprint(run.read_tokenizer()) == fingerprint(ByteTokenizer())
+
+
+def test_every_field_is_either_fixed_or_free():
+    fields = {f"{name}.{field}" for name, section in dataclasses.asdict(TINY).items()
+              if isinstance(section, dict) for field in section} | {"task"}  # fmt: skip
+    assert set(FIXED) | set(FREE) == fields
+    assert set(FIXED) & set(FREE) == set()
+    assert [name for name, new in (FIXED | FREE).items() if value(TINY, name) == new] == []
+
+
+def test_the_same_config_goes_on(begun):
+    before = contents(begun.path)
+    assert begin(begun, TINY) == []
+    assert contents(begun.path) == before
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_run_with_checkpoints_does_not_go_on_with_another(name, begun):
+    before = contents(begun.path)
+    with pytest.raises(UserError) as caught:
+        begin(begun, changed({name: FIXED[name]}))
+    said = str(caught.value)
+    assert f"- {name} was {value(TINY, name)!r}, now {FIXED[name]!r}" in said
+    assert str(begun.path) in said
+    assert "--fresh" in said
+    assert contents(begun.path) == before
+
+
+def test_a_refusal_lists_everything_that_is_fixed_and_nothing_that_is_free(begun):
+    with pytest.raises(UserError) as caught:
+        begin(begun, changed(FIXED | FREE))
+    listed = [line[4:].split(" was ")[0] for line in str(caught.value).splitlines()
+              if line.startswith("  - ")]  # fmt: skip
+    assert sorted(listed) == sorted(FIXED)
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_a_free_field_may_change_and_is_reported(name, begun):
+    config = changed({name: FREE[name]})
+    differences = begin(begun, config)
+    assert differences == [f"{name} was {value(TINY, name)!r}, now {FREE[name]!r}"]
+    assert begun.read_config() == config
+
+
+def test_all_free_fields_may_change_together(begun):
+    differences = begin(begun, changed(FREE))
+    assert sorted(d.split(" was ")[0] for d in differences) == sorted(FREE)
+
+
+@pytest.mark.parametrize("others", [[], ["checkpoints"]], ids=["nothing", "none yet"])
+def test_a_run_without_checkpoints_may_become_any_other(others, tmp_path):
+    run = RunDir(tmp_path)
+    begin(run, TINY)
+    for name in others:
+        (tmp_path / name).mkdir()
+    other = changed(FIXED)
+    assert begin(run, other) == []
+    assert run.read_config() == other
+
+
+def test_a_damaged_config_is_named(begun):
+    begun.config.write_text('{"model": {"n_lay')
+    with pytest.raises(ConfigError, match=r"config\.json is not a config"):
+        begin(begun, TINY)
+
+
+def test_a_directory_that_is_no_run_is_told_so(tmp_path):
+    with pytest.raises(UserError, match=r"is no run of gptjax \(no config\.json\)"):
+        RunDir(tmp_path).read_config()
+    with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
+        RunDir(tmp_path).read_tokenizer()
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer file"):
+        RunDir(tmp_path).read_tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("files", "fine"),
+    [
+        (None, True),
+        ([], True),
+        (["config.json"], True),
+        (["config.json", "log.txt", "thesis.tex"], True),
+        ([".lock"], True),
+        (["thesis.tex"], False),
+        ([".lock", "thesis.tex"], False),
+        ([".hidden"], False),
+        (["checkpoints/1/params"], False),
+    ],
+    ids=str,
+)
+def test_only_a_run_or_an_empty_directory_will_do(files, fine, tmp_path):
+    path = tmp_path / "x"
+    for name in files or ():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(name)
+    if files == []:
+        path.mkdir()
+    refusal = pytest.raises(UserError, match=r"no config\.json.*choose another --run-dir")
+    with contextlib.nullcontext() if fine else refusal:
+        RunDir(path).check()
+    assert path.exists() == (files is not None)
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "x").write_text("x")
+    with pytest.raises(UserError, match=r"is a file.*choose another --run-dir"):
+        RunDir(tmp_path / "x").check()
+
+
+def test_only_one_process_at_a_time_holds_a_run(tmp_path):
+    run = RunDir(tmp_path / "a" / "x")
+    with run.locked():
+        with pytest.raises(UserError, match=r"another process .*choose another --run-dir"):
+            begin(RunDir(run.path), TINY)
+        assert contents(run.path) == {}
+        run.check()
+    assert begin(run, TINY) == []
+
+
+def test_a_process_that_was_killed_holds_nothing(tmp_path):
+    script = f"""
+import os
+from pathlib import Path
+from gptjax.runs.directory import LOCK, RunDir
+with RunDir(Path({str(tmp_path)!r})).locked():
+    os.kill(os.getpid(), 9)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT)})
+    assert ended.returncode == -9
+    assert begin(RunDir(tmp_path), TINY) == []
+
+
+def test_setting_aside_nothing_does_nothing(tmp_path):
+    assert RunDir(tmp_path / "x").set_aside() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_setting_aside_keeps_every_byte_however_often(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory.time, "strftime", lambda _: "20250101-000000")
+    kept = {}
+    for i in range(4):
+        run = RunDir(tmp_path / "x")
+        begin(run, changed({"train.seed": i}))
+        (run.checkpoints / "1").mkdir(parents=True)
+        (run.checkpoints / "1" / "params").write_bytes(bytes([i]))
+        before = contents(run.path)
+        target = run.set_aside()
+        assert not run.path.exists()
+        assert target.parent == tmp_path
+        assert target.name.startswith("x.20250101-000000")
+        kept[target] = before
+    assert len(kept) == 4
+    assert {path: contents(path) for path in tmp_path.iterdir()} == kept
+
+
+@pytest.mark.parametrize("spelling", [".", "..", "../x", "../x/", "../x/."])
+def test_setting_aside_works_or_is_refused_however_the_path_is_spelt(begun, monkeypatch, spelling):
+    before = contents(begun.path)
+    monkeypatch.chdir(begun.checkpoints if spelling == ".." else begun.path)
+    target = begun.path
+    with contextlib.suppress(UserError):
+        target = RunDir(Path(spelling)).set_aside().resolve()
+    runs = begun.path.parent
+    assert {path.resolve() for path in runs.iterdir()} == {runs / target.name}
+    assert contents(runs / target.name) == before
+
+
+@pytest.fixture
+def start_afresh(prepared, monkeypatch):
+    """`train --fresh` up to where it would train."""
+    monkeypatch.setattr(loop._Loop, "train", lambda self, state, step: 0)
+
+    def start(path: Path) -> int:
+        flags = ["--data.path", str(prepared.directory), "--run-dir", str(path), "--fresh"]
+        return train(["--config", "tiny", *flags])
+
+    return start
+
+
+def test_starting_afresh_keeps_the_old_run_and_says_where(begun, start_afresh, capsys):
+    before = contents(begun.path)
+    assert start_afresh(begun.path) == 0
+    (kept,) = [p for p in begun.path.parent.iterdir() if p != begun.path]
+    assert contents(kept) == before
+    assert f"the old run is kept in {kept}" in capsys.readouterr().out
+
+
+def test_starting_afresh_does_not_move_what_is_no_run(start_afresh, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="no run of gptjax"):
+        start_afresh(tmp_path / "work")
+    assert contents(tmp_path) == {"work/thesis.tex": b"x"}
+
+
+def test_starting_afresh_does_not_move_a_run_that_another_process_holds(begun, start_afresh):
+    with begun.locked():
+        with pytest.raises(UserError, match="another process"):
+            start_afresh(begun.path)
+        assert list(begun.path.parent.iterdir()) == [begun.path]
+
+
+def zero_state(setup: Setup) -> TrainState:
+    zeros = jax.tree.map(
+        lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding),
+        setup.program.abstract_state(),
+    )
+    return zeros._replace(step=np.int32(1))
+
+
+def test_a_start_that_other_data_refuse_leaves_the_run_as_it_was(tmp_path):
+    manifests = []
+    for name, text in (("ones", "one two three four five six "), ("abc", "abcde fghij klmno pq ")):
+        file = tmp_path / f"{name}.txt"
+        file.write_text("".join(text[i % 17 :] for i in range(2000)))
+        data = DataConfig(str(tmp_path / name), "bpe:260", inputs=(str(file),), val_fraction=0.2)
+        manifests.append(prepare(data, text_files(data.inputs)))
+    assert len({m.tokenizer_fingerprint for m in manifests}) == 2
+    configs = [
+        changed({"data.path": str(m.directory), "data.tokenizer": None, "data.mixture": ()})
+        for m in manifests
+    ]
+
+    setup, run = Setup(configs[0]), RunDir(tmp_path / "run")
+    with run.locked():
+        run.begin(setup.config, setup.tokenizer)
+    checkpointer = Checkpointer(run.checkpoints)
+    checkpointer.save(0, saved_items(zero_state(setup)), {}, setup.data_identity(0))
+    checkpointer.close()
+    before = contents(run.path)
+    with pytest.raises(UserError):
+        loop.fit(configs[1], run.path)
+    after = contents(run.path)
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, None),
+        ({"train.save_every_steps": 9}, None),
+        ({"train.max_steps": 80}, "step 21 was 0.0005, now 0.0008536"),
+        ({"optim.peak_lr": 2e-3}, "step 21 was 0.0005, now 0.001"),
+        ({"optim.schedule": "linear"}, None),  # half-way down it is at the same rate
+    ],
+)
+def test_a_jump_of_the_learning_rate_is_announced(
+    fields, said, prepared, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(loop._Loop, "train", lambda self, state, step: 0)
+    same = {
+        "data.path": str(prepared.directory), "data.tokenizer": None, "data.mixture": (),
+        "train.max_steps": 40, "optim.peak_lr": 1e-3, "optim.final_lr": 0.0,
+        "optim.warmup_steps": 0, "train.eval_every_steps": 0,
+    }  # fmt: skip
+    setup, run = Setup(changed(same)), RunDir(tmp_path / "run")
+    with run.locked():
+        run.begin(setup.config, setup.tokenizer)
+    with contextlib.closing(Checkpointer(run.checkpoints)) as checkpointer:
+        state = zero_state(setup)._replace(step=np.int32(20))
+        checkpointer.save(state, {}, setup.data_identity(20))
+    assert loop.fit(changed(same | fields), run.path) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "learning rate" in line]
+    prefix = "changed since the last start: the learning rate of "
+    assert lines == ([] if said is None else [prefix + said])
+
+
+def test_what_a_run_killed_while_it_started_left_is_no_obstacle(tmp_path):
+    run = RunDir(tmp_path)
+    run.checkpoints.mkdir()
+    for name in (LOCK, "log.txt", "tokenizer.json", ".config.json.1.tmp"):
+        (tmp_path / name).write_text("")
+    run.check()
+    assert begin(run, TINY) == []
+
+
+def test_checkpoints_without_a_config_are_not_taken_for_a_new_run(tmp_path):
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"checkpoints but no config\.json"):
+        RunDir(tmp_path).check()

@@ -1,0 +1,182 @@
+"""Without a terminal a run is told in plain lines, seldom and whole; log.txt has them all."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gptjax.runs import display
+from gptjax.runs.display import Display
+
+ROW = {"train_loss": 2.5, "learning_rate": 3e-4, "tokens_per_second": 12345.6}
+VALIDATION = {"val_loss": 1.25, "val_stderr": 0.03125, "val_bits_per_byte": 1.8034}
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch) -> Path:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path / "runs" / "x" / "log.txt"
+
+
+def logged(log: Path) -> list[str]:
+    """The messages of a log, without their times."""
+    lines = log.read_text().splitlines()
+    return [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", "", line) for line in lines]
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "[bold]x[/bold] [/] :smile: 1 'a'", "word " * 60 + "end", "caf\u00e9 \u2603"]
+)  # fmt: skip
+def test_a_message_is_printed_and_logged_as_it_is(text, log, capsys):
+    shown = Display(log)
+    shown.say(text)
+    shown.close()
+    assert capsys.readouterr().out == text + "\n"
+    assert logged(log) == [text]
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", log.read_text())
+
+
+def test_without_a_log_nothing_is_said(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    shown = Display(None)
+    shown.say("text")
+    shown.table("title", ("a",), [("b",)])
+    shown.start(0, 2)
+    shown.update({"step": 1, **ROW, **VALIDATION})
+    shown.close()
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_message_is_in_the_log_at_once_and_a_second_display_adds_to_it(log):
+    first = Display(log)
+    first.say("one")
+    assert logged(log) == ["one"]
+    first.close()
+    second = Display(log)
+    second.say("two")
+    second.close()
+    assert logged(log) == ["one", "two"]
+
+
+def test_a_table_is_printed_whole_and_logged_row_by_row(log, capsys):
+    rows = [("h/attn/[c]/kernel", "2 x 3", "yes"), ("ln_f/scale", "3", "no"), ("n" * 90, "1", "no")]
+    shown = Display(log)
+    shown.table("weight decay [0.1]", ("parameter", "shape", "decayed"), rows)
+    shown.close()
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].rstrip() == "weight decay [0.1]"
+    assert [word for word in ("parameter", "shape", "decayed") if word not in out] == []
+    assert re.search(r"h/attn/\[c\]/kernel +2 x 3 +yes", out)
+    assert out.count("n" * 20) >= 3
+    assert out.count("n") >= 90
+    assert log.read_text().splitlines() == ["  " + "  ".join(row) for row in rows]
+
+
+def test_lines_come_at_first_then_every_few_seconds_and_with_every_validation(log, clock, capsys):
+    shown = Display(log)
+    shown.start(step=0, max_steps=100)
+    assert capsys.readouterr().out == ""
+    seen = []
+    for step in range(1, 13):
+        clock[0] += 1.0
+        row = {"step": step, **ROW} | (VALIDATION if step == 3 else {})
+        shown.update(row)
+        seen += [step] * len(capsys.readouterr().out.splitlines())
+    shown.close()
+    assert seen == [1, 3, 6, 11]
+    assert [line.split()[1] for line in logged(log)] == ["1/100", "3/100", "6/100", "11/100"]
+
+
+def test_a_line_has_the_numbers_and_the_time_that_is_left(log, clock, capsys):
+    shown = Display(log)
+    shown.start(step=100, max_steps=2000)
+    clock[0] += 20.0
+    shown.update({"step": 101, **ROW})  # ends the compilation: no measure of what is left
+    clock[0] += 20.0
+    shown.update({"step": 111, **ROW})
+    shown.update({"step": 111, **ROW, **VALIDATION})
+    shown.close()
+    lines = capsys.readouterr().out.splitlines()
+    numbers = "lr 3.00e-04  12,346 tok/s"
+    assert lines == [
+        f"update 101/2000  loss 2.5000  {numbers}",
+        f"update 111/2000  loss 2.5000  {numbers}  left 1:02:58",
+        f"update 111/2000  loss 2.5000  val 1.2500 +- 0.0312 (1.803 bits/byte)  {numbers}",
+    ]
+    assert logged(log) == lines
+
+
+def test_numbers_that_were_not_measured_are_left_out(log, clock, capsys):
+    shown = Display(log)
+    shown.start(step=4, max_steps=5)
+    shown.update({"step": 5})
+    shown.close()
+    assert capsys.readouterr().out.split() == ["update", "5/5"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "end"),
+    [
+        ({"mfu": 0.4123}, "12,000 tok/s  41.2% MFU"),
+        ({"tokens": 6000, "data_wait": 0.0049}, "12,000 tok/s"),
+        ({"tokens": 6000, "data_wait": 0.1}, "12,000 tok/s  20% waiting for data"),
+        ({"tokens": 6000, "data_wait": 0.1, "mfu": 0.5}, "50.0% MFU  20% waiting for data"),
+    ],
+)
+def test_utilisation_and_a_wait_that_matters_are_shown(log, clock, changes, end):
+    shown = Display(log)
+    shown.start(step=0, max_steps=5)
+    shown.update({"step": 1, **ROW, "tokens_per_second": 12000.0, **changes})
+    shown.update({"step": 2, **VALIDATION, "tokens": 6000, "data_wait": 9.0})  # rate unknown
+    shown.close()
+    first, second = logged(log)
+    assert first.endswith(end)
+    assert "waiting" not in second
+
+
+def test_the_first_update_after_a_start_has_no_time_to_go_by(log, clock):
+    shown = Display(log)
+    shown.start(step=7, max_steps=9)
+    shown.update({"step": 7, **ROW})
+    shown.close()
+    assert "left" not in logged(log)[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00:00"), (59.9, "0:00:59"), (61, "0:01:01"), (3599, "0:59:59"), (360_000, "100:00:00")],
+)
+def test_time_is_hours_minutes_and_seconds(seconds, text):
+    assert display._clock(seconds) == text
+
+
+def test_closing_before_anything_began_is_fine(log):
+    shown = Display(log)
+    shown.stop()
+    shown.close()
+    assert log.read_text() == ""
+
+
+def test_a_terminal_has_a_live_line_and_logs_validations_only(log, clock, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    shown = Display(log)
+    shown.start(step=0, max_steps=50)
+    for step in range(1, 5):
+        clock[0] += 10.0
+        shown.update({"step": step, **ROW} | (VALIDATION if step == 2 else {}))
+    shown.stop()
+    shown.say("after")
+    shown.close()
+    assert "update 4/50" in capsys.readouterr().out
+    assert [line.split("  ")[0] for line in logged(log)] == ["update 2/50", "after"]

@@ -1,0 +1,219 @@
+"""metrics.jsonl is cut back on resume and never half written; rates leave pauses out."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from gptjax.base.errors import UserError
+from gptjax.runs.metrics import MetricsLog, Throughput, read_rows, with_waits
+
+ROWS = [{"step": step, "train_loss": 1.0 / step} for step in range(1, 6)]
+
+
+def written(path: Path, rows=ROWS, step: int = 0) -> Path:
+    log = MetricsLog(path, step)
+    for row in rows:
+        log.append(row)
+    log.close()
+    return path
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return written(tmp_path / "metrics.jsonl")
+
+
+def test_a_row_is_a_line_of_json_on_disk_as_soon_as_it_is_appended(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    for i, row in enumerate(ROWS, 1):
+        log.append(row)
+        assert path.read_text() == "".join(json.dumps(r) + "\n" for r in ROWS[:i])
+    assert log.rows == ROWS
+    log.close()
+    assert read_rows(path) == ROWS
+
+
+def test_without_a_path_rows_are_kept_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = MetricsLog(None, 5)
+    for row in ROWS:
+        log.append(row)
+    log.sync()
+    assert log.rows == ROWS
+    log.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_come_back_exactly(tmp_path):
+    row = {"step": 1, "train_loss": math.pi * 1e-30, "learning_rate": 1 / 3, "tokens": 2**53 + 1}
+    assert read_rows(written(tmp_path / "m", [row])) == [row]
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 5, 9])
+def test_opening_at_a_step_cuts_off_what_came_later(path, step):
+    log = MetricsLog(path, step)
+    assert log.rows == ROWS[:step]
+    assert read_rows(path) == ROWS[:step]
+    log.close()
+
+
+@pytest.mark.parametrize("step", [0, 2, 5])
+def test_a_resumed_log_is_byte_for_byte_an_unbroken_one(path, step):
+    unbroken = path.read_bytes()
+    assert written(path, ROWS[step:], step).read_bytes() == unbroken
+
+
+def test_a_last_line_cut_off_anywhere_is_ignored(path):
+    whole = path.read_bytes()
+    start = whole.rindex(b"\n", 0, len(whole) - 1) + 1
+    for end in range(start, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        assert read_rows(path) == ROWS[:-1]
+    path.write_bytes(whole[:-1])
+    assert read_rows(path) == ROWS
+
+
+def test_a_cut_off_line_is_gone_after_reopening(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    log = MetricsLog(path, 5)
+    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:-1])
+    log.append(ROWS[-1])
+    log.close()
+    assert path.read_bytes() == whole
+
+
+def test_rows_of_zero_bytes_after_a_power_failure_are_ignored(path):
+    with path.open("ab") as file:
+        file.write(b"\0" * 100)
+    assert read_rows(path) == ROWS
+
+
+def test_a_log_that_is_not_there_has_no_rows(tmp_path):
+    assert read_rows(tmp_path / "metrics.jsonl") == []
+
+
+def test_what_was_not_measured_is_left_out(tmp_path):
+    row = {"step": 1, "a": None, "b": math.nan, "c": math.inf, "d": -math.inf, "e": 0.0, "f": 0}
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    log.append(row)
+    log.close()
+    assert log.rows == read_rows(path) == [{"step": 1, "e": 0.0, "f": 0}]
+    assert row["a"] is None
+
+
+def test_reopening_swaps_the_file_under_a_reader_and_leaves_nothing_behind(path):
+    whole = path.read_text()
+    with path.open() as reader:
+        MetricsLog(path, 2).close()
+        assert reader.read() == whole
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_reopening_that_fails_leaves_the_old_file_as_it_was(path, monkeypatch):
+    whole = path.read_bytes()
+
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="disk full"):
+        MetricsLog(path, 2)
+    assert path.read_bytes() == whole
+
+
+def test_sync_forces_this_very_file_to_the_disk(path, monkeypatch):
+    synced = []
+    log = MetricsLog(path, 5)
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
+    log.sync()
+    log.close()
+    assert synced == [path.stat().st_ino]
+
+
+def test_throughput_is_tokens_over_the_time_between_ends(clock):
+    throughput = Throughput()
+    assert throughput.measure(64, clock[0]) == {"tokens_per_second": None, "mfu": None}
+    clock[0] += 2.0
+    assert throughput.measure(64, clock[0]) == {"tokens_per_second": 32.0, "mfu": None}
+    clock[0] += 0.5
+    assert throughput.measure(64, clock[0]) == {"tokens_per_second": 128.0, "mfu": None}
+
+
+def test_utilisation_is_the_share_of_the_peak_rate(clock):
+    throughput = Throughput(peak=320.0)
+    assert throughput.measure(64, clock[0])["mfu"] is None
+    clock[0] += 2.0
+    assert throughput.measure(64, clock[0]) == {"tokens_per_second": 32.0, "mfu": 0.1}
+
+
+def test_after_a_pause_a_call_is_measured_from_its_launch(clock):
+    throughput = Throughput()
+    throughput.measure(64, clock[0])
+    throughput.pause()
+    clock[0] += 1000.0
+    launched = clock[0]
+    clock[0] += 4.0
+    assert throughput.measure(64, launched)["tokens_per_second"] == 16.0
+
+
+def test_a_call_that_was_launched_before_a_pause_is_not_measured(clock):
+    """As the one at whose end a trace is written."""
+    throughput = Throughput()
+    throughput.measure(64, clock[0])
+    launched = clock[0]
+    clock[0] += 1.0
+    throughput.pause()
+    clock[0] += 1000.0
+    assert throughput.measure(64, launched)["tokens_per_second"] is None
+    clock[0] += 4.0
+    assert throughput.measure(64, clock[0])["tokens_per_second"] == 16.0
+
+
+def test_a_launch_that_did_the_work_itself_counts(clock):
+    throughput = Throughput()
+    throughput.measure(64, clock[0])
+    launched = clock[0] - 2.0
+    clock[0] += 0.001  # the last end was noticed only after this launch
+    assert throughput.measure(64, launched, 2.0)["tokens_per_second"] == 32.0
+
+
+def test_waits_are_those_of_the_one_who_asks(clock):
+    def items():
+        for seconds in (3.0, 0.0, 0.25):
+            clock[0] += seconds
+            yield seconds
+
+    seen = []
+    for item, wait in with_waits(items()):
+        seen.append((item, wait))
+        clock[0] += 100.0  # what is done with an item is no waiting
+    assert seen == [(3.0, 3.0), (0.0, 0.0), (0.25, 0.25)]
+
+
+@pytest.mark.parametrize("line", [b"5", b"[]", b"null", b'{"a": 1}', b"\xff\xfe", b'{"step": "1"}'])
+def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    content = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged in line 2"):
+        MetricsLog(path, 3)
+    assert path.read_bytes() == content
+
+
+def test_the_last_row_can_be_amended(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    log.append({"step": 1})
+    log.append({"step": 2, "train_loss": 1.0})
+    log.amend({"val_loss": 2.0})
+    log.append({"step": 3})
+    log.close()
+    assert read_rows(path) == [
+        {"step": 1}, {"step": 2, "train_loss": 1.0, "val_loss": 2.0}, {"step": 3}
+    ]  # fmt: skip

@@ -1,0 +1,231 @@
+"""What does not fit is never chosen, and compilers are asked rarely.
+
+Memory models stand in for the compiler where a choice is made; the compiler's own account is held
+against programs whose memory is plain to see.
+"""
+
+import dataclasses
+import math
+import os
+import types
+import typing
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptjax.base.errors import UserError
+from gptjax.cluster.devices import HEADROOM
+from gptjax.config import ModelConfig
+from gptjax.training import autotune
+from gptjax.training.autotune import (
+    choose_attention,
+    largest_micro_batch,
+    memory_limit,
+    memory_needed,
+)
+
+ROWS = [1, 2, 7, 12, 64, 256, 720, 5040]
+MODELS: dict[str, Callable[[int, int, int], int]] = {
+    "linear": lambda m, fixed, row: fixed + m * row,
+    "quadratic": lambda m, fixed, row: fixed + m * m * row,
+    "exponential": lambda m, fixed, row: fixed + row * 2 ** min(m, 200),
+    "in steps": lambda m, fixed, row: fixed + -(-m // 4) * 4 * row,
+    "with a cliff": lambda m, fixed, row: fixed + m * row * (1 if m < 9 else 3),
+    "root": lambda m, fixed, row: fixed + math.isqrt(m) * row,
+}
+SUPERLINEAR = [name for name in MODELS if name not in ("in steps", "root")]
+
+
+class Compiler:
+    """A memory model that counts what it is asked."""
+
+    def __init__(self, needed: Callable[[int], int]):
+        self.needed, self.asked = needed, []
+
+    def __call__(self, micro_batch: int) -> int:
+        self.asked.append(micro_batch)
+        return self.needed(micro_batch)
+
+
+def divisors(rows: int) -> list[int]:
+    return [m for m in range(1, rows + 1) if rows % m == 0]
+
+
+@given(
+    st.sampled_from(ROWS),
+    st.sampled_from(list(MODELS)),
+    st.integers(0, 10**6),
+    st.integers(1, 10**5),
+    st.integers(10**5, 10**8),
+)
+def test_what_does_not_fit_is_never_chosen(rows, model, fixed, row, limit):
+    compiler = Compiler(lambda m: MODELS[model](m, fixed, row))
+    if compiler.needed(1) > int(limit * HEADROOM):
+        with pytest.raises(UserError):
+            largest_micro_batch(rows, compiler, limit)
+        assert compiler.asked == [1]
+        return
+    chosen = largest_micro_batch(rows, compiler, limit)
+    assert rows % chosen == 0
+    assert compiler.needed(chosen) <= int(limit * HEADROOM)
+    if model in SUPERLINEAR:
+        fitting_ones = [m for m in divisors(rows) if compiler.needed(m) <= int(limit * HEADROOM)]
+        assert chosen == max(fitting_ones)
+    # two to begin with, the likeliest, and then half of what is left each time
+    assert len(compiler.asked) <= 5 + 2 * math.ceil(math.log2(len(divisors(rows))))
+    if model == "linear":
+        assert len(compiler.asked) <= 4
+
+
+def test_a_row_too_many_for_the_memory_is_an_error_with_ways_out():
+    with pytest.raises(
+        UserError, match=r"one sequence at a time needs 3\.00 GiB and 1\.80 GiB"
+    ) as e:
+        largest_micro_batch(8, lambda m: 3 * 2**30 * m, 2 * 2**30)
+    for word in (
+        "of 2.00 GiB",
+        "--model.remat full",
+        "--train.loss-chunk-tokens",
+        "--train.context",
+    ):
+        assert word in str(e.value)
+
+
+def test_head_room_is_left():
+    assert largest_micro_batch(100, lambda m: m, 100) == 50
+    assert largest_micro_batch(90, lambda m: m, 100) == 90
+
+
+N = 512
+MATRIX = N * N * 4  # bytes
+
+
+def compiled(function: Callable, *, donate: bool) -> jax.stages.Compiled:
+    x = jax.ShapeDtypeStruct((N, N), jnp.float32)
+    return jax.jit(function, donate_argnums=(0,) if donate else ()).lower(x).compile()
+
+
+def test_memory_is_arguments_results_and_what_lies_between():
+    def between(x: jax.Array) -> jax.Array:
+        return jnp.sin((x @ x) @ x)
+
+    assert memory_needed(compiled(lambda x: x + 1, donate=False)) == pytest.approx(
+        2 * MATRIX, rel=0.01
+    )
+    alone = memory_needed(compiled(between, donate=False))
+    assert 3 * MATRIX * 0.99 <= alone <= 4 * MATRIX * 1.01
+
+
+def test_a_donated_argument_makes_room_for_the_result():
+    assert memory_needed(compiled(lambda x: x + 1, donate=True)) == pytest.approx(MATRIX, rel=0.01)
+
+
+def test_a_compiler_that_does_not_tell_asks_for_a_number():
+    silent = types.SimpleNamespace(memory_analysis=lambda: None)
+    with pytest.raises(UserError, match=r"give a number as --train\.micro-batch"):
+        memory_needed(typing.cast(jax.stages.Compiled, silent))
+
+
+def test_a_device_of_this_machine_has_a_share_of_its_memory():
+    limit = memory_limit()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert limit is not None
+    assert 2**20 < limit <= memory / jax.local_device_count()
+
+
+def test_a_device_that_knows_its_limit_is_believed(monkeypatch):
+    device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 12345, "bytes_in_use": 1})
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert memory_limit() == 12345
+
+
+def test_a_machine_that_does_not_tell_has_no_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr(autotune, "MEMINFO", tmp_path / "none")
+    assert memory_limit() is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "use", "left"),
+    [("3000\n", "1000\n", 2000), ("max\n", "1000\n", 8 * 1024), (None, None, 8 * 1024)],
+)
+def test_a_container_may_have_less_than_its_host(limit, use, left, monkeypatch, tmp_path):
+    files = {"MEMINFO": "MemTotal: 9 kB\nMemAvailable: 8 kB\n",
+             "CGROUP_LIMIT": limit, "CGROUP_USE": use}  # fmt: skip
+    for name, text in files.items():
+        monkeypatch.setattr(autotune, name, tmp_path / name)
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    assert memory_limit() == left // jax.local_device_count()
+
+
+MODEL = ModelConfig(n_layer=1, n_head=2, n_embd=32, n_ctx=1024)
+
+
+def with_fields(**fields) -> ModelConfig:
+    return dataclasses.replace(MODEL, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "context", "chosen", "reason"),
+    [
+        ({"attention": "xla"}, 1024, "xla", "as configured"),
+        ({"attention": "blockwise"}, 8, "blockwise", "as configured"),
+        ({"dtype": "float32"}, 1024, "blockwise", "computes in bfloat16 or float16, not in"),
+        ({"dtype": "float32"}, 64, "xla", "computes in bfloat16 or float16, not in"),
+        ({"attn_pdrop": 0.1}, 1024, "blockwise", "cannot drop weights (model.attn_pdrop 0.1)"),
+        ({}, 1024, "blockwise", "needs an NVIDIA GPU, and this is cpu"),
+        ({"dtype": "float16"}, 255, "xla", "needs an NVIDIA GPU, and this is cpu"),
+        ({"dtype": "float16"}, 256, "blockwise", "needs an NVIDIA GPU, and this is cpu"),
+    ],
+)
+def test_attention_is_as_configured_or_what_works_here(fields, context, chosen, reason):
+    attention, why = choose_attention(with_fields(**fields), context)
+    assert attention == chosen
+    assert reason in why
+
+
+def test_a_mask_of_documents_is_none_that_cudnn_knows():
+    attention, why = choose_attention(with_fields(), 1024, document_mask=True)
+    assert (attention, why) == (
+        "blockwise",
+        "not cuDNN's: it cannot keep documents apart (data.document_mask)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "needs an NVIDIA GPU"),
+        ({"dtype": "float32"}, "float32"),
+        ({"attn_pdrop": 0.1}, "cannot drop"),
+    ],
+)
+def test_cudnn_where_it_does_not_work_is_refused(fields, words):
+    with pytest.raises(UserError, match=words) as caught:
+        choose_attention(with_fields(attention="cudnn", **fields), 1024)
+    assert "take --model.attention blockwise" in str(caught.value)
+
+
+@pytest.mark.parametrize("configured", ["auto", "cudnn"])
+def test_cudnn_is_taken_where_it_works(configured, monkeypatch):
+    tried = []
+
+    def problem(head_dim: int, time: int, dtype: str) -> None:
+        tried.append((head_dim, time, dtype))
+
+    monkeypatch.setattr(autotune, "cudnn_problem", problem)
+    attention, why = choose_attention(with_fields(attention=configured), 512)
+    assert (attention, why) == ("cudnn", "tried forward and backward")
+    assert tried == [(16, 512, "bfloat16")]
+
+
+def test_memory_that_grows_slower_than_it_began_is_used_to_the_full():
+    assert largest_micro_batch(4, {1: 10, 2: 12, 4: 13}.__getitem__, 17) == 4
+    full_chunk = {m: 10 + 3 * min(m, 4) + m for m in divisors(256)}
+    for limit in range(20, 400, 7):
+        fitting = [m for m, needed in full_chunk.items() if needed <= int(limit * HEADROOM)]
+        assert largest_micro_batch(256, full_chunk.__getitem__, limit) == max(fitting)

@@ -1,0 +1,235 @@
+"""What a run does when: the table of due work, requests to stop, samples of updates done again."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import signal
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gptjax.cluster.stop import StopRequest
+from gptjax.config import Config, SampleConfig, TrainConfig
+from gptjax.config.presets import load_preset
+from gptjax.generation.sampling import sample_after, stream_text
+from gptjax.model.gpt import init_params
+from gptjax.runs import samples
+from gptjax.runs.samples import append_sample, forget_samples_after
+from gptjax.tokenizers.registry import make_tokenizer
+from gptjax.training import loop
+from gptjax.training.feed import due
+from gptjax.training.setup import Setup
+
+TRAIN = TrainConfig(max_steps=10, eval_every_steps=4, sample_every_steps=6, save_every_steps=3)
+NEVER = TrainConfig(max_steps=10, eval_every_steps=0, sample_every_steps=0, save_every_steps=0)
+EVERYTHING = {"validate", "sample", "save"}
+
+
+@pytest.mark.parametrize(
+    ("train", "step", "stopping", "save_failed", "expected"),
+    [
+        (TRAIN, 1, False, False, set()),
+        (TRAIN, 3, False, False, {"save"}),
+        (TRAIN, 4, False, False, {"validate"}),
+        (TRAIN, 6, False, False, {"sample", "save"}),
+        (TRAIN, 8, False, False, {"validate"}),
+        (TRAIN, 9, False, False, {"save"}),
+        (TRAIN, 10, False, False, EVERYTHING),
+        (TRAIN, 1, True, False, {"save"}),
+        (TRAIN, 4, True, False, {"save"}),
+        (TRAIN, 6, True, False, {"save"}),
+        (TRAIN, 10, True, False, EVERYTHING),
+        (TRAIN, 1, False, True, {"save"}),
+        (TRAIN, 4, False, True, {"validate", "save"}),
+        (TRAIN, 6, False, True, {"sample", "save"}),
+        (TRAIN, 1, True, True, {"save"}),
+        (NEVER, 5, False, False, set()),
+        (NEVER, 5, True, False, {"save"}),
+        (NEVER, 5, False, True, {"save"}),
+        (NEVER, 10, False, False, {"save"}),
+        (NEVER, 10, True, False, {"save"}),
+    ],
+)
+def test_what_is_due_after_an_update(train, step, stopping, save_failed, expected):
+    assert due(train, step, stopping, save_failed) == expected
+
+
+def test_a_run_that_never_does_something_does_not_do_it_at_its_end():
+    train = TrainConfig(max_steps=6, eval_every_steps=2, sample_every_steps=0, save_every_steps=0)
+    assert [due(train, step, False, False) for step in range(1, 7)] == [
+        set(), {"validate"}, set(), {"validate"}, set(), {"validate", "save"}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 128 + 15), (signal.SIGINT, 128 + 2)]
+)
+def test_the_first_signal_is_noted_and_decides_the_exit_code(number, exit_code):
+    with StopRequest() as stop:
+        assert not stop
+        assert stop.exit_code == 0
+        os.kill(os.getpid(), number)
+        assert stop
+        assert stop.signal == number
+        assert stop.exit_code == exit_code
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_ctrl_c_interrupts_at_once(first):
+    with StopRequest() as stop:
+        os.kill(os.getpid(), first)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == first
+
+
+def test_a_second_sigterm_is_patient():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.exit_code == 143
+
+
+def test_handlers_are_as_before_afterwards():
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(n) for n in numbers]
+    with StopRequest():
+        assert [signal.getsignal(n) for n in numbers] != before
+    assert [signal.getsignal(n) for n in numbers] == before
+
+
+def sample(step: int) -> str:
+    return f"## update {step}\n\n~~~text\ntext of {step}\n# heading\n~~~\n\n"
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"), [(0, []), (19, []), (20, [20]), (45, [20, 40]), (60, [20, 40, 60])]
+)
+def test_samples_after_the_restored_update_are_forgotten(tmp_path, step, kept):
+    path = tmp_path / "samples.md"
+    path.write_text("".join(sample(n) for n in (20, 40, 60)))
+    forget_samples_after(path, step)
+    assert path.read_text() == "".join(sample(n) for n in kept)
+
+
+def test_a_run_without_samples_gets_no_file(tmp_path):
+    forget_samples_after(tmp_path / "samples.md", 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sample_that_imitates_a_heading_does_not_stop_a_resumed_run(tmp_path):
+    path = tmp_path / "samples.md"
+    imitation = "## update 20\n\n~~~text\nprint('## update of the file')\n~~~\n\n"
+    path.write_text(imitation + sample(40))
+    forget_samples_after(path, 20)
+    assert path.read_text() == imitation
+
+
+def test_samples_that_are_kept_are_kept_byte_for_byte(tmp_path):
+    path = tmp_path / "samples.md"
+    content = b"## update 20\n\n~~~text\r\nab\rcd\n~~~\n\n"
+    path.write_bytes(content + sample(40).encode())
+    forget_samples_after(path, 20)
+    assert path.read_bytes() == content
+
+
+def test_a_sample_that_is_added_is_one_that_can_be_forgotten(tmp_path):
+    path = tmp_path / "samples.md"
+    for step in (20, 40):
+        append_sample(path, step, f"text of {step}\n# heading")
+    assert path.read_text() == sample(20) + sample(40)
+    forget_samples_after(path, 20)
+    assert path.read_text() == sample(20)
+
+
+def test_a_sample_of_divided_parameters_is_that_of_whole_ones(monkeypatch):
+    """They are used where they lie: no device could hold them all."""
+    config = load_preset("tiny")
+    cfg = dataclasses.replace(config.model, n_vocab=257)
+    config = dataclasses.replace(
+        config, model=cfg, sample=SampleConfig(prompt="ab", max_new_tokens=6)
+    )
+    tokenizer = make_tokenizer("bytes")
+    mesh = jax.make_mesh((8,), ("a",), (jax.sharding.AxisType.Auto,))
+
+    def spread(leaf, *axes: str | None):
+        return jax.device_put(leaf, jax.NamedSharding(mesh, jax.P(*axes)))
+
+    params = init_params(cfg, jax.random.key(1))
+    whole = jax.tree.map(spread, params)
+    divided = jax.tree.map(
+        lambda x: spread(x, *[None] * (x.ndim - 1), "a") if x.shape[-1] % 8 == 0 else spread(x),
+        params,
+    )
+    seen = []
+
+    def watched(_, params, *rest):
+        seen.append({len(x.sharding.device_set) for x in jax.tree.leaves(params)})
+        return stream_text(cfg, params, *rest)
+
+    monkeypatch.setattr(samples, "stream_text", watched)
+    texts = [sample_after(3, config, p, tokenizer, StopRequest(), int) for p in (whole, divided)]
+    assert texts[0] == texts[1]
+    assert seen == [{1}, {8}]
+
+
+@pytest.fixture
+def short(prepared) -> Config:
+    """Four updates of the tiny model on the eight devices here, all of it watched."""
+    tiny = load_preset("tiny")
+    return dataclasses.replace(
+        tiny,
+        data=dataclasses.replace(tiny.data, path=str(prepared.directory), source=None),
+        train=dataclasses.replace(
+            tiny.train, max_steps=4, eval_every_steps=4, sample_every_steps=4, profile="1:2"
+        ),
+        sample=SampleConfig(prompt="", max_new_tokens=5, temperature=0.0),
+    )
+
+
+@pytest.mark.slow
+def test_a_run_tells_its_speed_and_looks_at_the_evaluated_parameters(short, tmp_path, monkeypatch):
+    """With all parameters zero every token is as likely, and the likeliest one is the first."""
+    events = []
+    opened, compiled = loop.batches_from, Setup.compile_update
+
+    def open_batches(*args):
+        events.append("open")
+        return opened(*args)
+
+    def compile_update(setup, step):
+        events.append(f"compile {step}")
+        compiled(setup, step)
+
+    monkeypatch.setattr(loop, "batches_from", open_batches)
+    monkeypatch.setattr(Setup, "compile_update", compile_update)
+    monkeypatch.setattr(
+        Setup, "evaluated_params", lambda _, state: jax.tree.map(jnp.zeros_like, state.params)
+    )
+    assert loop.fit(short, tmp_path / "run") == 0
+    assert events == ["open", "compile 0"]
+
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["tokens"] for row in rows] == [512] * 4
+    assert all(0 < row["data_wait"] < 10 for row in rows)
+    assert not any("mfu" in row for row in rows)  # nobody knows the peak of these processors
+    # the trace's start and end are pauses: the updates there have no rate
+    assert ["tokens_per_second" in row for row in rows] == [False, True, False, True]
+    assert rows[-1]["val_loss"] == pytest.approx(math.log(257), rel=1e-5)
+    assert rows[-1]["train_loss"] < 0.99 * math.log(257)
+    samples = (tmp_path / "run/samples.md").read_bytes()
+    assert samples == b"## update 4\n\n~~~text\n" + b"\0" * 5 + b"\n~~~\n\n"
+
+    log = (tmp_path / "run/log.txt").read_text()
+    seconds = r"\d+\.\d s"
+    line = (
+        rf"start-up  setup {seconds}, initialisation {seconds}, compilation {seconds} "
+        rf"\(cached: \w+\), first update {seconds}; {seconds} in all\n"
+    )
+    assert len(re.findall(line, log)) == 1
+    assert log.index("start-up") < log.index("update 1/4")
+    assert "traced updates 2 to 3: " in log
+    assert len(list((tmp_path / "run/profile").rglob("*.xplane.pb"))) == 1

@@ -1,0 +1,238 @@
+"""A run that is killed at any moment and started again ends as an unbroken one, bit for bit.
+
+Runs are processes, killed with SIGKILL at moments spread over the run: before the first
+checkpoint, right after one, right after a sample, while compiling, near the end. Afterwards every
+number in metrics.jsonl but the speed, every sample, every parameter and every moment of Adam is
+compared with an unbroken run.
+"""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import environment_on, run_verb, without_speed
+
+from gptjax.base.tree import named_leaves
+from gptjax.cluster.mesh import make_mesh
+from gptjax.data.manifest import Manifest
+from gptjax.runs.checkpoint import Checkpointer
+from gptjax.runs.directory import RunDir
+from gptjax.training.optimizer import make_optimizer
+from gptjax.training.state import TrainState, abstract_state, items_of, state_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_compilation_for_all")]
+STEPS = 400
+SAVE_EVERY, SAMPLE_EVERY = 40, 130
+
+
+def options(data: Manifest, dropout: float) -> list[str]:
+    rates = ("--model.embd-pdrop", "--model.attn-pdrop", "--model.resid-pdrop")
+    values = [
+        *("--config", "tiny", "--run-dir", "run", "--data.path", data.directory),
+        *("--model.unroll", 1, "--train.max-steps", STEPS, "--optim.warmup-steps", 10),
+        *("--train.save-every-steps", SAVE_EVERY, "--train.eval-every-steps", 50),
+        *("--train.sample-every-steps", SAMPLE_EVERY, "--sample.max-new-tokens", 8),
+        *(word for name in rates for word in (name, dropout)),
+    ]
+    return [str(value) for value in values]
+
+
+def start(args: list[str], cwd: Path) -> subprocess.Popen:
+    """The same process as `run_verb`'s, left running."""
+    command = [sys.executable, "-m", "gptjax.train", *args]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment_on(1), stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Look often; a process that ends meanwhile ends the waiting as well."""
+    while not happened() and process.poll() is None:
+        time.sleep(0.001)
+
+
+def rows(cwd: Path) -> list[dict]:
+    """Everything in metrics.jsonl that has to be the same: all but what a clock measured."""
+    lines = (cwd / "run" / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return [without_speed(row) for row in found]
+
+
+def written(cwd: Path) -> int:
+    path = cwd / "run" / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def checkpoints(cwd: Path) -> set[int]:
+    path = cwd / "run" / "checkpoints"
+    return {int(p.name) for p in path.iterdir() if p.name.isdigit()} if path.exists() else set()
+
+
+def final_state(cwd: Path) -> TrainState:
+    run_dir = RunDir(cwd / "run")
+    config, said = run_dir.read_config(), []
+    optimizer = make_optimizer(config.optim, config.train.max_steps)
+    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
+    assert checkpointer.steps()[-1] == STEPS
+    target = abstract_state(config.model, optimizer, make_mesh(1))
+    restored = checkpointer.restore(items_of(target), said.append)
+    checkpointer.close()
+    assert said == []
+    assert restored is not None
+    return state_of(restored.step, restored.items, target)
+
+
+def assert_same_run(broken: Path, unbroken: Path) -> None:
+    assert rows(broken) == rows(unbroken)
+    assert [row["step"] for row in rows(broken)] == list(range(1, STEPS + 1))
+    samples = [(cwd / "run" / "samples.md").read_bytes() for cwd in (broken, unbroken)]
+    assert samples[0] == samples[1]
+    expected = named_leaves(final_state(unbroken))
+    for name, leaf in named_leaves(final_state(broken)).items():
+        np.testing.assert_array_equal(leaf, expected[name], strict=True, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def dropout(request) -> float:
+    """Given by each test."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def unbroken(prepared, tmp_path_factory, dropout) -> Path:
+    directory = tmp_path_factory.mktemp("unbroken")
+    result = run_verb("train", *options(prepared, dropout), cwd=directory)
+    assert result.returncode == 0, result.stderr
+    return directory
+
+
+def has_new_rows(cwd: Path, count: int) -> Callable[[], bool]:
+    """`count` rows, in a file that the process which is starting now has made."""
+    path = cwd / "run" / "metrics.jsonl"
+    old = path.stat().st_ino if path.exists() else None
+    return lambda: path.exists() and path.stat().st_ino != old and written(cwd) >= count
+
+
+def has_new_checkpoint(cwd: Path) -> Callable[[], bool]:
+    old = max(checkpoints(cwd), default=0)
+    return lambda: max(checkpoints(cwd), default=0) > old
+
+
+def has_sample(cwd: Path) -> Callable[[], bool]:
+    path = cwd / "run" / "samples.md"
+    return lambda: path.exists() and f"## update {SAMPLE_EVERY}\n" in path.read_text()
+
+
+@pytest.mark.parametrize("dropout", [0.1], indirect=True)
+def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
+    prepared, tmp_path, unbroken, dropout
+):
+    moments = [
+        (lambda: has_new_rows(tmp_path, 5), 0.02),  # before the first checkpoint
+        (lambda: has_new_checkpoint(tmp_path), 0),  # committed, and perhaps not yet signed
+        (lambda: has_sample(tmp_path), 0),  # after a sample that no checkpoint knows of
+        (lambda: has_new_rows(tmp_path, 0), 1.0),  # restored, and compiling
+        (lambda: has_new_rows(tmp_path, 250), 0.1),
+    ]
+    delays = random.Random(0)
+    for moment, longest_delay in moments:
+        happened = moment()
+        process = start(options(prepared, dropout), tmp_path)
+        wait_until(happened, process)
+        time.sleep(delays.uniform(0, longest_delay))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert written(tmp_path) < STEPS
+    assert checkpoints(tmp_path)
+
+    result = run_verb("train", *options(prepared, dropout), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "resuming run after update" in result.stdout
+    assert_same_run(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("dropout", [0.1], indirect=True)
+def test_sigterm_saves_and_the_next_start_goes_on(prepared, tmp_path, unbroken, dropout):
+    happened = has_new_rows(tmp_path, 30)
+    process = start(options(prepared, dropout), tmp_path)
+    wait_until(happened, process)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate()
+    assert process.returncode == 143, errors
+    assert "Traceback" not in output + errors
+    stopped_after = len(rows(tmp_path))
+    assert 30 <= stopped_after < STEPS
+    assert f"stopped by SIGTERM after update {stopped_after}; everything is saved in run" in output
+    assert max(checkpoints(tmp_path)) == stopped_after
+
+    result = run_verb("train", *options(prepared, dropout), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"resuming run after update {stopped_after}" in result.stdout
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_a_validation_that_a_stop_cut_short_is_made_up_for(prepared, tmp_path):
+    """Every update is validated here, so that any stop falls on one."""
+    short = [*options(prepared, 0.0), "--train.max-steps", "30", "--train.sample-every-steps", "0"]
+    short += ["--train.eval-every-steps", "1", "--train.eval-tokens", "1024"]
+    for directory in (tmp_path / "stopped", tmp_path / "unbroken"):
+        directory.mkdir()
+    happened = has_new_rows(tmp_path / "stopped", 5)
+    process = start(short, tmp_path / "stopped")
+    wait_until(happened, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+    assert len(rows(tmp_path / "stopped")) < 30
+    for directory in (tmp_path / "stopped", tmp_path / "unbroken"):
+        assert run_verb("train", *short, cwd=directory).returncode == 0
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "unbroken")
+    assert all("val_loss" in row for row in rows(tmp_path / "unbroken"))
+
+
+def test_a_ramp_that_is_killed_goes_on_with_the_same_batches(prepared, tmp_path):
+    """Killed in each of the two stages of the ramp, and after it; seven updates a call."""
+    ramp = ["--train.ramp-from-tokens", "128", "--train.ramp-steps", "100"]
+    ramped = [*options(prepared, 0.1), *ramp, "--train.micro-batch", "2"]
+    ramped += ["--train.max-steps", "160", "--train.sample-every-steps", "0"]
+    ramped += ["--train.save-every-steps", "15"]
+    ramped += ["--train.updates-per-call", "7"]
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    for directory in (broken, unbroken):
+        directory.mkdir()
+    for moment in (20, 70, 120):
+        happened = has_new_rows(broken, moment)
+        process = start(ramped, broken)
+        wait_until(happened, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    for directory in (broken, unbroken):
+        result = run_verb("train", *ramped, cwd=directory)
+        assert result.returncode == 0, result.stderr
+        assert "(in steps over the first 100 updates: 128, 256, 512)" in result.stdout
+    assert rows(broken) == rows(unbroken)
+    tokens = [row["tokens"] for row in rows(unbroken)]
+    assert tokens == [128] * 50 + [256] * 50 + [512] * 60
+    losses = [row["train_loss"] for row in rows(unbroken)]
+    assert sum(losses[-5:]) / 5 < losses[0] - 1
+
+
+def test_a_directory_is_trained_in_by_one_process_at_a_time(prepared, tmp_path):
+    happened = has_new_rows(tmp_path, 1)
+    process = start(options(prepared, 0.0), tmp_path)
+    wait_until(happened, process)
+    second = run_verb("train", *options(prepared, 0.0), cwd=tmp_path)
+    process.kill()
+    process.communicate()
+    assert second.returncode == 1
+    assert "error: another process is training in run" in second.stderr
