@@ -35,7 +35,7 @@ from harness import BENCH, Report, plain_environment
 
 from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
-from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import standard_library, text_files
 from gptjax.tokenizers.registry import make_tokenizer
 
@@ -120,7 +120,7 @@ def _prepare(command: Command, work: Path) -> str:
         documents = text_files(inputs)
     name = "bytes" if command.dry_run else _tokenizer()
     data = DataConfig(path=str(work / "data"), tokenizer=name, inputs=inputs, val_fraction=0.1)
-    manifest = prepare(data, documents)
+    manifest = prepare_shards(data, documents)
     train = manifest.splits["train"].tokens
     return f"{train:,} training tokens of {manifest.tokenizer}"
 

@@ -207,10 +207,10 @@ def largest(options: Options) -> None:
 
 def auto(options: Options) -> None:
     """The micro-batch that `auto` takes for gpt2_124m."""
-    from gptjax.config.presets import load_preset
+    from gptjax.config.presets import load_config
     from gptjax.training.setup import Setup
 
-    config = load_preset("tiny" if options.dry else "gpt2_124m")
+    config = load_config("tiny" if options.dry else "gpt2_124m")
     config = replace(
         config,
         model=replace(config.model, n_vocab=None),

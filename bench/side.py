@@ -25,14 +25,14 @@ from gptjax.base.errors import UserError
 from gptjax.cluster.compiler import compiler_options, keep_freed_memory
 from gptjax.cluster.mesh import BatchLayout, make_mesh, put_rows
 from gptjax.config import Config, DataConfig, OptimConfig, SampleConfig, TrainConfig
-from gptjax.config.batches import BatchRamp
+from gptjax.config.batches import BatchSchedule
 from gptjax.data.loader import StepSource, batches_from
 from gptjax.data.manifest import read_manifest
 from gptjax.data.windows import TokenWindows
 from gptjax.generation.sampling import continue_tokens
 from gptjax.model.gpt import init_params
 from gptjax.model.size import parameter_count
-from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import find_inputs
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.tokenizers.registry import make_tokenizer
@@ -156,7 +156,7 @@ def decode(shape: dict, prompt: int, new_tokens: int) -> tuple[Round, dict]:
 def load(data: str, context: int, rows: int, steps: int) -> tuple[Round, dict]:
     """`steps` shuffled batches of `rows` windows through Grain, as the loop gets them."""
     windows = TokenWindows(read_manifest(Path(data)), "train", context)
-    source = StepSource(windows, BatchRamp(rows, rows, 0), 2**31, seed=0)
+    source = StepSource(windows, BatchSchedule(rows, rows, 0), 2**31, seed=0)
     position = 0
 
     def one_round() -> Figures:
@@ -190,7 +190,7 @@ def encode(texts: Sequence[str]) -> tuple[Round, dict]:
 
 
 def prepare_texts(texts: Sequence[str], directory: str) -> tuple[Round, dict]:
-    """The whole of `prepare`: read, hash, split, tokenise, write shards."""
+    """The whole of `prepare_shards`: read, hash, split, tokenise, write shards."""
     try:
         make_tokenizer("gpt2")
     except UserError as error:
@@ -201,7 +201,7 @@ def prepare_texts(texts: Sequence[str], directory: str) -> tuple[Round, dict]:
         shutil.rmtree(out, ignore_errors=True)
         started = time.perf_counter()
         data = DataConfig(path=str(out), tokenizer="gpt2", inputs=tuple(texts))
-        manifest = prepare(data, find_inputs(data))
+        manifest = prepare_shards(data, find_inputs(data))
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "tokens": sum(s.tokens for s in manifest.splits.values())}
 

@@ -11,7 +11,7 @@ from startup import cold_and_warm, floor
 
 from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
-from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import standard_library, text_files
 
 # Configs that are started: tokenizer and flags. 2^19 tokens would take a processor an hour.
@@ -27,7 +27,7 @@ def loader(plan: Plan) -> None:
     )
     documents = text_files(inputs) if plan.quick else standard_library()
     # one shard, so that both sides read the same file
-    manifest = prepare(data, documents, shard_tokens=2**29 if not plan.quick else 2**20)
+    manifest = prepare_shards(data, documents, shard_tokens=2**29 if not plan.quick else 2**20)
     report = Report(
         "loader",
         "Data: training batches of one thread, tokens/s",
@@ -59,7 +59,7 @@ def loader(plan: Plan) -> None:
 
 
 def tokenizer(plan: Plan) -> None:
-    """Text to gpt2 tokens: the pool of threads and the whole of prepare, against tiktoken's own."""
+    """Text to gpt2 tokens: the pool of threads and the whole of prepare_shards, against tiktoken's own."""
     documents = (
         sorted((ROOT / "gptjax").rglob("*.py"))
         if plan.quick
@@ -75,7 +75,7 @@ def tokenizer(plan: Plan) -> None:
     targets = {
         "tiktoken encode_ordinary_batch": ("plain_side.encode", {"texts": texts}),
         "gptjax encode": ("side.encode", {"texts": texts}),
-        "gptjax prepare, files to shards": (
+        "gptjax prepare_shards, files to shards": (
             "side.prepare_texts",
             {"texts": texts, "directory": str(plan.scratch)},
         ),
@@ -106,7 +106,7 @@ def large_text(plan: Plan) -> None:
         f"gpt2 tokens of one file of {size / 1e6:,.1f} MB, on {plan.threads} cores",
         ("side", "MB/s", "over tiktoken's batch", "memory of all processes, MB"),
     )
-    base, verb = "tiktoken encode_ordinary_batch", "gptjax prepare, file to shards"
+    base, verb = "tiktoken encode_ordinary_batch", "gptjax prepare_shards, file to shards"
     targets = {
         base: ("plain_side.encode_file", {"path": str(text)}),
         verb: ("side.prepare_file", {"path": str(text), "directory": str(plan.scratch)}),
@@ -203,7 +203,7 @@ def start(plan: Plan) -> None:
             val_fraction=0.2,
         )
         try:
-            prepare(data, text_files(data.inputs))
+            prepare_shards(data, text_files(data.inputs))
         except UserError as error:
             report.skip(config, str(error))
             continue

@@ -18,12 +18,12 @@ with Pascal); see docs/performance.md.
 from dataclasses import replace
 
 from gptjax.config import Config
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 
 
 def get_config() -> Config:
     """`gpt2_124m` with dropout, and with what the card needs."""
-    config = load_preset("gpt2_124m")
+    config = load_config("gpt2_124m")
     model = replace(
         config.model,
         embd_pdrop=0.1,

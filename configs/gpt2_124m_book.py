@@ -12,11 +12,11 @@ variant on this data.
 from dataclasses import replace
 
 from gptjax.config import Config
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 
 
 def get_config() -> Config:
     """`gpt2_124m` with four fields changed."""
-    config = load_preset("gpt2_124m")
+    config = load_config("gpt2_124m")
     model = replace(config.model, qkv_bias=False, embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1)
     return replace(config, model=model)

@@ -21,12 +21,12 @@ on top: the planner says what that means for a GPU.
 from dataclasses import replace
 
 from gptjax.config import Config
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 
 
 def get_config() -> Config:
     """`gpt2_124m` in another shape, with the batch and learning rate that belong to it."""
-    config = load_preset("gpt2_124m")
+    config = load_config("gpt2_124m")
     model = replace(config.model, n_layer=48, n_head=25, n_embd=1600, remat="dots", unroll=1)
     data = replace(config.data, path="data/fineweb_32b", hub="kjj0/fineweb100B-gpt2")
     optim = replace(config.optim, peak_lr=2e-4, final_lr=2e-5, warmup_steps=358)

@@ -18,12 +18,12 @@ runs aim at: 2.92 nats on FineWeb's validation set.
 from dataclasses import replace
 
 from gptjax.config import Config
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 
 
 def get_config() -> Config:
     """`gpt2_124m` in another shape, at the learning rate that belongs to it."""
-    config = load_preset("gpt2_124m")
+    config = load_config("gpt2_124m")
     model = replace(config.model, n_layer=24, n_head=16, n_embd=1024, unroll=1)
     optim = replace(config.optim, peak_lr=3e-4, final_lr=3e-5)
     return replace(config, model=model, optim=optim)

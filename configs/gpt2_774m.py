@@ -18,12 +18,12 @@ Expected: no figure of ours exists yet.
 from dataclasses import replace
 
 from gptjax.config import Config
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 
 
 def get_config() -> Config:
     """`gpt2_124m` in another shape, at the learning rate that belongs to it."""
-    config = load_preset("gpt2_124m")
+    config = load_config("gpt2_124m")
     model = replace(config.model, n_layer=36, n_head=20, n_embd=1280, remat="dots", unroll=1)
     optim = replace(config.optim, peak_lr=2.5e-4, final_lr=2.5e-5)
     return replace(config, model=model, optim=optim)

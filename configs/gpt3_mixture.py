@@ -25,12 +25,12 @@ Expected: 2.3e20 FLOP. Nobody has trained this config.
 from dataclasses import replace
 
 from gptjax.config import Config, DataConfig
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 
 
 def get_config() -> Config:
     """`gpt2_124m` with twice the context, on five sources and for thirty times as long."""
-    config = load_preset("gpt2_124m")
+    config = load_config("gpt2_124m")
     data = DataConfig(
         tokenizer="gpt2",
         mixture=(

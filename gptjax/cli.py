@@ -19,7 +19,7 @@ import tyro
 
 from gptjax.base.errors import ConfigError, StorageError, UserError, did_you_mean
 from gptjax.config import Config
-from gptjax.config.presets import load_preset, preset_names
+from gptjax.config.presets import load_config, preset_names
 from gptjax.config.validation import find_problems, type_name
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
             problems.append(f"--config is missing; there are: {', '.join(preset_names())}")
     else:
         try:
-            preset = load_preset(name)
+            preset = load_config(name)
         except ConfigError as error:
             problems += error.problems
     base = Config() if preset is None else preset

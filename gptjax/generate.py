@@ -42,7 +42,7 @@ def generate(argv: Sequence[str]) -> int:
 
     import jax
 
-    from gptjax.base.tree import placed
+    from gptjax.base.tree import abstract_tree
     from gptjax.cluster.compiler import enable_compilation_cache
     from gptjax.cluster.mesh import make_mesh, replicated
     from gptjax.generation.sampling import stream_text
@@ -57,7 +57,7 @@ def generate(argv: Sequence[str]) -> int:
     tokenizer.encode(command.prompt)  # what it cannot say is told before anything is printed
     checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
     step = checkpointer.choose(command.checkpoint)
-    shapes = placed(parameter_shapes(config.model), replicated(make_mesh(1)))
+    shapes = abstract_tree(parameter_shapes(config.model), replicated(make_mesh(1)))
     params = checkpointer.restore_params(step, shapes)
     checkpointer.close()
     print(f"checkpoint of update {step} in {command.run}", file=sys.stderr)

@@ -9,9 +9,9 @@ from typing import Literal
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.cli import main, parse
 from gptjax.config import Config, DataConfig
-from gptjax.config.batches import batch_ramp
+from gptjax.config.batches import batch_schedule
 from gptjax.config.names import is_tokenizer_name
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 from gptjax.config.validation import validate
 
 
@@ -73,7 +73,7 @@ def prepare(argv: Sequence[str]) -> int:
         return 0
     if command.adopt is not None:
         return _adopt(command.adopt, command)
-    config = load_preset(command.config) if command.config else Config()
+    config = load_config(command.config) if command.config else Config()
     data = _data(command, config)
     _check(command, dataclasses.replace(config, data=data))
     if not data.inputs and data.source is None and data.hub is None:
@@ -85,7 +85,7 @@ def prepare(argv: Sequence[str]) -> int:
     if data.hub is not None:
         from gptjax.preparation.fetching import prepare_from_hub
 
-        rows = batch_ramp(config).rows_before(config.train.max_steps)
+        rows = batch_schedule(config).rows_before(config.train.max_steps)
         read = rows * config.context + 1 if command.config else None
         prepare_from_hub(data, command.tokens, read, command.workers)
         return 0

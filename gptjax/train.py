@@ -11,7 +11,7 @@ from pathlib import Path
 from gptjax.base.errors import StorageError, UserError
 from gptjax.cli import ConfigCommand, main, parse_config
 from gptjax.cluster.stop import StopRequest
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 from gptjax.config.schema import PRETRAIN
 
 IMPORTED = time.perf_counter()
@@ -43,7 +43,7 @@ def train(argv: Sequence[str]) -> int:
 
     # an interrupt in the midst of importing jax can be lost, or end in a crash
     with StopRequest(answer="stopping before anything began") as stop:
-        from gptjax.cluster.agreement import BUG, leave, require_equal_devices
+        from gptjax.cluster.agreement import BUG, exit_process, require_equal_devices
         from gptjax.cluster.compiler import (
             divide_processor,
             enable_compilation_cache,
@@ -65,7 +65,7 @@ def train(argv: Sequence[str]) -> int:
     # other tasks say themselves what they lack
     is_missing = run.task == PRETRAIN and not run.data.mixture and not is_prepared(data_dir)
     if is_missing and (run.data.source is None or run.data.hub):
-        own = load_preset(command.config).data
+        own = load_config(command.config).data
         raise UserError(
             f"there is no prepared data in {data_dir}: run "
             f"`{how_to_prepare(command.config, run, own)}` first"
@@ -85,7 +85,7 @@ def train(argv: Sequence[str]) -> int:
         return fit(run, run_path, command.fresh, startup)
     except BaseException as error:
         if launch is not None:
-            leave(error)
+            exit_process(error)
         if not isinstance(error, Exception) or isinstance(error, UserError):
             raise
         if isinstance(error, OSError) and (known := StorageError.of(error)):

@@ -26,7 +26,7 @@ from hub_server import Hub, serve
 
 from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest
-from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -71,7 +71,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Manif
     """`text_file` as bytes, in shards of 4,096 tokens so that windows cross many of them."""
     out = tmp_path_factory.mktemp("data") / "bytes"
     data = DataConfig(path=str(out), tokenizer="bytes", inputs=(str(text_file),), val_fraction=0.1)
-    return prepare(data, text_files(data.inputs), shard_tokens=4096)
+    return prepare_shards(data, text_files(data.inputs), shard_tokens=4096)
 
 
 @pytest.fixture(scope="module")

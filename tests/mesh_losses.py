@@ -24,7 +24,7 @@ import numpy as np
 from gptjax.cluster.mesh import make_mesh, put_rows
 from gptjax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from gptjax.data.examples import IS_REAL
-from gptjax.model.places import Split
+from gptjax.model.places import ModelSharding
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.training.program import assemble
 from gptjax.training.state import items_of, saved_items, state_of
@@ -41,7 +41,7 @@ def main() -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     train = TrainConfig(max_steps=2 * UPDATES, loss_chunk_tokens=50, seed=0)
     config = Config(model=MODEL, optim=OPTIM, train=train)
-    program = assemble(config, mesh := make_mesh(split=Split(FSDP, TENSOR)))
+    program = assemble(config, mesh := make_mesh(split=ModelSharding(FSDP, TENSOR)))
     abstract = program.abstract_state()
     state, checkpointer = program.initial_state(), None
     if len(sys.argv) > 4:

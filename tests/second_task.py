@@ -19,7 +19,7 @@ import numpy as np
 
 from gptjax.config import Config
 from gptjax.data.examples import Example, ShuffledExamples, TaskData, ValidationSet
-from gptjax.model.places import Split
+from gptjax.model.places import ModelSharding
 from gptjax.tokenizers.plain import ByteTokenizer
 from gptjax.training.tasks import TASKS, Batch, Losses, Params, Task, language_modelling
 
@@ -79,7 +79,7 @@ class LabelledRows(TaskData):
         return step * self._rows / len(self.train)
 
 
-def losses(config: Config, split: Split, eot_id: int | None) -> Losses:
+def losses(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
     """Of the targets that count, and of the label in place of the last."""
     model = language_modelling(config.model, config.train.loss_chunk_tokens, split, eot_id)
 

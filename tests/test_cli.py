@@ -18,7 +18,7 @@ from conftest import ROOT, environment_on, run_verb
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.cli import ConfigCommand, main, parse, parse_config
 from gptjax.config import Config
-from gptjax.config.presets import load_preset, preset_names
+from gptjax.config.presets import load_config, preset_names
 
 VERBS = ["train", "prepare", "generate"]
 CONFIG_SOURCE = ast.parse((ROOT / "gptjax" / "config" / "schema.py").read_text())
@@ -45,14 +45,14 @@ def problems_of(*argv: str) -> list[str]:
 
 
 def overridden(name: str, **sections: dict[str, Any]) -> Config:
-    config = load_preset(name)
+    config = load_config(name)
     parts = {s: dataclasses.replace(getattr(config, s), **fields) for s, fields in sections.items()}
     return dataclasses.replace(config, **parts)
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_config_without_flags_is_the_file_s(name):
-    assert read("--config", name).run == load_preset(name)
+    assert read("--config", name).run == load_config(name)
     assert read(f"--config={name}").config == name
 
 
@@ -110,7 +110,7 @@ def test_a_flag_changes_its_field_and_no_other(argv, section, fields):
 def test_a_verb_s_own_flags_stay_out_of_the_config():
     command = read("--config", "tiny", "--run-dir", "some/where", "--fresh")
     assert (command.run_dir, command.fresh, command.config) == (Path("some/where"), True, "tiny")
-    assert command.run == load_preset("tiny")
+    assert command.run == load_config("tiny")
     assert type(command.run) is Config
 
 
@@ -199,10 +199,10 @@ def test_a_verb_may_do_without_a_config():
 
 NAMED = """
 from dataclasses import replace
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 
 def get_config():
-    config = load_preset("tiny")
+    config = load_config("tiny")
     return replace(config, model=replace(config.model, n_vocab=257))
 """
 
@@ -249,7 +249,7 @@ def test_another_mixture_is_other_data_too(mixture, tmp_path):
 
 
 def test_the_config_files_own_mixture_keeps_what_it_says():
-    own = load_preset("gpt3_mixture")
+    own = load_config("gpt3_mixture")
     assert read("--config", "gpt3_mixture", "--data.mixture", *own.data.mixture).run == own
     weights = read("--config", "gpt3_mixture", "--data.mixture-changes", "9=1,1,1,1,1").run
     assert (weights.data.mixture, weights.model.n_vocab) == (own.data.mixture, 50257)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import run_verb
 
-from gptjax.base.tree import placed
+from gptjax.base.tree import abstract_tree
 from gptjax.cli import main
 from gptjax.cluster.mesh import make_mesh, replicated
 from gptjax.generate import generate
@@ -85,7 +85,7 @@ def greedy(run: Path, step: int, prompt: str, n: int) -> str:
     config = RunDir(run).read_config()
     checkpointer = Checkpointer(run / "checkpoints", read_only=True)
     params = checkpointer.restore_params(
-        step, placed(parameter_shapes(config.model), replicated(make_mesh(1)))
+        step, abstract_tree(parameter_shapes(config.model), replicated(make_mesh(1)))
     )
     checkpointer.close()
     model = jax.jit(lambda tokens_BT: GPT(config.model).apply({"params": params}, tokens_BT))

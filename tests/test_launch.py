@@ -571,7 +571,7 @@ HANGING = """
 import sys, time
 from pathlib import Path
 from gptjax.data.loader import StepSource
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 
 read, hung = StepSource.__getitem__, Path("hung")
 
@@ -584,7 +584,7 @@ def hang_once(self, step):
 StepSource.__getitem__ = hang_once
 
 def get_config():
-    return load_preset("tiny")
+    return load_config("tiny")
 """
 
 

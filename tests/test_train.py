@@ -18,7 +18,7 @@ from conftest import environment_on, run_verb, without_speed
 from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest
 from gptjax.data.shards import HEADER_BYTES
-from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
 from gptjax.runs.directory import LOCK
 
@@ -159,7 +159,7 @@ def test_other_data_is_refused_and_leaves_the_run_as_it_is(finished, text_file, 
     other_text = tmp_path / "other.txt"
     other_text.write_text(text_file.read_text()[::-1])
     data = DataConfig(path=str(tmp_path / "other"), inputs=(str(other_text),), val_fraction=0.1)
-    prepare(data, text_files(data.inputs))
+    prepare_shards(data, text_files(data.inputs))
     before = files(finished / "run")
     result = run_verb("train", *TINY, "--data.path", data.path, cwd=finished)
     assert_refused(result, "was trained on other data", data.path, "--fresh")

@@ -24,8 +24,8 @@ def named_leaves(tree: Tree) -> dict[str, Any]:
     return dict(zip(jax.tree.leaves(leaf_names(tree)), jax.tree.leaves(tree), strict=True))
 
 
-def placed(tree: Tree, shardings: Tree) -> Tree:
-    """The same shapes and types, to be placed as `shardings` says: one for all, or one a leaf."""
+def abstract_tree(tree: Tree, shardings: Tree) -> Tree:
+    """The same shapes and types, to be abstract_tree as `shardings` says: one for all, or one a leaf."""
     if isinstance(shardings, Sharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(
@@ -33,6 +33,6 @@ def placed(tree: Tree, shardings: Tree) -> Tree:
     )
 
 
-def count(tree: Tree) -> int:
+def count_elements(tree: Tree) -> int:
     """Number of scalars in all leaves."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -3,7 +3,7 @@
 Whatever decides what all do next (a stop request, a checkpoint to restore, a loss to compare) is
 decided once and told to all: processes that take different turns wait for each other for ever.
 With one process nothing here costs anything.
-Only `leave` may be called by one process alone.
+Only `exit_process` may be called by one process alone.
 """
 
 import os
@@ -42,7 +42,7 @@ class Followed(UserError):
         super().__init__("process 0 has ended the run")
 
 
-def is_first() -> bool:
+def is_process_0() -> bool:
     """Whether this is the process that writes and prints."""
     return jax.process_index() == 0
 
@@ -57,7 +57,7 @@ def require_equal_devices() -> None:
         )
 
 
-def first_says(value: float) -> float:
+def broadcast_from_0(value: float) -> float:
     """Process 0's number, at every process."""
     if jax.process_count() == 1:
         return value
@@ -66,7 +66,7 @@ def first_says(value: float) -> float:
     return float(np.frombuffer(np.asarray(told, "u1").tobytes(), np.float64)[0])
 
 
-def by_first(action: Callable[[], T]) -> T | None:
+def on_process_0(action: Callable[[], T]) -> T | None:
     """Have process 0 alone do something; its result there, None at the others.
 
     They wait for it, and a `UserError` ends all with its exit code.
@@ -74,12 +74,12 @@ def by_first(action: Callable[[], T]) -> T | None:
     if jax.process_count() == 1:
         return action()
     result, failure = None, None
-    if is_first():
+    if is_process_0():
         try:
             result = action()
         except UserError as error:
             failure = error
-    code = int(first_says(0 if failure is None else failure.exit_code))
+    code = int(broadcast_from_0(0 if failure is None else failure.exit_code))
     if failure is not None:
         raise failure
     if code:
@@ -125,11 +125,11 @@ def require_shared(directory: Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    token = f"{int(first_says(secrets.randbits(52))):x}"
+    token = f"{int(broadcast_from_0(secrets.randbits(52))):x}"
     path = directory / f".{token}.tmp"  # a new name, of which no file system remembers its absence
-    by_first(lambda: path.write_text(token))
+    on_process_0(lambda: path.write_text(token))
     blind = [str(i) for i, sees in enumerate(_all_say(_shows(path, token))) if not sees]
-    by_first(lambda: path.unlink(missing_ok=True))
+    on_process_0(lambda: path.unlink(missing_ok=True))
     if blind:
         processes = "process" if len(blind) == 1 else "processes"
         raise UserError(
@@ -152,7 +152,7 @@ def _shows(path: Path, text: str) -> bool:
             os.listdir(path.parent)  # has a network file system look again
 
 
-def largest(number: int) -> Callable[[], int]:
+def max_over_processes(number: int) -> Callable[[], int]:
     """Begin to find the largest of all processes' numbers; the result waits for it.
 
     It is found by the devices after whatever they were given before, so that asking costs no wait.
@@ -174,13 +174,13 @@ def _maximum() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
     )
 
 
-def leave(error: BaseException) -> NoReturn:
+def exit_process(error: BaseException) -> NoReturn:
     """Report why this process fails and end it now, as one of several.
 
     Not by way of an exception: on its way out this process would wait for the others, for a save
     in progress or in jax's shutdown, while those wait for it in an update.
     """
-    name = "" if is_first() else f"process {jax.process_index()}: "
+    name = "" if is_process_0() else f"process {jax.process_index()}: "
     code = BUG
     if isinstance(error, OSError):
         error = StorageError.of(error) or error
@@ -196,15 +196,15 @@ def leave(error: BaseException) -> NoReturn:
         print("\n".join(name + line for line in text.splitlines()), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    if is_first() and isinstance(error, UserError):
+    if is_process_0() and isinstance(error, UserError):
         time.sleep(LAST_WORDS_SECONDS)
     os._exit(code)
 
 
-def leave_if_several(
+def exit_if_distributed(
     _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
 ) -> bool:
-    """`leave` with what ends a block too early, as the exit of a context; else False."""
+    """`exit_process` with what ends a block too early, as the exit of a context; else False."""
     if error is not None and jax.process_count() > 1:
-        leave(error)
+        exit_process(error)
     return False

@@ -23,7 +23,7 @@ from gptjax.cluster.devices import peak_tokens_per_second
 from gptjax.config import Config
 from gptjax.model.size import parameter_count
 
-BYTES = 2**26  # a device reduces; NCCL is near its full rate from there on
+PROBE_BYTES = 2**26  # a device reduces; NCCL is near its full rate from there on
 REPEATS = 5
 PATIENCE = 180.0  # seconds for compiling, connecting and reducing
 SLOW = 20e9  # bytes a second of bus bandwidth: PCIe 4.0 x16 gives some 20, NVLink hundreds
@@ -54,10 +54,10 @@ def check_links(config: Config) -> list[str]:
         return [f"{where}: processors, not measured"]
     driver = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
     peers = peer_access(nvidia_smi("topo", "-p2p", "r"))
-    bandwidth = within(PATIENCE, partial(bus_bandwidth, BYTES, REPEATS))
+    bandwidth = within(PATIENCE, partial(bus_bandwidth, PROBE_BYTES, REPEATS))
     lines = [
         f"{where}, driver {driver or 'unknown'}, peer access {peers}, "
-        f"all-reduce {bandwidth / 1e9:.1f} GB/s (bus, {BYTES >> 20} MiB a device)"
+        f"all-reduce {bandwidth / 1e9:.1f} GB/s (bus, {PROBE_BYTES >> 20} MiB a device)"
     ]
     return lines + advice(config, devices[0].device_kind, len(devices), bandwidth)
 

@@ -15,13 +15,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.base.tree import Tree, leaf_names, named_leaves
 from gptjax.config import Config, MeshConfig
-from gptjax.config.batches import batch_ramp, rows_problem
-from gptjax.model.places import FSDP, TENSOR, WHOLE, Split
+from gptjax.config.batches import batch_schedule, rows_problem
+from gptjax.model.places import FSDP, TENSOR, UNSHARDED, ModelSharding
 
 DATA = "data"
 
 
-def make_mesh(devices: int | Sequence[jax.Device] | None = None, split: Split = WHOLE) -> Mesh:
+def make_mesh(
+    devices: int | Sequence[jax.Device] | None = None, split: ModelSharding = UNSHARDED
+) -> Mesh:
     """A mesh over all devices, over the first so many, or over these; neighbours share a model."""
     if devices is None or isinstance(devices, int):
         devices = jax.devices()[:devices]
@@ -30,7 +32,7 @@ def make_mesh(devices: int | Sequence[jax.Device] | None = None, split: Split = 
     return jax.make_mesh(shape, (DATA, FSDP, TENSOR), (AxisType.Auto,) * 3, devices=devices)
 
 
-def split_of(cfg: MeshConfig, n_devices: int, n_local: int) -> Split:
+def model_sharding(cfg: MeshConfig, n_devices: int, n_local: int) -> ModelSharding:
     """How a config divides the model among `n_devices`, of which each process has `n_local`.
 
     Raises `UserError` where the axes do not multiply to the number of devices.
@@ -52,7 +54,7 @@ def split_of(cfg: MeshConfig, n_devices: int, n_local: int) -> Split:
             f"mesh.tensor {cfg.tensor} does not divide the {n_local} devices of a process: devices "
             "along it read the same rows"
         )
-    return Split(cfg.fsdp, cfg.tensor)
+    return ModelSharding(cfg.fsdp, cfg.tensor)
 
 
 def row_axes(mesh: Mesh) -> tuple[str, ...]:
@@ -76,8 +78,8 @@ def shardings(tree: Tree, params: Tree, mesh: Mesh) -> Tree:
     Leaves of `tree` belong to the parameter whose name ends theirs, as Adam's moments do; what
     belongs to none, or has another shape, is on every device.
     """
-    split = Split(mesh.shape[FSDP], mesh.shape[TENSOR])
-    if split == WHOLE:
+    split = ModelSharding(mesh.shape[FSDP], mesh.shape[TENSOR])
+    if split == UNSHARDED:
         return jax.tree.map(lambda _: replicated(mesh), tree)
     known = named_leaves(params)
 
@@ -145,7 +147,7 @@ def rows_per_device(config: Config, groups: int) -> int:
     """
     if problem := rows_problem(config, groups):
         raise ConfigError([problem])
-    return batch_ramp(config).first // groups
+    return batch_schedule(config).first // groups
 
 
 def batch_layout(config: Config, groups: int, micro_batch: int) -> BatchLayout:

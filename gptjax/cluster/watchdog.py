@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from gptjax.base.errors import UserError
-from gptjax.cluster.agreement import leave
+from gptjax.cluster.agreement import exit_process
 
 PATIENCE = 10  # times the longest wait so far, where that is more than was asked for
 CHECKS = 20  # looks at the clock in the time that may pass
@@ -82,7 +82,7 @@ class Watchdog:
             if wait is None or quiet <= (allowed := max(self._seconds, PATIENCE * wait.longest)):
                 continue
             faulthandler.dump_traceback(sys.stderr)
-            leave(
+            exit_process(
                 StallError(
                     f"{wait.what} for {allowed:,.0f} s (train.stall_seconds; the longest "
                     f"wait before took {wait.longest:,.1f} s): a process, a link, a device or a "

@@ -10,7 +10,7 @@ from gptjax.config.schema import ModelConfig
 TILES_FROM = 256  # tokens of context from which attention in tiles is faster than all at once
 
 
-def refusals(model: ModelConfig, document_mask: bool) -> Iterator[tuple[str, str]]:
+def cudnn_limits(model: ModelConfig, document_mask: bool) -> Iterator[tuple[str, str]]:
     """Every field of a config that cuDNN's attention cannot serve, and why, in words."""
     if model.dtype == "float32":
         yield "model.dtype", "computes in bfloat16 or float16, not in model.dtype float32"

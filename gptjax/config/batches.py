@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gptjax.config.schema import Config
 
 
-class BatchRamp(NamedTuple):
+class BatchSchedule(NamedTuple):
     """Rows of every update: `first` doubling to `final`, which is reached after `steps` updates."""
 
     first: int
@@ -46,17 +46,17 @@ class BatchRamp(NamedTuple):
         return sorted({self.final, *map(self.rows, begins)})
 
 
-def batch_ramp(config: Config) -> BatchRamp:
+def batch_schedule(config: Config) -> BatchSchedule:
     """The ramp of a config; one of no steps where `train.ramp_from_tokens` is None."""
     final, train = config.batch_rows, config.train
     if train.ramp_from_tokens is None:
-        return BatchRamp(final, final, 0)
-    return BatchRamp(train.ramp_from_tokens // config.context, final, train.ramp_steps)
+        return BatchSchedule(final, final, 0)
+    return BatchSchedule(train.ramp_from_tokens // config.context, final, train.ramp_steps)
 
 
 def rows_problem(config: Config, groups: int) -> str | None:
     """Why the smallest batch does not divide among groups of devices; None where it does."""
-    rows, train = batch_ramp(config).first, config.train
+    rows, train = batch_schedule(config).first, config.train
     if rows % groups == 0:
         return None
     name = "batch_tokens" if train.ramp_from_tokens is None else "ramp_from_tokens"

@@ -46,7 +46,7 @@ def find_preset(name_or_path: str) -> Path:
     )
 
 
-def load_preset(name_or_path: str) -> Config:
+def load_config(name_or_path: str) -> Config:
     """Run a config file and return its checked `Config`; raises `ConfigError` naming the file."""
     path = find_preset(name_or_path)
     try:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from gptjax.base.errors import ConfigError, did_you_mean
-from gptjax.config.attention import refusals
+from gptjax.config.attention import cudnn_limits
 from gptjax.config.names import (
     FORM,
     TOKENIZERS,
@@ -39,7 +39,7 @@ def validate(config: Config) -> None:
         raise ConfigError([problem.message for problem in problems])
 
 
-def from_json(text: str, name: str) -> Config:
+def config_from_json(text: str, name: str) -> Config:
     """Read and check what `gptjax.config.schema.to_json` wrote; `name` is the file, for messages.
 
     What an earlier version did not know yet has its default. Raises `ConfigError` with every
@@ -204,7 +204,7 @@ def _combinations(c: Config) -> Iterator[Problem]:
             f"model.remat {m.remat} saves nothing where model.unroll {m.unroll} leaves no loop "
             f"over the {m.n_layer} layers: take model.unroll 1, or model.remat none",
         )
-    for name, reason in refusals(m, c.data.document_mask) if m.attention == "cudnn" else ():
+    for name, reason in cudnn_limits(m, c.data.document_mask) if m.attention == "cudnn" else ():
         yield Problem(
             ("model.attention", name),
             f"model.attention cudnn {reason}: take model.attention blockwise or xla, which do, or "

@@ -16,7 +16,7 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.config import Config
-from gptjax.config.batches import batch_ramp
+from gptjax.config.batches import batch_schedule
 from gptjax.config.names import parse_change, parse_source
 from gptjax.data.examples import EndlessExamples, Example, TaskData, ValidationSet
 from gptjax.data.manifest import TOKENIZER, Manifest, is_prepared, read_manifest, read_tokenizer
@@ -29,7 +29,7 @@ class Corpus(TaskData):
     """The data of pretraining, opened and checked; `manifest` is that of its first source."""
 
     def __init__(self, config: Config):
-        data, self._ramp = config.data, batch_ramp(config)
+        data, self._ramp = config.data, batch_schedule(config)
         self._context, self._max_steps = config.context, config.train.max_steps
         self.mixture: Mixture | None = None
         self.changes, self._changes = data.mixture_changes, []

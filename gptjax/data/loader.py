@@ -15,7 +15,7 @@ import grain
 import numpy as np
 
 from gptjax.base.errors import UserError
-from gptjax.config.batches import BatchRamp
+from gptjax.config.batches import BatchSchedule
 from gptjax.data.examples import IS_REAL, EndlessExamples, Example, Examples
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class StepSource:
     def __init__(
         self,
         data: Shuffles,
-        ramp: BatchRamp,
+        ramp: BatchSchedule,
         steps: int,
         seed: int,
         process: int = 0,

@@ -17,7 +17,7 @@ from gptjax.base.errors import UserError
 from gptjax.base.files import write_atomically
 from gptjax.data.shards import DTYPES, LAYOUTS, ShardInfo, check_shard
 from gptjax.tokenizers.plain import Tokenizer
-from gptjax.tokenizers.registry import fingerprint, from_json
+from gptjax.tokenizers.registry import fingerprint, tokenizer_from_json
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -131,7 +131,7 @@ def read_tokenizer(manifest: Manifest) -> Tokenizer:
     """The tokenizer stored beside the shards; raises `UserError` if it is not the manifest's."""
     path = manifest.directory / TOKENIZER
     try:
-        tokenizer = from_json(path.read_text(), str(path))
+        tokenizer = tokenizer_from_json(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): move its directory away and prepare the data again"

@@ -15,9 +15,9 @@ from jax import Array
 
 from gptjax.config import ModelConfig
 from gptjax.model import ops
-from gptjax.model.layers import INIT_STD, Block, LayerNorm, rematerialised, whole
-from gptjax.model.parallel import look_up
-from gptjax.model.places import WHOLE, Split
+from gptjax.model.layers import INIT_STD, Block, LayerNorm, gathering_block, rematerialised
+from gptjax.model.parallel import embedding_lookup
+from gptjax.model.places import UNSHARDED, ModelSharding
 
 PADDING_LOGIT = -1e9  # keeps rows that only pad the table out of every softmax
 
@@ -30,7 +30,7 @@ class GPT(nn.Module):
     """
 
     cfg: ModelConfig
-    split: Split = WHOLE
+    split: ModelSharding = UNSHARDED
     """Inside a `shard_map`: what the given parameters are parts of. Only for `features`."""
 
     def __call__(
@@ -59,7 +59,7 @@ class GPT(nn.Module):
         wpe = nn.Embed(cfg.n_ctx, cfg.n_embd, embedding_init=init, name="wpe")
 
         # looked up in float32, so that gradients of frequent tokens add up in float32
-        x_BTD = look_up(wte.embedding, tokens_BT, split)
+        x_BTD = embedding_lookup(wte.embedding, tokens_BT, split)
         x_BTD = (x_BTD + wpe(jnp.arange(time))[None]).astype(cfg.dtype)
         key = self.make_rng("dropout") if train and cfg.embd_pdrop else None
         x_BTD = ops.dropout(x_BTD, cfg.embd_pdrop, key)
@@ -75,7 +75,9 @@ class GPT(nn.Module):
             length=cfg.n_layer,
             unroll=min(cfg.unroll, cfg.n_layer),
         )(
-            rematerialised(whole(Block, cfg, split), cfg.remat, split)(cfg, split, name="h"),
+            rematerialised(gathering_block(Block, cfg, split), cfg.remat, split)(
+                cfg, split, name="h"
+            ),
             x_BTD,
             documents_BT,
         )

@@ -14,9 +14,9 @@ from jax.ad_checkpoint import checkpoint_name
 from gptjax.config import ModelConfig
 from gptjax.model import ops
 from gptjax.model.attention import ATTENTIONS
-from gptjax.model.parallel import enter, gathered, leave
-from gptjax.model.places import TENSOR, WHOLE, Split
-from gptjax.model.products import product
+from gptjax.model.parallel import copy_to_tensor, gathered, sum_over_tensor
+from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
+from gptjax.model.products import mixed_matmul
 
 PRODUCT, ATTENDED = "product", "attended"  # what a rematerialisation policy may keep
 INIT_STD = 0.02  # GPT-1 and GPT-2, section "model specifications": N(0, 0.02)
@@ -45,22 +45,22 @@ class Projection(nn.Module):
     is_residual: bool = False
     """Writes into the residual stream: GPT-2 divides the initial scale of these by sqrt(2 N)
     (section 2.3 of the paper)."""
-    split: Split = WHOLE
+    split: ModelSharding = UNSHARDED
     """Over `tensor` a residual projection has a part of the inputs, any other of the features."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Multiply and add."""
         if not self.is_residual:
-            x = enter(x, self.split)
+            x = copy_to_tensor(x, self.split)
         std = INIT_STD
         if self.is_residual and self.cfg.scale_residual_init:
             std /= (2 * self.cfg.n_layer) ** 0.5
         shape = (x.shape[-1], self.features)
         kernel_DF = self.param("kernel", nn.initializers.normal(std), shape)
-        y_MF = product(x.reshape(-1, x.shape[-1]), kernel_DF)
+        y_MF = mixed_matmul(x.reshape(-1, x.shape[-1]), kernel_DF)
         if self.is_residual:
-            y_MF = leave(y_MF, self.split)
+            y_MF = sum_over_tensor(y_MF, self.split)
         if self.bias:
             bias_F = self.param("bias", nn.initializers.zeros, (self.features,))
             # added in float32, so that the bias's gradient is a float32 sum
@@ -75,7 +75,7 @@ class CausalSelfAttention(nn.Module):
     """
 
     cfg: ModelConfig
-    split: Split = WHOLE
+    split: ModelSharding = UNSHARDED
 
     @nn.compact
     def __call__(self, x_BTD: Array, train: bool, documents_BT: Array | None) -> Array:
@@ -101,7 +101,7 @@ class MLP(nn.Module):
     """Two projections around a GELU, four times as wide inside. Shapes: [B, T, D] to [B, T, D]."""
 
     cfg: ModelConfig
-    split: Split = WHOLE
+    split: ModelSharding = UNSHARDED
 
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
@@ -120,7 +120,7 @@ class Block(nn.Module):
     """
 
     cfg: ModelConfig
-    split: Split = WHOLE
+    split: ModelSharding = UNSHARDED
 
     @nn.compact
     def __call__(self, x_BTD: Array, train: bool, documents_BT: Array | None = None) -> Array:
@@ -140,9 +140,11 @@ class Block(nn.Module):
         return ops.dropout(y_BTD, self.cfg.resid_pdrop, key)
 
 
-def whole(block: type[nn.Module], cfg: ModelConfig, split: Split) -> type[nn.Module]:
+def gathering_block(
+    block: type[nn.Module], cfg: ModelConfig, split: ModelSharding
+) -> type[nn.Module]:
     """`Block` that gathers its parameters over `fsdp` where it is applied."""
-    if split == WHOLE:
+    if split == UNSHARDED:
         return block
 
     def gather(variables: dict) -> dict:
@@ -151,7 +153,9 @@ def whole(block: type[nn.Module], cfg: ModelConfig, split: Split) -> type[nn.Mod
     return nn.map_variables(block, "params", trans_in_fn=gather)
 
 
-def rematerialised(block: type[nn.Module], remat: str, split: Split = WHOLE) -> type[nn.Module]:
+def rematerialised(
+    block: type[nn.Module], remat: str, split: ModelSharding = UNSHARDED
+) -> type[nn.Module]:
     """`Block` that keeps only what `remat` names for its backward pass and computes the rest again.
 
     Chen et al. (2016). `none` keeps everything; `dots` the products and the attention's output, so

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from gptjax.model.parallel import enter, first_row
-from gptjax.model.places import TENSOR, WHOLE, Split
-from gptjax.model.products import contract, settled
+from gptjax.model.parallel import copy_to_tensor, first_row
+from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
+from gptjax.model.products import dot_fp32_sum, materialised_on_cpu
 
 
 def cross_entropy_rows(logits_BTV: Array, targets_BT: Array, weights_BT: Array) -> Array:
@@ -33,7 +33,7 @@ def cross_entropy(
     weights_BT: Array,
     n_vocab: int,
     chunk_tokens: int,
-    split: Split = WHOLE,
+    split: ModelSharding = UNSHARDED,
 ) -> Array:
     """Weighted sum of `-log p(target)` over all positions, in nats: a float32 scalar.
 
@@ -54,7 +54,7 @@ def _forward(
     weights_BT: Array,
     n_vocab: int,
     chunk_tokens: int,
-    split: Split,
+    split: ModelSharding,
 ):
     head = head_VD.astype(x_BTD.dtype)
 
@@ -64,13 +64,13 @@ def _forward(
         first = first_row(len(head), split)
         is_target_MV = first + jnp.arange(len(head))[None] == targets_M[:, None]
         dlogits_MV = (probabilities_MV - is_target_MV) * weights_M[:, None]
-        dlogits_MV = settled(dlogits_MV.astype(x_MD.dtype))
-        dx_MD = contract(dlogits_MV, head, (1, 0), x_MD.dtype)
-        dhead_VD = dhead_VD + contract(dlogits_MV, x_MD, (0, 0), jnp.float32)
+        dlogits_MV = materialised_on_cpu(dlogits_MV.astype(x_MD.dtype))
+        dx_MD = dot_fp32_sum(dlogits_MV, head, (1, 0), x_MD.dtype)
+        dhead_VD = dhead_VD + dot_fp32_sum(dlogits_MV, x_MD, (0, 0), jnp.float32)
         return dhead_VD, (losses_M, dx_MD)
 
     # like the targets, so that they vary over the same devices, as what is added to them does
-    zeros = enter(jnp.zeros_like(targets_BT, jnp.float32, head_VD.shape), split)
+    zeros = copy_to_tensor(jnp.zeros_like(targets_BT, jnp.float32, head_VD.shape), split)
     dhead_VD, (losses_BT, dx_BTD) = _over_chunks(
         chunk, zeros, (x_BTD, targets_BT, weights_BT), chunk_tokens
     )
@@ -81,7 +81,7 @@ def _forward(
 def _backward(
     n_vocab: int,
     chunk_tokens: int,
-    split: Split,
+    split: ModelSharding,
     saved: tuple[Array, Array, Array],
     dloss: Array,
 ):
@@ -100,7 +100,7 @@ def token_losses(
     targets_BT: Array,
     n_vocab: int,
     chunk_tokens: int,
-    split: Split = WHOLE,
+    split: ModelSharding = UNSHARDED,
 ) -> Array:
     """`-log p(target)` at every position, in nats: float32 [B, T]. For evaluation: no gradient."""
     head = head_VD.astype(x_BTD.dtype)
@@ -112,15 +112,15 @@ def token_losses(
 
 
 def _softmax_losses(
-    x_MD: Array, head_VD: Array, targets_M: Array, n_vocab: int, split: Split
+    x_MD: Array, head_VD: Array, targets_M: Array, n_vocab: int, split: ModelSharding
 ) -> tuple[Array, Array]:
     """Losses [M] and probabilities [M, V], both float32; padding of the vocabulary has none."""
     if split.tensor > 1:
         return _divided_softmax_losses(x_MD, head_VD, targets_M, n_vocab, split)
-    logits_MV = settled(contract(x_MD, head_VD, (1, 1), jnp.float32))
+    logits_MV = materialised_on_cpu(dot_fp32_sum(x_MD, head_VD, (1, 1), jnp.float32))
     # masked where it stands: a `where` would pass over all of the logits once more
     padding = jnp.full((len(x_MD), len(head_VD) - n_vocab), -jnp.inf)
-    logits_MV = settled(lax.dynamic_update_slice(logits_MV, padding, (0, n_vocab)))
+    logits_MV = materialised_on_cpu(lax.dynamic_update_slice(logits_MV, padding, (0, n_vocab)))
     top_M1 = jnp.max(logits_MV, axis=-1, keepdims=True)
     weights_MV = jnp.exp(logits_MV - top_M1)
     total_M1 = weights_MV.sum(-1, keepdims=True)
@@ -130,12 +130,12 @@ def _softmax_losses(
 
 
 def _divided_softmax_losses(
-    x_MD: Array, head_VD: Array, targets_M: Array, n_vocab: int, split: Split
+    x_MD: Array, head_VD: Array, targets_M: Array, n_vocab: int, split: ModelSharding
 ) -> tuple[Array, Array]:
     """The same from this device's rows of the head: losses of all, probabilities of its own."""
     rows = len(head_VD)
     first = first_row(rows, split)
-    logits_MV = contract(x_MD, head_VD, (1, 1), jnp.float32)
+    logits_MV = dot_fp32_sum(x_MD, head_VD, (1, 1), jnp.float32)
     is_padding_V = first + jnp.arange(rows) >= n_vocab
     logits_MV = jnp.where(is_padding_V[None], -jnp.inf, logits_MV)
     top_M1 = lax.pmax(jnp.max(logits_MV, axis=-1, keepdims=True), TENSOR)

@@ -21,16 +21,16 @@ from jax.sharding import PartitionSpec
 
 from gptjax.base.tree import Tree, leaf_names
 from gptjax.config import ModelConfig
-from gptjax.model.places import FSDP, TENSOR, WHOLE, Split
+from gptjax.model.places import FSDP, TENSOR, UNSHARDED, ModelSharding
 
 
-def gathered(params: Tree, split: Split, cfg: ModelConfig, prefix: str = "") -> Tree:
+def gathered(params: Tree, split: ModelSharding, cfg: ModelConfig, prefix: str = "") -> Tree:
     """What a device computes with: leaves whole along `fsdp`, and its own part along `tensor`.
 
     `prefix` is the name of the tree that `params` is a part of; below `h/` a layer's leaves have no
     layer axis any more.
     """
-    if split == WHOLE:
+    if split == UNSHARDED:
         return params
 
     def gather(name: str, x: Array) -> Array:
@@ -46,7 +46,9 @@ def gathered(params: Tree, split: Split, cfg: ModelConfig, prefix: str = "") -> 
     return jax.tree.map(gather, leaf_names(params), params)
 
 
-def _own_heads(x: Array, place: tuple[str | None, ...], split: Split, cfg: ModelConfig) -> Array:
+def _own_heads(
+    x: Array, place: tuple[str | None, ...], split: ModelSharding, cfg: ModelConfig
+) -> Array:
     """Query, key and value of this device's heads, [..., 3 D] to [..., 3 D / tensor].
 
     GPT-2 stores the three side by side, so that a device's part of the last dimension is not its
@@ -62,7 +64,7 @@ def _own_heads(x: Array, place: tuple[str | None, ...], split: Split, cfg: Model
     return x.reshape(*x.shape[:-3], 3 * own * cfg.head_dim)
 
 
-def param_specs(params: Tree, split: Split) -> Tree:
+def param_specs(params: Tree, split: ModelSharding) -> Tree:
     """The place of every parameter, for `shard_map` and for placement."""
     return jax.tree.map(lambda name: PartitionSpec(*split.place(name)), leaf_names(params))
 
@@ -90,22 +92,22 @@ def _all_gather_backward(axis: str, dimension: int, dtype: Any, _: None, dwhole:
 all_gather.defvjp(_all_gather_forward, _all_gather_backward)
 
 
-def enter(x: Array, split: Split) -> Array:
+def copy_to_tensor(x: Array, split: ModelSharding) -> Array:
     """Let every device along `tensor` have its own use of `x`; their gradients are added up."""
     return lax.pcast(x, TENSOR, to="varying") if split.tensor > 1 else x
 
 
-def leave(x: Array, split: Split) -> Array:
+def sum_over_tensor(x: Array, split: ModelSharding) -> Array:
     """Add up what the devices along `tensor` have."""
     return lax.psum(x, TENSOR) if split.tensor > 1 else x
 
 
-def first_row(rows: int, split: Split) -> Array | int:
+def first_row(rows: int, split: ModelSharding) -> Array | int:
     """Where this device's rows of the vocabulary begin, if each has `rows` of them."""
     return lax.axis_index(TENSOR) * rows if split.tensor > 1 else 0
 
 
-def look_up(table_VD: Array, tokens_BT: Array, split: Split) -> Array:
+def embedding_lookup(table_VD: Array, tokens_BT: Array, split: ModelSharding) -> Array:
     """Rows of a table whose vocabulary is divided over `tensor`: [B, T] to [B, T, D]."""
     if split.tensor == 1:
         return jnp.take(table_VD, tokens_BT, axis=0)

@@ -134,13 +134,13 @@ def is_block_matrix(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Split:
+class ModelSharding:
     """How many devices a model is divided among; the whole model by default."""
 
     fsdp: int = 1
     tensor: int = 1
 
-    def misfits(self, cfg: ModelConfig) -> Iterator[tuple[str, int, str, int, int]]:
+    def indivisible(self, cfg: ModelConfig) -> Iterator[tuple[str, int, str, int, int]]:
         """What does not divide: axis, its size, the dimension's name and size, a size that would.
 
         The last divides all that lies along the axis.
@@ -162,7 +162,7 @@ class Split:
 
     def check(self, cfg: ModelConfig) -> None:
         """Raise `UserError` where a dimension does not divide."""
-        for axis, size, name, dimension, fits in self.misfits(cfg):
+        for axis, size, name, dimension, fits in self.indivisible(cfg):
             raise UserError(
                 f"{axis} {size} does not divide {name}, {dimension}: try --{axis} {fits}"
             )
@@ -176,4 +176,4 @@ class Split:
         return tuple(axis if axis and self.size(axis) > 1 else None for axis in axes_of(name))
 
 
-WHOLE = Split()
+UNSHARDED = ModelSharding()

@@ -1,7 +1,7 @@
 """Matrix products with a weight, forward and backward, that every compiler runs fast.
 
-XLA for CPUs fuses the elementwise work before a product (a norm, a GELU, a residual sum) into a
-copy that transposes while it computes, which costs more than the product itself; `settled` keeps
+XLA for CPUs fuses the elementwise work before a mixed_matmul (a norm, a GELU, a residual sum) into a
+copy that transposes while it computes, which costs more than the mixed_matmul itself; `materialised_on_cpu` keeps
 the two apart. Compilers for other devices are left alone.
 """
 
@@ -16,7 +16,7 @@ from gptjax.config import ModelConfig
 Arrays = TypeVar("Arrays")
 
 
-def settled(arrays: Arrays) -> Arrays:
+def materialised_on_cpu(arrays: Arrays) -> Arrays:
     """The same arrays, computed before whatever reads them; on other devices than CPUs, nothing."""
     # one by one, for a joint barrier would make all of them vary over devices if one does
     return jax.tree.map(
@@ -25,7 +25,7 @@ def settled(arrays: Arrays) -> Arrays:
     )
 
 
-def contract(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array:
+def dot_fp32_sum(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array:
     """Multiply two matrices over `axes`, one of each, with float32 sums: a result in `dtype`.
 
     GPUs round as they write. XLA for CPUs is asked for a float32 result that is rounded afterwards:
@@ -68,7 +68,7 @@ def _has_tf32(device: Any) -> bool:
 
 
 @jax.custom_vjp
-def product(x_MD: Array, kernel_DF: Array) -> Array:
+def mixed_matmul(x_MD: Array, kernel_DF: Array) -> Array:
     """Multiply activations [M, D] by a float32 weight [D, F] in the activations' type.
 
     Sums are float32 whatever that type is, and so is the weight's gradient: it never passes through
@@ -78,18 +78,18 @@ def product(x_MD: Array, kernel_DF: Array) -> Array:
 
 
 def _forward(x_MD: Array, kernel_DF: Array) -> tuple[Array, tuple[Array, Array]]:
-    x_MD, settled_DF = settled((x_MD, kernel_DF))
-    y_MF = contract(x_MD, settled_DF.astype(x_MD.dtype), (1, 0), x_MD.dtype)
-    # the kernel as it came: settled, it would be a new array, and a scan would stack those of all
+    x_MD, settled_DF = materialised_on_cpu((x_MD, kernel_DF))
+    y_MF = dot_fp32_sum(x_MD, settled_DF.astype(x_MD.dtype), (1, 0), x_MD.dtype)
+    # the kernel as it came: materialised_on_cpu, it would be a new array, and a scan would stack those of all
     # layers beside the ones that it was given
     return y_MF, (x_MD, kernel_DF)
 
 
 def _backward(saved: tuple[Array, Array], dy_MF: Array) -> tuple[Array, Array]:
-    x_MD, kernel_DF, dy_MF = settled((*saved, dy_MF))
-    dx_MD = contract(dy_MF, kernel_DF.astype(dy_MF.dtype), (1, 1), x_MD.dtype)
-    dkernel_DF = contract(x_MD, dy_MF, (0, 0), kernel_DF.dtype)
+    x_MD, kernel_DF, dy_MF = materialised_on_cpu((*saved, dy_MF))
+    dx_MD = dot_fp32_sum(dy_MF, kernel_DF.astype(dy_MF.dtype), (1, 1), x_MD.dtype)
+    dkernel_DF = dot_fp32_sum(x_MD, dy_MF, (0, 0), kernel_DF.dtype)
     return dx_MD, dkernel_DF
 
 
-product.defvjp(_forward, _backward)
+mixed_matmul.defvjp(_forward, _backward)

@@ -108,10 +108,10 @@ def compare_traffic(
 def compile_update(config: Config, layout: Layout) -> Any:
     """The compiled update, a `jax.stages.Compiled`, of a config that a processor can compute."""
     from gptjax.cluster.mesh import batch_layout, make_mesh
-    from gptjax.model.places import Split
+    from gptjax.model.places import ModelSharding
     from gptjax.training.program import assemble
 
-    mesh = make_mesh(layout.gpus, Split(layout.fsdp, layout.tensor))
+    mesh = make_mesh(layout.gpus, ModelSharding(layout.fsdp, layout.tensor))
     rows = batch_layout(config, layout.groups, int(config.train.micro_batch))
     return assemble(config, mesh).compile(rows)
 

@@ -15,7 +15,7 @@ from functools import partial
 from gptjax.base.errors import ConfigError, did_you_mean
 from gptjax.cluster.devices import peak_flops
 from gptjax.config import ModelConfig
-from gptjax.config.attention import portable, refusals
+from gptjax.config.attention import cudnn_limits, portable
 
 ATTAINED = 0.8  # of a link's rate, which large all-reduces over NVLink reach
 
@@ -55,7 +55,7 @@ class Gpu:
         if model.attention not in ("auto", "cudnn"):
             return model.attention
         fits = model.head_dim <= 128 and model.head_dim % 8 == 0
-        refused = any(refusals(model, document_mask))
+        refused = any(cudnn_limits(model, document_mask))
         return "cudnn" if self.has_bfloat16 and fits and not refused else portable(context)
 
 

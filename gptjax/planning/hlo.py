@@ -12,8 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-KINDS = r"all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
-COLLECTIVE = re.compile(rf"= (?P<result>.*?) (?P<kind>{KINDS})(-start)?\((?P<operands>[^)]*)\)")
+COLLECTIVE_KINDS = (
+    r"all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
+)
+COLLECTIVE = re.compile(
+    rf"= (?P<result>.*?) (?P<kind>{COLLECTIVE_KINDS})(-start)?\((?P<operands>[^)]*)\)"
+)
 CALLEE = re.compile(r"\b(?:calls|to_apply)=%?([\w.-]+)")
 LOOP = re.compile(r"\bcondition=%?([\w.-]+), body=%?([\w.-]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from gptjax.base.errors import ConfigError
 from gptjax.config import Config
 from gptjax.config.batches import rows_problem
-from gptjax.model.places import Split
+from gptjax.model.places import ModelSharding
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = "data x fsdp"  # both axes as one: what has rows of its own
@@ -91,7 +91,9 @@ def lay_out(config: Config, gpus: int, gpus_per_node: int = 8) -> Layout:
         raise ConfigError([problem])
     problems = [
         f"{axis} {size} does not divide {name} {dimension}: try --{axis} {fits}"
-        for axis, size, name, dimension, fits in Split(mesh.fsdp, mesh.tensor).misfits(model)
+        for axis, size, name, dimension, fits in ModelSharding(mesh.fsdp, mesh.tensor).indivisible(
+            model
+        )
     ]
     layout = Layout(data, mesh.fsdp, mesh.tensor, gpus_per_node)
     if mesh.tensor > gpus_per_node or gpus_per_node % mesh.tensor:

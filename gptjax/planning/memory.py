@@ -16,7 +16,7 @@ from gptjax.config import Config, ModelConfig
 from gptjax.model.places import Leaf, leaves
 from gptjax.planning.layout import Layout
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # Arrays [rows, T, D] of a layer that wait for the backward pass, as (whole, divided by `tensor`).
 # none: inputs of both norms and their outputs; query, key, value, attended, c_fc's and GELU's.
@@ -107,7 +107,7 @@ def moments(config: Config, layout: Layout, found: list[Leaf]) -> int:
     AdamW keeps two numbers a parameter, Lion one, Muon one for the blocks' matrices; Adafactor
     means of rows and columns of what is at least 128 by 128.
     """
-    size = BYTES[config.optim.moments_dtype]
+    size = DTYPE_BYTES[config.optim.moments_dtype]
     total = 0
     for leaf in found:
         own = leaf.part(layout)
@@ -133,7 +133,7 @@ def _temporaries(
 ) -> dict[str, dict[str, int]]:
     """Bytes that come and go, by part, at each of the three moments."""
     model = config.model
-    size = BYTES[model.dtype]
+    size = DTYPE_BYTES[model.dtype]
     gradients = 4 * sum(leaf.part(layout) for leaf in found)
     several = "several" if micro_steps > 1 else "one"
     summed = gradients if micro_steps > 1 else 0
@@ -183,7 +183,7 @@ def remat_policy(model: ModelConfig, layout: Layout) -> str:
 
 def _saved(config: Config, layout: Layout, micro_batch: int) -> int:
     """Bytes that wait for the backward pass: of all layers."""
-    model, size = config.model, BYTES[config.model.dtype]
+    model, size = config.model, DTYPE_BYTES[config.model.dtype]
     policy = remat_policy(model, layout)
     whole, divided = SAVED[policy]
     kernels = pairs = 0
@@ -203,7 +203,7 @@ def _pairs(config: Config, layout: Layout, micro_batch: int) -> int:
     if model.attention != "xla":
         return 0
     weights = micro_batch * model.n_head // layout.tensor * config.context**2
-    return weights * (4 + BYTES[model.dtype])
+    return weights * (4 + DTYPE_BYTES[model.dtype])
 
 
 def _transient(config: Config, layout: Layout, micro_batch: int) -> int:
@@ -213,7 +213,7 @@ def _transient(config: Config, layout: Layout, micro_batch: int) -> int:
     if any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)):
         whole += DROPPED
     width = micro_batch * config.context * model.n_embd
-    arrays = BYTES[model.dtype] * (width * whole + width * divided // layout.tensor)
+    arrays = DTYPE_BYTES[model.dtype] * (width * whole + width * divided // layout.tensor)
     return arrays + _pairs(config, layout, micro_batch)
 
 

@@ -13,7 +13,7 @@ from gptjax.planning.advice import Advice
 from gptjax.planning.gpus import GPUS, Gpu
 from gptjax.planning.layout import Layout
 from gptjax.planning.schedule import Links, Scale
-from gptjax.planning.search import Plan, for_gpu, largest_micro_batch
+from gptjax.planning.search import Plan, for_gpu, largest_planned_micro_batch
 from gptjax.planning.traffic import transfers
 
 POLICIES = ("none", "dots", "block", "full")
@@ -132,7 +132,9 @@ class Report:
         for gpu in GPUS.values():
             config = for_gpu(wanted, gpu)
             limit = self.usable * gpu.memory
-            found = [largest_micro_batch(_remat(config, p), layout, limit) for p in POLICIES]
+            found = [
+                largest_planned_micro_batch(_remat(config, p), layout, limit) for p in POLICIES
+            ]
             rows = [f"{n:,}" if n else "no" for n in found]
             model = config.model
             table.add_row(gpu.name, gibibytes(gpu.memory), model.dtype, model.attention, *rows)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from gptjax.base.errors import ConfigError
 from gptjax.cluster.devices import matmul_dtype, peak_flops
 from gptjax.config import Config
-from gptjax.config.batches import batch_ramp, rows_problem
+from gptjax.config.batches import batch_schedule, rows_problem
 from gptjax.model.size import flops_per_token
 from gptjax.planning.gpus import Gpu
 from gptjax.planning.layout import AXES, ROWS, Layout
@@ -98,7 +98,7 @@ def schedule(config: Config, layout: Layout, gpu: Gpu, links: Links, mfu: float)
     moved = transfers(config, layout)
     sync = {axis: _seconds(moved, layout, links, axis) for axis in ALL}
 
-    ramp, updates = batch_ramp(config), config.train.max_steps
+    ramp, updates = batch_schedule(config), config.train.max_steps
     tokens = ramp.rows_before(updates) * config.context
     full_updates = tokens / config.train.batch_tokens
     # arithmetic and what is done in every micro-step grow with the tokens, the rest with updates
@@ -131,7 +131,7 @@ def on_other_numbers(
     It begins within a node if the layout leaves a part of one free, and ends where there are more
     groups than rows. Micro-batches become smaller where devices have fewer rows than they hold.
     """
-    rows, found = batch_ramp(config).first, []
+    rows, found = batch_schedule(config).first, []
     for gpus in _numbers(layout):
         data, rest = divmod(gpus, layout.fsdp * layout.tensor)
         wider = replace(layout, data=max(1, data))

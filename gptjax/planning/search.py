@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from gptjax.cluster.devices import HEADROOM
 from gptjax.config import Config
-from gptjax.config.batches import batch_ramp, rows_problem
+from gptjax.config.batches import batch_schedule, rows_problem
 from gptjax.planning.gpus import Gpu
 from gptjax.planning.layout import Layout
 from gptjax.planning.memory import Memory, memory
@@ -42,7 +42,7 @@ def for_gpu(config: Config, gpu: Gpu) -> Config:
     return replace(config, model=model)
 
 
-def largest_micro_batch(config: Config, layout: Layout, limit: float) -> int:
+def largest_planned_micro_batch(config: Config, layout: Layout, limit: float) -> int:
     """The most rows at once that need at most `limit` bytes, of any number of rows; 0 if none do.
 
     With several micro-steps, for that is what keeping to a micro-batch makes.
@@ -67,7 +67,7 @@ def chosen_micro_batch(config: Config, layout: Layout, limit: float) -> int:
 
     A number in `train.micro_batch` is kept, made smaller only where devices have fewer rows.
     """
-    rows, wanted = batch_ramp(config).first // layout.groups, config.train.micro_batch
+    rows, wanted = batch_schedule(config).first // layout.groups, config.train.micro_batch
     divisors = [m for m in range(rows, 0, -1) if rows % m == 0]
     if wanted != "auto":
         return next(m for m in divisors if m <= wanted)

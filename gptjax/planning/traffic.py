@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gptjax.config import Config
 from gptjax.model.places import Leaf, leaves
 from gptjax.planning.layout import ROWS, Layout
-from gptjax.planning.memory import BYTES, remat_policy
+from gptjax.planning.memory import DTYPE_BYTES, remat_policy
 
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = "all-reduce", "all-gather", "reduce-scatter"
 
@@ -86,7 +86,7 @@ def _over_rows(config: Config, layout: Layout, found: list[Leaf]) -> Iterator[Tr
 
     Those that `fsdp` does not divide, of norms and biases, are summed over both axes at once.
     """
-    size = BYTES[config.train.wire_dtype]
+    size = DTYPE_BYTES[config.train.wire_dtype]
     divided = size * sum(leaf.part(layout) for leaf in found if leaf.is_matrix)
     others = size * sum(leaf.part(layout) for leaf in found if not leaf.is_matrix)
     if layout.fsdp == 1:
@@ -106,7 +106,7 @@ def _over_fsdp(
     """
     matrices = [leaf for leaf in found if leaf.is_matrix]
     in_blocks = [leaf for leaf in matrices if leaf.is_block_matrix]
-    size, n = BYTES[config.model.dtype], layout.fsdp
+    size, n = DTYPE_BYTES[config.model.dtype], layout.fsdp
 
     def whole(some: list[Leaf]) -> int:
         return sum(leaf.part(layout, "tensor") for leaf in some)
@@ -130,7 +130,7 @@ def _over_tensor(
     model, n = config.model, layout.tensor
     policy = remat_policy(model, layout)
     sums, gathers = 5 if policy in ("block", "full") else 4, 1 if policy == "none" else 2
-    size = BYTES[model.dtype]
+    size = DTYPE_BYTES[model.dtype]
     width = micro_batch * config.context * model.n_embd
     qkv = next(leaf.elements for leaf in found if leaf.name == "h/attn/c_attn/kernel")
     bias = 3 * model.n_embd * model.n_layer * model.qkv_bias

@@ -22,8 +22,8 @@ from gptjax.preparation.hub.downloading import Progress, arrived, download
 from gptjax.preparation.hub.repository import (
     RemoteFile,
     Repository,
+    find_repository,
     hub_name,
-    look_up,
     require_disk,
     source_name,
 )
@@ -50,7 +50,7 @@ def prepare_from_hub(
         return print_splits(existing)
     inputs = preparing(data.path) / INPUTS
     is_text = any(stored_commit(source, inputs) for source in find_inputs(data))
-    repository = None if is_text else look_up(hub_name(data.hub))
+    repository = None if is_text else find_repository(hub_name(data.hub))
     if repository is None or not any(map(_is_shard, repository.files)):
         if tokens is not None:
             raise ConfigError([f"--tokens is for ready token files, and {data.hub} holds text"])

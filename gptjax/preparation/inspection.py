@@ -1,4 +1,4 @@
-"""Look into a prepared directory: verify every hash, count, and show what the tokens say."""
+"""Look into a prepared directory: verify_shards every hash, count_tokens, and show what the tokens say."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Counts:
     """How often each id occurs, [V]."""
 
 
-def verify(manifest: Manifest, progress: Progress = lambda _: None) -> None:
+def verify_shards(manifest: Manifest, progress: Progress = lambda _: None) -> None:
     """Compare the sha256 of every shard; raises `UserError` that names all that are wrong."""
     wrong = []
     for split in manifest.splits.values():
@@ -46,7 +46,7 @@ def verify(manifest: Manifest, progress: Progress = lambda _: None) -> None:
         )
 
 
-def count(manifest: Manifest, split: str, eot_id: int) -> Counts:
+def count_tokens(manifest: Manifest, split: str, eot_id: int) -> Counts:
     """Document lengths and token frequencies of a split, shard by shard."""
     frequencies = np.zeros(manifest.n_vocab, dtype=np.int64)
     ends, position = [np.empty(0, dtype=np.int64)], 0
@@ -125,13 +125,13 @@ def inspect_with_report(directory: Path) -> None:
     paths = [directory / shard.name for s in manifest.splits.values() for shard in s.shards]
     with byte_bars() as bar:
         task = bar.add_task("verifying", total=sum(path.stat().st_size for path in paths))
-        verify(manifest, lambda done: bar.advance(task, done))
+        verify_shards(manifest, lambda done: bar.advance(task, done))
     print(
         f"{directory}: {len(paths)} shards of {manifest.dtype}, all as the manifest says; "
         f"tokenizer {manifest.tokenizer} ({manifest.tokenizer_fingerprint}), from {manifest.source}"
     )
     for split in manifest.splits:
-        counts = count(manifest, split, eot_id)
+        counts = count_tokens(manifest, split, eot_id)
         print(report(manifest, split, counts))
         if split == "train":
             plot_lengths(counts, directory.name, directory / "lengths.png")

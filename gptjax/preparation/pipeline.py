@@ -13,7 +13,7 @@ from gptjax.config import Config, DataConfig
 from gptjax.data.manifest import SPLITS, Manifest, Split, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.shards import SHARD_TOKENS, ShardInfo, token_dtype, write_shard
 from gptjax.preparation.progress import progress_bars
-from gptjax.preparation.readers import Oddities, describe
+from gptjax.preparation.readers import Oddities, describe_oddities
 from gptjax.preparation.scanning import Scan
 from gptjax.preparation.sources import HUB, STDIN, Input, Progress, find_inputs, silent
 from gptjax.preparation.tokenising import SplitCounts
@@ -68,7 +68,7 @@ class ShardWriter:
 NAMES_SHOWN = 100
 
 
-def prepare(
+def prepare_shards(
     data: DataConfig,
     inputs: Sequence[Input],
     progress: Progress = silent,
@@ -147,7 +147,7 @@ def prepare_partition(
     progress: Progress = silent,
     workers: int | None = None,
 ) -> int:
-    """Tokenise one partition's units; returns how many tokens they have. `prepare` merges them.
+    """Tokenise one partition's units; returns how many tokens they have. `prepare_shards` merges them.
 
     Where they are merged already, nothing is left to do.
     """
@@ -197,7 +197,7 @@ def prepare_with_progress(
         if partition is not None:
             tokens = prepare_partition(data, inputs, partition, progress, workers)
         else:
-            manifest = prepare(
+            manifest = prepare_shards(
                 data, inputs, progress, workers=workers, merge=merge, oddities=oddities
             )
     if partition is not None and is_prepared(Path(data.path)):
@@ -206,7 +206,7 @@ def prepare_with_progress(
     if partition is not None:
         print(f"{tokens:,} tokens; when every partition is done, run the same with --merge")
         return
-    for note in describe(manifest.notes, oddities.first):
+    for note in describe_oddities(manifest.notes, oddities.first):
         print(f"note: {note}")
     for name, split in manifest.splits.items():
         per_token = split.bytes / max(1, split.tokens)

@@ -11,7 +11,7 @@ from gptjax.base.errors import UserError
 from gptjax.preparation.documents import BYTE_ORDER_MARK, Document, Passage
 from gptjax.preparation.sources import Input
 
-KINDS = {
+ODDITIES = {
     "not_utf8": "parts with bytes that are no UTF-8, which became U+FFFD",
     "nul": "parts with NUL characters, kept: is this text?",
     "empty": "empty documents, left out",
@@ -24,9 +24,9 @@ KINDS = {
 }
 
 
-def describe(counts: Mapping[str, int], first: Mapping[str, str]) -> Iterator[str]:
+def describe_oddities(counts: Mapping[str, int], first: Mapping[str, str]) -> Iterator[str]:
     """One sentence a kind: how many, what became of them, where the first is."""
-    for kind, meaning in KINDS.items():
+    for kind, meaning in ODDITIES.items():
         if count := counts.get(kind, 0):
             where = f" (first: {first[kind]})" if kind in first else ""
             yield f"{count:,} {meaning}{where}"

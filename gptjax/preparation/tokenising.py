@@ -24,7 +24,7 @@ from gptjax.preparation.readers import read_passages
 from gptjax.preparation.scanning import Digest, Scan, read_parts, scan
 from gptjax.preparation.units import Unit
 from gptjax.tokenizers.plain import Tokenizer
-from gptjax.tokenizers.registry import from_json
+from gptjax.tokenizers.registry import tokenizer_from_json
 
 UNITS = "units"
 WRITTEN_TOKENS = 2**18
@@ -239,7 +239,7 @@ def are_joined(tokenizer: Tokenizer, before: str, after: str) -> bool:
 
 @cache
 def _tokenizer_at(path: Path) -> Tokenizer:
-    return from_json(path.read_text(), str(path))
+    return tokenizer_from_json(path.read_text(), str(path))
 
 
 def _scan_to_json(found: Scan) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from gptjax.base.errors import UserError
 from gptjax.base.files import write_atomically
 from gptjax.preparation.documents import PART_BYTES
-from gptjax.preparation.readers import Oddities, describe, read_passages
+from gptjax.preparation.readers import Oddities, describe_oddities, read_passages
 from gptjax.preparation.sources import Input
 from gptjax.preparation.units import find_units
 from gptjax.preparation.workspace import plain_files
@@ -31,7 +31,7 @@ def train_tokenizer_with_report(inputs: Sequence[Input], n_vocab: int, out: Path
         size, oddities = sum(source.size for source in plain), Oddities()
         print(f"training a BPE of {n_vocab:,} tokens on {size / 1e6:,.1f} MB", flush=True)
         tokenizer = _train(plain, n_vocab, out, oddities)
-        for note in describe(oddities.counts, oddities.first):
+        for note in describe_oddities(oddities.counts, oddities.first):
             print(f"note: {note}")
         tokens = shown = 0
         for text in _texts(plain, Oddities()):
@@ -63,7 +63,7 @@ def _plain_files(inputs: Sequence[Input], out: Path) -> Iterator[list[Input]]:
 
 def _train(plain: Sequence[Input], n_vocab: int, out: Path, oddities: Oddities) -> BPETokenizer:
     if next(_texts(plain, found := Oddities()), None) is None:
-        why = "; ".join(describe(found.counts, found.first))
+        why = "; ".join(describe_oddities(found.counts, found.first))
         raise UserError(f"there is no text in what was given: {why or 'no document at all'}")
     tokenizer = train_bpe(_texts(plain, oddities), n_vocab)
     write_atomically(out, tokenizer.to_json().encode())

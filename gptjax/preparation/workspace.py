@@ -19,14 +19,14 @@ from gptjax.base.files import locked, write_atomically
 from gptjax.config import DataConfig
 from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepared
 from gptjax.preparation.pool import cores, ordered_map, worker_pool
-from gptjax.preparation.readers import Oddities, describe, read_passages
+from gptjax.preparation.readers import Oddities, describe_oddities, read_passages
 from gptjax.preparation.scanning import Scan, look
 from gptjax.preparation.sources import HUB, Input, Progress, silent, unpack
 from gptjax.preparation.tokenising import UNITS, UnitTokeniser, UnitTokens
 from gptjax.preparation.units import Unit, find_units, inputs_digest
 from gptjax.tokenizers.bpe import train_bpe
 from gptjax.tokenizers.plain import Tokenizer, collect_characters
-from gptjax.tokenizers.registry import from_json, make_tokenizer, tokenizer_identity
+from gptjax.tokenizers.registry import make_tokenizer, tokenizer_from_json, tokenizer_identity
 
 PLAN, INPUTS = "plan.json", "inputs"
 
@@ -65,7 +65,7 @@ class Workspace:
         if surely and not is_all:
             found, is_all = self.scan(progress), True
         if is_all and not found.documents:
-            why = "; ".join(describe(found.oddities.counts, found.oddities.first))
+            why = "; ".join(describe_oddities(found.oddities.counts, found.oddities.first))
             raise UserError(f"there is no text in what was given: {why or 'no document at all'}")
         self.worker.ends = is_all and found.holds_out_ends(self.worker.val_fraction)
 
@@ -81,7 +81,7 @@ class Workspace:
         path = self.directory / TOKENIZER
         kind, _, size = name.partition(":")
         if path.exists():
-            tokenizer = from_json(path.read_text(), str(path))
+            tokenizer = tokenizer_from_json(path.read_text(), str(path))
         elif name == "chars":
             tokenizer = collect_characters(self._texts(SPLITS))
         elif kind == "bpe":

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 
 from gptjax.base.errors import UserError
 from gptjax.base.tree import Tree
-from gptjax.cluster.agreement import by_first, first_complaint, first_says
+from gptjax.cluster.agreement import broadcast_from_0, first_complaint, on_process_0
 from gptjax.runs.integrity import SignedStep, sign_own, verify
 from gptjax.runs.ranking import LatestAndBest, Ranking
 
@@ -188,14 +188,14 @@ class Checkpointer:
         Raises `UserError` if there are steps but none is what was written, or if one that is cannot
         be read: then memory or permissions are short, and the step stays where it is.
         """
-        while (step := int(first_says(max(self.steps(), default=NO_STEP)))) != NO_STEP:
+        while (step := int(broadcast_from_0(max(self.steps(), default=NO_STEP)))) != NO_STEP:
             problem = first_complaint(self._problem(step))
             if problem is None:
                 return self._restore(step, abstract)
-            by_first(lambda step=step, problem=problem: self._set_aside(step, problem, say))
+            on_process_0(lambda step=step, problem=problem: self._set_aside(step, problem, say))
             self._manager.reload()
             self.ranking.keep(self.steps())
-        by_first(self._refuse_if_lost)
+        on_process_0(self._refuse_if_lost)
         return None
 
     def _problem(self, step: int) -> str | None:

@@ -16,9 +16,9 @@ from typing import Any
 from gptjax.base.errors import UserError
 from gptjax.base.files import locked, write_atomically
 from gptjax.config import Config, to_json
-from gptjax.config.validation import from_json
+from gptjax.config.validation import config_from_json
 from gptjax.tokenizers.plain import Tokenizer
-from gptjax.tokenizers.registry import from_json as tokenizer_from_json
+from gptjax.tokenizers.registry import tokenizer_from_json
 
 LOCK = ".lock"
 # Fields that may differ when a run goes on: where data lies, how fast things run, what is shown.
@@ -165,7 +165,7 @@ class RunDir:
     def read_config(self) -> Config:
         """The run's config; raises `UserError` where there is no run."""
         try:
-            return from_json(self.config.read_text(), str(self.config))
+            return config_from_json(self.config.read_text(), str(self.config))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{self.path} is no run of gptjax (no config.json); expected the "

@@ -67,7 +67,7 @@ def make_tokenizer(name: str) -> Tokenizer:
 def read_tokenizer_file(path: Path) -> Tokenizer:
     """Read a tokenizer's JSON; raises `UserError` that names the file."""
     try:
-        return from_json(path.read_text("utf-8"), str(path))
+        return tokenizer_from_json(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read as a tokenizer ({error}): give the JSON file that "
@@ -81,7 +81,7 @@ def tokenizer_identity(name: str) -> str:
     return fingerprint(make_tokenizer(name)) if name.endswith(".json") else name
 
 
-def from_json(text: str, name: str) -> Tokenizer:
+def tokenizer_from_json(text: str, name: str) -> Tokenizer:
     """Make a tokenizer again from its JSON; `name` is the file, for the error message."""
     try:
         table: dict[str, Any] = json.loads(text)

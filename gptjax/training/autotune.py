@@ -12,11 +12,11 @@ import jax
 
 from gptjax.base.errors import UserError
 from gptjax.base.terminal import gibibytes
-from gptjax.cluster.agreement import first_says
+from gptjax.cluster.agreement import broadcast_from_0
 from gptjax.cluster.devices import HEADROOM
 from gptjax.cluster.mesh import BatchLayout, batch_layout, rows_per_device
 from gptjax.config import Config, ModelConfig
-from gptjax.config.attention import portable, refusals
+from gptjax.config.attention import cudnn_limits, portable
 from gptjax.model.attention import cudnn_problem
 
 MEMINFO = Path("/proc/meminfo")
@@ -33,7 +33,7 @@ def choose_attention(
     """
     if model.attention not in ("auto", "cudnn"):
         return model.attention, "as configured"
-    reasons = [f"it {reason}" for _, reason in refusals(model, document_mask)]
+    reasons = [f"it {reason}" for _, reason in cudnn_limits(model, document_mask)]
     problem = reasons[0] if reasons else cudnn_problem(model.head_dim, context, model.dtype)
     if problem is None:
         return "cudnn", "tried forward and backward"
@@ -60,7 +60,7 @@ def choose_layout(
             "train.micro_batch auto needs to know how much memory a device has, which this one "
             "does not tell: give a number as --train.micro-batch"
         )
-    limit = int(first_says(limit))  # all processes have to compile the same programs
+    limit = int(broadcast_from_0(limit))  # all processes have to compile the same programs
     needs: dict[int, int] = {}
 
     def needed(micro_batch: int) -> int:

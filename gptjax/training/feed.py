@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from gptjax.cluster.mesh import BatchLayout, put_everywhere, put_rows
 from gptjax.config import TrainConfig
-from gptjax.config.batches import BatchRamp
+from gptjax.config.batches import BatchSchedule
 from gptjax.config.names import profile_window
 from gptjax.data.examples import Examples
 from gptjax.data.loader import Batch, validation_batches
@@ -68,7 +68,7 @@ class Feed(NamedTuple):
             yield put_rows(self.mesh, batch, axis=0)
 
 
-def updates_in_call(train: TrainConfig, ramp: BatchRamp, step: int) -> int:
+def updates_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
     """How many updates the call after update `step` makes.
 
     `updates_per_call`, but a call ends where something is due (a validation, a sample, a
@@ -102,7 +102,7 @@ def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set
 
 
 def by_call(
-    batches: Iterator[Batch], train: TrainConfig, ramp: BatchRamp, step: int
+    batches: Iterator[Batch], train: TrainConfig, ramp: BatchSchedule, step: int
 ) -> Iterator[list[Batch]]:
     """The batches of the updates after `step`, call by call."""
     while step < train.max_steps:

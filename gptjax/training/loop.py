@@ -16,7 +16,13 @@ from typing import NamedTuple
 import jax
 
 from gptjax.base.errors import UserError
-from gptjax.cluster.agreement import by_first, first_says, is_first, largest, leave_if_several
+from gptjax.cluster.agreement import (
+    broadcast_from_0,
+    exit_if_distributed,
+    is_process_0,
+    max_over_processes,
+    on_process_0,
+)
 from gptjax.cluster.compiler import watching_cache
 from gptjax.cluster.devices import peak_tokens_per_second
 from gptjax.cluster.links import check_links
@@ -48,25 +54,27 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
     run call this; the first of them writes, prints and decides.
     """
     run_dir, startup = RunDir(run_path), startup or Startup(time.perf_counter())
-    by_first(run_dir.check)
+    on_process_0(run_dir.check)
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest(largest if jax.process_count() > 1 else None))
+        stop = stack.enter_context(
+            StopRequest(max_over_processes if jax.process_count() > 1 else None)
+        )
         links = check_links(config)
         setup = Setup(config)
         news = open_run(setup, run_dir, fresh, stack)
         agree_on_program(setup)
-        display = stack.enter_context(closing(Display(run_dir.log if is_first() else None)))
+        display = stack.enter_context(closing(Display(run_dir.log if is_process_0() else None)))
         keep_latest = setup.config.train.keep_latest
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
-        stack.push(leave_if_several)  # before the checkpointer would wait for the others
+        stack.push(exit_if_distributed)  # before the checkpointer would wait for the others
         stack.callback(display.stop)
         for line in news + links:
             display.say(line)
         startup.end("setup")
         state, step = restore_or_start(setup, checkpointer, run_dir, display)
         startup.end("initialisation" if step == 0 else "restoring")
-        by_first(lambda: run_dir.begin(setup.config, setup.tokenizer))
-        metrics_path = run_dir.metrics if is_first() else None
+        on_process_0(lambda: run_dir.begin(setup.config, setup.tokenizer))
+        metrics_path = run_dir.metrics if is_process_0() else None
         log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
         watchdog = stack.enter_context(closing(Watchdog(config.train.stall_seconds)))
         loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup, watchdog)
@@ -121,7 +129,7 @@ class _Loop:
         """Update by update to the end, or to a stop request; returns the exit code."""
         train, display = self.setup.config.train, self.display
         self.showing.forget_after(step)
-        traced = train.profile if is_first() else None
+        traced = train.profile if is_process_0() else None
         trace = UpdateTrace(traced, self.run_dir.path / "profile", display.say)
         previous: tuple[_Launch, Metrics] | None = None
         with batches_from(self.setup.source, step) as batches, closing(trace):
@@ -193,7 +201,7 @@ class _Loop:
         step, is_best = row["step"], False
         validation = self._validate(state) if "validate" in now else None
         if validation is not None:
-            is_best = validation.loss < first_says(self._lowest_loss())
+            is_best = validation.loss < broadcast_from_0(self._lowest_loss())
             row |= self._validation_values(validation)
         row |= self.setup.data.progress(step)
         self._write(rows)
@@ -216,9 +224,9 @@ class _Loop:
         """Measure what was due at the restored update, if a stop request cut it short."""
         is_due = "validate" in due(self.setup.config.train, step, False, False)
         is_missing = bool(self.log.rows) and "val_loss" not in self.log.rows[-1]
-        if not first_says(is_due and is_missing):
+        if not broadcast_from_0(is_due and is_missing):
             return
-        if (validation := self._validate(state)) and is_first():
+        if (validation := self._validate(state)) and is_process_0():
             epochs = self.setup.data.progress(step)
             self.log.amend({**self._validation_values(validation), **epochs})
         self.watchdog.rest()

@@ -20,7 +20,7 @@ from gptjax.config import OptimConfig
 from gptjax.model.places import is_decayed
 from gptjax.training.guard import clip, skip_unless_finite
 from gptjax.training.schedules import learning_rate_schedule
-from gptjax.training.update_rules import RULES
+from gptjax.training.update_rules import UPDATE_RULES
 
 
 def decay_mask(params: Tree) -> Tree:
@@ -82,7 +82,7 @@ def make_optimizer(
     """
     links = [
         clip(cfg.clip_norm),
-        RULES[cfg.name](cfg),
+        UPDATE_RULES[cfg.name](cfg),
         optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask),
         optax.scale_by_learning_rate(learning_rate_schedule(cfg, max_steps)),
     ]

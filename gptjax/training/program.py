@@ -20,7 +20,7 @@ from gptjax.config import Config
 from gptjax.data.examples import Example
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.parallel import param_specs
-from gptjax.model.places import FSDP, TENSOR, Split
+from gptjax.model.places import FSDP, TENSOR, ModelSharding
 from gptjax.model.products import matmul_precision
 from gptjax.training.dropout import dropout_generator
 from gptjax.training.optimizer import make_optimizer
@@ -140,5 +140,5 @@ def assemble(config: Config, mesh: Mesh, eot_id: int = 0) -> Program:
     )
 
 
-def _split(mesh: Mesh) -> Split:
-    return Split(mesh.shape[FSDP], mesh.shape[TENSOR])
+def _split(mesh: Mesh) -> ModelSharding:
+    return ModelSharding(mesh.shape[FSDP], mesh.shape[TENSOR])

@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-from gptjax.cluster.mesh import BatchLayout, make_mesh, row_groups, rows_per_device, split_of
+from gptjax.cluster.mesh import BatchLayout, make_mesh, model_sharding, row_groups, rows_per_device
 from gptjax.config import Config
-from gptjax.config.batches import batch_ramp
+from gptjax.config.batches import batch_schedule
 from gptjax.data.loader import StepSource, evenly_spread
 from gptjax.evaluation.perplexity import ValidationPart
 from gptjax.model.gpt import parameter_shapes
@@ -40,11 +40,11 @@ class Setup:
         self.tokenizer, train = self.data.tokenizer, config.train
         if train.sample_every_steps:
             self.tokenizer.encode(config.sample.prompt)  # fails now, not at the first sample
-        split = split_of(config.mesh, jax.device_count(), jax.local_device_count())
+        split = model_sharding(config.mesh, jax.device_count(), jax.local_device_count())
         split.check(config.model)
         self.mesh = make_mesh(split=split)
         rows_per_device(config, row_groups(self.mesh))
-        self.ramp = batch_ramp(config)
+        self.ramp = batch_schedule(config)
         processes = (jax.process_index(), jax.process_count())
         self.source = StepSource(self.data, self.ramp, train.max_steps, train.seed, *processes)
         self._sets = self.data.validation_sets() if train.eval_every_steps else []

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import jax
 
 from gptjax.base.tree import Tree
-from gptjax.cluster.agreement import is_first, leave
+from gptjax.cluster.agreement import exit_process, is_process_0
 from gptjax.cluster.stop import StopRequest
 from gptjax.config import Config
 from gptjax.generation.sampling import sample_after
@@ -28,7 +28,7 @@ class Showing:
     def forget_after(self, step: int) -> None:
         """Drop the samples of updates that will be done again."""
         with self._going_on(f"{self._run_dir.samples} was left as it is"):
-            if is_first():
+            if is_process_0():
                 forget_samples_after(self._run_dir.samples, step)
 
     def sample(
@@ -52,8 +52,8 @@ class Showing:
                 if all(map(_is_whole_here, jax.tree.leaves(params))):
                     raise
                 before_leaving()
-                leave(error)
-            if text is not None and is_first():
+                exit_process(error)
+            if text is not None and is_process_0():
                 append_sample(self._run_dir.samples, step, text)
                 self._display.say(f"sample after update {step}:\n{text}")
 
@@ -62,7 +62,7 @@ class Showing:
         train = self._config.train
         tokens = train.batch_tokens if train.ramp_from_tokens is None else None
         with self._going_on(f"{self._run_dir.curves} was not drawn"):
-            if is_first():
+            if is_process_0():
                 plot_curves(rows, tokens, self._run_dir.path.name, self._run_dir.curves)
 
     @contextmanager

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from gptjax.base.errors import UserError
-from gptjax.cluster.agreement import by_first, require_same, require_shared
+from gptjax.cluster.agreement import on_process_0, require_same, require_shared
 from gptjax.config import Config, to_json
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
@@ -37,7 +37,7 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
             for difference in run_dir.compare(setup.config)
         ]
 
-    said = by_first(hold)
+    said = on_process_0(hold)
     require_shared(run_dir.path)
     return said or []
 

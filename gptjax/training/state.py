@@ -14,7 +14,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from gptjax.base.tree import Tree, placed
+from gptjax.base.tree import Tree, abstract_tree
 from gptjax.cluster.mesh import shardings
 from gptjax.config import ModelConfig
 from gptjax.model.gpt import init_params
@@ -34,7 +34,7 @@ def abstract_state(
 ) -> TrainState:
     """The state's shapes, types and placement, with nothing allocated."""
     state = jax.eval_shape(partial(_initial, cfg, optimizer), jax.random.key(0))
-    return placed(state, shardings(state, state.params, mesh))
+    return abstract_tree(state, shardings(state, state.params, mesh))
 
 
 def initial_state(
@@ -62,7 +62,7 @@ def saved_items(state: TrainState) -> dict[str, Tree]:
 
 
 def state_of(step: int, items: dict[str, Tree], like: TrainState) -> TrainState:
-    """The state that `items_of` took apart, its step placed as that of `like`."""
+    """The state that `items_of` took apart, its step abstract_tree as that of `like`."""
     count = jnp.asarray(step, jnp.int32, device=like.step.sharding)
     return TrainState(count, items["params"], items["opt_state"])
 

@@ -19,8 +19,8 @@ from gptjax.data.examples import Example, TaskData
 from gptjax.model.attention import document_numbers
 from gptjax.model.gpt import GPT, logits
 from gptjax.model.losses import cross_entropy, cross_entropy_rows, token_losses
-from gptjax.model.parallel import enter, gathered
-from gptjax.model.places import WHOLE, Split
+from gptjax.model.parallel import copy_to_tensor, gathered
+from gptjax.model.places import UNSHARDED, ModelSharding
 
 Params = dict[str, Any]
 Batch = dict[str, Array]
@@ -55,15 +55,15 @@ class Task(NamedTuple):
     """Open and check the data of a config; raises `UserError`."""
     form: Callable[[Config], Example]
     """An example of the form that all have, made without data: for compiling."""
-    losses: Callable[[Config, Split, int | None], Losses]
-    """The losses of a config whose vocabulary is known, for parameters divided by `Split`. With the
+    losses: Callable[[Config, ModelSharding, int | None], Losses]
+    """The losses of a config whose vocabulary is known, for parameters divided by `ModelSharding`. With the
     id of the token that begins a document attention is to stay inside documents."""
 
 
 def language_modelling(
     cfg: ModelConfig,
     loss_chunk_tokens: int = 0,
-    split: Split = WHOLE,
+    split: ModelSharding = UNSHARDED,
     eot_id: int | None = None,
 ) -> Losses:
     """Predict every next token: `tokens` [B, T + 1] against themselves, shifted by one.
@@ -90,7 +90,7 @@ def language_modelling(
             method="features",
         )
         x_BTD, head_VD = found
-        return enter(x_BTD, split), head_VD
+        return copy_to_tensor(x_BTD, split), head_VD
 
     def loss(params: Params, batch: Batch, key: Array | None) -> Array:
         x_BTD, head_VD = features(params, batch, key)
@@ -115,7 +115,7 @@ def language_modelling(
     return Losses(loss, row_losses, weights)
 
 
-def _next_tokens(config: Config, split: Split, eot_id: int | None) -> Losses:
+def _next_tokens(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
     return language_modelling(config.model, config.train.loss_chunk_tokens, split, eot_id)
 
 

@@ -1,6 +1,6 @@
 """What an optimizer is but for clipping, decay and learning rate: gradients to a direction.
 
-`RULES` is the table behind `optim.name`. Every direction has elements of about one size whatever
+`UPDATE_RULES` is the table behind `optim.name`. Every direction has elements of about one size whatever
 the size of the gradients, and is to be multiplied by the learning rate.
 """
 
@@ -63,7 +63,7 @@ def muon(cfg: OptimConfig) -> optax.GradientTransformation:
     return optax.partition({"muon": for_matrices, "adamw": adamw(cfg)}, _groups)
 
 
-RULES: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
+UPDATE_RULES: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
     "adamw": adamw,
     "lion": lion,
     "adafactor": adafactor,

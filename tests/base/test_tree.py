@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gptjax.base.tree import count, leaf_names, named_leaves, placed
+from gptjax.base.tree import abstract_tree, count_elements, leaf_names, named_leaves
 
 TREE = {
     "wte": {"embedding": np.zeros((5, 3), np.float32)},
@@ -41,15 +41,17 @@ def test_named_leaves_are_the_very_leaves_in_tree_order():
 
 
 def test_the_count_is_the_number_of_scalars():
-    assert count(TREE) == 5 * 3 + 2 * 3 * 4 + 2 * 4 + 2 * 3 + 1
-    assert count(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, TREE))) == count(TREE)
-    assert count({}) == 0
+    assert count_elements(TREE) == 5 * 3 + 2 * 3 * 4 + 2 * 4 + 2 * 3 + 1
+    assert count_elements(
+        jax.eval_shape(lambda: jax.tree.map(jnp.asarray, TREE))
+    ) == count_elements(TREE)
+    assert count_elements({}) == 0
 
 
 def test_placed_keeps_shapes_and_types_and_allocates_nothing():
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
     sharding = NamedSharding(mesh, PartitionSpec())
-    shapes = placed(TREE, sharding)
+    shapes = abstract_tree(TREE, sharding)
     assert jax.tree.structure(shapes) == jax.tree.structure(TREE)
     for leaf, wanted in zip(jax.tree.leaves(shapes), jax.tree.leaves(TREE), strict=True):
         assert type(leaf) is jax.ShapeDtypeStruct

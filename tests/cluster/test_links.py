@@ -17,7 +17,7 @@ from gptjax.cluster.links import (  # fmt: skip
     peer_access,
     within,
 )
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 
 MATRIX = """ \tGPU0\tGPU1\tGPU2\t
  GPU0\tX\t{0}\t{1}\t
@@ -69,7 +69,7 @@ def test_bandwidth_is_what_crosses_a_link(monkeypatch):
 
 
 def gpt2(**train) -> links.Config:
-    config = load_preset("gpt2_124m")
+    config = load_config("gpt2_124m")
     return replace(config, train=replace(config.train, **train))
 
 
@@ -101,7 +101,7 @@ def test_advice_is_given_where_the_reduction_takes_more_than_a_tenth(
 
 def test_processors_get_one_line_and_no_measurement(monkeypatch):
     monkeypatch.setattr(links, "bus_bandwidth", None)
-    assert check_links(load_preset("tiny")) == [
+    assert check_links(load_config("tiny")) == [
         "links    8 x cpu in 1 process: processors, not measured"
     ]
 

@@ -14,7 +14,14 @@ from conftest import environment_on
 
 from gptjax.base.errors import UserError
 from gptjax.cluster import agreement, processes
-from gptjax.cluster.agreement import BUG, by_first, first_says, is_first, largest, require_same
+from gptjax.cluster.agreement import (
+    BUG,
+    broadcast_from_0,
+    is_process_0,
+    max_over_processes,
+    on_process_0,
+    require_same,
+)
 from gptjax.cluster.processes import Launch, MeetingError, find_launch, local_devices
 from gptjax.cluster.stop import StopRequest
 from gptjax.runs.directory import LOCK
@@ -134,11 +141,11 @@ def test_gpus_that_do_not_divide_are_refused():
 
 def test_one_process_agrees_with_itself(monkeypatch):
     monkeypatch.setattr(agreement, "multihost_utils", None)  # nothing to ask
-    assert is_first()
-    assert first_says(1 / 3) == 1 / 3
-    assert by_first(lambda: "done") == "done"
+    assert is_process_0()
+    assert broadcast_from_0(1 / 3) == 1 / 3
+    assert on_process_0(lambda: "done") == "done"
     require_same("anything", "at all")
-    assert largest(15)() == 15
+    assert max_over_processes(15)() == 15
 
 
 def test_a_number_crosses_processes_unrounded(monkeypatch):
@@ -146,22 +153,22 @@ def test_a_number_crosses_processes_unrounded(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(agreement.multihost_utils, "broadcast_one_to_all", jax.numpy.asarray)
     for number in (1 / 3, float("inf"), -1.0, 2.0**53 - 1):
-        assert first_says(number) == number
+        assert broadcast_from_0(number) == number
 
 
 def test_a_mistake_of_the_first_process_ends_the_others_with_its_code(monkeypatch):
     told = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(agreement, "first_says", lambda code: told.append(code) or told[0])
+    monkeypatch.setattr(agreement, "broadcast_from_0", lambda code: told.append(code) or told[0])
 
     def fail() -> None:
         raise UserError("taken")
 
     with pytest.raises(UserError, match="taken"):
-        by_first(fail)
+        on_process_0(fail)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     with pytest.raises(agreement.Followed) as caught:
-        by_first(fail)
+        on_process_0(fail)
     assert caught.value.exit_code == 1
     assert told == [1, 0]
 
@@ -226,7 +233,7 @@ atexit.register(print, "waited for the others")
 jax.process_index, jax.process_count = lambda: 1, lambda: 2
 with contextlib.ExitStack() as stack:
     stack.callback(print, "waited for a save")
-    stack.push(leave_if_several)
+    stack.push(exit_if_distributed)
     raise {raised}
 """
     command = [sys.executable, "-c", script]

@@ -13,30 +13,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.config import Config
-from gptjax.config.batches import BatchRamp, batch_ramp
+from gptjax.config.batches import BatchSchedule, batch_schedule
 from gptjax.data.loader import StepSource, batches_from
 from gptjax.data.manifest import Manifest
 from gptjax.data.windows import TokenWindows
 
 RAMPS = st.builds(
-    lambda first, doublings, steps: BatchRamp(first, first << doublings, steps),
+    lambda first, doublings, steps: BatchSchedule(first, first << doublings, steps),
     st.integers(1, 48),
     st.integers(1, 6),
     st.integers(1, 200),
 )
 
 
-def sizes_of(ramp: BatchRamp, updates: int) -> list[int]:
+def sizes_of(ramp: BatchSchedule, updates: int) -> list[int]:
     return [ramp.rows(step) for step in range(updates)]
 
 
 def test_the_batch_doubles_at_the_updates_it_should():
-    assert sizes_of(BatchRamp(2, 16, 6), 9) == [2, 2, 4, 4, 8, 8, 16, 16, 16]
-    assert sizes_of(BatchRamp(3, 12, 5), 7) == [3, 3, 3, 6, 6, 12, 12]
+    assert sizes_of(BatchSchedule(2, 16, 6), 9) == [2, 2, 4, 4, 8, 8, 16, 16, 16]
+    assert sizes_of(BatchSchedule(3, 12, 5), 7) == [3, 3, 3, 6, 6, 12, 12]
 
 
 @given(RAMPS)
-def test_a_ramp_begins_with_its_first_size_and_ends_with_its_final_one(ramp: BatchRamp):
+def test_a_ramp_begins_with_its_first_size_and_ends_with_its_final_one(ramp: BatchSchedule):
     sizes = sizes_of(ramp, ramp.steps + 3)
     assert sizes[0] == ramp.first
     assert sizes[ramp.steps :] == [ramp.final] * 3
@@ -46,7 +46,7 @@ def test_a_ramp_begins_with_its_first_size_and_ends_with_its_final_one(ramp: Bat
 
 
 @given(RAMPS)
-def test_stages_are_equal_to_one_update_and_each_doubles_the_one_before(ramp: BatchRamp):
+def test_stages_are_equal_to_one_update_and_each_doubles_the_one_before(ramp: BatchSchedule):
     stages = [
         (size, len(list(updates)))
         for size, updates in itertools.groupby(sizes_of(ramp, ramp.steps))
@@ -58,24 +58,24 @@ def test_stages_are_equal_to_one_update_and_each_doubles_the_one_before(ramp: Ba
 
 
 @given(RAMPS, st.integers(0, 400))
-def test_rows_before_an_update_are_the_sum_of_the_rows_before_it(ramp: BatchRamp, step: int):
+def test_rows_before_an_update_are_the_sum_of_the_rows_before_it(ramp: BatchSchedule, step: int):
     assert ramp.rows_before(step) == sum(sizes_of(ramp, step))
 
 
 @given(st.integers(1, 1000), st.integers(0, 10**9))
 def test_without_a_ramp_every_update_is_the_same(rows: int, step: int):
-    ramp = BatchRamp(rows, rows, 0)
+    ramp = BatchSchedule(rows, rows, 0)
     assert (ramp.rows(step), ramp.rows_before(step)) == (rows, rows * step)
     assert (ramp.stages, ramp.sizes()) == (0, [rows])
 
 
 def test_a_config_s_ramp_is_its_fields_in_rows():
     config = Config()
-    assert batch_ramp(config) == BatchRamp(512, 512, 0)
+    assert batch_schedule(config) == BatchSchedule(512, 512, 0)
     train = dataclasses.replace(
         config.train, ramp_from_tokens=2**16, ramp_steps=300, context=256, micro_batch=4
     )
-    assert batch_ramp(dataclasses.replace(config, train=train)) == BatchRamp(256, 2048, 300)
+    assert batch_schedule(dataclasses.replace(config, train=train)) == BatchSchedule(256, 2048, 300)
 
 
 T = 64
@@ -90,7 +90,7 @@ def windows(prepared: Manifest) -> TokenWindows:
 @pytest.fixture(scope="module")
 def order(windows: TokenWindows) -> np.ndarray:
     """The first windows of the endless order, across the end of its first epoch."""
-    alone = StepSource(windows, BatchRamp(1, 1, 0), len(windows) + 800, SEED)
+    alone = StepSource(windows, BatchSchedule(1, 1, 0), len(windows) + 800, SEED)
     return np.concatenate([alone[step]["tokens"] for step in range(len(alone))])
 
 
@@ -101,7 +101,7 @@ def test_every_window_of_the_endless_order_is_served_once_in_order(
 ):
     """By any number of processes, resumed at any update by any other number of them."""
     first = data.draw(st.sampled_from([8, 16, 24]), "first")
-    ramp = BatchRamp(first, first << data.draw(st.integers(1, 3), "doublings"), 10)
+    ramp = BatchSchedule(first, first << data.draw(st.integers(1, 3), "doublings"), 10)
     updates = data.draw(st.integers(1, 25), "updates")
     resumed = data.draw(st.integers(0, updates), "resumed")
     served = []
@@ -118,7 +118,7 @@ def test_every_window_of_the_endless_order_is_served_once_in_order(
 
 
 def test_a_ramp_that_is_read_ahead_from_any_update_goes_on_where_it_was(windows, order):
-    ramp = BatchRamp(8, 64, 9)
+    ramp = BatchSchedule(8, 64, 9)
     source = StepSource(windows, ramp, 14, SEED)
     for step in (0, 2, 3, 8, 9, 13):
         with batches_from(source, step) as batches:
@@ -129,7 +129,7 @@ def test_a_ramp_that_is_read_ahead_from_any_update_goes_on_where_it_was(windows,
 
 
 def test_an_epoch_of_a_ramp_holds_every_window_once(windows):
-    ramp, n = BatchRamp(8, 64, 9), len(windows)
+    ramp, n = BatchSchedule(8, 64, 9), len(windows)
     updates = next(step for step in itertools.count() if ramp.rows_before(step) >= n)
     source = StepSource(windows, ramp, updates, SEED)
     rows = np.concatenate([source[step]["tokens"] for step in range(updates)])[:n]

@@ -15,11 +15,11 @@ import pytest
 from conftest import ROOT
 
 from gptjax.base.errors import ConfigError
-from gptjax.base.tree import count
+from gptjax.base.tree import count_elements
 from gptjax.cli import ConfigCommand, parse, parse_config
 from gptjax.cluster.mesh import batch_layout, make_mesh
 from gptjax.config import Config, OptimConfig
-from gptjax.config.presets import find_preset, load_preset, preset_names, presets_dir
+from gptjax.config.presets import find_preset, load_config, preset_names, presets_dir
 from gptjax.config.validation import validate
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.size import parameter_count
@@ -46,7 +46,7 @@ def vocabulary(config: Config) -> int:
 
 def sized(name: str) -> Config:
     """A shipped config with its vocabulary filled in."""
-    config = load_preset(name)
+    config = load_config(name)
     assert config.model.n_vocab in (None, vocabulary(config))
     model = dataclasses.replace(config.model, n_vocab=vocabulary(config))
     return dataclasses.replace(config, model=model)
@@ -54,7 +54,7 @@ def sized(name: str) -> Config:
 
 def problems_of(name: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        load_preset(name)
+        load_config(name)
     assert caught.value.exit_code == 2
     assert len(caught.value.problems) == 1
     return caught.value.problems[0]
@@ -71,9 +71,9 @@ def test_the_names_are_the_files_of_configs():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_config_loads_by_name_and_by_path(path):
-    config = load_preset(path.stem)
+    config = load_config(path.stem)
     validate(config)
-    assert load_preset(str(path)) == config
+    assert load_config(str(path)) == config
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -124,7 +124,7 @@ def test_parameter_counts_are_the_published_ones(name, tied, parameters):
 
 
 def test_gpt2_is_trained_as_published():
-    config = load_preset("gpt2_124m")
+    config = load_config("gpt2_124m")
     assert config.train.batch_tokens == 2**19
     assert config.optim == OptimConfig(
         peak_lr=6e-4, final_lr=6e-5, warmup_steps=715, decay_steps=None, weight_decay=0.1,
@@ -140,7 +140,7 @@ def test_gpt2_is_trained_as_published():
 
 
 def test_the_book_s_model_differs_in_four_fields_only():
-    config, book = load_preset("gpt2_124m"), load_preset("gpt2_124m_book")
+    config, book = load_config("gpt2_124m"), load_config("gpt2_124m_book")
     before, after = dataclasses.asdict(config.model), dataclasses.asdict(book.model)
     assert {name: after[name] for name in after if after[name] != before[name]} == {
         "qkv_bias": False, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1,
@@ -150,7 +150,7 @@ def test_the_book_s_model_differs_in_four_fields_only():
 
 def test_the_8_gb_card_learns_the_same_with_dropout():
     """Only what decides memory differs, and the dropout that its docstring tells of."""
-    config, card = load_preset("gpt2_124m"), load_preset("gpt2_124m_8gb")
+    config, card = load_config("gpt2_124m"), load_config("gpt2_124m_8gb")
     before, after = dataclasses.asdict(config.model), dataclasses.asdict(card.model)
     changed = {name: after[name] for name in after if after[name] != before[name]}
     changed.pop("unroll", None)
@@ -171,7 +171,7 @@ def test_the_update_for_the_8_gb_card_fits_with_room_to_spare():
     assert layout.context == 1024
     program = assemble(config, mesh)
     state, compiled = program.abstract_state(), program.compile(layout)
-    three_float32 = 3 * 4 * count(state.params)  # parameters and Adam's two moments
+    three_float32 = 3 * 4 * count_elements(state.params)  # parameters and Adam's two moments
     needed = memory_needed(compiled)
     assert three_float32 < needed < 5.5 * 2**30
     (promised,) = re.findall(r"Memory: (.*) GiB of the 8", docstring(find_preset("gpt2_124m_8gb")))
@@ -181,10 +181,10 @@ def test_the_update_for_the_8_gb_card_fits_with_room_to_spare():
 GOOD = """
 from dataclasses import replace
 from gptjax.config import Config, ModelConfig
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 
 def get_config():
-    return replace(load_preset("tiny"), model=ModelConfig(n_layer=3, n_ctx=64))
+    return replace(load_config("tiny"), model=ModelConfig(n_layer=3, n_ctx=64))
 """
 
 
@@ -192,8 +192,8 @@ def test_a_user_s_own_file_is_found_by_its_path(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(GOOD)
     monkeypatch.chdir(tmp_path)
     for path in ("mine.py", "./mine.py", str(tmp_path / "mine.py")):
-        assert load_preset(path).model.n_layer == 3
-    assert load_preset("mine.py").train == load_preset("tiny").train
+        assert load_config(path).model.n_layer == 3
+    assert load_config("mine.py").train == load_config("tiny").train
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_every_problem_of_a_file_is_listed_with_its_name(tmp_path):
         "def get_config(): return Config(train=TrainConfig(seed=-1), optim=OptimConfig(eps=0))\n"
     )
     with pytest.raises(ConfigError) as caught:
-        load_preset(str(path))
+        load_config(str(path))
     assert sorted(p.split(" must")[0] for p in caught.value.problems) == [
         f"{path}: optim.eps",
         f"{path}: train.seed",
@@ -279,9 +279,9 @@ def test_an_unpacked_wheel_brings_the_configs_along(tmp_path):
     sources = {str(p.relative_to(ROOT)) for p in files}
     assert names == sources | {f"gptjax/configs/{path.name}" for path in CONFIGS}
     look = (
-        "from gptjax.presets import load_preset, preset_names, presets_dir\n"
+        "from gptjax.presets import load_config, preset_names, presets_dir\n"
         "print(presets_dir())\n"
-        "for name in preset_names(): load_preset(name); print(name)"
+        "for name in preset_names(): load_config(name); print(name)"
     )
     found = subprocess.run(
         [sys.executable, "-c", look], cwd=elsewhere, env={"PYTHONPATH": str(installed)},

@@ -10,8 +10,8 @@ import pytest
 from gptjax.base.errors import ConfigError
 from gptjax.config import Config, DataConfig, ModelConfig, TrainConfig, to_json
 from gptjax.config.names import profile_window
-from gptjax.config.presets import load_preset, preset_names
-from gptjax.config.validation import find_problems, from_json, type_name, validate
+from gptjax.config.presets import load_config, preset_names
+from gptjax.config.validation import config_from_json, find_problems, type_name, validate
 
 FIELDS = {
     f"{section}.{field.name}": typing.get_type_hints(kind)[field.name]
@@ -279,8 +279,8 @@ def test_the_message_counts_and_lists_the_problems():
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_shipped_config_survives_json(name):
-    config = load_preset(name)
-    again = from_json(to_json(config), "config.json")
+    config = load_config(name)
+    again = config_from_json(to_json(config), "config.json")
     assert again == config
     assert to_json(again) == to_json(config)
 
@@ -298,7 +298,7 @@ def test_unusual_values_survive_json():
         "train.micro_batch": "auto", "optim.ema_decay": 0.5,
     }  # fmt: skip
     config = dataclasses.replace(with_fields(unusual), task="instruct")
-    assert from_json(to_json(config), "config.json") == config
+    assert config_from_json(to_json(config), "config.json") == config
 
 
 def whole(changes: dict) -> str:
@@ -327,7 +327,7 @@ def whole(changes: dict) -> str:
 )
 def test_json_that_is_no_config_is_refused_by_name(text, words):
     with pytest.raises(ConfigError) as caught:
-        from_json(text, "runs/x/config.json")
+        config_from_json(text, "runs/x/config.json")
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -335,7 +335,7 @@ def test_a_config_from_before_there_was_a_mesh_can_still_be_read():
     config = Config(train=TrainConfig(max_steps=7))
     old = json.loads(to_json(config))
     del old["task"], old["mesh"], old["train"]["wire_dtype"]
-    assert from_json(json.dumps(old), "config.json") == config
+    assert config_from_json(json.dumps(old), "config.json") == config
 
 
 @pytest.mark.parametrize("updates", [0, 1001, 10**20])

@@ -18,13 +18,13 @@ from conftest import environment_on, without_speed
 
 from gptjax.base.errors import UserError
 from gptjax.config import Config, DataConfig, to_json
-from gptjax.config.batches import batch_ramp
-from gptjax.config.presets import load_preset
-from gptjax.config.validation import from_json
+from gptjax.config.batches import batch_schedule
+from gptjax.config.presets import load_config
+from gptjax.config.validation import config_from_json
 from gptjax.data.corpus import Corpus
 from gptjax.data.loader import StepSource, batches_from
 from gptjax.evaluation.perplexity import evaluate_parts
-from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
 from gptjax.runs.directory import RunDir
 from gptjax.training.setup import Setup
@@ -44,13 +44,13 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         text = root / f"{name}.txt"
         text.write_text("".join(f"{name} {i:05d} of it\n" for i in range(2000 - 300 * k)))
         data = DataConfig(str(root / name), "bytes", None, (str(text),), 0.1)
-        prepare(data, text_files(data.inputs), shard_tokens=5000)
+        prepare_shards(data, text_files(data.inputs), shard_tokens=5000)
     return [root / name for name in NAMES]
 
 
 def config_of(sources: list[Path], *changes: str, caps: str = "", **train: int) -> Config:
     mixture = tuple(f"{s}={w}{caps}" for s, w in zip(sources, WEIGHTS, strict=True))
-    tiny = load_preset("tiny")
+    tiny = load_config("tiny")
     values = {"batch_tokens": ROWS * T, "context": T, "micro_batch": 2, "max_steps": STEPS,
               "seed": 5, "cpu_devices": 1, **train}  # fmt: skip
     return dataclasses.replace(
@@ -66,7 +66,12 @@ def batches(config: Config, steps: range, processes: int) -> np.ndarray:
     parts = []
     for process in range(processes):
         source = StepSource(
-            Corpus(config), batch_ramp(config), steps.stop, config.train.seed, process, processes
+            Corpus(config),
+            batch_schedule(config),
+            steps.stop,
+            config.train.seed,
+            process,
+            processes,
         )
         with batches_from(source, steps.start) as read:
             parts.append(np.stack([batch["tokens"] for batch in read]))
@@ -207,7 +212,7 @@ def test_more_epochs_than_allowed_are_refused_before_the_run_and_all_are_named(s
 def test_what_is_missing_or_has_another_tokenizer_is_named(sources, tmp_path, text_file):
     config = config_of(sources)
     other = DataConfig(str(tmp_path / "chars"), "chars", None, (str(text_file),), 0.1)
-    prepare(other, text_files(other.inputs))
+    prepare_shards(other, text_files(other.inputs))
     command = "python -m gptjax.prepare --input FILE... --tokenizer"
     for mixture, words in (
         (
@@ -226,7 +231,7 @@ def test_what_is_missing_or_has_another_tokenizer_is_named(sources, tmp_path, te
 
 def test_a_mixture_survives_json(sources):
     config = config_of(sources, "50=1,1,1,1,1", caps=":4")
-    assert from_json(to_json(config), "config.json") == config
+    assert config_from_json(to_json(config), "config.json") == config
 
 
 def test_it_is_announced_and_validated_source_by_source(sources):
@@ -288,7 +293,7 @@ def test_a_run_killed_and_resumed_by_two_processes_is_fed_the_same_rows(sources,
 
     whole, first = fed("whole-0-of-1"), fed("broken-0-of-1")
     second = [fed(f"broken-{process}-of-2") for process in (0, 1)]
-    config = from_json((tmp_path / "whole" / "config.json").read_text(), "config.json")
+    config = config_from_json((tmp_path / "whole" / "config.json").read_text(), "config.json")
     assert list(whole.values()) == batches(config, range(STEPS), 1).tolist()
     assert list(first) == list(range(len(first)))
     assert 100 <= len(first) < STEPS

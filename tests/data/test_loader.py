@@ -13,7 +13,7 @@ import pytest
 
 from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
-from gptjax.config.batches import BatchRamp
+from gptjax.config.batches import BatchSchedule
 from gptjax.data.corpus import require_vocabulary
 from gptjax.data.examples import IS_REAL
 from gptjax.data.loader import (
@@ -25,15 +25,15 @@ from gptjax.data.loader import (
 )
 from gptjax.data.manifest import Manifest
 from gptjax.data.windows import TokenWindows, WindowExamples
-from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
 
 T = 256
 ENDLESS = 10**12
 
 
-def constant(rows: int) -> BatchRamp:
-    return BatchRamp(rows, rows, 0)
+def constant(rows: int) -> BatchSchedule:
+    return BatchSchedule(rows, rows, 0)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_the_order_is_what_it_always_was(tmp_path: Path):
     """Resuming an old run on a new Grain must go on with the same data."""
     (tmp_path / "a.txt").write_text("".join(f"{i:04d}\n" for i in range(10_000)))
     data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(tmp_path / "a.txt"),), 0.0)
-    manifest = prepare(data, text_files(data.inputs), shard_tokens=5000)
+    manifest = prepare_shards(data, text_files(data.inputs), shard_tokens=5000)
     source = StepSource(TokenWindows(manifest, "train", 50), constant(4), ENDLESS, seed=1337)
     steps = [*range(3), *range(10**6, 10**6 + 3)]
     numbers = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gptjax.base.errors import ConfigError
 from gptjax.config import Config, DataConfig
 from gptjax.config.names import MixtureSource, mistakes, parse_change, parse_source
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 from gptjax.config.validation import validate
 from gptjax.data.mixture import Mixture, Shares
 
@@ -54,7 +54,7 @@ def test_gpt3_s_mixture_never_strays_by_a_row():
 
 
 def test_the_shipped_mixture_is_gpt3_s_table():
-    config = load_preset("gpt3_mixture")
+    config = load_config("gpt3_mixture")
     sources = [parse_source(text) for text in config.data.mixture]
     assert [source.weight for source in sources] == GPT3
     rows = config.train.max_steps * config.batch_rows

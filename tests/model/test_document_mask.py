@@ -18,8 +18,8 @@ from gptjax.evaluation.perplexity import evaluate_parts
 from gptjax.model.attention import ATTENTIONS, document_numbers
 from gptjax.model.gpt import GPT, parameter_shapes
 from gptjax.model.parallel import param_specs
-from gptjax.model.places import Split
-from gptjax.preparation.pipeline import prepare
+from gptjax.model.places import ModelSharding
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import find_inputs
 from gptjax.tokenizers.gpt1 import GPT1Tokenizer
 from gptjax.tokenizers.plain import ByteTokenizer
@@ -186,7 +186,7 @@ def test_a_divided_model_keeps_documents_apart_too():
     tokens_BT, params = some_tokens(), parameters(MODEL)
     batch = {"tokens": tokens_BT, IS_REAL: np.ones(len(CUTS), np.float32)}
     losses = []
-    for devices, split in ((1, Split()), (8, Split(fsdp=2, tensor=2))):
+    for devices, split in ((1, ModelSharding()), (8, ModelSharding(fsdp=2, tensor=2))):
         mesh = make_mesh(devices, split)
         task = language_modelling(MODEL, 128, split, EOT)
         step = make_eval_step(task, mesh, param_specs(params, split))
@@ -221,7 +221,7 @@ def documents(tmp_path_factory):
         doc_separator="|",
         val_fraction=0.2,
     )
-    return prepare(data, find_inputs(data))
+    return prepare_shards(data, find_inputs(data))
 
 
 @pytest.mark.slow

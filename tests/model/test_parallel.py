@@ -19,11 +19,11 @@ from jax.sharding import PartitionSpec as P
 
 from gptjax.base.errors import UserError
 from gptjax.base.tree import named_leaves
-from gptjax.cluster.mesh import BatchLayout, make_mesh, put_rows, row_groups, split_of
+from gptjax.cluster.mesh import BatchLayout, make_mesh, model_sharding, put_rows, row_groups
 from gptjax.config import Config, MeshConfig, ModelConfig, OptimConfig, TrainConfig
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.parallel import param_specs
-from gptjax.model.places import FSDP, TENSOR, WHOLE, Split, leaves
+from gptjax.model.places import FSDP, TENSOR, UNSHARDED, ModelSharding, leaves
 from gptjax.planning.hlo import bytes_by_axes, collectives
 from gptjax.training.autotune import memory_needed
 from gptjax.training.optimizer import make_optimizer
@@ -44,13 +44,13 @@ def lowered(
     sizes: Sizes, micro_steps: int, wire: str = "float32", model: ModelConfig = MODEL
 ) -> jax.stages.Lowered:
     """The update of one layout, not compiled yet: 16 rows of the small model, or one a device."""
-    made = program(Split(*sizes[1:]), math.prod(sizes), model, wire_dtype=wire)
+    made = program(ModelSharding(*sizes[1:]), math.prod(sizes), model, wire_dtype=wire)
     groups = row_groups(made.mesh)
     layout = BatchLayout(micro_steps, ROWS // groups if model is MODEL else 1, groups, model.n_ctx)
     return made.train_step.lower(*made.arguments(layout))
 
 
-def program(split: Split, devices: int, model: ModelConfig, **train: Any) -> Program:
+def program(split: ModelSharding, devices: int, model: ModelConfig, **train: Any) -> Program:
     """The program of a model that is divided so among so many devices."""
     chunk = 64 if model.n_vocab == MODEL.n_vocab else 2048
     train_config = TrainConfig(max_steps=10, loss_chunk_tokens=chunk, **train)
@@ -60,7 +60,7 @@ def program(split: Split, devices: int, model: ModelConfig, **train: Any) -> Pro
 
 def local_parameters(sizes: Sizes) -> int:
     """Scalars of the parameters on one device, by the table of places."""
-    return sum(leaf.part(Split(*sizes[1:])) for leaf in leaves(MODEL))
+    return sum(leaf.part(ModelSharding(*sizes[1:])) for leaf in leaves(MODEL))
 
 
 @cache
@@ -118,7 +118,7 @@ def test_twenty_updates_are_those_of_one_device_and_go_on_elsewhere(
 @pytest.mark.parametrize("micro_steps", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_gradients_cross_data_once_per_update(sizes, micro_steps):
     hlo = str(lowered(sizes, micro_steps).compile().as_text())
-    mesh = dict(make_mesh(split=Split(*sizes[1:])).shape)
+    mesh = dict(make_mesh(split=ModelSharding(*sizes[1:])).shape)
     crossing = [c for c in collectives(hlo) if c.elements >= 64 and "data" in c.axes(mesh)]
     assert {c.kind for c in crossing} <= {"all-reduce"}
     if sizes[0] > 1:
@@ -134,7 +134,7 @@ def test_gradients_cross_data_once_per_update(sizes, micro_steps):
 def test_weights_are_gathered_and_activations_stay(sizes):
     """Over fsdp: every matrix once forwards and once backwards, its gradient once; nothing else."""
     hlo = str(lowered(sizes, 2).compile().as_text())
-    mesh = dict(make_mesh(split=Split(*sizes[1:])).shape)
+    mesh = dict(make_mesh(split=ModelSharding(*sizes[1:])).shape)
     moved = bytes_by_axes(collectives(hlo), mesh)
     embeddings = 4 * (MODEL.padded_vocab + MODEL.n_ctx) * MODEL.n_embd
     matrices = 4 * MODEL.n_layer * 12 * MODEL.n_embd**2
@@ -148,7 +148,7 @@ def test_weights_are_gathered_and_activations_stay(sizes):
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1)])
 def test_a_bfloat16_wire_carries_half(sizes):
     """In the program as it is written: a CPU's compiler makes float32 of it again."""
-    mesh = dict(make_mesh(split=Split(*sizes[1:])).shape)
+    mesh = dict(make_mesh(split=ModelSharding(*sizes[1:])).shape)
     sent = {}
     for wire in ("float32", "bfloat16"):
         hlo = lowered(sizes, 2, wire).as_text(dialect="hlo")
@@ -167,14 +167,17 @@ def test_a_bfloat16_wire_carries_half(sizes):
 )
 def test_a_mesh_that_is_not_there_is_refused(cfg, devices, local, words):
     with pytest.raises(UserError, match="^.*" + words.replace("(", r"\(")):
-        split_of(cfg, devices, local)
+        model_sharding(cfg, devices, local)
 
 
 @pytest.mark.parametrize(
     ("split", "words"),
     [
-        (Split(fsdp=5), "mesh.fsdp 5 does not divide model.n_embd, 64: try --mesh.fsdp 4"),
-        (Split(tensor=3), "mesh.tensor 3 does not divide model.n_head, 8: try --mesh.tensor 2"),
+        (ModelSharding(fsdp=5), "mesh.fsdp 5 does not divide model.n_embd, 64: try --mesh.fsdp 4"),
+        (
+            ModelSharding(tensor=3),
+            "mesh.tensor 3 does not divide model.n_head, 8: try --mesh.tensor 2",
+        ),
     ],
 )
 def test_a_model_that_does_not_divide_is_refused(split, words):
@@ -184,7 +187,7 @@ def test_a_model_that_does_not_divide_is_refused(split, words):
 
 def test_every_parameter_is_divided_as_the_table_says():
     shapes = parameter_shapes(MODEL)
-    specs = named_leaves(param_specs(shapes, Split(2, 1)))
+    specs = named_leaves(param_specs(shapes, ModelSharding(2, 1)))
     assert specs["h/attn/c_proj/kernel"] == P(None, None, FSDP)
     assert specs["ln_f/scale"] == P()
     assert specs.keys() == named_leaves(shapes).keys()
@@ -192,7 +195,7 @@ def test_every_parameter_is_divided_as_the_table_says():
 
 def test_moments_lie_with_their_parameters():
     optimizer = make_optimizer(OptimConfig(), 10)
-    state = abstract_state(MODEL, optimizer, make_mesh(split=Split(2, 2)))
+    state = abstract_state(MODEL, optimizer, make_mesh(split=ModelSharding(2, 2)))
     places = {name: x.sharding.spec for name, x in named_leaves(state).items()}
     for moment in ("mu", "nu"):
         (kernel,) = [n for n in places if n.endswith(f"{moment}/h/mlp/c_fc/kernel")]
@@ -217,7 +220,7 @@ def test_raw_gradients_on_eight_devices_are_those_on_one(sizes, tied_head):
     draw = np.random.default_rng(1).standard_normal
     params = jax.tree.map(lambda x: np.float32(0.1 * draw(x.shape)), parameter_shapes(model))
 
-    def gradients(split: Split, devices: int) -> dict[str, Any]:
+    def gradients(split: ModelSharding, devices: int) -> dict[str, Any]:
         made = program(split, devices, model)
         optimizer = optax.chain(optax.snapshot("raw", lambda grads: grads), made.optimizer)
         update = dataclasses.replace(made, optimizer=optimizer).update
@@ -226,8 +229,8 @@ def test_raw_gradients_on_eight_devices_are_those_on_one(sizes, tied_head):
         state, _ = jax.jit(update)(state, rows, jax.random.key(0))
         return named_leaves(optax.tree.get(state.opt_state, "raw"))
 
-    expected = gradients(WHOLE, 1)
-    for name, leaf in gradients(Split(*sizes[1:]), 8).items():
+    expected = gradients(UNSHARDED, 1)
+    for name, leaf in gradients(ModelSharding(*sizes[1:]), 8).items():
         error = np.linalg.norm(np.float64(leaf) - np.float64(expected[name]))
         assert error <= 2e-6 * np.linalg.norm(expected[name]), name
 

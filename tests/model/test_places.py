@@ -16,7 +16,7 @@ from gptjax.model.places import (
     FSDP,
     TENSOR,
     Leaf,
-    Split,
+    ModelSharding,
     axes_of,
     is_block_matrix,
     is_decayed,
@@ -70,13 +70,13 @@ def test_every_column_says_what_it_should():
 
 def test_what_a_device_has_of_a_leaf():
     kernel = Leaf("k", (3, 16, 64), (None, FSDP, TENSOR), True, True, "")
-    assert kernel.part(Split(4, 2)) * 8 == kernel.elements == 3 * 16 * 64
-    assert kernel.part(Split(4, 2), TENSOR) * 2 == kernel.elements
-    assert Split(4, 1).place("h/mlp/c_fc/kernel") == (None, FSDP, None)
+    assert kernel.part(ModelSharding(4, 2)) * 8 == kernel.elements == 3 * 16 * 64
+    assert kernel.part(ModelSharding(4, 2), TENSOR) * 2 == kernel.elements
+    assert ModelSharding(4, 1).place("h/mlp/c_fc/kernel") == (None, FSDP, None)
 
 
 @pytest.mark.parametrize("name", ["lora_a", "kernels", "h/mlp/kernel", "h/ln_1", "ln_f/kernel", ""])
-@pytest.mark.parametrize("column", [axes_of, is_decayed, is_block_matrix, Split().place])
+@pytest.mark.parametrize("column", [axes_of, is_decayed, is_block_matrix, ModelSharding().place])
 def test_a_name_that_is_not_in_the_table_is_refused(column, name):
     with pytest.raises(ValueError, match=f"parameter {name} is not in the table"):
         column(name)

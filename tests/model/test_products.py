@@ -9,7 +9,7 @@ from jax import lax
 from gptjax.config import ModelConfig
 from gptjax.model.gpt import GPT, parameter_shapes
 from gptjax.model.layers import Projection
-from gptjax.model.products import product, settled
+from gptjax.model.products import materialised_on_cpu, mixed_matmul
 
 M, D, F = 300, 24, 40
 
@@ -19,10 +19,10 @@ def normal(*shape, seed=0):
 
 
 def pulled_back(x_MD, kernel_DF, dy_MF):
-    """The product and its two gradients, compiled."""
+    """The mixed_matmul and its two gradients, compiled."""
 
     def forward_and_backward(x_MD, kernel_DF, dy_MF):
-        y_MF, backward = jax.vjp(product, x_MD, kernel_DF)
+        y_MF, backward = jax.vjp(mixed_matmul, x_MD, kernel_DF)
         return y_MF, *backward(dy_MF)
 
     return jax.jit(forward_and_backward)(x_MD, kernel_DF, dy_MF)
@@ -35,7 +35,7 @@ def test_value_and_gradients_match_numpy():
     for result, expected in zip(results, (x @ kernel, dy @ kernel.T, x.T @ dy), strict=True):
         assert result.dtype == jnp.float32
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=2e-5)
-    eagerly, backward = jax.vjp(product, x_MD, kernel_DF)
+    eagerly, backward = jax.vjp(mixed_matmul, x_MD, kernel_DF)
     for result, compiled in zip((eagerly, *backward(dy_MF)), results, strict=True):
         np.testing.assert_allclose(result, compiled, rtol=1e-5, atol=2e-5)
 
@@ -44,13 +44,13 @@ def test_value_and_gradients_match_numpy():
 def test_every_product_asks_for_float32_sums(platform, narrow_results):
     """Read from the program, for a compiler may give more precision than was asked for.
 
-    The program for CPUs rounds after each product, the one for GPUs within it; the gradient of the
+    The program for CPUs rounds after each mixed_matmul, the one for GPUs within it; the gradient of the
     weight is rounded in neither.
     """
     x_MD, dy_MF = jnp.ones((M, D), jnp.bfloat16), jnp.ones((M, F), jnp.bfloat16)
 
     def forward_and_backward(x_MD, kernel_DF, dy_MF):
-        y_MF, backward = jax.vjp(product, x_MD, kernel_DF)
+        y_MF, backward = jax.vjp(mixed_matmul, x_MD, kernel_DF)
         return y_MF, *backward(dy_MF)
 
     traced = jax.jit(forward_and_backward).trace(x_MD, jnp.ones((D, F)), dy_MF)
@@ -87,7 +87,7 @@ def test_gradients_add_up_in_a_scan():
 
     def scanned(x_MD, kernels_NDD):
         def layer(x_MD, kernel_DD):
-            return jnp.tanh(product(x_MD, kernel_DD)), None
+            return jnp.tanh(mixed_matmul(x_MD, kernel_DD)), None
 
         return lax.scan(layer, x_MD, kernels_NDD)[0].sum()
 
@@ -119,11 +119,11 @@ def test_a_scanned_stack_keeps_no_second_copy_of_its_kernels():
 def test_settled_changes_nothing_and_holds_back_only_the_compiler_for_cpus():
     arrays = {"a": normal(3), "b": (jnp.arange(4), jnp.ones(2, jnp.bfloat16))}
     for before, after in zip(
-        jax.tree.leaves(arrays), jax.tree.leaves(jax.jit(settled)(arrays)), strict=True
+        jax.tree.leaves(arrays), jax.tree.leaves(jax.jit(materialised_on_cpu)(arrays)), strict=True
     ):
         assert before.dtype == after.dtype
         np.testing.assert_array_equal(before, after)
-    traced = jax.jit(lambda x: settled(2 * x) + 1).trace(jnp.ones(3))
+    traced = jax.jit(lambda x: materialised_on_cpu(2 * x) + 1).trace(jnp.ones(3))
     for platform in ("cpu", "cuda"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert ("optimization_barrier" in text) == (platform == "cpu")

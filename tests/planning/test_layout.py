@@ -6,7 +6,7 @@ import pytest
 
 from gptjax.base.errors import ConfigError
 from gptjax.config import Config, MeshConfig, ModelConfig, TrainConfig
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 from gptjax.planning.layout import ROWS, Layout, lay_out, with_vocabulary
 
 GPT2 = Config(model=ModelConfig(n_vocab=50257), train=TrainConfig(micro_batch="auto"))
@@ -64,7 +64,7 @@ def test_a_mesh_that_cannot_be_is_told_with_one_that_can(mesh, gpus, problem):
 
 
 def test_heads_of_gpt2_xl_are_not_divided_by_two():
-    config = load_preset("gpt2_1558m")
+    config = load_config("gpt2_1558m")
     config = dataclasses.replace(config, mesh=MeshConfig(tensor=2))
     assert problems_of(config, 8) == [
         "mesh.tensor 2 does not divide model.n_head 25: try --mesh.tensor 1"

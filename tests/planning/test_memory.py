@@ -11,12 +11,17 @@ from conftest import environment_on
 
 from gptjax.cluster.mesh import make_mesh
 from gptjax.config import Config, ModelConfig, OptimConfig, TrainConfig
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 from gptjax.planning.compiled import as_compiled
 from gptjax.planning.gpus import GPUS
 from gptjax.planning.layout import Layout
 from gptjax.planning.memory import memory
-from gptjax.planning.search import candidates, chosen_micro_batch, for_gpu, largest_micro_batch
+from gptjax.planning.search import (
+    candidates,
+    chosen_micro_batch,
+    for_gpu,
+    largest_planned_micro_batch,
+)
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.state import abstract_state
 
@@ -141,11 +146,11 @@ def test_state_is_what_the_optimizer_really_keeps(name, ema_decay):
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not():
     limit = 0.8 * GPUS["rtx4090"].memory
-    rows = largest_micro_batch(GPT2, Layout(), limit)
+    rows = largest_planned_micro_batch(GPT2, Layout(), limit)
     assert (
         memory(GPT2, Layout(), rows, 2).total <= limit < memory(GPT2, Layout(), rows + 1, 2).total
     )
-    assert largest_micro_batch(load_preset("gpt3_175b"), Layout(), limit) == 0
+    assert largest_planned_micro_batch(load_config("gpt3_175b"), Layout(), limit) == 0
     auto = chosen_micro_batch(GPT2, Layout(), limit)
     assert 512 % auto == 0
     assert rows // 2 < auto <= rows
@@ -159,7 +164,7 @@ def test_a_gpu_without_bfloat16_is_planned_in_float32():
 
 
 def test_candidates_divide_model_and_rows():
-    found = list(candidates(load_preset("gpt2_1558m"), 8, 8))
+    found = list(candidates(load_config("gpt2_1558m"), 8, 8))
     assert {layout.tensor for layout in found} == {1}
     assert {layout.fsdp for layout in found} == {1, 2, 4, 8}
     assert all(layout.gpus == 8 for layout in found)
@@ -177,9 +182,9 @@ COMPARE = """
 import dataclasses, json, sys
 from gptjax.planning.compiled import compare
 from gptjax.planning.layout import Layout
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 name, remat, mesh = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-config = load_preset(name)
+config = load_config(name)
 model = dataclasses.replace(config.model, attention="blockwise", remat=remat, unroll=1)
 train = dataclasses.replace(config.train, micro_batch=4)
 config = dataclasses.replace(config, model=model, train=train)

@@ -9,13 +9,13 @@ import sys
 import pytest
 from conftest import ROOT, run_verb
 
-from gptjax.config.batches import batch_ramp
-from gptjax.config.presets import load_preset
+from gptjax.config.batches import batch_schedule
+from gptjax.config.presets import load_config
 from gptjax.model.size import parameter_count
 from gptjax.plan import plan
 from gptjax.planning.gpus import find_gpu
 from gptjax.planning.layout import Layout
-from gptjax.planning.search import USABLE, for_gpu, largest_micro_batch
+from gptjax.planning.search import USABLE, for_gpu, largest_planned_micro_batch
 
 ANSWER = ["--config", "gpt2_1558m", "--gpu", "h100", "--gpus", "8", "--price", "2.5"]
 
@@ -153,14 +153,14 @@ def test_compiling_prints_both_errors(tmp_path):
     ],
 )
 def test_configs_have_the_papers_numbers(name, parameters, batch, peak_lr, tokens, warmup_tokens):
-    config = load_preset(name)
+    config = load_config(name)
     model, optim, train = config.model, config.optim, config.train
     assert parameter_count(model) == parameters
     assert f"{parameters:,}" in (ROOT / "configs" / f"{name}.py").read_text()
     assert train.batch_tokens == batch
     assert (optim.peak_lr, optim.final_lr) == (peak_lr, pytest.approx(peak_lr / 10))
     assert (optim.beta1, optim.beta2, optim.weight_decay, optim.clip_norm) == (0.9, 0.95, 0.1, 1.0)
-    ramp = batch_ramp(config)
+    ramp = batch_schedule(config)
     assert ramp.rows_before(train.max_steps) * config.context == pytest.approx(tokens, rel=1e-4)
     warm_up = ramp.rows_before(optim.warmup_steps) * config.context
     assert warm_up == pytest.approx(warmup_tokens, rel=2e-3)
@@ -168,7 +168,7 @@ def test_configs_have_the_papers_numbers(name, parameters, batch, peak_lr, token
 
 def test_shapes_are_the_papers():
     shapes = {
-        name: dataclasses.astuple(load_preset(name).model)[:4]
+        name: dataclasses.astuple(load_config(name).model)[:4]
         for name in ("gpt2_355m", "gpt2_774m", "gpt2_1558m", "gpt3_175b")
     }
     assert shapes == {
@@ -178,8 +178,8 @@ def test_shapes_are_the_papers():
 
 
 def test_gpt3_grows_its_batch_and_ends_its_cosine_where_the_paper_does():
-    config = load_preset("gpt3_175b")
-    ramp = batch_ramp(config)
+    config = load_config("gpt3_175b")
+    ramp = batch_schedule(config)
     assert ramp.rows_before(config.train.ramp_steps) * 2048 == pytest.approx(12e9, rel=1e-3)
     assert ramp.rows_before(config.optim.decay_steps or 0) * 2048 == pytest.approx(260e9, rel=1e-4)
     assert config.model.head_dim == 128
@@ -192,12 +192,12 @@ def test_the_table_of_micro_batches_is_what_the_planner_says():
     rows = TABLE_ROW.findall((ROOT / "docs" / "planning.md").read_text())
     assert len(rows) >= 10
     for name, gpu_name, attention, cells in rows:
-        gpu, config = find_gpu(gpu_name), load_preset(name)
+        gpu, config = find_gpu(gpu_name), load_config(name)
         found = []
         for remat, chunk in (("none", 0), ("none", 2048), ("block", 0), ("block", 2048)):
             model = dataclasses.replace(config.model, remat=remat, attention=attention)
             train = dataclasses.replace(config.train, loss_chunk_tokens=chunk)
             changed = for_gpu(dataclasses.replace(config, model=model, train=train), gpu)
-            found.append(largest_micro_batch(changed, Layout(), 0.92 * gpu.memory))
+            found.append(largest_planned_micro_batch(changed, Layout(), 0.92 * gpu.memory))
         assert [int(cell.split("/")[0]) for cell in cells.split(" | ")] == found, (name, gpu_name)
     assert USABLE < 0.92

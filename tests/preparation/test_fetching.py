@@ -25,7 +25,7 @@ from gptjax.data.manifest import read_manifest, read_tokenizer
 from gptjax.data.windows import TokenWindows
 from gptjax.preparation.fetching import existing_manifest, prepare_from_hub, select_files
 from gptjax.preparation.hub.downloading import arrived
-from gptjax.preparation.hub.repository import RemoteFile, hub_name, look_up
+from gptjax.preparation.hub.repository import RemoteFile, find_repository, hub_name
 
 NAMES = ["fineweb_val_000000.bin", *(f"fineweb_train_{i:06d}.bin" for i in range(1, 6))]
 TOKENS = 2000
@@ -133,7 +133,7 @@ def test_a_connection_that_breaks_goes_on_where_it_broke(hub, shards, data, monk
 def test_what_a_kill_left_is_used_and_its_rest_fetched(hub, shards, data):
     directory = Path(data.path + ".preparing")
     directory.mkdir()
-    commit = look_up(hub_name(data.hub)).files
+    commit = find_repository(hub_name(data.hub)).files
     digests = {f.name: f.digest for f in commit}
     (directory / NAMES[0]).write_bytes(llm_c(0))
     (directory / f".{NAMES[1]}.{digests[NAMES[1]][:16]}.part").write_bytes(llm_c(1)[:1500])
@@ -175,7 +175,7 @@ def test_a_file_that_is_damaged_on_the_hub_itself_is_no_data(hub, shards, data):
 
 def test_small_files_that_are_not_in_lfs_are_verified_too(hub, shards, data, monkeypatch):
     monkeypatch.setattr("hub_server._is_large", lambda path: False)
-    assert {len(f.digest) for f in look_up(hub_name(data.hub)).files} == {40}
+    assert {len(f.digest) for f in find_repository(hub_name(data.hub)).files} == {40}
     hub.damage = {NAMES[0]: 1}
     prepare(data, 1)
     assert len(hub.fetched(NAMES[0])) == 2

@@ -11,8 +11,8 @@ from conftest import run_verb
 from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest, read_manifest
-from gptjax.preparation.inspection import count, report, verify
-from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.inspection import count_tokens, report, verify_shards
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
 
 TEXTS = ["a" * 10, "bb" * 30, "abc" * 1000, "c"]
@@ -25,11 +25,11 @@ def four(tmp_path: Path) -> Manifest:
     for path, text in zip(paths, TEXTS, strict=True):
         path.write_text(text)
     data = DataConfig(str(tmp_path / "out"), "bytes", None, tuple(map(str, paths)), 0.0)
-    return prepare(data, text_files(data.inputs), shard_tokens=7)
+    return prepare_shards(data, text_files(data.inputs), shard_tokens=7)
 
 
 def test_lengths_and_frequencies_are_counted_across_shards(four: Manifest):
-    counts = count(four, "train", eot_id=256)
+    counts = count_tokens(four, "train", eot_id=256)
     assert sorted(counts.lengths) == sorted(map(len, TEXTS))
     text = "".join(TEXTS)
     expected = {ord(c): text.count(c) for c in "abc"} | {256: 4}
@@ -41,13 +41,13 @@ def test_lengths_and_frequencies_are_counted_across_shards(four: Manifest):
                     r"longest document 3,000 tokens", said)  # fmt: skip
     assert "'b' 34.5%, 'a' 32.8%, 'c' 32.6%, '' 0.1%" in said
     assert re.search(r"window 0: '(a{10}b{5}|.*)'", said)
-    assert count(four, "val", eot_id=256).lengths.tolist() == []
+    assert count_tokens(four, "val", eot_id=256).lengths.tolist() == []
 
 
 def test_every_shard_that_changed_is_named(prepared: Manifest, tmp_path: Path):
     shutil.copytree(prepared.directory, tmp_path / "copy")
     copy, read = read_manifest(tmp_path / "copy"), []
-    verify(copy, read.append)
+    verify_shards(copy, read.append)
     shards = [s for split in copy.splits.values() for s in split.shards]
     assert sum(read) == sum((copy.directory / s.name).stat().st_size for s in shards)
     for shard in shards[1], shards[3]:
@@ -55,7 +55,7 @@ def test_every_shard_that_changed_is_named(prepared: Manifest, tmp_path: Path):
             file.seek(-1, 2)
             file.write(b"\x01")
     with pytest.raises(UserError, match=f"^{shards[1].name}, {shards[3].name} in .* changed since"):
-        verify(copy)
+        verify_shards(copy)
 
 
 @pytest.mark.slow

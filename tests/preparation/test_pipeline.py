@@ -15,10 +15,10 @@ from conftest import ROOT, run_verb
 from gptjax.base.errors import UserError
 from gptjax.cli import ConfigCommand, parse_config
 from gptjax.config import DataConfig
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
 from gptjax.preparation import documents, workspace
-from gptjax.preparation.pipeline import how_to_prepare, prepare
+from gptjax.preparation.pipeline import how_to_prepare, prepare_shards
 from gptjax.preparation.sources import find_inputs, text_files
 from gptjax.preparation.workspace import locked_workspace
 from gptjax.tokenizers.bpe import BPETokenizer
@@ -42,7 +42,7 @@ def texts() -> list[str]:
 
 @pytest.fixture
 def data(texts: list[str], tmp_path: Path) -> DataConfig:
-    """Says to prepare `texts` as bytes into `out`."""
+    """Says to prepare_shards `texts` as bytes into `out`."""
     (tmp_path / "text").mkdir()
     paths = [tmp_path / "text" / f"{i:03d}.txt" for i in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
@@ -51,7 +51,7 @@ def data(texts: list[str], tmp_path: Path) -> DataConfig:
 
 
 def prepared_from(data: DataConfig, shard_tokens: int = SHARD) -> Manifest:
-    return prepare(data, find_inputs(data), shard_tokens=shard_tokens)
+    return prepare_shards(data, find_inputs(data), shard_tokens=shard_tokens)
 
 
 def stream(manifest: Manifest, split: str) -> np.ndarray:
@@ -164,13 +164,13 @@ def test_a_bpe_is_trained_on_the_training_text_alone(tmp_path: Path):
 
 def test_progress_adds_up_to_the_bytes_and_tokens_of_the_text(data: DataConfig, texts: list[str]):
     seen: list[tuple[str, int, int]] = []
-    manifest = prepare(data, text_files(data.inputs), lambda *done: seen.append(done))
+    manifest = prepare_shards(data, text_files(data.inputs), lambda *done: seen.append(done))
     size = sum(len(text.encode()) for text in texts)
     assert {stage for stage, _, _ in seen} == {"tokenising"}
     assert (sum(b for _, b, _ in seen), sum(t for _, _, t in seen)) == (size, size + len(texts))
     assert sum(split.tokens for split in manifest.splits.values()) == size + len(texts)
     seen.clear()
-    prepare(data, text_files(data.inputs), lambda *done: seen.append(done))
+    prepare_shards(data, text_files(data.inputs), lambda *done: seen.append(done))
     assert {stage for stage, _, _ in seen} == {"reading"}  # to know whether it is the same text
     assert sum(b for _, b, _ in seen) == size
 
@@ -242,7 +242,7 @@ def test_a_text_that_changes_meanwhile_is_refused(data: DataConfig, change: str)
             os.utime(path, (1, 1)) if change == "overwritten" else path.write_bytes(text[:3])
 
     with pytest.raises(UserError, match="the text was changed while it was being prepared"):
-        prepare(data, find_inputs(data), progress=spoil)
+        prepare_shards(data, find_inputs(data), progress=spoil)
     assert not Path(data.path).exists()
     path.write_bytes(text)
     expected = prepared_from(dataclasses.replace(data, path=data.path + "2"))
@@ -268,7 +268,9 @@ def test_a_link_to_an_empty_directory_is_filled(data: DataConfig, tmp_path: Path
 
 def test_a_prepared_directory_without_its_tokenizer_is_not_taken_for_complete(data: DataConfig):
     (prepared_from(data).directory / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match="move its directory away and prepare the data again"):
+    with pytest.raises(
+        UserError, match="move its directory away and prepare_shards the data again"
+    ):
         prepared_from(data)
 
 
@@ -335,7 +337,7 @@ def test_an_id_beyond_the_vocabulary_is_never_written(
 )  # fmt: skip
 def test_the_command_that_makes_the_data_of_a_config(words: list[str], command: str):
     parsed = parse_config(ConfigCommand, ["--config", "gpt2_124m", *words], "test")
-    own = load_preset("gpt2_124m").data
+    own = load_config("gpt2_124m").data
     assert how_to_prepare("gpt2_124m", parsed.run, own) == f"python -m gptjax.prepare {command}"
 
 
@@ -441,11 +443,11 @@ def test_an_empty_working_directory_as_out_is_made_or_refused_without_a_tracebac
 MEASURE = """
 import re, sys
 from gptjax.config import DataConfig
-from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import find_inputs
 text, out, tokenizer = sys.argv[1:]
 data = DataConfig(path=out, tokenizer=tokenizer, inputs=(text,), val_fraction=0.05)
-tokens = prepare(data, find_inputs(data), workers=2).splits["train"].tokens
+tokens = prepare_shards(data, find_inputs(data), workers=2).splits["train"].tokens
 print(tokens, re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
 

@@ -22,8 +22,8 @@ from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest, read_tokenizer
 from gptjax.preparation import documents, readers, units
 from gptjax.preparation.documents import Document
-from gptjax.preparation.pipeline import prepare
-from gptjax.preparation.readers import Oddities, describe, read_passages
+from gptjax.preparation.pipeline import prepare_shards
+from gptjax.preparation.readers import Oddities, describe_oddities, read_passages
 from gptjax.preparation.scanning import Digest, Scan, scan
 from gptjax.preparation.sources import Input, find_inputs
 from gptjax.preparation.units import Partition, find_units
@@ -110,14 +110,14 @@ FORMS = {
 
 
 def prepare_as(form: str, texts: list[str], directory: Path, **changes: object) -> Manifest:
-    """Store texts in one of the forms and prepare them."""
+    """Store texts in one of the forms and prepare_shards them."""
     (directory / "in").mkdir(parents=True)
     paths = FORMS[form](directory / "in", texts)
     data = DataConfig(str(directory / "out"), "bytes", None, tuple(map(str, paths)), 0.1)
     if form == "separated":
         changes["doc_separator"] = SEPARATOR
     data = dataclasses.replace(data, **changes)
-    return prepare(data, find_inputs(data), shard_tokens=5000)
+    return prepare_shards(data, find_inputs(data), shard_tokens=5000)
 
 
 def without_source(manifest: Manifest) -> str:
@@ -162,7 +162,7 @@ def test_standard_input_is_a_text_or_what_format_says(
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(raw)))
         out = str(tmp_path / form)
         data = DataConfig(out, "bytes", None, ("-",), 0.1, form, doc_separator=SEPARATOR)
-        made = prepare(data, find_inputs(data), shard_tokens=5000)
+        made = prepare_shards(data, find_inputs(data), shard_tokens=5000)
         assert shards(made) == shards(expected)
         assert made.source == "standard input"
 
@@ -277,11 +277,11 @@ def test_what_cannot_be_read_is_left_out_counted_and_located(
     for unit in find_units([Input(path, "jsonl")]):
         total.merge(scan(unit, 0.1))
     assert total.oddities.counts == {**counts, "nul": 1, "long_lines": 1}
-    said = list(describe(total.oddities.counts, total.oddities.first))
+    said = list(describe_oddities(total.oddities.counts, total.oddities.first))
     assert len(said) == 7
     assert all(str(path) in sentence for sentence in said)
     data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(path),), 0.1)
-    assert prepare(data, find_inputs(data)).notes == total.oddities.counts
+    assert prepare_shards(data, find_inputs(data)).notes == total.oddities.counts
 
 
 def test_rows_without_text_are_counted_and_a_missing_column_is_named(tmp_path: Path):
@@ -313,7 +313,7 @@ def test_text_in_parquet_may_be_of_any_type_and_need_not_be_utf8(tmp_path: Path)
     pq.write_table(pa.table({"text": stored[:0]}), tmp_path / "none.parquet")
     data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(tmp_path / "none.parquet"),))
     with pytest.raises(UserError, match="no text in what was given: no document at all"):
-        prepare(data, find_inputs(data))
+        prepare_shards(data, find_inputs(data))
 
 
 @pytest.mark.parametrize("separator", ["\\n\\n", "---", "aa", "<|end|>"])
@@ -382,7 +382,7 @@ def test_unpacked_files_are_cut_short_or_damaged_and_said_to_be(tmp_path: Path):
         path.write_bytes(path.read_bytes()[:-20])
         data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(path),), 0.1)
         with pytest.raises(UserError, match="cannot be unpacked"):
-            prepare(data, find_inputs(data))
+            prepare_shards(data, find_inputs(data))
         assert not (tmp_path / "out").exists()
 
 

@@ -27,7 +27,7 @@ from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest, read_manifest
 from gptjax.preparation.fetching import prepare_from_hub
 from gptjax.preparation.hub import streaming
-from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import HUB, Input, find_inputs
 from gptjax.preparation.vocabulary import train_tokenizer
 
@@ -87,7 +87,7 @@ def data(tmp_path: Path) -> DataConfig:
 
 
 def streamed(data: DataConfig) -> Manifest:
-    return prepare(data, find_inputs(data), shard_tokens=5000)
+    return prepare_shards(data, find_inputs(data), shard_tokens=5000)
 
 
 def from_a_file(directory: Path, records: list[str | None]) -> Manifest:
@@ -262,13 +262,13 @@ PROGRAM = """
 import sys, time
 from gptjax.config import DataConfig
 from gptjax.preparation.hub import streaming
-from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import find_inputs
 
 streaming.PART_BYTES, streaming.GROUP_BYTES = 4_000, 1_500
 data = DataConfig(sys.argv[1], hub="owner/texts", val_fraction=0.1)
 pause = float(sys.argv[2])
-prepare(data, find_inputs(data), lambda *_: time.sleep(pause), shard_tokens=5000)
+prepare_shards(data, find_inputs(data), lambda *_: time.sleep(pause), shard_tokens=5000)
 """
 
 

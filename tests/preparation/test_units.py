@@ -22,7 +22,7 @@ from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest
 from gptjax.preparation import documents, pool, scanning, units, workspace
-from gptjax.preparation.pipeline import prepare, prepare_partition, prepare_with_progress
+from gptjax.preparation.pipeline import prepare_partition, prepare_shards, prepare_with_progress
 from gptjax.preparation.sources import Input, find_inputs
 from gptjax.preparation.tokenising import UnitTokeniser
 from gptjax.preparation.units import Partition, find_units
@@ -49,7 +49,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def prepared(data: DataConfig, path: Path, **options) -> Manifest:
     data = dataclasses.replace(data, path=str(path))
-    return prepare(data, find_inputs(data), shard_tokens=SHARD, **options)
+    return prepare_shards(data, find_inputs(data), shard_tokens=SHARD, **options)
 
 
 @pytest.mark.parametrize("val_fraction", [0.25, 0.01], ids=["by hash", "ends held out"])
@@ -84,7 +84,7 @@ def test_a_merge_uses_what_the_partitions_made(data: DataConfig, monkeypatch: py
 
     monkeypatch.setattr(ByteTokenizer, "encode", refuse)
     monkeypatch.setattr("gptjax.preparation.tokenising.scan", refuse)
-    assert prepare(data, inputs, merge=True).splits["val"].tokens > 1000
+    assert prepare_shards(data, inputs, merge=True).splits["val"].tokens > 1000
 
 
 @pytest.mark.parametrize("val_fraction", [0.25, 0.01], ids=["by hash", "ends held out"])
@@ -101,7 +101,7 @@ def test_every_part_of_a_text_is_read_once(
 
     monkeypatch.setattr(documents.Document, "parts", counted)
     data = dataclasses.replace(data, val_fraction=val_fraction, inputs=data.inputs[1:])
-    manifest = prepare(data, find_inputs(data), workers=1)
+    manifest = prepare_shards(data, find_inputs(data), workers=1)
     size = sum(split.bytes for split in manifest.splits.values())
     assert size <= sum(len(part) for _, part in read) < size + 1000
 
@@ -152,22 +152,22 @@ def test_a_merge_names_the_partitions_that_are_missing_and_refuses_other_setting
     prepare_partition(data, inputs, Partition(1, 3))
     before = files(Path(data.path + ".preparing") / "units")
     with pytest.raises(UserError, match="not finished: --partition 0/3, 2/3"):
-        prepare(data, inputs, merge=True)
+        prepare_shards(data, inputs, merge=True)
     other = dataclasses.replace(data, val_fraction=0.1)
     for do in (
-        lambda: prepare(other, inputs, merge=True),
+        lambda: prepare_shards(other, inputs, merge=True),
         lambda: prepare_partition(other, inputs, Partition(0, 3)),
     ):
         with pytest.raises(UserError, match=re.escape("val_fraction was 0.25, now 0.1")):
             do()
     after = files(Path(data.path + ".preparing") / "units")
     assert {name: after[name] for name in before} == before  # and what a merge has looked through
-    prepare(other, inputs)  # one machine alone begins anew
+    prepare_shards(other, inputs)  # one machine alone begins anew
 
 
 def test_a_partition_of_what_is_merged_does_nothing_or_is_refused(data: DataConfig, capsys):
     inputs = find_inputs(data)
-    made = files(prepare(data, inputs).directory)
+    made = files(prepare_shards(data, inputs).directory)
     prepare_with_progress(data, partition=Partition(0, 2))
     assert "is complete: no partition is left to do" in capsys.readouterr().out
     with pytest.raises(UserError, match=re.escape("differently (val_fraction was 0.25, now 0.1)")):
@@ -181,7 +181,7 @@ def test_partitions_run_together_but_not_beside_a_whole_preparation(data: DataCo
     with workspace.open_workspace(data, inputs, 1, shared=True):
         prepare_partition(data, inputs, Partition(0, 2))
         with pytest.raises(UserError, match="another process is preparing"):
-            prepare(data, inputs)
+            prepare_shards(data, inputs)
     with (
         workspace.open_workspace(data, inputs, 1),
         pytest.raises(UserError, match="another process"),
@@ -233,8 +233,8 @@ def test_a_damaged_unit_is_found_and_made_again(data: DataConfig, tmp_path: Path
     damaged = next((tmp_path / "out.preparing" / "units").glob("*3.train"))
     damaged.write_bytes(damaged.read_bytes()[:-2] + b"xx")
     with pytest.raises(UserError, match=f"{damaged.name} is damaged: run the same command again"):
-        prepare(data, inputs, merge=True, shard_tokens=SHARD)
-    assert files(prepare(data, inputs, shard_tokens=SHARD).directory) == expected
+        prepare_shards(data, inputs, merge=True, shard_tokens=SHARD)
+    assert files(prepare_shards(data, inputs, shard_tokens=SHARD).directory) == expected
 
 
 def test_a_break_keeps_what_is_finished_and_changed_text_starts_anew(
@@ -252,10 +252,10 @@ def test_a_break_keeps_what_is_finished_and_changed_text_starts_anew(
 
     monkeypatch.setattr(UnitTokeniser, "tokenise", breaks)
     with pytest.raises(KeyboardInterrupt):
-        prepare(data, inputs, shard_tokens=SHARD, workers=1)
+        prepare_shards(data, inputs, shard_tokens=SHARD, workers=1)
     assert len(set(made)) == 12
     made.append(-1)  # from here on nothing breaks
-    again = prepare(data, inputs, shard_tokens=SHARD, workers=1)
+    again = prepare_shards(data, inputs, shard_tokens=SHARD, workers=1)
     assert files(again.directory) == expected
     assert len(set(made)) == len(made) > 20
     monkeypatch.undo()
@@ -329,12 +329,12 @@ def slowly(self, text):
 ByteTokenizer.encode = slowly
 
 if __name__ == "__main__":
-    from gptjax.preparation.pipeline import prepare
+    from gptjax.preparation.pipeline import prepare_shards
     from gptjax.preparation.sources import find_inputs
 
     out, *inputs = sys.argv[1:]
     data = DataConfig(out, "bytes", None, tuple(inputs), 0.2)
-    prepare(data, find_inputs(data), shard_tokens=20_000, workers=2)
+    prepare_shards(data, find_inputs(data), shard_tokens=20_000, workers=2)
     unread = {{"jax", "flax", "grain", "gptjax.preparation.hub.repository", "gptjax.preparation.hub.streaming"}}
     print(sorted(unread & set(sys.modules)))
 """

@@ -13,7 +13,7 @@ from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
 from gptjax.data.corpus import require_vocabulary
 from gptjax.data.manifest import read_tokenizer
-from gptjax.preparation.pipeline import prepare, prepare_partition
+from gptjax.preparation.pipeline import prepare_partition, prepare_shards
 from gptjax.preparation.sources import find_inputs, text_files
 from gptjax.preparation.units import Partition
 from gptjax.preparation.vocabulary import train_tokenizer
@@ -62,17 +62,17 @@ def test_data_prepared_with_it_knows_it_by_its_content(
 ):
     path = tmp_path / "made" / "tok.json"
     data = data_with(path, text_file, tmp_path / "out")
-    manifest = prepare(data, text_files(data.inputs))
+    manifest = prepare_shards(data, text_files(data.inputs))
     assert (manifest.tokenizer, manifest.n_vocab) == ("bpe:300", 300)
     assert fingerprint(read_tokenizer(manifest)) == fingerprint(made)
     for said in (str(path), "bpe:300", None):
         assert require_vocabulary(manifest, None, said) == 300
     path = path.rename(tmp_path / "moved.json")
     moved = data_with(path, text_file, tmp_path / "out")
-    assert prepare(moved, text_files(data.inputs)) == manifest  # nothing is prepared again
+    assert prepare_shards(moved, text_files(data.inputs)) == manifest  # nothing is prepared again
     path.write_text(train_bpe([text_file.read_text()], 299).to_json())
     with pytest.raises(UserError, match=r"holds data prepared differently .tokenizer was"):
-        prepare(moved, text_files(data.inputs))
+        prepare_shards(moved, text_files(data.inputs))
     with pytest.raises(UserError, match="was tokenised with bpe:300"):
         require_vocabulary(manifest, None, str(path))
 
@@ -84,15 +84,15 @@ def test_partitions_share_it_and_refuse_one_that_has_changed(
     whole = data_with(path, text_file, tmp_path / "whole")
     shared = data_with(path, text_file, tmp_path / "shared")
     documents = text_files(whole.inputs)
-    manifest = prepare(whole, documents)
+    manifest = prepare_shards(whole, documents)
     for index in range(2):
         prepare_partition(shared, documents, Partition(index, 2))
     table = path.read_text()
     path.write_text(train_bpe([text_file.read_text()], 299).to_json())
     with pytest.raises(UserError, match=r"made differently .*tokenizer was"):
-        prepare(shared, documents, merge=True)
+        prepare_shards(shared, documents, merge=True)
     path.write_text(table)
-    assert prepare(shared, documents, merge=True).splits == manifest.splits
+    assert prepare_shards(shared, documents, merge=True).splits == manifest.splits
 
 
 @pytest.mark.slow

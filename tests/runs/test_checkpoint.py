@@ -22,7 +22,7 @@ import pytest
 from conftest import environment_on
 
 from gptjax.base.errors import UserError
-from gptjax.base.tree import named_leaves, placed
+from gptjax.base.tree import abstract_tree, named_leaves
 from gptjax.cluster.mesh import make_mesh, replicated
 from gptjax.config import OptimConfig
 from gptjax.runs import checkpoint as checkpoint_module
@@ -67,7 +67,7 @@ def save(
 
 
 def abstract(n_devices: int = 1) -> TrainState:
-    return placed(some_state(0), replicated(make_mesh(n_devices)))
+    return abstract_tree(some_state(0), replicated(make_mesh(n_devices)))
 
 
 def restore(

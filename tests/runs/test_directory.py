@@ -14,8 +14,8 @@ from conftest import ROOT
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.config import Config, DataConfig, to_json
-from gptjax.config.presets import load_preset
-from gptjax.preparation.pipeline import prepare
+from gptjax.config.presets import load_config
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
 from gptjax.runs import directory
 from gptjax.runs.checkpoint import Checkpointer
@@ -54,7 +54,7 @@ FREE = {
     "train.stall_seconds": 0, "train.cpu_devices": 2, "sample.prompt": "x",
     "sample.max_new_tokens": 5, "sample.temperature": 0.0, "sample.top_k": None,
 }  # fmt: skip
-PRESET = load_preset("tiny")
+PRESET = load_config("tiny")
 TINY = dataclasses.replace(
     PRESET,
     # a loop over layers, without which nothing can be rematerialised
@@ -324,7 +324,7 @@ def test_a_start_that_other_data_refuse_leaves_the_run_as_it_was(tmp_path):
         file = tmp_path / f"{name}.txt"
         file.write_text("".join(text[i % 17 :] for i in range(2000)))
         data = DataConfig(str(tmp_path / name), "bpe:260", inputs=(str(file),), val_fraction=0.2)
-        manifests.append(prepare(data, text_files(data.inputs)))
+        manifests.append(prepare_shards(data, text_files(data.inputs)))
     assert len({m.tokenizer_fingerprint for m in manifests}) == 2
     configs = [
         changed({"data.path": str(m.directory), "data.tokenizer": None, "data.mixture": ()})

@@ -10,11 +10,11 @@ import pytest
 from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
 from gptjax.data.manifest import read_manifest, read_tokenizer
-from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
 from gptjax.tokenizers.english import words_of
 from gptjax.tokenizers.gpt1 import GPT1Tokenizer, gpt1, standardise
-from gptjax.tokenizers.registry import fingerprint, from_json, make_tokenizer
+from gptjax.tokenizers.registry import fingerprint, make_tokenizer, tokenizer_from_json
 
 pytest.importorskip("ftfy")
 
@@ -101,14 +101,14 @@ def test_pieces_that_end_before_a_blank_give_the_ids_of_the_whole(toy):
 
 
 def test_json_makes_the_same_tokenizer_again_and_its_rules_count(toy):
-    again = from_json(toy.to_json(), "tokenizer.json")
+    again = tokenizer_from_json(toy.to_json(), "tokenizer.json")
     assert isinstance(again, GPT1Tokenizer)
     assert again.encode("The king's said").tolist() == toy.encode("The king's said").tolist()
     assert fingerprint(again) == fingerprint(toy)
     assert fingerprint(GPT1Tokenizer(TOKENS, MERGES[:-1])) != fingerprint(toy)
     newer = {**json.loads(toy.to_json()), "rules": 2}
     with pytest.raises(UserError, match=r"other\.json is not a tokenizer file: .*has rules 2"):
-        from_json(json.dumps(newer), "other.json")
+        tokenizer_from_json(json.dumps(newer), "other.json")
 
 
 @pytest.mark.parametrize("names", [("encoder_bpe_40000.json", "vocab_40000.bpe"),
@@ -121,7 +121,7 @@ def test_data_is_prepared_with_it_and_carries_it(tmp_path: Path, monkeypatch, na
     text = tmp_path / "a.txt"
     text.write_text("The king said no.\n" * 20)
     data = DataConfig(str(tmp_path / "out"), "gpt1", None, (str(text),), 0.0)
-    prepare(data, text_files(data.inputs))
+    prepare_shards(data, text_files(data.inputs))
     monkeypatch.delenv("GPTJAX_GPT1_DIR")
     manifest = read_manifest(tmp_path / "out")
     assert (manifest.tokenizer, manifest.n_vocab, manifest.dtype) == ("gpt1", len(TOKENS), "uint16")

@@ -23,8 +23,8 @@ from gptjax.tokenizers.plain import ByteTokenizer, CharTokenizer, collect_charac
 from gptjax.tokenizers.registry import (
     bytes_per_token,
     fingerprint,
-    from_json,
     make_tokenizer,
+    tokenizer_from_json,
     tokenizer_identity,
 )
 
@@ -243,7 +243,7 @@ def test_gpt2_files_of_another_size_are_refused(tmp_path: Path, trained: BPEToke
 
 
 def test_json_makes_the_same_tokenizer_again(tokenizer):
-    again = from_json(tokenizer.to_json(), "tokenizer.json")
+    again = tokenizer_from_json(tokenizer.to_json(), "tokenizer.json")
     assert (again.name, again.n_vocab, again.eot_id) == (
         tokenizer.name,
         tokenizer.n_vocab,
@@ -296,7 +296,7 @@ def table_of(*tokens: bytes) -> str:
 )
 def test_a_garbage_tokenizer_file_is_named(garbage: str):
     with pytest.raises(UserError, match=r"some/tokenizer\.json is not a tokenizer file"):
-        from_json(garbage, "some/tokenizer.json")
+        tokenizer_from_json(garbage, "some/tokenizer.json")
 
 
 def test_training_is_deterministic_and_gives_exactly_the_size_asked_for():
@@ -399,15 +399,17 @@ def test_an_encoding_of_tiktoken_keeps_its_own_ids_and_travels_as_json(with_gaps
         b"",
         b"",
     ]
-    again = from_json(tokenizer.to_json(), "tokenizer.json")
+    again = tokenizer_from_json(tokenizer.to_json(), "tokenizer.json")
     assert (again.name, again.eot_id, again.n_vocab) == ("tiktoken:cl100k_base", 310, 316)
     assert fingerprint(again) == fingerprint(tokenizer)
     assert again.encode("hello").tolist() == tokenizer.encode("hello").tolist()
     assert len(bytes_per_token(again)) == 316
     moved = {**json.loads(tokenizer.to_json()), "eot": 311}
-    assert fingerprint(from_json(json.dumps(moved), "moved.json")) != fingerprint(tokenizer)
+    assert fingerprint(tokenizer_from_json(json.dumps(moved), "moved.json")) != fingerprint(
+        tokenizer
+    )
     with pytest.raises(UserError, match="end-of-text is 65, which is another token"):
-        from_json(json.dumps({**moved, "eot": 65}), "moved.json")
+        tokenizer_from_json(json.dumps({**moved, "eot": 65}), "moved.json")
 
 
 def test_gpt2_by_the_name_tiktoken_has_for_it_gives_the_same_ids(

@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.config import TrainConfig
-from gptjax.config.batches import BatchRamp
+from gptjax.config.batches import BatchSchedule
 from gptjax.training.feed import by_call, due, rows_of_call, updates_in_call
 
-NO_RAMP = BatchRamp(4, 4, 0)
+NO_RAMP = BatchSchedule(4, 4, 0)
 NOTHING_DUE = TrainConfig(
     max_steps=100, eval_every_steps=0, sample_every_steps=0, save_every_steps=0, updates_per_call=10
 )
 cadences = st.integers(0, 30)
 
 
-def ends(train: TrainConfig, ramp: BatchRamp, step: int = 0) -> list[int]:
+def ends(train: TrainConfig, ramp: BatchSchedule, step: int = 0) -> list[int]:
     """The step after which each call of a start at `step` ends."""
     found = []
     while step < train.max_steps:
@@ -39,7 +39,7 @@ def test_a_call_ends_where_a_trace_does():
 
 
 def test_a_call_has_batches_of_one_size():
-    assert ends(dataclasses.replace(NOTHING_DUE, max_steps=30), BatchRamp(1, 4, 15)) == [
+    assert ends(dataclasses.replace(NOTHING_DUE, max_steps=30), BatchSchedule(1, 4, 15)) == [
         *(8, 15),  # 1 row each, then 2
         *(25, 30),
     ]

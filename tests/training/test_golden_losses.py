@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, made_up_text, run_verb
 
 from gptjax.base.tree import named_leaves
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 from gptjax.model.gpt import init_params
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -29,7 +29,7 @@ def prepared_text(directory: Path) -> Path:
 
 def initial_weights() -> dict[str, np.ndarray]:
     """What a run of `tiny` draws."""
-    config = load_preset("tiny")
+    config = load_config("tiny")
     model = dataclasses.replace(config.model, n_vocab=VOCABULARY)
     params = init_params(model, jax.random.key(config.train.seed))
     return {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}

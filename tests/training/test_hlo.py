@@ -18,12 +18,12 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from gptjax.base.tree import count, placed
+from gptjax.base.tree import abstract_tree, count_elements
 from gptjax.cluster.mesh import BatchLayout, make_mesh, replicated
 from gptjax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.losses import cross_entropy_rows
-from gptjax.model.places import Split
+from gptjax.model.places import ModelSharding
 from gptjax.planning.hlo import bytes_by_axes, collectives
 from gptjax.training import step as step_module
 from gptjax.training.program import assemble
@@ -61,7 +61,7 @@ def compiled(micro_steps: int, losses: Losses | None = None, params: Any = None)
         state = jax.eval_shape(
             lambda p: TrainState(jnp.int32(0), p, made.optimizer.init(p)), params
         )
-        state = placed(state, replicated(made.mesh))
+        state = abstract_tree(state, replicated(made.mesh))
         arguments = (losses, made.optimizer, optax.constant_schedule(1e-3), made.mesh, P())
         update = step_module.make_update(*arguments, dropout=False)
         step = step_module.make_train_step(update, replicated(made.mesh))
@@ -94,9 +94,9 @@ BIGRAM_LOSSES = Losses(bigram_loss, row_losses=bigram_loss, weights=all_count)
 @pytest.mark.parametrize("micro_steps", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_gradients_of_a_gpt_cross_the_network_once_per_update(micro_steps):
     params = parameter_shapes(MODEL)
-    assert count(params) > 2 * 128 * MODEL.n_embd  # both tables with their padded rows
+    assert count_elements(params) > 2 * 128 * MODEL.n_embd  # both tables with their padded rows
     hlo = compiled(micro_steps)
-    assert problems(hlo, count(params), micro_steps) == set()
+    assert problems(hlo, count_elements(params), micro_steps) == set()
 
 
 @cache
@@ -107,7 +107,7 @@ def bigram_hlo(micro_steps: int) -> str:
 @pytest.mark.parametrize("micro_steps", [1, 4])
 def test_gradients_of_any_task_do(micro_steps):
     hlo = bigram_hlo(micro_steps)
-    assert problems(hlo, count(BIGRAM), micro_steps) == set()
+    assert problems(hlo, count_elements(BIGRAM), micro_steps) == set()
     scalars = [c for c in collectives(hlo) if c.elements == 1]  # tokens, and the loss of a loop
     assert [c.is_gated for c in scalars] == [False] * (1 if micro_steps == 1 else 2)
 
@@ -125,23 +125,23 @@ def without_gate(total: Callable, micro_steps: int) -> optax.MultiSteps:
 def test_the_checker_sees_an_average_in_every_micro_step(monkeypatch):
     monkeypatch.setattr(step_module, "accumulate", without_gate)
     hlo = compiled(4, BIGRAM_LOSSES, BIGRAM)
-    assert problems(hlo, count(BIGRAM), 4) == {"gradients cross in every micro-step"}
+    assert problems(hlo, count_elements(BIGRAM), 4) == {"gradients cross in every micro-step"}
 
 
 def test_the_checker_sees_the_sum_that_autodiff_inserts_without_the_cast(monkeypatch):
     no_cast = SimpleNamespace(**{**vars(lax), "pcast": lambda x, *_, **__: x})
     monkeypatch.setattr(step_module, "lax", no_cast)
     hlo = compiled(4, BIGRAM_LOSSES, BIGRAM)
-    assert "gradients cross in every micro-step" in problems(hlo, count(BIGRAM), 4)
+    assert "gradients cross in every micro-step" in problems(hlo, count_elements(BIGRAM), 4)
 
 
 def test_the_checker_counts_what_crosses():
     hlo = bigram_hlo(4)
-    assert problems(hlo, count(BIGRAM) + 1, 4) == {
+    assert problems(hlo, count_elements(BIGRAM) + 1, 4) == {
         "not one all-reduce of all gradients", "not four bytes a parameter"
     }  # fmt: skip
     gathered = hlo.replace(" all-reduce(", " all-gather(")
-    assert problems(gathered, count(BIGRAM), 4) == {"something else than an all-reduce"}
+    assert problems(gathered, count_elements(BIGRAM), 4) == {"something else than an all-reduce"}
 
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -181,7 +181,7 @@ def test_what_the_compiler_inserts_for_muon_is_counted():
     """Its products over divided matrices move them, which AdamW's arithmetic does not."""
     sent = {}
     for name in ("adamw", "muon"):
-        mesh, model = make_mesh(8, Split(fsdp=4)), dataclasses.replace(MODEL, n_embd=32)
+        mesh, model = make_mesh(8, ModelSharding(fsdp=4)), dataclasses.replace(MODEL, n_embd=32)
         train = TrainConfig(max_steps=10, loss_chunk_tokens=8)
         config = Config(model=model, optim=OptimConfig(name=name), train=train)
         program = assemble(config, mesh).compile(BatchLayout(1, 1, 8, CONTEXT))

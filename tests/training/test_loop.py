@@ -13,7 +13,7 @@ import pytest
 
 from gptjax.cluster.stop import StopRequest
 from gptjax.config import Config, SampleConfig, TrainConfig
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 from gptjax.generation.sampling import sample_after, stream_text
 from gptjax.model.gpt import init_params
 from gptjax.runs import samples
@@ -147,7 +147,7 @@ def test_a_sample_that_is_added_is_one_that_can_be_forgotten(tmp_path):
 
 def test_a_sample_of_divided_parameters_is_that_of_whole_ones(monkeypatch):
     """They are used where they lie: no device could hold them all."""
-    config = load_preset("tiny")
+    config = load_config("tiny")
     cfg = dataclasses.replace(config.model, n_vocab=257)
     config = dataclasses.replace(
         config, model=cfg, sample=SampleConfig(prompt="ab", max_new_tokens=6)
@@ -179,7 +179,7 @@ def test_a_sample_of_divided_parameters_is_that_of_whole_ones(monkeypatch):
 @pytest.fixture
 def short(prepared) -> Config:
     """Four updates of the tiny model on the eight devices here, all of it watched."""
-    tiny = load_preset("tiny")
+    tiny = load_config("tiny")
     return dataclasses.replace(
         tiny,
         data=dataclasses.replace(tiny.data, path=str(prepared.directory), source=None),

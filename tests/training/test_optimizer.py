@@ -19,7 +19,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gptjax.base.tree import named_leaves, placed
+from gptjax.base.tree import abstract_tree, named_leaves
 from gptjax.cluster.mesh import DATA, make_mesh, replicated
 from gptjax.config import ModelConfig, OptimConfig
 from gptjax.model.gpt import parameter_shapes
@@ -296,7 +296,7 @@ def test_every_state_comes_back_from_a_checkpoint(cfg, tmp_path):
     checkpointer = Checkpointer(tmp_path / "checkpoints")
     checkpointer.save(2, saved_items(state), {}, {})
     checkpointer.close()
-    abstract = placed(state, replicated(make_mesh(2)))
+    abstract = abstract_tree(state, replicated(make_mesh(2)))
     found = Checkpointer(tmp_path / "checkpoints").restore(items_of(abstract), print)
     assert found is not None
     restored = state_of(found.step, found.items, abstract)

@@ -22,8 +22,8 @@ from gptjax.base.errors import ConfigError
 from gptjax.base.tree import named_leaves
 from gptjax.cluster.mesh import make_mesh, put_rows
 from gptjax.config import Config
-from gptjax.config.batches import batch_ramp
-from gptjax.config.presets import load_preset
+from gptjax.config.batches import batch_schedule
+from gptjax.config.presets import load_config
 from gptjax.data.loader import StepSource
 from gptjax.training import loop
 from gptjax.training.program import assemble
@@ -35,7 +35,7 @@ STEPS, CONTEXT = 6, 16
 
 def labelled(**train: Any) -> Config:
     """The tiny config for the second task: 8 rows an update, evaluated and saved every 3."""
-    tiny = load_preset("tiny")
+    tiny = load_config("tiny")
     values = {"batch_tokens": 8 * CONTEXT, "micro_batch": 1, "max_steps": STEPS, "context": CONTEXT}
     often = {"eval_every_steps": 3, "save_every_steps": 3, "eval_tokens": None}
     return dataclasses.replace(
@@ -54,7 +54,7 @@ def rows_of(run: Path) -> list[dict]:
 def weights_of(config: Config) -> list[float]:
     """What the targets of each update count together, from the examples alone."""
     data = LabelledRows(config)
-    source = StepSource(data, batch_ramp(config), STEPS, config.train.seed)
+    source = StepSource(data, batch_schedule(config), STEPS, config.train.seed)
     return [float(source[i]["weights"][:, :-1].sum() + 8) for i in range(STEPS)]
 
 
@@ -88,7 +88,7 @@ def gradients(devices: int, batch: dict[str, np.ndarray], config: Config) -> tup
 
 def test_eight_devices_have_the_gradients_of_one():
     config = LabelledRows(labelled()).resolved(labelled())
-    batch = StepSource(LabelledRows(config), batch_ramp(config), STEPS, 0)[0]
+    batch = StepSource(LabelledRows(config), batch_schedule(config), STEPS, 0)[0]
     loss, expected = gradients(1, batch, config)
     found, leaves = gradients(8, batch, config)
     assert found == pytest.approx(loss, rel=1e-6)

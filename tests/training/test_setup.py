@@ -20,10 +20,10 @@ from gptjax.base.errors import ConfigError, UserError
 from gptjax.base.tree import named_leaves
 from gptjax.cluster.devices import HEADROOM
 from gptjax.config import Config, DataConfig
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 from gptjax.data.manifest import Manifest
 from gptjax.evaluation.perplexity import evaluate_parts
-from gptjax.preparation.pipeline import prepare
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
@@ -48,7 +48,7 @@ class Heard:
 
 def tiny(data: Manifest, fields: dict[str, Any]) -> Config:
     """The tiny config on this data with other values under dotted names, never looked at."""
-    config = load_preset("tiny")
+    config = load_config("tiny")
     quiet = {"model.unroll": 1, "train.eval_every_steps": 0, "train.save_every_steps": 0}
     where = {"data.path": str(data.directory), "data.source": None}
     for name, value in {**quiet, **where, **fields}.items():
@@ -265,7 +265,7 @@ def test_validation_looks_at_the_average_of_the_parameters(prepared, tmp_path):
 
 def test_a_prompt_that_the_tokenizer_cannot_say_is_refused_before_training(text_file, tmp_path):
     data = DataConfig(path=str(tmp_path / "chars"), tokenizer="chars", inputs=(str(text_file),))
-    chars = prepare(data, text_files(data.inputs))
+    chars = prepare_shards(data, text_files(data.inputs))
     fields = {"data.tokenizer": None, "sample.prompt": "d\u00e9f"}
     config = tiny(chars, {**fields, "train.sample_every_steps": 10})
     with pytest.raises(UserError, match="'\u00e9' is none of the"):

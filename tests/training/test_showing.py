@@ -15,7 +15,7 @@ from conftest import environment_on, without_speed
 from gptjax.cluster.stop import StopRequest
 from gptjax.cluster.watchdog import StallError
 from gptjax.config import Config, SampleConfig
-from gptjax.config.presets import load_preset
+from gptjax.config.presets import load_config
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.tokenizers.registry import make_tokenizer
@@ -33,7 +33,7 @@ def out_of_memory(*_: Any) -> str:
 def shown(tmp_path) -> Showing:
     """The samples and curves of a run whose log is in `tmp_path`."""
     run_dir = RunDir(tmp_path)
-    tiny = load_preset("tiny")
+    tiny = load_config("tiny")
     return Showing(tiny, make_tokenizer("bytes"), run_dir, Display(run_dir.log))
 
 
@@ -89,7 +89,7 @@ def test_a_process_of_several_that_fails_in_a_common_sample_saves_and_leaves(sho
 @pytest.fixture
 def short(prepared) -> Config:
     """Six updates of the tiny model on the eight devices here; all is due at each second one."""
-    tiny = load_preset("tiny")
+    tiny = load_config("tiny")
     train = dataclasses.replace(
         tiny.train, max_steps=STEPS, eval_every_steps=2, sample_every_steps=2, save_every_steps=2,
         eval_tokens=1024, keep_latest=9,

@@ -17,7 +17,7 @@ import pytest
 
 from gptjax.base.tree import named_leaves
 from gptjax.config import OptimConfig
-from gptjax.training.update_rules import RULES, adamw, muon
+from gptjax.training.update_rules import UPDATE_RULES, adamw, muon
 
 CFG = OptimConfig(beta1=0.8, beta2=0.95, eps=1e-6)
 BFLOAT16 = dataclasses.replace(CFG, moments_dtype="bfloat16")
@@ -63,7 +63,7 @@ def directions(rule: optax.GradientTransformation, gradients: list[dict]) -> tup
 @cache
 def of_rule(name: str, cfg: OptimConfig = CFG) -> tuple[list, list]:
     """Updates and states of a row of the table, for all of GRADIENTS."""
-    return directions(RULES[name](cfg), GRADIENTS)
+    return directions(UPDATE_RULES[name](cfg), GRADIENTS)
 
 
 def assert_close(got: dict, expected: dict, relative: float) -> None:
@@ -192,7 +192,7 @@ def test_no_layer_of_a_stack_feels_another(rule):
     for gradient in louder:
         for leaf in jax.tree.leaves(gradient["h"]):
             leaf[1] *= 100 * np.abs(leaf[2])
-    quiet, loud = of_rule(rule)[0], directions(RULES[rule](CFG), louder)[0]
+    quiet, loud = of_rule(rule)[0], directions(UPDATE_RULES[rule](CFG), louder)[0]
     for before, after in zip(quiet, loud, strict=True):
         for name in (name for name in before if name.startswith("h/")):
             for layer in (0, 2):

@@ -43,7 +43,7 @@ def hub_name(text: str | None) -> HubName:
     return name
 
 
-def look_up(name: HubName) -> Repository:
+def find_repository(name: HubName) -> Repository:
     """Ask the hub which commit the name means and what is there; raises `UserError`."""
     with hub_errors(name.repository):
         from huggingface_hub import HfApi, RepoFile

@@ -19,7 +19,7 @@ from gptjax.base.files import unique_name, write_atomically
 from gptjax.base.terminal import how_long
 from gptjax.config import DataConfig
 from gptjax.config.names import HubName
-from gptjax.preparation.hub.repository import hub_errors, hub_name, look_up, require_disk
+from gptjax.preparation.hub.repository import find_repository, hub_errors, hub_name, require_disk
 from gptjax.preparation.sources import Input, Progress, silent
 
 PART_BYTES = 2**27  # of text: what a kill can lose
@@ -47,7 +47,7 @@ def store_stream(source: Input, directory: Path, progress: Progress = silent) ->
     if stored is None or not stored.is_whole:
         spool.mkdir(parents=True, exist_ok=True)
         name = hub_name(str(source.path))
-        stored = stored or _Stored(look_up(name).commit)
+        stored = stored or _Stored(find_repository(name).commit)
         with hub_errors(name.repository):
             _stream(source, stored, spool, progress)
     return [
@@ -74,7 +74,7 @@ def announce(data: DataConfig, source: Input, directory: Path) -> None:
         return
     name = hub_name(data.hub)
     with hub_errors(name.repository):
-        files = _files(name, stored.commit if stored else look_up(name).commit)
+        files = _files(name, stored.commit if stored else find_repository(name).commit)
     total, needed = sum(files.values()), _disk(files, data.tokenizer or "bytes")
     free = require_disk(Path(data.path).absolute(), 0 if stored else needed)
     print(
