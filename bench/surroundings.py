@@ -59,7 +59,7 @@ def loader(plan: Plan) -> None:
 
 
 def tokenizer(plan: Plan) -> None:
-    """Text to gpt2 tokens: the pool of threads and the whole of prepare_shards, against tiktoken's own."""
+    """Text to gpt2 tokens: a pool of threads and the whole preparation, against tiktoken's own."""
     documents = (
         sorted((ROOT / "gptjax").rglob("*.py"))
         if plan.quick

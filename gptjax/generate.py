@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptjax.base.errors import ConfigError, UserError
+from gptjax.base.errors import ConfigError
 from gptjax.cli import main, parse
 from gptjax.config import SampleConfig
 
@@ -40,33 +40,18 @@ def generate(argv: Sequence[str]) -> int:
         command.prompt, command.max_new_tokens, command.temperature, command.top_k
     )
 
-    import jax
-
-    from gptjax.base.tree import abstract_tree
     from gptjax.cluster.compiler import enable_compilation_cache
-    from gptjax.cluster.mesh import make_mesh, replicated
-    from gptjax.generation.sampling import stream_text
-    from gptjax.model.gpt import parameter_shapes
-    from gptjax.runs.checkpoint import Checkpointer
-    from gptjax.runs.directory import RunDir
+    from gptjax.generation.loaded import load_run
 
     enable_compilation_cache()
-
-    run_dir = RunDir(command.run)
-    config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
-    tokenizer.encode(command.prompt)  # what it cannot say is told before anything is printed
-    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
-    step = checkpointer.choose(command.checkpoint)
-    shapes = abstract_tree(parameter_shapes(config.model), replicated(make_mesh(1)))
-    params = checkpointer.restore_params(step, shapes)
-    checkpointer.close()
-    print(f"checkpoint of update {step} in {command.run}", file=sys.stderr)
+    run = load_run(command.run, command.checkpoint)
+    run.tokenizer.encode(command.prompt)  # what it cannot say is told before anything is printed
+    print(f"checkpoint of step {run.step} in {command.run}", file=sys.stderr)
     for number in range(command.num_samples):
         if number:
             print("\n---")
         print(command.prompt, end="", flush=True)
-        key = jax.random.fold_in(jax.random.key(command.seed), number)
-        for text in stream_text(config.model, params, tokenizer, key, sample):
+        for text in run.stream(sample, command.seed, number):
             print(text, end="", flush=True)
         print()
     return 0
@@ -91,11 +76,6 @@ def _check(command: GenerateCommand) -> None:
     ]
     if problems := [message for bad, message in rules if bad]:
         raise ConfigError(problems)
-    if not command.run.is_dir():
-        raise UserError(
-            f"there is no run in {command.run}: train one first, for example with "
-            "`python -m gptjax.train --config quickstart`"
-        )
 
 
 if __name__ == "__main__":

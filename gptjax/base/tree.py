@@ -25,7 +25,7 @@ def named_leaves(tree: Tree) -> dict[str, Any]:
 
 
 def abstract_tree(tree: Tree, shardings: Tree) -> Tree:
-    """The same shapes and types, to be abstract_tree as `shardings` says: one for all, or one a leaf."""
+    """Shapes and types alone, placed as `shardings` says: one for all leaves, or one for each."""
     if isinstance(shardings, Sharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(

@@ -105,8 +105,8 @@ class DataConfig:
     """Prepared directories to mix in place of `path`, each DIR=WEIGHT, or DIR=WEIGHT:EPOCHS with
     the most epochs of it that are allowed; with weight 0 where a change is to bring it in."""
     mixture_changes: tuple[str, ...] = ()
-    """Other weights after an update, each STEP=WEIGHT,WEIGHT,... in the order of the mixture; on
-    resuming, those to come may be others."""
+    """New weights from a given step on, each as STEP=WEIGHT,WEIGHT,... in mixture order. A resumed
+    run may change entries that have not taken effect yet."""
     document_mask: bool = False
     """Keep attention inside documents, which a window may hold several of; GPT-2 did not."""
 
@@ -125,72 +125,72 @@ class OptimConfig:
     schedule: Literal["cosine", "linear", "wsd"] = "cosine"
     """Shape after the warm-up: cosine, straight line, or flat with a linear cooldown (wsd)."""
     warmup_steps: int = 700
-    """Linear warm-up, in updates."""
+    """Linear warm-up, in steps."""
     decay_steps: int | None = None
-    """Update at which the schedule ends, warm-up included; None means train.max_steps."""
+    """Step at which the schedule ends, warm-up included; None means train.max_steps."""
     cooldown_fraction: float = 0.2
     """Share of the schedule that cools down at its end (wsd only; 0 to 1)."""
     weight_decay: float = 0.1
     """Decoupled decay per unit of learning rate; biases and norms are never decayed."""
     beta1: float = 0.9
-    """Decay of Adam's first moment, per update."""
+    """Decay of Adam's first moment, per step."""
     beta2: float = 0.95
-    """Decay of Adam's second moment, per update."""
+    """Decay of Adam's second moment, per step."""
     eps: float = 1e-8
     """Adam's epsilon, added to the root of the second moment."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; None does not clip."""
     moments_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type in which the optimizer's moments are stored between updates."""
+    """Type in which the optimizer's moments are stored between steps."""
     ema_decay: float | None = None
-    """Decay per update of a running average of the parameters, which is what is then validated and
-    sampled; None keeps none."""
+    """Decay per step of a running average of the parameters. Validation and samples use the
+    average; None keeps none."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Batch, length and cadence of a run. A step is one optimizer update everywhere."""
+    """Batch, length and cadence of a run. A step is one optimizer step everywhere."""
 
     batch_tokens: int = 2**19
-    """Tokens per update over all devices and micro-steps."""
+    """Tokens per step over all devices and micro-steps."""
     micro_batch: int | Literal["auto"] = 16
-    """Sequences a device holds at once, at most; the number of micro-steps follows from it. auto
-    takes the most that fit by the compiler's own account of memory."""
+    """Sequences a device processes at once, at most; the number of micro-steps follows from it.
+    auto takes the largest number that the compiler reports will fit in memory."""
     cpu_devices: int = 1
     """Devices that a processor counts as; one a core is faster for small models. GPUs ignore it."""
     ramp_from_tokens: int | None = None
-    """Tokens of the first updates, batch_tokens divided by a power of two; None does not ramp."""
+    """Tokens of the first steps, batch_tokens divided by a power of two; None does not ramp."""
     ramp_steps: int = 0
-    """Updates over which the batch doubles, in equal stages, up to batch_tokens."""
+    """Steps over which the batch doubles, in equal stages, up to batch_tokens."""
     wire_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type in which gradients cross the network between groups of devices, once per update."""
+    """Type in which gradients cross the network between groups of devices, once per step."""
     updates_per_call: int = 1
-    """Updates that one call of the compiled program makes, at most: ten save a tenth where an
-    update takes some ten milliseconds. Their rows of metrics.jsonl share one time, and a stop
+    """Steps that one call of the compiled program makes, at most: ten save a tenth where a step
+    takes some ten milliseconds. Their rows of metrics.jsonl share one time, and a stop
     request waits for the one or two calls under way."""
     loss_chunk_tokens: int = 2048
     """Tokens whose logits exist at once in training; 0 forms all logits of a micro-batch."""
     context: int | None = None
     """Tokens in a training window (T); None means model.n_ctx."""
     max_steps: int = 19073
-    """Updates in the whole run."""
+    """Steps in the whole run."""
     eval_every_steps: int = 250
-    """Updates between validation losses; 0 never evaluates."""
+    """Steps between validation losses; 0 never evaluates."""
     eval_tokens: int | None = 2**20
     """Validation tokens per evaluation, at most; None uses the whole validation set."""
     save_every_steps: int = 500
-    """Updates between checkpoints; 0 saves only at the end."""
+    """Steps between checkpoints; 0 saves only at the end."""
     keep_latest: int = 2
     """Newest checkpoints kept, in number; the best by validation loss is kept besides."""
     sample_every_steps: int = 1000
-    """Updates between sampled texts; 0 never samples."""
+    """Steps between sampled texts; 0 never samples."""
     stall_seconds: int = 1800
     """Seconds in which nothing is finished, or a checkpoint not saved, after which a process ends,
     to be started again; ten times the longest such wait so far, if more; 0 waits for ever."""
     seed: int = 1337
     """Seed of initialisation, dropout and data order."""
     profile: str | None = None
-    """STEP:COUNT writes a trace of COUNT updates after update STEP into the run's directory."""
+    """STEP:COUNT writes a trace of COUNT steps after step STEP into the run's directory."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class Config:
 
     @property
     def batch_rows(self) -> int:
-        """Training windows per update."""
+        """Training windows per step."""
         return self.train.batch_tokens // self.context
 
 

@@ -1,8 +1,8 @@
 """Matrix products with a weight, forward and backward, that every compiler runs fast.
 
-XLA for CPUs fuses the elementwise work before a mixed_matmul (a norm, a GELU, a residual sum) into a
-copy that transposes while it computes, which costs more than the mixed_matmul itself; `materialised_on_cpu` keeps
-the two apart. Compilers for other devices are left alone.
+XLA for CPUs fuses the elementwise work before a product (a norm, a GELU, a residual sum) into a copy
+that transposes while it computes, which costs more than the product itself;
+`materialised_on_cpu` keeps the two apart. Compilers for other devices are left alone.
 """
 
 from typing import Any, TypeVar
@@ -80,8 +80,8 @@ def mixed_matmul(x_MD: Array, kernel_DF: Array) -> Array:
 def _forward(x_MD: Array, kernel_DF: Array) -> tuple[Array, tuple[Array, Array]]:
     x_MD, settled_DF = materialised_on_cpu((x_MD, kernel_DF))
     y_MF = dot_fp32_sum(x_MD, settled_DF.astype(x_MD.dtype), (1, 0), x_MD.dtype)
-    # the kernel as it came: materialised_on_cpu, it would be a new array, and a scan would stack those of all
-    # layers beside the ones that it was given
+    # the kernel as it came: a materialised one would be a new array, and a scan would stack those
+    # of all layers beside the ones that it was given
     return y_MF, (x_MD, kernel_DF)
 
 

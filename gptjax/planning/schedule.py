@@ -1,7 +1,7 @@
 """How long an update and a run take: arithmetic at a stated utilisation, bytes at a bandwidth.
 
-Nothing is assumed to overlap: an update takes its arithmetic and then its communication, so a
-trainer that hides some of it is faster than planned. Arithmetic is counted as in `gptjax.model.size`,
+Nothing is assumed to overlap: a step takes its arithmetic and then its communication, so a trainer
+that hides some of it is faster than planned. Arithmetic is counted as in `gptjax.model.size`,
 without what rematerialisation does again: state a lower utilisation where blocks are recomputed.
 """
 

@@ -1,4 +1,4 @@
-"""Look into a prepared directory: verify_shards every hash, count_tokens, and show what the tokens say."""
+"""Look into a prepared directory: verify every hash, count, and show what the tokens say."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -147,7 +147,7 @@ def prepare_partition(
     progress: Progress = silent,
     workers: int | None = None,
 ) -> int:
-    """Tokenise one partition's units; returns how many tokens they have. `prepare_shards` merges them.
+    """Tokenise one partition's units, which `prepare_shards` merges; returns their tokens.
 
     Where they are merged already, nothing is left to do.
     """

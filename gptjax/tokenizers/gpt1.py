@@ -2,8 +2,8 @@
 
 Radford et al. (2018), as published in openai/finetune-transformer-lm: ftfy repairs the text, dashes
 become hyphens, runs of punctuation get blanks around them, white space is folded; spaCy cuts words,
-which `gptjax.tokenizers.english` does here; lower case; a BPE over characters whose last one carries
-`</w>`. The text does not come back: case, kinds of blanks and unknown characters are lost.
+which `gptjax.tokenizers.english` does here; lower case; a BPE over characters, the last of which
+carries `</w>`. The text does not come back: case, kinds of blanks and unknown characters are lost.
 
 Measured by `bench/gpt1_tokenizer.py`. With spaCy 3.8 in place of our words the ids of every line of
 tinyshakespeare.txt are the same (277,109 tokens), and of all but 17 of the 5,574 lines of

@@ -62,7 +62,7 @@ def saved_items(state: TrainState) -> dict[str, Tree]:
 
 
 def state_of(step: int, items: dict[str, Tree], like: TrainState) -> TrainState:
-    """The state that `items_of` took apart, its step abstract_tree as that of `like`."""
+    """The state that `items_of` took apart, its step placed as that of `like`."""
     count = jnp.asarray(step, jnp.int32, device=like.step.sharding)
     return TrainState(count, items["params"], items["opt_state"])
 

@@ -1,7 +1,7 @@
 """What an optimizer is but for clipping, decay and learning rate: gradients to a direction.
 
-`UPDATE_RULES` is the table behind `optim.name`. Every direction has elements of about one size whatever
-the size of the gradients, and is to be multiplied by the learning rate.
+`UPDATE_RULES` is the table behind `optim.name`. The elements of every direction have about one size,
+whatever the size of the gradients; the learning rate multiplies them.
 """
 
 import math

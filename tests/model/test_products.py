@@ -19,7 +19,7 @@ def normal(*shape, seed=0):
 
 
 def pulled_back(x_MD, kernel_DF, dy_MF):
-    """The mixed_matmul and its two gradients, compiled."""
+    """The product and its two gradients, compiled."""
 
     def forward_and_backward(x_MD, kernel_DF, dy_MF):
         y_MF, backward = jax.vjp(mixed_matmul, x_MD, kernel_DF)
@@ -44,7 +44,7 @@ def test_value_and_gradients_match_numpy():
 def test_every_product_asks_for_float32_sums(platform, narrow_results):
     """Read from the program, for a compiler may give more precision than was asked for.
 
-    The program for CPUs rounds after each mixed_matmul, the one for GPUs within it; the gradient of the
+    The program for CPUs rounds after each product, the one for GPUs within it; the gradient of the
     weight is rounded in neither.
     """
     x_MD, dy_MF = jnp.ones((M, D), jnp.bfloat16), jnp.ones((M, F), jnp.bfloat16)

@@ -42,7 +42,7 @@ def texts() -> list[str]:
 
 @pytest.fixture
 def data(texts: list[str], tmp_path: Path) -> DataConfig:
-    """Says to prepare_shards `texts` as bytes into `out`."""
+    """Says to prepare `texts` as bytes into `out`."""
     (tmp_path / "text").mkdir()
     paths = [tmp_path / "text" / f"{i:03d}.txt" for i in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
@@ -268,9 +268,7 @@ def test_a_link_to_an_empty_directory_is_filled(data: DataConfig, tmp_path: Path
 
 def test_a_prepared_directory_without_its_tokenizer_is_not_taken_for_complete(data: DataConfig):
     (prepared_from(data).directory / "tokenizer.json").unlink()
-    with pytest.raises(
-        UserError, match="move its directory away and prepare_shards the data again"
-    ):
+    with pytest.raises(UserError, match="move its directory away and prepare the data again"):
         prepared_from(data)
 
 

@@ -110,7 +110,7 @@ FORMS = {
 
 
 def prepare_as(form: str, texts: list[str], directory: Path, **changes: object) -> Manifest:
-    """Store texts in one of the forms and prepare_shards them."""
+    """Store texts in one of the forms and prepare them."""
     (directory / "in").mkdir(parents=True)
     paths = FORMS[form](directory / "in", texts)
     data = DataConfig(str(directory / "out"), "bytes", None, tuple(map(str, paths)), 0.1)

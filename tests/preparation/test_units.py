@@ -335,7 +335,8 @@ if __name__ == "__main__":
     out, *inputs = sys.argv[1:]
     data = DataConfig(out, "bytes", None, tuple(inputs), 0.2)
     prepare_shards(data, find_inputs(data), shard_tokens=20_000, workers=2)
-    unread = {{"jax", "flax", "grain", "gptjax.preparation.hub.repository", "gptjax.preparation.hub.streaming"}}
+    hub = "gptjax.preparation.hub."
+    unread = {{"jax", "flax", "grain", hub + "repository", hub + "streaming"}}
     print(sorted(unread & set(sys.modules)))
 """
 

@@ -1,0 +1,84 @@
+"""A run that is loaded to be used: its config, parameters and tokenizer, and text from them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import jax
+
+from gptjax.base.errors import ConfigError, UserError
+from gptjax.base.tree import Tree, abstract_tree
+from gptjax.cluster.mesh import make_mesh, replicated
+from gptjax.config import Config, SampleConfig
+from gptjax.config.validation import find_problems
+from gptjax.generation.sampling import stream_text
+from gptjax.model.gpt import parameter_shapes
+from gptjax.runs.checkpoint import Checkpointer
+from gptjax.runs.directory import RunDir
+from gptjax.tokenizers.plain import Tokenizer
+
+DEFAULTS = SampleConfig()
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model and what belongs to it."""
+
+    config: Config
+    """What the run was."""
+    params: Tree
+    """Its parameters, float32, for `GPT(run.config.model).apply({"params": run.params}, ...)`."""
+    tokenizer: Tokenizer
+    """Text to token ids and back."""
+    step: int
+    """The step at which the checkpoint was saved."""
+
+    def generate(
+        self,
+        prompt: str = "",
+        max_new_tokens: int = 200,
+        temperature: float = DEFAULTS.temperature,
+        top_k: int | None = DEFAULTS.top_k,
+        seed: int = 0,
+    ) -> str:
+        """Return `prompt` and the text that follows, as `python -m gptjax.generate` prints them.
+
+        Stops at end-of-text or after `max_new_tokens` tokens. A `temperature` of 0 takes the
+        likeliest token; `top_k` None keeps the whole vocabulary. The same seed gives the same text.
+        Raises `ConfigError` for numbers out of range, `UserError` for a prompt that the tokenizer
+        cannot encode.
+        """
+        sample = SampleConfig(prompt, max_new_tokens, temperature, top_k)
+        return prompt + "".join(self.stream(sample, seed))
+
+    def stream(self, sample: SampleConfig, seed: int = 0, number: int = 0) -> Iterator[str]:
+        """Yield the text after `sample.prompt` as it is drawn; each `number` is another text."""
+        problems = [p.message for p in find_problems(Config(sample=sample))]
+        if problems:
+            raise ConfigError([p.replace("sample.", "") for p in problems])
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        return stream_text(self.config.model, self.params, self.tokenizer, key, sample)
+
+
+def load_run(path: str | PathLike[str], checkpoint: str | int = "best") -> LoadedRun:
+    """Load a checkpoint of the run in `path`: `best` by validation loss, `latest`, or a step.
+
+    A run that keeps a running average of its parameters gives the average. Nothing in the directory
+    changes. Raises `UserError` where there is no run, no such checkpoint, or a damaged one.
+    """
+    run_dir = RunDir(Path(path))
+    if not run_dir.path.is_dir():
+        raise UserError(
+            f"there is no run in {path}: train one first, for example with "
+            "`python -m gptjax.train --config quickstart`"
+        )
+    config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
+    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
+    try:
+        step = checkpointer.choose(str(checkpoint))
+        shapes = abstract_tree(parameter_shapes(config.model), replicated(make_mesh(1)))
+        params = checkpointer.restore_params(step, shapes)
+    finally:
+        checkpointer.close()
+    return LoadedRun(config, params, tokenizer, step)
