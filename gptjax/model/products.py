@@ -1,7 +1,7 @@
 """Matrix products with a weight, forward and backward, that every compiler runs fast.
 
-XLA for CPUs fuses the elementwise work before a product (a norm, a GELU, a residual sum) into a copy
-that transposes while it computes, which costs more than the product itself;
+XLA for CPUs fuses the elementwise work before a product (a norm, a GELU, a residual sum) into a
+copy that transposes while it computes, which costs more than the product itself;
 `materialised_on_cpu` keeps the two apart. Compilers for other devices are left alone.
 """
 

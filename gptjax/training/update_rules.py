@@ -1,7 +1,7 @@
 """What an optimizer is but for clipping, decay and learning rate: gradients to a direction.
 
-`UPDATE_RULES` is the table behind `optim.name`. The elements of every direction have about one size,
-whatever the size of the gradients; the learning rate multiplies them.
+`UPDATE_RULES` is the table behind `optim.name`. The elements of every direction have about one
+size, whatever the size of the gradients; the learning rate multiplies them.
 """
 
 import math
