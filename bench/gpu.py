@@ -4,45 +4,35 @@
     python bench/gpu.py --out figures --text corpus.txt --minutes 8
     python bench/gpu.py --dry-run                       # toy sizes, on a CPU
 
-First the floor, the matrix products and the attention of gpt2_124m timed alone; then the update
-(bfloat16, context 1024) with its MFU and how much of it the floor explains; flash against other
-attention; the loss in chunks; unrolled against scanned layers; a training on real text with its
-curve; cold and warm start; GPT-2 XL; the micro-batch that `auto` takes; dropout's generators.
+First the step of gpt2_124m (bfloat16, context 1024) with its MFU; flash against other attention;
+the loss in chunks; unrolled against scanned layers; a training on real text with its curve and the
+micro-batch that `auto` takes; cold and warm start; GPT-2 XL; dropout's generators.
 
-Sections go by importance, each in a process of its own with its own limit and JSON; one that fails
-or runs over is recorded in gpu.json and the rest go on; none starts that has too little time left.
-The text is `--text`, else the source of Python's standard library; its tokens are gpt2's where that
-tokenizer can be loaded, else a BPE of its own.
+These are the programs of run.py by a GPU's shapes, in the order of their importance, each with a
+limit and a JSON file. One that fails or runs over is recorded in gpu.json and the rest go on; none
+starts that has too little time left. The text is `--text`, else the source of Python's standard
+library; its tokens are gpt2's where that tokenizer can be loaded, else a BPE of its own.
 """
 
-import json
 import os
-import signal
-import subprocess
+import shutil
+import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import trainer
 import tyro
-from gpu_sections import SECTIONS
-from harness import BENCH, Report, plain_environment
+from computing import VARIANT_COLUMNS, in_chunks, variants
+from harness import Plan, Report
+from run import Program, report_outcomes, run_programs
+from shapes import TOY, Shape, gpt2
+from trainer import own_text, prepare
 
-from gptjax.base.errors import UserError
-from gptjax.config import DataConfig
-from gptjax.preparation.pipeline import prepare_shards
-from gptjax.preparation.sources import standard_library, text_files
-from gptjax.tokenizers.registry import make_tokenizer
-
-LIMITS = {"training": 130, "largest": 140, "start": 110}  # seconds; the others have DEFAULT_LIMIT
-DEFAULT_LIMIT = 80
-LEAST_SECONDS = 20  # what a section needs to be worth starting
-OWN_BPE = "bpe:16384"
+LIMIT = 180  # seconds of one program
 
 
 @dataclass(frozen=True)
@@ -50,91 +40,100 @@ class Command:
     """Measure on this machine's first GPU."""
 
     out: Path = Path("gpu_figures")
-    """Directory for one JSON file a section, and the curve."""
+    """Directory for one JSON file a program, and the curve."""
     text: Path | None = None
     """UTF-8 text to train on; None takes Python's standard library."""
     minutes: float = 8.0
     """Wall time in all."""
     dry_run: bool = False
-    """Toy sizes: shows on any machine that every section runs."""
+    """Toy sizes: shows on any machine that every program runs."""
     only: tuple[str, ...] = ()
-    """Sections to run, by name; none means all."""
+    """Programs to run, by name; none means all."""
+
+
+def step_variants(quick: bool) -> dict[str, dict[str, Shape]]:
+    """Steps by program and variant; a variant differs from the first in what its name says."""
+    whole = gpt2("124M", 1024, 32, micro_steps=2, dtype="bfloat16")
+    if quick:
+        whole = replace(TOY, micro_steps=2, loss_chunk_tokens=32)
+    # Half the batch: variants are in memory side by side. Scanned: every one is compiled.
+    half = replace(whole, batch=whole.batch // 2, unroll=1)
+    kinds = ["xla", "blockwise"] if quick else ["cudnn", "xla", "blockwise"]
+    tiles = replace(half, attention="blockwise")  # cudnn drops no attention weights
+    generators = ("threefry2x32", "philox2x32", "rbg", "unsafe_rbg")
+    larger: dict[str, Any] = {"dtype": "bfloat16", "remat": "block", "unroll": 1}
+    sizes = {n: gpt2(n, 1024, 8, **larger) for n in ("1558M", "774M", "355M")}
+    return {
+        "step": {"as trained": whole},
+        "attention": {kind: replace(half, attention=kind) for kind in kinds},
+        "loss": in_chunks(half, [16] if quick else [2048, 8192]),
+        "unroll": {"unrolled": whole, "scanned": replace(whole, unroll=1)},
+        "largest": {"toy": replace(TOY, **larger)} if quick else sizes,
+        "dropout": {"no dropout": tiles}
+        | {name: replace(tiles, dropout=0.1, prng=name) for name in generators},
+    }
+
+
+def steps(plan: Plan, name: str) -> None:
+    """The variants of one name by turns; the larger models one after the other."""
+    shapes = step_variants(plan.quick)[name]
+    title = f"{name}: steps of {next(iter(shapes.values()))} and its variants"
+    report = Report(f"gpu_{name}", title, VARIANT_COLUMNS)
+    variants(plan, report, shapes, 4, 2 if plan.quick else 10, together=name != "largest")
+    report.publish(plan.out)
+
+
+def training(plan: Plan) -> None:
+    """200 steps of the train command on real text, with their curve, by the largest micro-batch."""
+    count, words = (6, ["--config", "tiny"]) if plan.quick else (200, ["--config", "gpt2_124m"])
+    text = ["--input", str(plan.text)] if plan.text else ["--config", "quickstart"]  # its stdlib
+    try:
+        prepared = own_text("bytes") if plan.quick else [*text, "--tokenizer", "gpt2"]
+        words += prepare(plan.scratch, prepared)
+    except RuntimeError:  # that tokenizer has to be fetched
+        words += prepare(plan.scratch, [*text, "--tokenizer", "bpe:16384"])
+    if not plan.quick:
+        words += ["--train.batch-tokens", str(2**16), "--train.micro-batch", "auto"]
+    words += ["--train.max-steps", str(count), "--optim.warmup-steps", str(count // 5)]
+    words += ["--train.eval-every-steps", str(count // 2), "--train.eval-tokens", str(2**18)]
+    words += ["--train.save-every-steps", "0", "--train.sample-every-steps", "0"]
+    run = trainer.train(plan.scratch, words)
+    columns = ("first loss", "last loss", "validation", "tokens/s, median")
+    report = Report(
+        "gpu_training", f"{count} steps on real text", columns, figures={"rows": run.rows}
+    )
+    first, last, rates = run.rows[0], run.rows[-1], [r.get("tokens_per_second") for r in run.rows]
+    losses = [f"{v:.3f}" for v in (first["train_loss"], last["train_loss"], last["val_loss"])]
+    report.rows.append((*losses, f"{statistics.median(filter(None, rates)):,.0f}"))
+    report.notes += [s for s in run.said.splitlines() if s.startswith("batch ") or "(auto" in s]
+    report.publish(plan.out)
+    if plan.out is not None:
+        shutil.copy(plan.scratch / "run" / "loss.png", plan.out / "gpu_training_loss.png")
+
+
+PROGRAMS: dict[str, Program] = {
+    **{name: partial(steps, name=name) for name in ("step", "attention", "loss", "unroll")},
+    "training": training,
+    "startup": partial(trainer.start, rounds=1),
+    **{name: partial(steps, name=name) for name in ("largest", "dropout")},
+}
 
 
 def main(command: Command) -> int:
-    """Run the sections in order; 1 if any failed."""
-    deadline = time.monotonic() + command.minutes * 60
+    """Run the programs in order; 1 if any failed."""
     command.out.mkdir(parents=True, exist_ok=True)
-    if unknown := set(command.only) - set(SECTIONS):
-        print(f"no section {', '.join(sorted(unknown))}: expected of {', '.join(SECTIONS)}")
-        return 1
-    outcomes: dict[str, dict[str, Any]] = {}
-    with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gptjax-gpu-")))
-        options = {"out": str(command.out), "work": str(work), "dry": command.dry_run}
-        preparing = stack.enter_context(ThreadPoolExecutor(1)).submit(_prepare, command, work)
-        for name in command.only or SECTIONS:
-            if name != "floor":
-                wait([preparing])  # nothing but the floor, which is the GPU's alone, runs beside it
-            left = deadline - time.monotonic()
-            if left < LEAST_SECONDS:
-                outcomes[name] = {"outcome": f"skipped: {left:.0f} s were left", "seconds": 0.0}
-                continue
-            print(f"--- {name} ({left:.0f} s left)", flush=True)
-            started = time.monotonic()
-            limit = min(left, LIMITS.get(name, DEFAULT_LIMIT))
-            outcome = _run(name, options, limit)
-            outcomes[name] = {"outcome": outcome, "seconds": time.monotonic() - started}
-        failure = preparing.exception()
-    text = f"text failed: {failure}" if failure else preparing.result()
-    report = Report("gpu", f"Sections; {text}", ("section", "outcome", "seconds"))
-    for name, outcome in outcomes.items():
-        report.rows.append((name, outcome["outcome"], f"{outcome['seconds']:.0f}"))
+    with tempfile.TemporaryDirectory(prefix="gptjax-gpu-") as work:
+        # programs share what was compiled; whole trainings have caches of their own
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(work) / "cache"))
+        text = command.text.resolve() if command.text else None
+        limit = command.minutes * 60 if command.dry_run else LIMIT
+        plan = Plan(command.dry_run, Path(work), command.out, text)
+        outcomes = run_programs(PROGRAMS, command.only, plan, command.minutes * 60, limit)
+    report = Report("gpu", "Programs", ("program", "outcome", "seconds"))
+    report.rows = [(name, o["outcome"], f"{o['seconds']:.0f}") for name, o in outcomes.items()]
     report.figures = outcomes
     report.publish(command.out)
-    return int(any(o["outcome"].startswith(("failed", "stopped")) for o in outcomes.values()))
-
-
-def _run(name: str, options: dict[str, Any], limit: float) -> str:
-    """One section as a process group that is ended when its time is up."""
-    environment = plain_environment()
-    if not options["dry"]:
-        # sections share compiled programs; `start` has caches of its own
-        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(options["work"]) / "cache"))
-    words = [sys.executable, str(BENCH / "gpu_sections.py"), name, json.dumps(options)]
-    process = subprocess.Popen(words, env=environment, start_new_session=True)
-    try:
-        code = process.wait(limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return f"stopped after {limit:.0f} s"
-    return "done" if code == 0 else f"failed with exit code {code}"
-
-
-def _prepare(command: Command, work: Path) -> str:
-    """Tokenise the text on the CPU; says what was made."""
-    documents, inputs = standard_library(), ()
-    if command.text is not None or command.dry_run:
-        inputs = _inputs(command)
-        documents = text_files(inputs)
-    name = "bytes" if command.dry_run else _tokenizer()
-    data = DataConfig(path=str(work / "data"), tokenizer=name, inputs=inputs, val_fraction=0.1)
-    manifest = prepare_shards(data, documents)
-    train = manifest.splits["train"].tokens
-    return f"{train:,} training tokens of {manifest.tokenizer}"
-
-
-def _inputs(command: Command) -> tuple[str, ...]:
-    paths: Sequence[Path] = [command.text] if command.text else sorted(BENCH.glob("*.py"))
-    return tuple(map(str, paths))
-
-
-def _tokenizer() -> str:
-    try:
-        return make_tokenizer("gpt2").name
-    except UserError:
-        return OWN_BPE
+    return report_outcomes(outcomes)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 Sides are compared in turns, round by round, so that a machine that changes speed changes it for
 all, and each side lives in a process of its own: allocator options, thread pools and imports of one
-cannot help or hurt another. Only one side computes at a time. This module knows neither jax nor
-torch.
+cannot help or hurt another, and one that crashes ends nobody else. Only one side computes at a
+time. This module knows neither jax nor torch.
 """
 
 import json
@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,31 @@ from rich.table import Table
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
-SECONDS_TO_END = 60
+SECONDS_TO_END = 5
 LOAD_AT_START = os.getloadavg()[0]  # of the last minute, before anything here computed
 
 Figures = dict[str, float]  # of one round: `seconds` and whatever else the side measured
 Round = Callable[[], Figures]
+Targets = Mapping[str, tuple[str, Mapping[str, Any]]]  # side to function and its keywords
 
 
 class Skipped(Exception):
     """A measurement that cannot be made here; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How thorough to be, where scratch files and figures go, and what to measure on or beside."""
+
+    quick: bool
+    scratch: Path
+    out: Path | None = None
+    text: Path | None = None
+    against: Path | None = None
+
+    def rounds(self, usual: int) -> int:
+        """`usual`, or as few as have a median."""
+        return 2 if self.quick else usual
 
 
 class Worker:
@@ -54,9 +70,14 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=plain_environment(),
+            # sides live side by side: none may take a GPU's memory before it needs it
+            env=plain_environment() | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         )
-        self.facts: dict[str, Any] = self._answer()
+        try:
+            self.facts: dict[str, Any] = self._answer()
+        except BaseException:  # its time may be up
+            self.close()
+            raise
 
     def __call__(self) -> Figures:
         """One round; the figures it measured."""
@@ -69,24 +90,26 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self.close()
+            self._process.wait()
             self._errors.seek(0)
             raise RuntimeError(f"{self.target} died: {self._errors.read().strip()[-2000:]}")
         answer = json.loads(line)
         if "skipped" in answer:
-            self.close()
             raise Skipped(answer["skipped"])
         return answer
 
     def close(self) -> None:
-        """End the process."""
-        if self._process.poll() is None:
+        """End the process, by force where it does not end of itself."""
+        try:
             self._process.communicate(timeout=SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
 
 
-def plain_environment() -> dict[str, str]:
-    """This process's environment with the package importable, as a user's shell would have it."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+def plain_environment(root: Path = ROOT) -> dict[str, str]:
+    """This process's environment with a checkout's package importable, as in a user's shell."""
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
@@ -106,13 +129,24 @@ def in_turns(sides: Mapping[str, Round], rounds: int) -> dict[str, list[Figures]
 
 
 def compare(
-    targets: Mapping[str, tuple[str, Mapping[str, Any]]], rounds: int
+    targets: Targets, rounds: int, report: "Report", may_die: bool = False
 ) -> tuple[dict[str, list[Figures]], dict[str, dict[str, Any]]]:
-    """Start a worker per side, take turns, end them: every round's figures, every side's facts."""
+    """Start a worker per side, take turns, end them: every round's figures, every side's facts.
+
+    A side that cannot run here is left out, and the report says why; so is one that dies while it
+    is built, where it `may_die` (a variant may need more memory than there is).
+    """
     workers: dict[str, Worker] = {}
     try:
         for name, (target, arguments) in targets.items():
-            workers[name] = Worker(target, **arguments)
+            try:
+                workers[name] = Worker(target, **arguments)
+            except Skipped as reason:
+                report.skip(name, str(reason))
+            except RuntimeError as error:
+                if not may_die:
+                    raise
+                report.skip(name, str(error)[-300:])
         return in_turns(workers, rounds), {name: w.facts for name, w in workers.items()}
     finally:
         for worker in workers.values():
@@ -162,12 +196,38 @@ class Report:
 
     def skip(self, what: str, reason: str) -> None:
         """Record that a part could not be measured."""
-        self.notes.append(f"{what} skipped: {reason}")
+        self.note(f"{what} skipped: {reason}")
+
+    def note(self, text: str) -> None:
+        """Say something below the table, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def row(
+        self,
+        name: str,
+        measured: Mapping[str, Sequence[Figures]],
+        amount: float,
+        pairs: Iterable[tuple[str, str]],
+        pattern: str = "{:,.0f}",
+    ) -> None:
+        """One case: `amount` a second of every side, then the ratio of each pair of sides."""
+        rates = {side: [amount / s for s in column(r)] for side, r in measured.items()}
+        over = {
+            f"{a} over {b}": ratios(rates[a], rates[b]) if {a, b} <= set(rates) else None
+            for a, b in pairs
+        }
+        sides = self.columns[1 : len(self.columns) - len(over)]
+        shown = [Spread.of(rates[side]).text(pattern) if side in rates else "-" for side in sides]
+        shown += [spread.text("{:.2f}") if spread else "-" for spread in over.values()]
+        self.rows.append((name, *shown))
+        self.figures[name] = {"a_second": rates}
+        self.ratio[name] = {pair: spread for pair, spread in over.items() if spread}
 
     def publish(self, out: Path | None) -> None:
         """Print the table; write `out/NAME.json` if there is a directory to write to."""
         if cores() / 4 < LOAD_AT_START:
-            self.notes.append(f"the machine was busy when this began: load {LOAD_AT_START:.1f}")
+            self.note(f"the machine was busy when this began: load {LOAD_AT_START:.1f}")
         table = Table(title=self.title, title_justify="left", caption="\n".join(self.notes))
         for heading in self.columns:
             table.add_column(heading, overflow="fold")
@@ -182,13 +242,15 @@ class Report:
                 "command": _command(),
                 "columns": self.columns,
                 "rows": self.rows,
-                "figures": _plain(self.figures),
-                "ratio": _plain(self.ratio),
+                "figures": self.figures,
+                "ratio": self.ratio,
                 "notes": self.notes,
                 "machine": machine(),
             }
             out.mkdir(parents=True, exist_ok=True)
-            (out / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n")
+            (out / f"{self.name}.json").write_text(
+                json.dumps(content, indent=1, default=asdict) + "\n"
+            )
 
 
 def _command() -> str:
@@ -226,14 +288,3 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _plain(value: Any) -> Any:
-    """The same with every `Spread` as a dict."""
-    if isinstance(value, Spread):
-        return {"median": value.median, "low": value.low, "high": value.high}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value

@@ -49,12 +49,7 @@ def load(data: str, context: int, rows: int, steps: int) -> tuple[Round, dict]:
 
 def encode(texts: Sequence[str]) -> tuple[Round, dict]:
     """tiktoken's own batch call over the same documents, on as many threads."""
-    import tiktoken
-
-    try:
-        encoding = tiktoken.get_encoding("gpt2")
-    except Exception as error:  # whatever its downloader raises
-        raise Skipped(f"tiktoken cannot load gpt2 ({type(error).__name__})") from error
+    encoding = _gpt2()
     documents = [Path(path).read_text() for path in texts]
 
     def one_round() -> Figures:
@@ -67,12 +62,7 @@ def encode(texts: Sequence[str]) -> tuple[Round, dict]:
 
 def encode_file(path: str) -> tuple[Round, dict]:
     """tiktoken's batch call over one file in pieces of 1 MiB, 64 of them in memory at a time."""
-    import tiktoken
-
-    try:
-        encoding = tiktoken.get_encoding("gpt2")
-    except Exception as error:  # whatever its downloader raises
-        raise Skipped(f"tiktoken cannot load gpt2 ({type(error).__name__})") from error
+    encoding = _gpt2()
 
     def one_round() -> Figures:
         started, count = time.perf_counter(), 0
@@ -84,6 +74,15 @@ def encode_file(path: str) -> tuple[Round, dict]:
         return {"seconds": time.perf_counter() - started, "tokens": count}
 
     return one_round, {}
+
+
+def _gpt2():
+    import tiktoken
+
+    try:
+        return tiktoken.get_encoding("gpt2")
+    except Exception as error:  # whatever its downloader raises
+        raise Skipped(f"tiktoken cannot load gpt2 ({type(error).__name__})") from error
 
 
 def write(size: int, directory: str) -> tuple[Round, dict]:

@@ -2,52 +2,52 @@
 
     python bench/run.py                                  # everything; hours on two cores
     python bench/run.py --only train_throughput decode
+    python bench/run.py --only recipe --text tinyshakespeare.txt
+    python bench/run.py --only train_throughput --against ../other/checkout
     python bench/run.py --quick                          # toy sizes: does every program run?
 
 Each figure stands beside another of the same run: torch, plain XLA, or a floor that the table
 names. Sides take turns, each in its own process. A program that fails is reported, the others run,
 and the exit code is 1. Comparisons with torch need the `reference` extra.
+
+`--against` gives train_throughput another side instead of torch: the train command of another
+checkout of this repository, old or new, whose tree may be another. Both run `shakespeare` and
+`gpt2_124m` (1,024 tokens a step, float32; gpt2's tokenizer is needed) by turns, five runs each, and
+the rates are those of metrics.jsonl after the first steps: a quarter of an hour on two cores.
 """
 
+import signal
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import computing
 import surroundings
+import trainer
 import tyro
-from computing import Plan
-from harness import cores
+from harness import Plan, Skipped
 
-Name = Literal[
-    "train_throughput",
-    "train_bfloat16",
-    "loss",
-    "attention",
-    "memory",
-    "loader",
-    "tokenizer",
-    "large_text",
-    "checkpoint",
-    "startup",
-    "decode",
-]
-PROGRAMS: dict[Name, Callable[[Plan], None]] = {
+LEAST_SECONDS = 20  # what a program needs to be worth starting
+FOREVER = 1e6
+
+Program = Callable[[Plan], None]
+PROGRAMS: dict[str, Program] = {
     "train_throughput": partial(computing.throughput, dtype="float32"),
     "train_bfloat16": partial(computing.throughput, dtype="bfloat16"),
     "loss": computing.loss,
     "attention": computing.attention,
-    "memory": computing.memory,
     "loader": surroundings.loader,
     "tokenizer": surroundings.tokenizer,
     "large_text": surroundings.large_text,
     "checkpoint": surroundings.checkpoint,
-    "startup": surroundings.start,
+    "startup": trainer.start,
+    "recipe": trainer.recipe,
     "decode": computing.decode,
 }
 
@@ -56,28 +56,75 @@ PROGRAMS: dict[Name, Callable[[Plan], None]] = {
 class Command:
     """Measure gptjax beside torch, plain XLA and stated floors."""
 
-    only: tuple[Name, ...] = ()
-    """Programs to run; none means all."""
+    only: tuple[str, ...] = ()
+    """Programs to run, by name; none means all."""
     quick: bool = False
     """Toy sizes and two rounds: shows that the programs run, measures nothing."""
+    text: Path | None = None
+    """What the recipe trains on: tinyshakespeare.txt, or any ASCII text."""
+    against: Path | None = None
+    """Another checkout, for train_throughput to compare with."""
     out: Path | None = None
     """Directory for one JSON file a program."""
 
 
+def run_programs(
+    programs: Mapping[str, Program],
+    only: tuple[str, ...],
+    plan: Plan,
+    seconds: float = FOREVER,
+    limit: float = FOREVER,
+) -> dict[str, dict[str, Any]]:
+    """Run all, or those in `only`, within `seconds`, each within `limit`: every one's outcome.
+
+    One that fails or runs over is reported, and the rest go on; none starts with too little left.
+    """
+    if unknown := set(only) - set(programs):
+        names = f"{', '.join(sorted(unknown))}: expected of {', '.join(programs)}"
+        sys.exit(f"no program {names}")
+    outcomes: dict[str, dict[str, Any]] = {}
+    deadline = time.monotonic() + seconds
+    signal.signal(signal.SIGALRM, _run_over)
+    for name in only or programs:
+        started = time.monotonic()
+        left, outcome = deadline - started, "done"
+        if left < LEAST_SECONDS:
+            outcomes[name] = {"outcome": f"skipped: {left:.0f} s were left", "seconds": 0.0}
+            continue
+        print(f"{name} ...", flush=True)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, min(left, limit))
+            with tempfile.TemporaryDirectory(dir=plan.scratch) as own:
+                programs[name](replace(plan, scratch=Path(own)))
+        except Skipped as reason:
+            outcome = f"skipped: {reason}"
+        except Exception as error:
+            traceback.print_exc()
+            outcome = f"failed: {type(error).__name__}: {error}"
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        outcomes[name] = {"outcome": outcome, "seconds": time.monotonic() - started}
+    return outcomes
+
+
+def _run_over(*_: object) -> None:
+    raise TimeoutError("its time was up")
+
+
 def main(command: Command) -> int:
     """Run the chosen programs; 1 if any of them failed."""
-    failed = []
-    for name in command.only or PROGRAMS:
-        print(f"{name} ...", flush=True)
-        with tempfile.TemporaryDirectory(prefix="gptjax-bench-") as scratch:
-            try:
-                PROGRAMS[name](Plan(command.quick, Path(scratch), command.out, cores()))
-            except Exception:
-                traceback.print_exc()
-                failed.append(name)
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    with tempfile.TemporaryDirectory(prefix="gptjax-bench-") as scratch:
+        plan = Plan(command.quick, Path(scratch), command.out, command.text, command.against)
+        outcomes = run_programs(PROGRAMS, command.only, plan)
+    return report_outcomes(outcomes)
+
+
+def report_outcomes(outcomes: dict[str, dict[str, Any]]) -> int:
+    """Name the programs that are not done; 1 if any failed."""
+    for name, outcome in outcomes.items():
+        if outcome["outcome"] != "done":
+            print(f"{name} {outcome['outcome']}", file=sys.stderr)
+    return int(any(outcome["outcome"].startswith("failed") for outcome in outcomes.values()))
 
 
 if __name__ == "__main__":

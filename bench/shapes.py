@@ -18,7 +18,7 @@ class Shape:
     batch: int = 12
     """Sequences of a micro-step."""
     micro_steps: int = 1
-    """Micro-steps of an update."""
+    """Micro-steps of a step."""
     dtype: str = "float32"
     attention: str = "auto"
     remat: str = "none"
@@ -32,7 +32,7 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Tokens of an update."""
+        """Tokens of a step."""
         return self.batch * self.micro_steps * self.n_ctx
 
     def __str__(self) -> str:
@@ -49,33 +49,16 @@ TOY = Shape(n_layer=2, n_head=2, n_embd=32, n_ctx=32, n_vocab=65, batch=2)
 """Nothing but quick."""
 
 
-def gpt2_124m(context: int, batch: int, **changes) -> Shape:
-    """GPT-2 small (Radford et al. 2019) at a context and batch."""
-    sizes = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_vocab": 50257}
-    return Shape(**{**sizes, "n_ctx": context, "batch": batch, **changes})
-
-
-def larger_gpt2(size: str, context: int, batch: int, **changes) -> Shape:
-    """GPT-2 medium, large or XL of the same paper: size 355M, 774M or 1558M."""
+def gpt2(size: str, context: int, batch: int, **changes: Any) -> Shape:
+    """A model of Radford et al. (2019), 124M to 1558M, at a context and batch."""
     layers, heads, width = {
+        "124M": (12, 12, 768),
         "355M": (24, 16, 1024),
         "774M": (36, 20, 1280),
         "1558M": (48, 25, 1600),
     }[size]
     sizes = {"n_layer": layers, "n_head": heads, "n_embd": width, "n_vocab": 50257}
     return Shape(**{**sizes, "n_ctx": context, "batch": batch, **changes})
-
-
-def matrices(shape: Shape) -> dict[str, tuple[int, int, int]]:
-    """The linear layers of the model: name to (inputs, outputs, how many of it)."""
-    d, n = shape.n_embd, shape.n_layer
-    return {
-        "c_attn": (d, 3 * d, n),
-        "attn/c_proj": (d, d, n),
-        "c_fc": (d, 4 * d, n),
-        "mlp/c_proj": (4 * d, d, n),
-        "head": (d, model_config(shape).padded_vocab, 1),
-    }
 
 
 def model_config(shape: Shape) -> ModelConfig:

@@ -4,13 +4,16 @@ Each function builds a side for `worker.py`: it returns a round and a dict of fa
 process without gptjax, eager, on all cores. Needs the `reference` extra.
 """
 
+import math
 import time
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from harness import Figures, Round, Skipped, cores
-from shapes import Shape
+from shapes import SMALL, Shape
 
 try:
     import torch
@@ -104,7 +107,7 @@ def adamw(model: nn.Module, lr: float, betas: tuple[float, float]) -> torch.opti
 
 
 def train(shape: dict, updates: int, model: str, warm: int = 3) -> tuple[Round, dict]:
-    """`updates` updates a round of `hugging_face` or `plain`; bfloat16 is torch's autocast."""
+    """`updates` steps a round of `hugging_face` or `plain`; bfloat16 is torch's autocast."""
     sizes = Shape(**shape)
     torch.manual_seed(0)
     torch.set_num_threads(cores())
@@ -165,3 +168,72 @@ def decode(shape: dict, prompt: int, new_tokens: int, cache: bool) -> tuple[Roun
 
     one_round()
     return one_round, {}
+
+
+def recipe(text: str, out: str, steps: int, every: int) -> tuple[Round, dict]:
+    """nanoGPT's CPU recipe for characters, trained while it is built; a round is its loss.
+
+    Evaluates 20 random batches of each split every so many steps, and writes a checkpoint whenever
+    the validation loss is the best so far and at the end. The loss is over the whole last tenth.
+    """
+    torch.manual_seed(1337)
+    torch.set_num_threads(cores())
+    content = Path(text).read_text()
+    ids = {c: i for i, c in enumerate(sorted(set(content)))}
+    tokens = np.array([ids[c] for c in content], dtype=np.uint16)
+    cut = int(0.9 * len(tokens))
+    splits = {"train": tokens[:cut], "val": tokens[cut:]}
+    shape = replace(SMALL, n_vocab=len(ids))
+    net = PlainGPT(shape, bias=False)
+    optimizer = adamw(net, 1e-3, (0.9, 0.99))
+    Path(out).mkdir(parents=True, exist_ok=True)
+
+    def loss_at(split: str, starts: list[int], reduction: str = "mean") -> torch.Tensor:
+        rows = [splits[split][s : s + shape.n_ctx + 1].astype(np.int64) for s in starts]
+        rows_BT = torch.from_numpy(np.stack(rows))
+        logits, targets = net(rows_BT[:, :-1]), rows_BT[:, 1:]
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+
+    def loss_of(split: str) -> torch.Tensor:
+        last = len(splits[split]) - shape.n_ctx
+        return loss_at(split, torch.randint(last, (shape.batch,)).tolist())
+
+    best = math.inf
+    for step in range(steps + 1):
+        last = step == steps
+        if last or (step and step % every == 0):
+            with torch.no_grad():
+                losses = {s: sum(loss_of(s).item() for _ in range(20)) / 20 for s in splits}
+            if last or losses["val"] < best:
+                best = losses["val"]
+                kept = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save({**kept, "step": step, "val_loss": best}, Path(out) / "checkpoint.pt")
+        if last:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step, steps)
+        loss = loss_of("train")
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()  # every loss is logged, on the other side as here
+
+    @torch.no_grad()
+    def whole_loss() -> Figures:
+        count = (len(splits["val"]) - 1) // shape.n_ctx
+        starts = [shape.n_ctx * i for i in range(count)]
+        parts = [starts[i : i + 64] for i in range(0, count, 64)]
+        total = sum(loss_at("val", part, "sum").item() for part in parts)
+        return {"val_loss": total / (count * shape.n_ctx)}
+
+    return whole_loss, {}
+
+
+def _learning_rate(step: int, steps: int) -> float:
+    """1e-3 after 100 steps of warm-up, then a cosine to 1e-4."""
+    warmup, peak, final = 100, 1e-3, 1e-4
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - warmup)
+    return final + 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) * (peak - final)

@@ -1,8 +1,8 @@
 """One side of a comparison in a process of its own: `python bench/worker.py MODULE.FUNCTION JSON`.
 
 The function is called with the JSON's keywords and builds the side: it returns a round and a dict
-of facts. The facts are printed as one line of JSON, and then one line of figures for every line
-read from standard input, until that ends.
+of facts. The facts, and jax's device where the side uses one, are printed as one line of JSON, and
+then one line of figures for every line read from standard input, until that ends.
 """
 
 import importlib
@@ -26,6 +26,8 @@ def main(target: str, arguments: str) -> None:
     except Skipped as reason:
         print(json.dumps({"skipped": str(reason)}), file=answers)
         return
+    if jax := sys.modules.get("jax"):
+        facts = {**facts, "device": jax.devices()[0].device_kind}
     print(json.dumps(facts), file=answers)
     for _ in sys.stdin:
         print(json.dumps(one_round()), file=answers)

@@ -159,6 +159,19 @@ def test_importing_a_door_leaves_jax_alone(door):
     assert imported_by(f"import gptjax.{door}") == "[]"
 
 
+def test_a_program_is_made_without_data_command_line_or_checkpoints():
+    script = """
+import sys
+import gptjax.training.program
+print(sorted({"grain", "tyro", "orbax"} & {name.split(".")[0] for name in sys.modules}))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT)},
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.stdout == "[]\n"
+
+
 def test_importing_everything_touches_no_device_network_or_file(tmp_path):
     script = f"""
 import importlib, sys

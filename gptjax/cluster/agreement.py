@@ -160,7 +160,7 @@ def max_over_processes(number: int) -> Callable[[], int]:
     sharding, find = _maximum()
     mine = np.full(jax.local_device_count(), number, np.int32)
     found = find(jax.make_array_from_process_local_data(sharding, mine))
-    return lambda: int(found)
+    return lambda: int(jax.device_get(found))
 
 
 @cache

@@ -4,7 +4,7 @@ The rules are those of spaCy 3's English tokenizer (prefixes, suffixes and infix
 and a table of contractions and abbreviations), written down again for text that GPT-1's
 standardisation has already put blanks around most punctuation of. spaCy itself would be 100 MB of
 dependencies. Left out are abbreviated months and American states, rarer titles, and emoticons that
-the standardisation takes apart anyway; `bench/gpt1_tokenizer.py` counts what that changes.
+the standardisation takes apart anyway; `gptjax.tokenizers.gpt1` says what that changes.
 """
 # ruff: noqa: RUF001 - signs that look alike are what this is about
 

@@ -5,7 +5,7 @@ become hyphens, runs of punctuation get blanks around them, white space is folde
 which `gptjax.tokenizers.english` does here; lower case; a BPE over characters, the last of which
 carries `</w>`. The text does not come back: case, kinds of blanks and unknown characters are lost.
 
-Measured by `bench/gpt1_tokenizer.py`. With spaCy 3.8 in place of our words the ids of every line of
+Measured once with spaCy 3.8 in place of our words: the ids of every line of
 tinyshakespeare.txt are the same (277,109 tokens), and of all but 17 of the 5,574 lines of
 sms_spam.tsv (`u.So`, emoticons at the end of words, doubled quotes). Hugging Face's
 OpenAIGPTTokenizer joins words by the same merges, without a difference, but cuts them as BERT does,

@@ -132,7 +132,9 @@ class _Loop:
         traced = train.profile if is_process_0() else None
         trace = UpdateTrace(traced, self.run_dir.path / "profile", display.say)
         previous: tuple[_Launch, Metrics] | None = None
-        with batches_from(self.setup.source, step) as batches, closing(trace):
+        # a copy that nobody asked for would cost every step: feeding and fetching are explicit
+        unasked = jax.transfer_guard("disallow")
+        with batches_from(self.setup.source, step) as batches, closing(trace), unasked:
             display.say("compiling the update ...")
             self.startup.end("setup")
             with watching_cache() as cache:
@@ -141,8 +143,7 @@ class _Loop:
             display.start(step, train.max_steps)
             trace.begin(step, train.max_steps)
             calls = by_call(batches, train, self.setup.ramp, step)
-            calls = read_ahead(calls, self.setup.feed.training)
-            for call, wait in with_waits(calls):
+            for call, wait in with_waits(read_ahead(calls, self.setup.feed.training)):
                 began = time.perf_counter()
                 with trace.update(step + 1):
                     state, metrics = self.setup.train_steps(state, call)
@@ -157,7 +158,8 @@ class _Loop:
                     self.throughput.pause()
                 now = due(train, step, bool(self.stop), self.save_failed)
                 if now:
-                    stopping = self._boundary(now, state, self._rows(*previous))
+                    with jax.transfer_guard("allow"):
+                        stopping = self._boundary(now, state, self._rows(*previous))
                     previous = None
                     if step == train.max_steps or stopping:
                         break

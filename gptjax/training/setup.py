@@ -98,6 +98,7 @@ class Setup:
 
     def compile_update(self, step: int) -> None:
         """Compile what the updates from `step` on, counted from 0, need and is not there yet."""
+        _ = self.key  # which has a small program of its own
         for rows in self.ramp.sizes():
             if rows >= self.ramp.rows(step):
                 self._compile(self.layout.of_rows(rows))

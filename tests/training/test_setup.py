@@ -275,7 +275,7 @@ def test_a_prompt_that_the_tokenizer_cannot_say_is_refused_before_training(text_
 
 @pytest.mark.slow
 def test_dropout_trains_on_several_devices(prepared):
-    """With the generator that a run takes there, which is not the one of a single device."""
+    """With the generator that a run takes there, whose bits are those of a single device's."""
     rates = {"model.embd_pdrop": 0.1, "model.attn_pdrop": 0.1, "model.resid_pdrop": 0.1}
     divided = {"mesh.fsdp": 2, "mesh.tensor": 2}
     for mesh in ({}, divided):
