@@ -57,7 +57,8 @@ class Task(NamedTuple):
     """An example of the form that all have, made without data: for compiling."""
     losses: Callable[[Config, ModelSharding, int | None], Losses]
     """The losses of a config whose vocabulary is known, for parameters divided as the second
-    argument says. With the id of the token that begins a document, attention stays inside documents."""
+    argument says. With the id of the token that begins a document, attention stays inside
+    documents."""
 
 
 def language_modelling(
