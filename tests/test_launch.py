@@ -477,10 +477,10 @@ def assert_same_run(run: Path, alone: Path) -> None:
     for directory in ("", "checkpoints"):
         names = [{p.name for p in (path / directory).iterdir()} for path in (run, alone)]
         assert names[0] == names[1]
-    headings = re.findall(r"^## update (\d+)$", (run / "samples.md").read_text(), re.MULTILINE)
+    headings = re.findall(r"^## step (\d+)$", (run / "samples.md").read_text(), re.MULTILINE)
     assert headings == ["6", "12"]
     assert (run / "samples.md").read_bytes() == (alone / "samples.md").read_bytes()
-    assert (run / "log.txt").read_text().count("compiling the update") == 1
+    assert (run / "log.txt").read_text().count("compiling the train step") == 1
 
 
 @pytest.mark.slow
@@ -495,7 +495,7 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(
         command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("done: 12 updates") == 1
+    assert result.stdout.count("done: 12 steps") == 1
     assert "links    8 x cpu in 2 processes" in result.stdout
     assert result.stderr == ""
     assert_same_run(run, alone)
@@ -513,7 +513,7 @@ def test_two_tasks_of_a_slurm_job_train_as_one_process(
         command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("done: 12 updates") == 1
+    assert result.stdout.count("done: 12 steps") == 1
     assert_same_run(run, alone)
     assert not (tmp_path / "scontrol").exists()
 
@@ -561,7 +561,7 @@ def test_a_killed_process_is_started_again_and_a_stop_at_one_saves_at_both(
     assert "resuming" in said
     found = [row["step"] for row in rows(run)]
     assert found == list(range(1, len(found) + 1))
-    assert f"stopped by SIGTERM after update {len(found)}; everything is saved" in said
+    assert f"stopped by SIGTERM after step {len(found)}. Everything is saved" in said
     steps = [int(p.name) for p in (run / "checkpoints").iterdir()]
     assert max(steps) == len(found)
     assert all((run / "checkpoints" / str(step) / "INTEGRITY.json").exists() for step in steps)

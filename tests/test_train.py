@@ -67,7 +67,7 @@ def assert_refused(result, *words: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_update_has_one_row_with_the_promised_numbers(finished_once):
+def test_every_step_has_one_row_with_the_promised_numbers(finished_once):
     found = rows(finished_once)
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
     for row in found:
@@ -94,10 +94,10 @@ def test_a_run_directory_holds_what_is_promised(finished_once):
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     picture = matplotlib.image.imread(run / "loss.png")
     assert np.ptp(picture[..., :3]) > 0.5
-    headings = re.findall(r"^## update (\d+)$", (run / "samples.md").read_text(), re.MULTILINE)
+    headings = re.findall(r"^## step (\d+)$", (run / "samples.md").read_text(), re.MULTILINE)
     assert headings == ["6", "12"]
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["10", "12"]
-    assert "done: 12 updates" in (finished_once / "stdout.txt").read_text()
+    assert "done: 12 steps" in (finished_once / "stdout.txt").read_text()
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_running_again_says_that_the_run_is_complete(finished, prepared):
     before = files(finished / "run")
     result = run_verb("train", *TINY, "--data.path", prepared.directory, cwd=finished)
     assert result.returncode == 0
-    assert "run is complete at update 12: raise --train.max-steps" in result.stdout
+    assert "run is complete at step 12: raise --train.max-steps" in result.stdout
     after = files(finished / "run")
     assert {k for k in after if after[k] != before.get(k)} == {"log.txt"}
     assert set(after) == set(before)
@@ -117,7 +117,7 @@ def test_raising_max_steps_goes_on(finished, prepared):
     options = [*TINY, "--data.path", prepared.directory, "--train.max-steps", 15]
     result = run_verb("train", *options, cwd=finished)
     assert result.returncode == 0, result.stderr
-    assert "resuming run after update 12" in result.stdout
+    assert "resuming run after step 12" in result.stdout
     assert "changed since the last start: train.max_steps was 12, now 15" in result.stdout
     assert rows(finished)[:STEPS] == before
     assert [row["step"] for row in rows(finished)] == list(range(1, 16))
@@ -265,7 +265,7 @@ def test_a_run_that_has_diverged_gives_up(prepared, tmp_path):
     options = [*TINY, "--data.path", prepared.directory, "--optim.peak-lr", 1e37]
     options += ["--train.max-steps", 40, "--train.eval-every-steps", 0]
     result = run_verb("train", *options, cwd=tmp_path)
-    assert_refused(result, "20 updates in a row had gradients that are not finite")
+    assert_refused(result, "20 steps in a row had gradients that are not finite")
     assert "was skipped: its gradients are not finite" in result.stdout
     skipped = [row for row in rows(tmp_path) if "grad_norm" not in row]
     assert len(skipped) == 19

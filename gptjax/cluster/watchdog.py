@@ -1,11 +1,10 @@
-"""Ends a process that waits for ever: for another, for a device, or for a disk.
+"""Ends a process that waits for ever: for another process, for a device, or for a disk.
 
-A process that dies is noticed by the others; one that lives but hangs, in a read from a disk that
-went away or in a driver, is not: its heartbeat goes on, and the rest wait for it in an update
-while the rent runs. A run of one process waits just so for a GPU that does not answer, and a
-signal does not end it, for the loop never gets to see it. So each process ends itself when nothing
-has happened for long, and whoever started them (`launch/node.sh`, Slurm) starts all again from the
-last checkpoint.
+The others notice a process that dies. They do not notice one that hangs in a driver, or in a read
+from a disk that went away: jax still sees it alive, and the others wait for it in a step while the
+rent runs. A run of one process waits in the same way for a GPU that does not answer, and no signal
+ends it, for the loop never gets to see the signal. So each process ends itself when nothing has
+happened for long, and `launch/node.sh` or Slurm restarts all of them from the last checkpoint.
 """
 
 import faulthandler
@@ -19,8 +18,8 @@ from typing import NamedTuple
 from gptjax.base.errors import UserError
 from gptjax.cluster.agreement import exit_process
 
-PATIENCE = 10  # times the longest wait so far, where that is more than was asked for
-CHECKS = 20  # looks at the clock in the time that may pass
+PATIENCE = 10  # times the longest wait so far is always allowed, whatever the setting
+CHECKS = 20  # looks at the clock within the time allowed
 LONGEST_SLEEP = 60.0  # seconds between two of them
 
 
@@ -39,7 +38,7 @@ class _Wait(NamedTuple):
 
 
 class Watchdog:
-    """Ends this process after `seconds` without a beat; 0 seconds never do."""
+    """Ends this process after `seconds` without a heartbeat; never if `seconds` is 0."""
 
     def __init__(self, seconds: int):
         self._seconds, self._longest = seconds, 0.0
@@ -48,35 +47,35 @@ class Watchdog:
         if seconds:
             threading.Thread(target=self._watch, daemon=True).start()
 
-    def beat(self) -> None:
-        """Something was finished. The first beat begins the watch."""
+    def heartbeat(self) -> None:
+        """Note that something was finished. The first heartbeat begins the watch."""
         now = time.monotonic()
         if self._wait is not None:
             self._longest = max(self._longest, now - self._wait.since)
         self._wait = _Wait("nothing was finished", now, self._longest)
 
-    def rest(self) -> None:
-        """Do not watch until the next beat: compiling takes its time."""
+    def pause(self) -> None:
+        """Stop watching until the next heartbeat: compiling takes its time."""
         self._wait = None
 
     @contextmanager
     def saving(self, longest: float) -> Iterator[None]:
-        """Watch a save, which has a limit of its own; `longest` is what one has taken so far."""
+        """Watch a save, which has a limit of its own; `longest` is the longest save so far."""
         self._wait = _Wait("a checkpoint was not saved", time.monotonic(), longest)
         yield
-        self.rest()  # or the save would count as a wait for something else
-        self.beat()
+        self.pause()  # or the save would count as a wait for something else
+        self.heartbeat()
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching for good."""
         self._closed.set()
 
     def _watch(self) -> None:
-        pause, looked = min(LONGEST_SLEEP, self._seconds / CHECKS), time.monotonic()
+        sleep, looked = min(LONGEST_SLEEP, self._seconds / CHECKS), time.monotonic()
         seen, quiet = None, 0.0
-        while not self._closed.wait(pause):
-            # no more than the pause or so: a process that was stopped, as by Ctrl-Z, does not hang
-            passed, looked = min(time.monotonic() - looked, 2 * pause), time.monotonic()
+        while not self._closed.wait(sleep):
+            # count no more than the sleep or so: a process that Ctrl-Z stopped does not hang
+            passed, looked = min(time.monotonic() - looked, 2 * sleep), time.monotonic()
             wait = self._wait
             quiet, seen = (quiet + passed if wait is seen else 0.0), wait
             if wait is None or quiet <= (allowed := max(self._seconds, PATIENCE * wait.longest)):
@@ -86,7 +85,8 @@ class Watchdog:
                 StallError(
                     f"{wait.what} for {allowed:,.0f} s (train.stall_seconds; the longest "
                     f"wait before took {wait.longest:,.1f} s): a process, a link, a device or a "
-                    "disk hangs. Above is what each thread of this process was doing. Start the "
-                    "run again, as launch/node.sh does; it goes on from its last checkpoint"
+                    "disk hangs. The stack of each thread of this process is printed above. "
+                    "Restart the run, as launch/node.sh does: it continues from its last "
+                    "checkpoint"
                 )
             )

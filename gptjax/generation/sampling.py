@@ -101,14 +101,14 @@ def sample_after(
     params: Any,
     tokenizer: Tokenizer,
     stop: StopRequest,
-    beat: Callable[[], None],
+    heartbeat: Callable[[], None],
 ) -> str | None:
-    """A text with its prompt, the same whenever this update is reached; None once stopped.
+    """A text with its prompt, the same whenever this step is reached; None after a stop request.
 
-    `beat` is called with every token.
+    `heartbeat` is called with every token.
 
-    Parameters that are divided among devices are used where they lie, so all processes of a run
-    have to call this.
+    Parameters that are divided among devices stay where they lie, so all processes of a run call
+    this.
     """
     key = jax.random.fold_in(jax.random.key(config.train.seed), step)
     if all(x.is_fully_replicated for x in jax.tree.leaves(params)):
@@ -116,7 +116,7 @@ def sample_after(
     pieces = [config.sample.prompt]
     for piece in stream_text(config.model, params, tokenizer, key, config.sample):
         pieces.append(piece)
-        beat()
+        heartbeat()
         if stop:
             return None
     return "".join(pieces)

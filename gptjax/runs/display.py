@@ -1,4 +1,4 @@
-"""What a person sees of a run: messages, a live progress line on a terminal, plain lines elsewhere.
+"""A run on the screen: messages, a live progress line on a terminal, plain lines elsewhere.
 
 Messages also go to log.txt.
 """
@@ -14,7 +14,7 @@ from rich.table import Table
 from gptjax.runs.metrics import Row
 
 LINE_SECONDS = 5.0  # between plain progress lines
-WAIT_SHARE = 0.01  # of an update; waiting for data is shown where it is longer
+WAIT_SHARE = 0.01  # of a step; a longer wait for data is shown
 
 
 class _Console(Console):
@@ -26,7 +26,7 @@ class _Console(Console):
 
 
 class Display:
-    """Terminal and log.txt of one run; without a path for the log, all goes nowhere."""
+    """Terminal and log.txt of one run; without a path for the log, nothing is shown or written."""
 
     def __init__(self, log_path: Path | None):
         if log_path is not None:
@@ -59,7 +59,7 @@ class Display:
         self._second: tuple[int, float] | None = None  # step and time of the first line shown
         if self._console.is_terminal:
             self._progress = Progress(
-                TextColumn("update {task.completed}/{task.total}"),
+                TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[numbers]}"),
                 TimeRemainingColumn(),
@@ -76,15 +76,15 @@ class Display:
             self._progress.update(self._task, completed=step, numbers=_numbers(row))
         now = time.monotonic()
         if "val_loss" in row:
-            self.say(f"update {step}/{self._max_steps}  {_numbers(row)}")
+            self.say(f"step {step}/{self._max_steps}  {_numbers(row)}")
             if sources := _sources(row):
                 self.say(f"  {sources}")
         elif self._progress is None and now >= self._next_line:
-            self.say(f"update {step}/{self._max_steps}  {_numbers(row)}{self._left(step, now)}")
+            self.say(f"step {step}/{self._max_steps}  {_numbers(row)}{self._left(step, now)}")
             self._next_line = now + LINE_SECONDS
 
     def _left(self, step: int, now: float) -> str:
-        """Time to the end at the mean rate so far, without the first update and its compilation."""
+        """Time to the end at the mean rate so far, without the first step and its compilation."""
         if self._second is None:
             self._second = (step, now)
             return ""
@@ -123,7 +123,7 @@ def _numbers(row: Row) -> str:
 
 
 def _wait_share(row: Row) -> float:
-    """Share of an update's time that the host waited for data; 0 where it was not measured."""
+    """Share of a step's time that the host waited for data; 0 if it was not measured."""
     if not {"data_wait", "tokens", "tokens_per_second"} <= set(row):
         return 0.0
     return row["data_wait"] * row["tokens_per_second"] / row["tokens"]

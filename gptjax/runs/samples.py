@@ -1,21 +1,21 @@
-"""samples.md: texts that a run writes while it trains, one under each update's heading."""
+"""samples.md: texts that a run writes while it trains, one under each step's heading."""
 
 import re
 from pathlib import Path
 
 from gptjax.base.files import write_atomically
 
-HEADING = re.compile(rb"^## update (\d+)\n\n~~~text$", re.MULTILINE)
+HEADING = re.compile(rb"^## step (\d+)\n\n~~~text$", re.MULTILINE)
 
 
 def append_sample(path: Path, step: int, text: str) -> None:
     """Add a text to samples.md."""
     with path.open("ab") as file:
-        file.write(f"## update {step}\n\n~~~text\n{text}\n~~~\n\n".encode("utf-8", "replace"))
+        file.write(f"## step {step}\n\n~~~text\n{text}\n~~~\n\n".encode("utf-8", "replace"))
 
 
 def forget_samples_after(path: Path, step: int) -> None:
-    """Drop the samples of updates that will be done again."""
+    """Drop the samples of steps that will run again."""
     if not path.exists():
         return
     content = path.read_bytes()

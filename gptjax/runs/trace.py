@@ -1,4 +1,4 @@
-"""Where a run's time goes: its start-up phase by phase, and a trace of chosen updates."""
+"""Where a run's time goes: its start-up phase by phase, and a trace of chosen steps."""
 
 import os
 import time
@@ -14,11 +14,11 @@ LONGEST_IMPORT = 600.0  # seconds; a process that is older did something else fi
 
 
 def process_began(known: float) -> float:
-    """What `time.perf_counter()` would have shown when this process began.
+    """Return the value of `time.perf_counter()` at the moment this process began.
 
-    From Linux's own account (proc(5): field 22 of /proc/self/stat, in clock ticks since boot, sleep
-    included; psutil knows it to a second only). Where there is none, or none to be believed, it is
-    `known`, a moment soon after.
+    Linux keeps it (proc(5): field 22 of /proc/self/stat, in clock ticks since boot, sleep included;
+    psutil knows it to a second only). Elsewhere, or if the value makes no sense, it is `known`, a
+    moment soon after.
     """
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
@@ -30,7 +30,7 @@ def process_began(known: float) -> float:
 
 
 class Startup:
-    """The time from the start of a process to the end of its first update, in seconds by phase."""
+    """The time from the start of a process to the end of its first step, in seconds by phase."""
 
     def __init__(self, began: float):
         """Begin the first phase at `began`, by `time.perf_counter()`."""
@@ -47,52 +47,52 @@ class Startup:
         self._last = now
 
     def finish(self, say: Callable[[str], None]) -> None:
-        """End the last phase, the first update, and tell of all; later calls do nothing."""
+        """End the last phase, the first step, and report all phases; later calls do nothing."""
         if self._is_told:
             return
         self._is_told = True
-        self.end("first update")
+        self.end("first step")
         parts = [f"{name} {t:.1f} s{self._notes[name]}" for name, t in self._phases.items()]
         say(f"start-up  {', '.join(parts)}; {sum(self._phases.values()):.1f} s in all")
 
 
-class UpdateTrace:
-    """A trace of COUNT updates after update STEP, for XProf and Perfetto alike."""
+class StepTrace:
+    """A trace of COUNT steps after step STEP, for XProf and Perfetto alike."""
 
     def __init__(self, window: str | None, directory: Path, say: Callable[[str], None]):
         """`window` is STEP:COUNT, or None for no trace; `say` gets messages for the user."""
-        found = profile_window(window) if window is not None else None
-        self._first, count = found or (-1, 0)
+        steps = profile_window(window) if window is not None else None
+        self._first, count = steps or (-1, 0)
         self._last = self._first + count
         self._window, self._directory, self._say = window, directory, say
-        self._done: int | None = None  # last traced update, while tracing
+        self._done: int | None = None  # last traced step, while tracing
 
     def begin(self, step: int, max_steps: int) -> None:
-        """Start at once if the window begins with the run; say what will not be traced."""
+        """Start at once if the window begins with the run; say which steps will not be traced."""
         if self._window is None:
             return
         if step > self._first or self._first >= max_steps:
-            where = f"this start goes from update {step} to {max_steps}"
+            where = f"this start goes from step {step} to {max_steps}"
             self._say(f"note     train.profile {self._window} traces nothing: {where}")
             self._first = -1
         elif self._last > max_steps:
             traced = max_steps - self._first
             self._say(
-                f"note     train.profile {self._window} reaches beyond update {max_steps}, the "
-                f"last one: {traced} updates will be traced"
+                f"note     train.profile {self._window} reaches beyond step {max_steps}, the "
+                f"last one: {traced} steps will be traced"
             )
         if step == self._first < max_steps:
             self._start(step)
 
-    def update(self, step: int) -> jax.profiler.StepTraceAnnotation:
-        """The context in which update `step` is dispatched: it marks the update in a trace."""
-        return jax.profiler.StepTraceAnnotation("update", step_num=step)
+    def annotate(self, step: int) -> jax.profiler.StepTraceAnnotation:
+        """The context in which step `step` is dispatched: it marks the step in a trace."""
+        return jax.profiler.StepTraceAnnotation("step", step_num=step)
 
     def after(self, step: int, result: Any) -> bool:
-        """Start or stop where update `step` is an end of the window; returns whether it was.
+        """Start or stop the trace if step `step` is an end of the window; returns whether it is.
 
-        `result` is an output of the update: the device is waited for, so that a trace holds whole
-        updates and only those.
+        `result` is an output of the step. This waits for the device, so that a trace holds whole
+        steps and nothing else.
         """
         if self._done is not None:
             self._done = step
@@ -125,11 +125,11 @@ class UpdateTrace:
             self._say(f"the trace could not be written to {self._directory}: {error}")
             return
         if done == self._first:
-            self._say("stopped before the first update that was to be traced")
+            self._say("stopped before the first step that was to be traced")
             return
         trace = max(self._directory.glob("plugins/profile/*/perfetto_trace.json.gz"), default=None)
         self._say(
-            f"traced updates {self._first + 1} to {done}: open {trace} in "
+            f"traced steps {self._first + 1} to {done}: open {trace} in "
             f"https://ui.perfetto.dev, or `pip install xprof` and `xprof --logdir "
             f"{self._directory}`"
         )

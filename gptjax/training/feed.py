@@ -1,8 +1,8 @@
-"""From rows to devices: what each call of the program is given, and what is due after it.
+"""From rows to devices: the batches of each call of the program, and the work due after it.
 
-A call makes one update or several: launching a program takes a millisecond or two of a processor,
-and with several devices the next launch waits for the end of the last, which is much of a small
-model's update and nothing of a large one's. Nothing here knows what a batch holds.
+A call makes one step or several: dispatching a program takes a millisecond or two of a processor,
+and with several devices the next dispatch waits until the last call ends. That is much of a small
+model's step and nothing of a large one's. Nothing here knows what a batch holds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,27 +23,27 @@ from gptjax.runs.metrics import Row
 
 
 class Call(NamedTuple):
-    """The batches of `updates` updates, on the devices, and how each is cut."""
+    """The batches of `steps` steps, on the devices, and how each is cut."""
 
     batch: Any
-    updates: int
+    steps: int
     layout: BatchLayout
     count: tuple[jax.Array, ...]
-    """`updates`, where a program makes as many as it is told."""
+    """`steps` on the devices, if the program takes the number of steps as an argument."""
 
 
 class Feed(NamedTuple):
-    """Where the batches of a run go: `layout` is that of its largest."""
+    """Where the batches of a run go; `layout` is the layout of its largest batch."""
 
     mesh: Mesh
     layout: BatchLayout
     updates_per_call: int
 
     def training(self, batches: list[Batch]) -> Call:
-        """Start copying this process's rows of one call's updates to the devices."""
+        """Start copying this process's rows of one call's steps to the devices."""
         local = self.layout.micro_rows // jax.process_count()
         rows = len(next(iter(batches[0].values()))) // local * self.layout.micro_rows
-        layout, updates = self.layout.of_rows(rows), len(batches)
+        layout, steps = self.layout.of_rows(rows), len(batches)
 
         def cut(x: np.ndarray) -> np.ndarray:
             return x.reshape(layout.micro_steps, local, *x.shape[1:])
@@ -58,8 +58,8 @@ class Feed(NamedTuple):
             for i, batch in enumerate(batches):
                 x[i] = cut(batch[name])
             filled[name] = x
-        count = put_everywhere(self.mesh, np.int32(updates))
-        return Call(put_rows(self.mesh, filled, axis=2), updates, layout, (count,))
+        count = put_everywhere(self.mesh, np.int32(steps))
+        return Call(put_rows(self.mesh, filled, axis=2), steps, layout, (count,))
 
     def validation(self, examples: Examples, most: int | None) -> Iterator[Any]:
         """At most `most` examples of a validation set in batches on the devices."""
@@ -68,11 +68,11 @@ class Feed(NamedTuple):
             yield put_rows(self.mesh, batch, axis=0)
 
 
-def updates_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
-    """How many updates the call after update `step` makes.
+def steps_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
+    """How many steps the call after step `step` makes.
 
     `updates_per_call`, but a call ends where something is due (a validation, a sample, a
-    checkpoint, an end of the trace), where the batch grows and at the last update.
+    checkpoint, an end of the trace), where the batch grows, and at the last step.
     """
     first, count = profile_window(train.profile) or (0, 0) if train.profile else (0, 0)
     cadences = (train.eval_every_steps, train.sample_every_steps, train.save_every_steps)
@@ -84,10 +84,10 @@ def updates_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
 
 
 def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set[str]:
-    """What is to happen after update `step`: any of `validate`, `sample`, `save`.
+    """The work due after step `step`: any of `validate`, `sample`, `save`.
 
-    The last update of a run does all that the run does at all; a stop request only saves; a save
-    that failed is tried again.
+    After the last step of a run all of it is due that the run does at all; after a stop request
+    only a save; a save that failed is tried again.
     """
     last = step == train.max_steps
     every = {
@@ -104,28 +104,28 @@ def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set
 def by_call(
     batches: Iterator[Batch], train: TrainConfig, ramp: BatchSchedule, step: int
 ) -> Iterator[list[Batch]]:
-    """The batches of the updates after `step`, call by call."""
+    """The batches of the steps after `step`, call by call."""
     while step < train.max_steps:
-        updates = list(islice(batches, updates_in_call(train, ramp, step)))
-        yield updates
-        step += len(updates)
+        in_call = list(islice(batches, steps_in_call(train, ramp, step)))
+        yield in_call
+        step += len(in_call)
 
 
-def rows_of_call(step: int, updates: int, metrics: Mapping[str, np.ndarray]) -> list[Row]:
-    """What metrics.jsonl says of each update of a call that ends after `step`, and `skipped`.
+def rows_of_call(step: int, steps: int, metrics: Mapping[str, np.ndarray]) -> list[Row]:
+    """The rows of metrics.jsonl of a call that ends after `step`, each with `skipped` as well.
 
-    `metrics` has one number for a program of one update; else arrays, of which the first `updates`
-    count.
+    A program of one step gives one number for each of `metrics`; a program of several gives arrays,
+    of which the first `steps` count.
     """
-    found = {name: np.atleast_1d(x)[:updates] for name, x in metrics.items()}
+    values = {name: np.atleast_1d(x)[:steps] for name, x in metrics.items()}
     return [
         {
-            "step": step - updates + 1 + i,
-            "train_loss": float(found["loss"][i]),
-            "learning_rate": float(found["learning_rate"][i]),
-            "grad_norm": None if found["skipped"][i] else float(found["grad_norm"][i]),
-            "tokens": int(found["tokens"][i]),
-            "skipped": int(found["skipped"][i]),
+            "step": step - steps + 1 + i,
+            "train_loss": float(values["loss"][i]),
+            "learning_rate": float(values["learning_rate"][i]),
+            "grad_norm": None if values["skipped"][i] else float(values["grad_norm"][i]),
+            "tokens": int(values["tokens"][i]),
+            "skipped": int(values["skipped"][i]),
         }
-        for i in range(updates)
+        for i in range(steps)
     ]

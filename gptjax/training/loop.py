@@ -1,9 +1,9 @@
-"""A run from start to end: restore, update, look, save.
+"""A run from start to end: restore, train, validate, sample, save.
 
-The device never waits for the host: the numbers of a call, which makes one update or several, are
-fetched only after the next one has been dispatched. Where something is due (a validation, a sample,
-a checkpoint) the call is finished and its rows written first, so that no checkpoint knows more than
-metrics.jsonl.
+The device never waits for the host: a call makes one step or several, and its numbers are fetched
+only after the next call has been dispatched. Where something is due (a validation, a sample, a
+checkpoint) the loop first finishes the call and writes its rows, so that no checkpoint knows more
+than metrics.jsonl.
 """
 
 import json
@@ -35,7 +35,7 @@ from gptjax.runs.checkpoint import Checkpointer, SaveError
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog, Row, Throughput, with_waits
-from gptjax.runs.trace import Startup, UpdateTrace
+from gptjax.runs.trace import Startup, StepTrace
 from gptjax.training.feed import by_call, due, rows_of_call
 from gptjax.training.setup import Setup
 from gptjax.training.showing import Showing
@@ -43,15 +43,15 @@ from gptjax.training.start import agree_on_program, open_run, restore_or_start
 from gptjax.training.state import TrainState, saved_items
 from gptjax.training.step import Metrics
 
-GIVE_UP_AFTER = 20  # updates skipped in a row, their gradients not being finite
+GIVE_UP_AFTER = 20  # steps in a row whose gradients are not finite
 
 
 def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | None = None) -> int:
     """Train until `max_steps`, resuming the run in `run_path`; returns the exit code.
 
-    `fresh` moves an older run aside first; `startup` has the phases of the start so far. 0 for a
-    complete run, 128 + signal number for one that a signal ended, after a save. All processes of a
-    run call this; the first of them writes, prints and decides.
+    `fresh` moves an older run aside first; `startup` holds the phases of the start so far. The exit
+    code is 0 for a complete run, and 128 + signal number for a run that a signal ended, after a
+    save. All processes of a run call this; process 0 writes, prints and decides.
     """
     run_dir, startup = RunDir(run_path), startup or Startup(time.perf_counter())
     on_process_0(run_dir.check)
@@ -61,14 +61,14 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
         )
         links = check_links(config)
         setup = Setup(config)
-        news = open_run(setup, run_dir, fresh, stack)
+        notes = open_run(setup, run_dir, fresh, stack)
         agree_on_program(setup)
         display = stack.enter_context(closing(Display(run_dir.log if is_process_0() else None)))
         keep_latest = setup.config.train.keep_latest
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
         stack.push(exit_if_distributed)  # before the checkpointer would wait for the others
         stack.callback(display.stop)
-        for line in news + links:
+        for line in notes + links:
             display.say(line)
         startup.end("setup")
         state, step = restore_or_start(setup, checkpointer, run_dir, display)
@@ -78,32 +78,32 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
         log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
         watchdog = stack.enter_context(closing(Watchdog(config.train.stall_seconds)))
         loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup, watchdog)
-        loop.make_up_validation(state, step)
+        loop.validate_if_missed(state, step)
         if step >= setup.config.train.max_steps:
             display.say(
-                f"{run_dir.path} is complete at update {step}: raise --train.max-steps to "
-                "go on, or start over with --fresh"
+                f"{run_dir.path} is complete at step {step}: raise --train.max-steps to "
+                "continue, or start over with --fresh"
             )
             return 0
         setup.announce(step, display)
         if stop:
-            display.say("stopped before the first update")
+            display.say("stopped before the first step")
             return stop.exit_code
         return loop.train(state, step)
 
 
-class _Launch(NamedTuple):
-    """A call of the compiled program: it ends after `step`, and was launched in `seconds`."""
+class _Dispatched(NamedTuple):
+    """A call of the compiled program: it ends after `step`, and took `seconds` to dispatch."""
 
     step: int
-    updates: int
+    steps: int
     data_wait: float
     began: float
     seconds: float
 
 
 class _Loop:
-    """The updates of one start of a run."""
+    """The steps of one start of a run."""
 
     def __init__(
         self,
@@ -126,32 +126,33 @@ class _Loop:
         self.save_failed = False
 
     def train(self, state: TrainState, step: int) -> int:
-        """Update by update to the end, or to a stop request; returns the exit code."""
+        """Step by step to the end, or to a stop request; returns the exit code."""
         train, display = self.setup.config.train, self.display
         self.showing.forget_after(step)
         traced = train.profile if is_process_0() else None
-        trace = UpdateTrace(traced, self.run_dir.path / "profile", display.say)
-        previous: tuple[_Launch, Metrics] | None = None
+        trace = StepTrace(traced, self.run_dir.path / "profile", display.say)
+        previous: tuple[_Dispatched, Metrics] | None = None
         # a copy that nobody asked for would cost every step: feeding and fetching are explicit
         unasked = jax.transfer_guard("disallow")
         with batches_from(self.setup.source, step) as batches, closing(trace), unasked:
-            display.say("compiling the update ...")
+            display.say("compiling the train step ...")
             self.startup.end("setup")
             with watching_cache() as cache:
-                self.setup.compile_update(step)  # while the thread behind `batches` reads
+                self.setup.compile_steps(step)  # while the thread behind `batches` reads
             self.startup.end("compilation", f"cached: {cache}")
             display.start(step, train.max_steps)
             trace.begin(step, train.max_steps)
             calls = by_call(batches, train, self.setup.ramp, step)
             for call, wait in with_waits(read_ahead(calls, self.setup.feed.training)):
                 began = time.perf_counter()
-                with trace.update(step + 1):
+                with trace.annotate(step + 1):
                     state, metrics = self.setup.train_steps(state, call)
-                step += call.updates
-                launch = _Launch(step, call.updates, wait, began, time.perf_counter() - began)
+                step += call.steps
+                seconds = time.perf_counter() - began
+                dispatched = _Dispatched(step, call.steps, wait, began, seconds)
                 if previous is not None:
                     self._write(self._rows(*previous))
-                previous = (launch, metrics)
+                previous = (dispatched, metrics)
                 self.stop.agree()
                 self._poll()
                 if trace.after(step, metrics):
@@ -159,20 +160,20 @@ class _Loop:
                 now = due(train, step, bool(self.stop), self.save_failed)
                 if now:
                     with jax.transfer_guard("allow"):
-                        stopping = self._boundary(now, state, self._rows(*previous))
+                        stopping = self._do_what_is_due(now, state, self._rows(*previous))
                     previous = None
                     if step == train.max_steps or stopping:
                         break
         return self._end(step)
 
-    def _rows(self, launch: _Launch, metrics: Metrics) -> list[Row]:
-        """Wait for a call; its updates as rows of metrics.jsonl."""
-        rows = rows_of_call(launch.step, launch.updates, jax.device_get(metrics))
-        self.watchdog.beat()
+    def _rows(self, call: _Dispatched, metrics: Metrics) -> list[Row]:
+        """Wait for a call; its steps as rows of metrics.jsonl."""
+        rows = rows_of_call(call.step, call.steps, jax.device_get(metrics))
+        self.watchdog.heartbeat()
         self.startup.finish(self.display.say)
-        shared = {"data_wait": launch.data_wait / launch.updates}
+        shared = {"data_wait": call.data_wait / call.steps}
         tokens = sum(row["tokens"] for row in rows)
-        shared |= self.throughput.measure(tokens, launch.began, launch.seconds)
+        shared |= self.throughput.measure(tokens, call.began, call.seconds)
         for row in rows:
             self._check(row["step"], row.pop("skipped"))
             row |= shared
@@ -180,12 +181,12 @@ class _Loop:
 
     def _check(self, step: int, skipped: int) -> None:
         if skipped:
-            self.display.say(f"update {step} was skipped: its gradients are not finite")
+            self.display.say(f"step {step} was skipped: its gradients are not finite")
         if skipped >= GIVE_UP_AFTER:
             raise UserError(
-                f"{skipped} updates in a row had gradients that are not finite, last "
-                f"update {step}: the checkpoints in {self.run_dir.checkpoints} are "
-                "good; go on with a lower --optim.peak-lr"
+                f"{skipped} steps in a row had gradients that are not finite, the last at step "
+                f"{step}. The checkpoints in {self.run_dir.checkpoints} are good: rerun with a "
+                "lower --optim.peak-lr"
             )
 
     def _write(self, rows: list[Row]) -> None:
@@ -193,11 +194,11 @@ class _Loop:
             self.log.append(row)
         self.display.update(self.log.rows[-1])
 
-    def _boundary(self, now: set[str], state: TrainState, rows: list[Row]) -> bool:
+    def _do_what_is_due(self, now: set[str], state: TrainState, rows: list[Row]) -> bool:
         """Validate, write the rows, save, then sample and plot, as far as each is due.
 
-        Returns whether a stop request came; it is saved then, due or not. What only shows the run,
-        a sample or a plot, comes after the save: it may fail and take nothing with it.
+        Returns whether a stop request came; then the run is saved, due or not. Samples and plots
+        come after the save, so that nothing is lost if they fail.
         """
         row = rows[-1]
         step, is_best = row["step"], False
@@ -212,18 +213,18 @@ class _Loop:
             self._save(state, validation)
         if "sample" in now:
             params = self.setup.evaluated_params(state)
-            beat, before_leaving = self.watchdog.beat, self._wait_for_save
-            self.showing.sample(step, params, self.stop, beat, before_leaving)
+            heartbeat, before_leaving = self.watchdog.heartbeat, self._wait_for_save
+            self.showing.sample(step, params, self.stop, heartbeat, before_leaving)
         if "validate" in now and step < self.setup.config.train.max_steps:
-            self.showing.plot(self.log.rows)  # after the last update `_end` does
+            self.showing.plot(self.log.rows)  # after the last step `_end` does
         self.throughput.pause()
         return stopping
 
     def _lowest_loss(self) -> float:
         return self.checkpointer.ranking.lowest(self.setup.data.loss_definition)
 
-    def make_up_validation(self, state: TrainState, step: int) -> None:
-        """Measure what was due at the restored update, if a stop request cut it short."""
+    def validate_if_missed(self, state: TrainState, step: int) -> None:
+        """Run the validation due at the restored step, if a stop request cut it short."""
         is_due = "validate" in due(self.setup.config.train, step, False, False)
         is_missing = bool(self.log.rows) and "val_loss" not in self.log.rows[-1]
         if not broadcast_from_0(is_due and is_missing):
@@ -231,15 +232,15 @@ class _Loop:
         if (validation := self._validate(state)) and is_process_0():
             epochs = self.setup.data.progress(step)
             self.log.amend({**self._validation_values(validation), **epochs})
-        self.watchdog.rest()
+        self.watchdog.pause()
 
     def _validate(self, state: TrainState) -> Validation | None:
-        """The validation loss; None if a stop request came meanwhile."""
+        """The validation loss; None if a stop request comes meanwhile."""
 
         def until_stopped(batches):
             for batch in batches:
                 yield batch
-                self.watchdog.beat()
+                self.watchdog.heartbeat()
                 self.stop.agree()
                 if self.stop:
                     return
@@ -252,7 +253,7 @@ class _Loop:
         return None if self.stop else result
 
     def _validation_values(self, validation: Validation) -> Row:
-        """A validation as it stands in metrics.jsonl."""
+        """A validation as metrics.jsonl records it."""
         return {
             "val_loss": validation.loss,
             "val_stderr": validation.stderr,
@@ -279,39 +280,42 @@ class _Loop:
             self._note_failure(error)
 
     def _wait_for_save(self) -> None:
-        """Block until what was saved is on disk."""
+        """Block until the last save is on disk."""
         with self.watchdog.saving(self.checkpointer.longest_save):
             self.checkpointer.wait()
 
     def _poll(self) -> None:
-        """Finish saves that have ended; a failed one is tried again after this update."""
+        """Finish saves that have ended; a failed one is tried again after this step."""
         try:
             self.checkpointer.poll()
         except SaveError as error:
             self._note_failure(error)
 
     def _note_failure(self, error: SaveError) -> None:
-        """Try once more after the next update, unless others do not know of it."""
+        """Try once more after the next step; a run of several processes fails at once.
+
+        Only this process knows of the failure: the others would not join a second try.
+        """
         if self.save_failed or jax.process_count() > 1:
             raise error
         self.save_failed = True
         self.display.say(f"{error} Trying once more.")
 
     def _end(self, step: int) -> int:
-        """Make the last save safe and say how to go on."""
+        """Wait for the last save and say how to continue."""
         self.display.stop()
         self._wait_for_save()
-        self.watchdog.rest()
+        self.watchdog.pause()
         self.showing.plot(self.log.rows)
         if step < self.setup.config.train.max_steps:
             name = self.stop.signal.name if self.stop.signal else "a stop request"
             self.display.say(
-                f"stopped by {name} after update {step}; everything is saved in "
-                f"{self.run_dir.path}: run the same command to go on"
+                f"stopped by {name} after step {step}. Everything is saved in "
+                f"{self.run_dir.path}: rerun the same command to continue"
             )
             return self.stop.exit_code
         self.display.say(
-            f"done: {step} updates; curves in {self.run_dir.curves}; now try\n  "
+            f"done: {step} steps; curves in {self.run_dir.curves}; now try\n  "
             f'python -m gptjax.generate --run {self.run_dir.path} --prompt "..."'
         )
         return 0

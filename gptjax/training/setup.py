@@ -77,7 +77,7 @@ class Setup:
 
     @property
     def layout(self) -> BatchLayout:
-        """How an update is cut; with micro-batch `auto` found by compiling."""
+        """How a batch is cut; with micro-batch `auto` compiling finds it."""
         return self._layout[0]
 
     @cached_property
@@ -96,15 +96,15 @@ class Setup:
             self._compiled[layout] = self.program.compile(layout)
         return self._compiled[layout]
 
-    def compile_update(self, step: int) -> None:
-        """Compile what the updates from `step` on, counted from 0, need and is not there yet."""
+    def compile_steps(self, step: int) -> None:
+        """Compile every program that the steps from `step` on, counted from 0, still lack."""
         _ = self.key  # which has a small program of its own
         for rows in self.ramp.sizes():
             if rows >= self.ramp.rows(step):
                 self._compile(self.layout.of_rows(rows))
 
     def train_steps(self, state: TrainState, call: Call) -> tuple[TrainState, Metrics]:
-        """The updates of one call, by the program for batches of their size; metrics are arrays."""
+        """The steps of one call, by the program for batches of their size; metrics are arrays."""
         return self._compile(call.layout)(state, call.batch, self.key, *call.count)
 
     def adapted(self, state: TrainState) -> TrainState:
@@ -118,9 +118,9 @@ class Setup:
         return state.params if averaged is None else averaged
 
     def data_identity(self, step: int) -> dict[str, str]:
-        """What decides the data of the first `step` updates besides config; kept with checkpoints.
+        """Identify the data of the first `step` steps, beyond config; kept with checkpoints.
 
-        What comes into force later is left out, so that it may change.
+        Mixture changes that take effect later are left out, so that they may still change.
         """
         return {"data": self.data.fingerprint_until(step), "grain": version("grain")}
 
@@ -156,9 +156,11 @@ class Setup:
             say(f"         (micro-batch lowered from {train.micro_batch} to fill every device)")
         if len(sizes := self.ramp.sizes()) > 1:
             tokens_of = ", ".join(f"{size * self.config.context:,}" for size in sizes)
-            say(f"         (in steps over the first {train.ramp_steps:,} updates: {tokens_of})")
+            say(
+                f"         (grows in stages over the first {train.ramp_steps:,} steps: {tokens_of})"
+            )
         say(
-            f"updates  {step:,} to {train.max_steps:,}; {tokens:,} tokens in all, "
+            f"steps    {step:,} to {train.max_steps:,}; {tokens:,} tokens in all, "
             f"{self.data.epochs(train.max_steps):.2f} epochs"
         )
         rows = [

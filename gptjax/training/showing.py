@@ -1,4 +1,4 @@
-"""Samples and curves: what shows a run to people. It may fail, and the run goes on without it."""
+"""Samples and curves: they show a run to people. If one fails, the run goes on without it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,14 +19,14 @@ from gptjax.tokenizers.plain import Tokenizer
 
 
 class Showing:
-    """samples.md and loss.png of one run; whatever cannot be had is named in one line."""
+    """samples.md and loss.png of one run; one line names each that fails."""
 
     def __init__(self, config: Config, tokenizer: Tokenizer, run_dir: RunDir, display: Display):
         self._config, self._tokenizer = config, tokenizer
         self._run_dir, self._display = run_dir, display
 
     def forget_after(self, step: int) -> None:
-        """Drop the samples of updates that will be done again."""
+        """Drop the samples of steps that will run again."""
         with self._going_on(f"{self._run_dir.samples} was left as it is"):
             if is_process_0():
                 forget_samples_after(self._run_dir.samples, step)
@@ -36,18 +36,18 @@ class Showing:
         step: int,
         params: Tree,
         stop: StopRequest,
-        beat: Callable[[], None],
+        heartbeat: Callable[[], None],
         before_leaving: Callable[[], None],
     ) -> None:
-        """Show a text and add it to samples.md, unless a stop request came meanwhile.
+        """Show a text and add it to samples.md, unless a stop request comes meanwhile.
 
-        Parameters divided among processes are used by all of them together. Where that fails this
-        process calls `before_leaving` and ends, for the others may be waiting for it in the middle
-        of a text, and nothing on the devices could tell them.
+        All processes together use parameters that are divided among them. If that fails, this
+        process calls `before_leaving` and ends: the others may wait for it in the middle of a text,
+        and nothing on the devices could tell them.
         """
-        with self._going_on(f"no sample after update {step}"):
+        with self._going_on(f"no sample after step {step}"):
             try:
-                text = sample_after(step, self._config, params, self._tokenizer, stop, beat)
+                text = sample_after(step, self._config, params, self._tokenizer, stop, heartbeat)
             except Exception as error:
                 if all(map(_is_whole_here, jax.tree.leaves(params))):
                     raise
@@ -55,10 +55,10 @@ class Showing:
                 exit_process(error)
             if text is not None and is_process_0():
                 append_sample(self._run_dir.samples, step, text)
-                self._display.say(f"sample after update {step}:\n{text}")
+                self._display.say(f"sample after step {step}:\n{text}")
 
     def plot(self, rows: Sequence[Row]) -> None:
-        """Draw the curves of a run, as far as it has come."""
+        """Draw the curves of a run so far."""
         train = self._config.train
         tokens = train.batch_tokens if train.ramp_from_tokens is None else None
         with self._going_on(f"{self._run_dir.curves} was not drawn"):

@@ -66,7 +66,7 @@ def restore_or_start(
             f"note: the run began with Grain {cursor['grain']}, this is {identity['grain']}: "
             "windows may come in another order from here on"
         )
-    display.say(f"resuming {run_dir.path} after update {step}")
+    display.say(f"resuming {run_dir.path} after step {step}")
     for line in _rate_jump(run_dir.read_config(), setup.config, step):
         display.say(line)
     return setup.adapted(state_of(step, items, abstract)), step

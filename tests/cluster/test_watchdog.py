@@ -20,17 +20,19 @@ def wait_for_the_others(): time.sleep({wait})
 wait_for_the_others()
 print("went on")
 """
-BEAT, CLOSE = "dog.beat()", "dog.beat(); dog.close()"
-REST, AGAIN = "dog.beat(); dog.rest()", "dog.beat(); dog.rest(); dog.beat()"
-SLOW = "dog.beat(); time.sleep(0.8); dog.beat()"
-STOPPED = "dog.beat(); subprocess.Popen([*'sh -c'.split(), f'sleep 2; kill -CONT {os.getpid()}'])"
+BEAT, CLOSE = "dog.heartbeat()", "dog.heartbeat(); dog.close()"
+PAUSE, AGAIN = "dog.heartbeat(); dog.pause()", "dog.heartbeat(); dog.pause(); dog.heartbeat()"
+SLOW = "dog.heartbeat(); time.sleep(0.8); dog.heartbeat()"
+STOPPED = (
+    "dog.heartbeat(); subprocess.Popen([*'sh -c'.split(), f'sleep 2; kill -CONT {os.getpid()}'])"
+)
 STOPPED += "; os.kill(os.getpid(), signal.SIGSTOP)"
 SAVING = """
 def wait_for_the_others():
     with dog.saving({longest}): time.sleep(WAIT)
-dog.beat()
+dog.heartbeat()
 """
-SAVED = "dog.beat()\nwith dog.saving(0.0): time.sleep(0.8)"
+SAVED = "dog.heartbeat()\nwith dog.saving(0.0): time.sleep(0.8)"
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ SAVED = "dog.beat()\nwith dog.saving(0.0): time.sleep(0.8)"
         (2, 1, 0.3, BEAT, False),
         (2, 1, 2, SLOW, False),  # three times the longest wait are allowed
         (2, 1, 2, CLOSE, False),
-        (2, 1, 2, REST, False),
+        (2, 1, 2, PAUSE, False),
         (2, 1, 20, AGAIN, True),
         (2, 10**13, 1, BEAT, False),  # more than a thread can wait for
         (2, 0, 2, BEAT, False),

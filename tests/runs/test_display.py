@@ -110,9 +110,9 @@ def test_a_line_has_the_numbers_and_the_time_that_is_left(log, clock, capsys):
     lines = capsys.readouterr().out.splitlines()
     numbers = "lr 3.00e-04  12,346 tok/s"
     assert lines == [
-        f"update 101/2000  loss 2.5000  {numbers}",
-        f"update 111/2000  loss 2.5000  {numbers}  left 1:02:58",
-        f"update 111/2000  loss 2.5000  val 1.2500 +- 0.0312 (1.803 bits/byte)  {numbers}",
+        f"step 101/2000  loss 2.5000  {numbers}",
+        f"step 111/2000  loss 2.5000  {numbers}  left 1:02:58",
+        f"step 111/2000  loss 2.5000  val 1.2500 +- 0.0312 (1.803 bits/byte)  {numbers}",
     ]
     assert logged(log) == lines
 
@@ -122,7 +122,7 @@ def test_numbers_that_were_not_measured_are_left_out(log, clock, capsys):
     shown.start(step=4, max_steps=5)
     shown.update({"step": 5})
     shown.close()
-    assert capsys.readouterr().out.split() == ["update", "5/5"]
+    assert capsys.readouterr().out.split() == ["step", "5/5"]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_utilisation_and_a_wait_that_matters_are_shown(log, clock, changes, end)
     assert "waiting" not in second
 
 
-def test_the_first_update_after_a_start_has_no_time_to_go_by(log, clock):
+def test_the_first_step_after_a_start_has_no_time_to_go_by(log, clock):
     shown = Display(log)
     shown.start(step=7, max_steps=9)
     shown.update({"step": 7, **ROW})
@@ -178,5 +178,5 @@ def test_a_terminal_has_a_live_line_and_logs_validations_only(log, clock, capsys
     shown.stop()
     shown.say("after")
     shown.close()
-    assert "update 4/50" in capsys.readouterr().out
-    assert [line.split("  ")[0] for line in logged(log)] == ["update 2/50", "after"]
+    assert "step 4/50" in capsys.readouterr().out
+    assert [line.split("  ")[0] for line in logged(log)] == ["step 2/50", "after"]

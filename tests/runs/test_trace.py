@@ -1,4 +1,4 @@
-"""Start-up adds up from the process's beginning; a trace holds whole updates and only those."""
+"""Start-up adds up from the process's beginning; a trace holds whole steps and only those."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 from gptjax.runs import trace
-from gptjax.runs.trace import Startup, UpdateTrace, process_began
+from gptjax.runs.trace import Startup, StepTrace, process_began
 
 
 def test_phases_add_up_from_the_beginning_and_are_told_once(clock):
@@ -33,7 +33,7 @@ def test_phases_add_up_from_the_beginning_and_are_told_once(clock):
     startup.finish(said.append)
     assert said == [
         "start-up  imports 2.5 s, setup 0.8 s, initialisation 1.0 s, compilation 9.0 s "
-        "(cached: no), first update 0.4 s; 13.7 s in all"
+        "(cached: no), first step 0.4 s; 13.7 s in all"
     ]
 
 
@@ -78,20 +78,20 @@ def test_a_process_began_a_little_before_its_imports(age, began, clock, monkeypa
 
 
 def run(window: str | None, directory: Path, first: int, last: int, max_steps: int) -> tuple:
-    """Updates `first` to `last` as the loop makes them: messages, and updates told as window ends.
+    """Steps `first` to `last` as the loop makes them: messages, and steps told as window ends.
 
     The run ends at `max_steps` or is stopped before.
     """
     said: list[str] = []
     ends = []
-    trace = UpdateTrace(window, directory, said.append)
-    update = jax.jit(lambda x: jnp.tanh(x @ x))
+    trace = StepTrace(window, directory, said.append)
+    work = jax.jit(lambda x: jnp.tanh(x @ x))
     x = jnp.ones((8, 8))
     try:
         trace.begin(first - 1, max_steps)
         for step in range(first, last + 1):
-            with trace.update(step):
-                x = update(x)
+            with trace.annotate(step):
+                x = work(x)
             if trace.after(step, x):
                 ends.append(step)
     finally:
@@ -100,12 +100,12 @@ def run(window: str | None, directory: Path, first: int, last: int, max_steps: i
 
 
 def traced(directory: Path) -> list[int]:
-    """The updates that the one trace in `directory` marks; both its forms have to be there."""
+    """The steps that the one trace in `directory` marks; both its forms have to be there."""
     (path,) = directory.glob("plugins/profile/*/perfetto_trace.json.gz")
     (planes,) = directory.glob("plugins/profile/*/*.xplane.pb")
     assert b"step_num" in planes.read_bytes()
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    marks = [e for e in events if e.get("name") == "update"]
+    marks = [e for e in events if e.get("name") == "step"]
     return sorted(int(e["args"]["step_num"]) for e in marks)
 
 
@@ -114,7 +114,7 @@ def test_a_window_within_a_run_is_traced(tmp_path):
     assert traced(tmp_path) == [4, 5]
     assert ends == [3, 5]
     assert len(said) == 1
-    assert said[0].startswith("traced updates 4 to 5: open ")
+    assert said[0].startswith("traced steps 4 to 5: open ")
     named = re.search(r"open (\S+) in", said[0])
     assert named is not None
     assert Path(named[1]).is_file()
@@ -134,18 +134,18 @@ def test_a_window_may_begin_where_a_run_goes_on(tmp_path):
 def test_a_run_that_is_stopped_within_the_window_still_has_its_trace(tmp_path):
     said, _ = run("2:50", tmp_path, 1, 4, 100)
     assert traced(tmp_path) == [3, 4]
-    assert said[-1].startswith("traced updates 3 to 4: ")
+    assert said[-1].startswith("traced steps 3 to 4: ")
 
 
 def test_a_stop_right_before_the_window_is_told(tmp_path):
     said, ends = run("2:50", tmp_path, 1, 2, 100)
     assert ends == [2]
-    assert said == ["stopped before the first update that was to be traced"]
+    assert said == ["stopped before the first step that was to be traced"]
 
 
 def test_a_window_beyond_the_end_is_announced_and_traced_as_far_as_it_goes(tmp_path):
     said, _ = run("2:9", tmp_path, 1, 4, 4)
-    assert "2:9 reaches beyond update 4, the last one: 2 updates will be traced" in said[0]
+    assert "2:9 reaches beyond step 4, the last one: 2 steps will be traced" in said[0]
     assert traced(tmp_path) == [3, 4]
 
 
@@ -153,7 +153,7 @@ def test_a_window_beyond_the_end_is_announced_and_traced_as_far_as_it_goes(tmp_p
 def test_a_window_outside_this_start_traces_nothing_and_says_so(window, first, tmp_path):
     said, ends = run(window, tmp_path, first, 4, 4)
     assert said == [
-        f"note     train.profile {window} traces nothing: this start goes from update "
+        f"note     train.profile {window} traces nothing: this start goes from step "
         f"{first - 1} to 4"
     ]
     assert ends == []

@@ -1,4 +1,4 @@
-"""Calls of several updates end where anything is due, and their rows are those of the updates."""
+"""Calls of several steps end where anything is due, and their rows are those of the steps."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gptjax.config import TrainConfig
 from gptjax.config.batches import BatchSchedule
-from gptjax.training.feed import by_call, due, rows_of_call, updates_in_call
+from gptjax.training.feed import by_call, due, rows_of_call, steps_in_call
 
 NO_RAMP = BatchSchedule(4, 4, 0)
 NOTHING_DUE = TrainConfig(
@@ -22,7 +22,7 @@ def ends(train: TrainConfig, ramp: BatchSchedule, step: int = 0) -> list[int]:
     """The step after which each call of a start at `step` ends."""
     found = []
     while step < train.max_steps:
-        step += updates_in_call(train, ramp, step)
+        step += steps_in_call(train, ramp, step)
         found.append(step)
     return found
 
@@ -63,7 +63,7 @@ def test_nothing_is_due_within_a_call(evaluate, sample, save, most, begin):
     assert last == train.max_steps
 
 
-def test_every_update_gets_the_rows_that_it_would_get_alone():
+def test_every_step_gets_the_rows_that_it_would_get_alone():
     train = dataclasses.replace(NOTHING_DUE, max_steps=23, save_every_steps=8)
     alone = [{"x": np.full((4, 3), step)} for step in range(5, 23)]
     calls = list(by_call(iter(alone), train, NO_RAMP, 5))
@@ -71,23 +71,23 @@ def test_every_update_gets_the_rows_that_it_would_get_alone():
     assert [batch["x"][0, 0] for batches in calls for batch in batches] == list(range(5, 23))
 
 
-@pytest.mark.parametrize("updates", [1, 3])
-def test_a_row_has_the_numbers_of_its_update(updates):
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_row_has_the_numbers_of_its_step(steps):
     names = ("loss", "learning_rate", "grad_norm", "tokens", "skipped")
     metrics = {name: np.arange(5, dtype=np.float32) + 10 * i for i, name in enumerate(names)}
     metrics["skipped"] = np.array([0, 1, 0, 7, 7], np.float32)
-    if updates == 1:
+    if steps == 1:
         metrics = {name: x[0] for name, x in metrics.items()}
-    rows = rows_of_call(20, updates, metrics)
-    assert [row["step"] for row in rows] == list(range(21 - updates, 21))
+    rows = rows_of_call(20, steps, metrics)
+    assert [row["step"] for row in rows] == list(range(21 - steps, 21))
     assert rows[0] == {
-        "step": 21 - updates,
+        "step": 21 - steps,
         "train_loss": 0.0,
         "learning_rate": 10.0,
         "grad_norm": 20.0,
         "tokens": 30,
         "skipped": 0,
     }
-    if updates == 3:
+    if steps == 3:
         assert (rows[1]["grad_norm"], rows[1]["skipped"]) == (None, 1)
         assert (rows[2]["grad_norm"], rows[2]["tokens"]) == (22.0, 32)

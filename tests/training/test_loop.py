@@ -1,4 +1,4 @@
-"""What a run does when: the table of due work, requests to stop, samples of updates done again."""
+"""What a run does when: the table of due work, requests to stop, samples of steps done again."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ EVERYTHING = {"validate", "sample", "save"}
         (NEVER, 10, True, False, {"save"}),
     ],
 )
-def test_what_is_due_after_an_update(train, step, stopping, save_failed, expected):
+def test_what_is_due_after_a_step(train, step, stopping, save_failed, expected):
     assert due(train, step, stopping, save_failed) == expected
 
 
@@ -102,13 +102,13 @@ def test_handlers_are_as_before_afterwards():
 
 
 def sample(step: int) -> str:
-    return f"## update {step}\n\n~~~text\ntext of {step}\n# heading\n~~~\n\n"
+    return f"## step {step}\n\n~~~text\ntext of {step}\n# heading\n~~~\n\n"
 
 
 @pytest.mark.parametrize(
     ("step", "kept"), [(0, []), (19, []), (20, [20]), (45, [20, 40]), (60, [20, 40, 60])]
 )
-def test_samples_after_the_restored_update_are_forgotten(tmp_path, step, kept):
+def test_samples_after_the_restored_step_are_forgotten(tmp_path, step, kept):
     path = tmp_path / "samples.md"
     path.write_text("".join(sample(n) for n in (20, 40, 60)))
     forget_samples_after(path, step)
@@ -122,7 +122,7 @@ def test_a_run_without_samples_gets_no_file(tmp_path):
 
 def test_a_sample_that_imitates_a_heading_does_not_stop_a_resumed_run(tmp_path):
     path = tmp_path / "samples.md"
-    imitation = "## update 20\n\n~~~text\nprint('## update of the file')\n~~~\n\n"
+    imitation = "## step 20\n\n~~~text\nprint('## step of the file')\n~~~\n\n"
     path.write_text(imitation + sample(40))
     forget_samples_after(path, 20)
     assert path.read_text() == imitation
@@ -130,7 +130,7 @@ def test_a_sample_that_imitates_a_heading_does_not_stop_a_resumed_run(tmp_path):
 
 def test_samples_that_are_kept_are_kept_byte_for_byte(tmp_path):
     path = tmp_path / "samples.md"
-    content = b"## update 20\n\n~~~text\r\nab\rcd\n~~~\n\n"
+    content = b"## step 20\n\n~~~text\r\nab\rcd\n~~~\n\n"
     path.write_bytes(content + sample(40).encode())
     forget_samples_after(path, 20)
     assert path.read_bytes() == content
@@ -178,7 +178,7 @@ def test_a_sample_of_divided_parameters_is_that_of_whole_ones(monkeypatch):
 
 @pytest.fixture
 def short(prepared) -> Config:
-    """Four updates of the tiny model on the eight devices here, all of it watched."""
+    """Four steps of the tiny model on the eight devices here, all of it watched."""
     tiny = load_config("tiny")
     return dataclasses.replace(
         tiny,
@@ -194,18 +194,18 @@ def short(prepared) -> Config:
 def test_a_run_tells_its_speed_and_looks_at_the_evaluated_parameters(short, tmp_path, monkeypatch):
     """With all parameters zero every token is as likely, and the likeliest one is the first."""
     events = []
-    opened, compiled = loop.batches_from, Setup.compile_update
+    opened, compiled = loop.batches_from, Setup.compile_steps
 
     def open_batches(*args):
         events.append("open")
         return opened(*args)
 
-    def compile_update(setup, step):
+    def compile_steps(setup, step):
         events.append(f"compile {step}")
         compiled(setup, step)
 
     monkeypatch.setattr(loop, "batches_from", open_batches)
-    monkeypatch.setattr(Setup, "compile_update", compile_update)
+    monkeypatch.setattr(Setup, "compile_steps", compile_steps)
     monkeypatch.setattr(
         Setup, "evaluated_params", lambda _, state: jax.tree.map(jnp.zeros_like, state.params)
     )
@@ -216,20 +216,20 @@ def test_a_run_tells_its_speed_and_looks_at_the_evaluated_parameters(short, tmp_
     assert [row["tokens"] for row in rows] == [512] * 4
     assert all(0 < row["data_wait"] < 10 for row in rows)
     assert not any("mfu" in row for row in rows)  # nobody knows the peak of these processors
-    # the trace's start and end are pauses: the updates there have no rate
+    # the trace's start and end are pauses: the steps there have no rate
     assert ["tokens_per_second" in row for row in rows] == [False, True, False, True]
     assert rows[-1]["val_loss"] == pytest.approx(math.log(257), rel=1e-5)
     assert rows[-1]["train_loss"] < 0.99 * math.log(257)
     samples = (tmp_path / "run/samples.md").read_bytes()
-    assert samples == b"## update 4\n\n~~~text\n" + b"\0" * 5 + b"\n~~~\n\n"
+    assert samples == b"## step 4\n\n~~~text\n" + b"\0" * 5 + b"\n~~~\n\n"
 
     log = (tmp_path / "run/log.txt").read_text()
     seconds = r"\d+\.\d s"
     line = (
         rf"start-up  setup {seconds}, initialisation {seconds}, compilation {seconds} "
-        rf"\(cached: \w+\), first update {seconds}; {seconds} in all\n"
+        rf"\(cached: \w+\), first step {seconds}; {seconds} in all\n"
     )
     assert len(re.findall(line, log)) == 1
-    assert log.index("start-up") < log.index("update 1/4")
-    assert "traced updates 2 to 3: " in log
+    assert log.index("start-up") < log.index("step 1/4")
+    assert "traced steps 2 to 3: " in log
     assert len(list((tmp_path / "run/profile").rglob("*.xplane.pb"))) == 1

@@ -128,7 +128,7 @@ def has_new_checkpoint(cwd: Path) -> Callable[[], bool]:
 
 def has_sample(cwd: Path) -> Callable[[], bool]:
     path = cwd / "run" / "samples.md"
-    return lambda: path.exists() and f"## update {SAMPLE_EVERY}\n" in path.read_text()
+    return lambda: path.exists() and f"## step {SAMPLE_EVERY}\n" in path.read_text()
 
 
 @pytest.mark.parametrize("dropout", [0.1], indirect=True)
@@ -156,7 +156,7 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
 
     result = run_verb("train", *options(prepared, dropout), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "resuming run after update" in result.stdout
+    assert "resuming run after step" in result.stdout
     assert_same_run(tmp_path, unbroken)
 
 
@@ -171,17 +171,17 @@ def test_sigterm_saves_and_the_next_start_goes_on(prepared, tmp_path, unbroken, 
     assert "Traceback" not in output + errors
     stopped_after = len(rows(tmp_path))
     assert 30 <= stopped_after < STEPS
-    assert f"stopped by SIGTERM after update {stopped_after}; everything is saved in run" in output
+    assert f"stopped by SIGTERM after step {stopped_after}. Everything is saved in run" in output
     assert max(checkpoints(tmp_path)) == stopped_after
 
     result = run_verb("train", *options(prepared, dropout), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert f"resuming run after update {stopped_after}" in result.stdout
+    assert f"resuming run after step {stopped_after}" in result.stdout
     assert_same_run(tmp_path, unbroken)
 
 
 def test_a_validation_that_a_stop_cut_short_is_made_up_for(prepared, tmp_path):
-    """Every update is validated here, so that any stop falls on one."""
+    """Every step is validated here, so that any stop falls on one."""
     short = [*options(prepared, 0.0), "--train.max-steps", "30", "--train.sample-every-steps", "0"]
     short += ["--train.eval-every-steps", "1", "--train.eval-tokens", "1024"]
     for directory in (tmp_path / "stopped", tmp_path / "unbroken"):
@@ -200,7 +200,7 @@ def test_a_validation_that_a_stop_cut_short_is_made_up_for(prepared, tmp_path):
 
 
 def test_a_ramp_that_is_killed_goes_on_with_the_same_batches(prepared, tmp_path):
-    """Killed in each of the two stages of the ramp, and after it; seven updates a call."""
+    """Killed in each of the two stages of the ramp, and after it; seven steps a call."""
     ramp = ["--train.ramp-from-tokens", "128", "--train.ramp-steps", "100"]
     ramped = [*options(prepared, 0.1), *ramp, "--train.micro-batch", "2"]
     ramped += ["--train.max-steps", "160", "--train.sample-every-steps", "0"]
@@ -219,7 +219,7 @@ def test_a_ramp_that_is_killed_goes_on_with_the_same_batches(prepared, tmp_path)
     for directory in (broken, unbroken):
         result = run_verb("train", *ramped, cwd=directory)
         assert result.returncode == 0, result.stderr
-        assert "(in steps over the first 100 updates: 128, 256, 512)" in result.stdout
+        assert "(grows in stages over the first 100 steps: 128, 256, 512)" in result.stdout
     assert rows(broken) == rows(unbroken)
     tokens = [row["tokens"] for row in rows(unbroken)]
     assert tokens == [128] * 50 + [256] * 50 + [512] * 60

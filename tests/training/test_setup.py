@@ -120,7 +120,7 @@ def test_an_automatic_micro_batch_is_the_largest_that_fits_and_changes_no_loss(
         Setup(auto).layout  # noqa: B018
 
     given = Setup(tiny(prepared, {**BIG, "train.micro_batch": 4}))
-    assert "auto" not in announced(given).split("batch    ")[1].split("updates")[0]
+    assert "auto" not in announced(given).split("batch    ")[1].split("steps    ")[0]
     expected, _ = trained(given, 4)
     for found in (roomy, tight):
         np.testing.assert_allclose(trained(found, 4)[0], expected, rtol=1e-5)
@@ -145,8 +145,8 @@ def test_a_ramp_is_announced_compiled_size_by_size_and_trains(prepared):
     ramp = {"train.ramp_from_tokens": 1024, "train.ramp_steps": 4, "train.max_steps": 6}
     made = Setup(tiny(prepared, {**BIG, **ramp, "train.micro_batch": 2}))
     text = announced(made)
-    assert "(in steps over the first 4 updates: 1,024, 2,048, 4,096)" in text
-    assert f"updates  0 to 6; {2 * 1024 + 2 * 2048 + 2 * 4096:,} tokens in all" in text
+    assert "(grows in stages over the first 4 steps: 1,024, 2,048, 4,096)" in text
+    assert f"steps    0 to 6; {2 * 1024 + 2 * 2048 + 2 * 4096:,} tokens in all" in text
     for step, batch_tokens in enumerate([1024, 1024, 2048, 2048, 4096, 4096]):
         assert made.source[step]["tokens"].shape == (batch_tokens // 64, 65)
         call = made.feed.training([made.source[step]])
@@ -183,7 +183,7 @@ def test_an_overflow_in_float16_is_skipped_and_halves_the_scale(prepared, tmp_pa
     assert loop.fit(config, tmp_path / "run") == 0
     log = (tmp_path / "run/log.txt").read_text()
     for step in (2, 3, 4):
-        assert f"update {step} was skipped: its gradients are not finite" in log
+        assert f"step {step} was skipped: its gradients are not finite" in log
     state = saved_state(Setup(config), tmp_path / "run")
     assert float(optax.tree.get(state.opt_state, "loss_scale")) == 2.0**12
     assert int(optax.tree.get(state.opt_state, "notfinite_count")) == 3
@@ -227,7 +227,7 @@ def test_a_run_without_its_last_checkpoint_repeats_its_last_updates(prepared, tm
     shutil.rmtree(run / "checkpoints" / "5")
     assert int(saved_state(made, run).step) == 3
     assert loop.fit(config, run) == 0
-    assert "after update 3" in (run / "log.txt").read_text()
+    assert "after step 3" in (run / "log.txt").read_text()
     assert rows(run) == expected
     for name, leaf in named_leaves(saved_state(made, run)).items():
         np.testing.assert_array_equal(leaf, unbroken[name], strict=True, err_msg=name)

@@ -48,7 +48,7 @@ def sample(shown: Showing, params: Any, before_leaving: Any = lambda: None) -> N
 def test_a_sample_that_cannot_be_made_or_kept_is_named_in_one_line(shown, tmp_path, monkeypatch):
     monkeypatch.setattr(showing, "sample_after", out_of_memory)
     sample(shown, {"w": jax.numpy.ones(2)})
-    said = "no sample after update 3: RuntimeError: RESOURCE_EXHAUSTED: Out of memory"
+    said = "no sample after step 3: RuntimeError: RESOURCE_EXHAUSTED: Out of memory"
     assert log(tmp_path).splitlines()[-1].endswith(said)
 
     monkeypatch.setattr(showing, "sample_after", lambda *_: "text")
@@ -57,7 +57,7 @@ def test_a_sample_that_cannot_be_made_or_kept_is_named_in_one_line(shown, tmp_pa
     sample(shown, {"w": jax.numpy.ones(2)})
     before, after = log(tmp_path).splitlines()[-2:]
     assert "samples.md was left as it is: IsADirectoryError" in before
-    assert "no sample after update 3: IsADirectoryError" in after
+    assert "no sample after step 3: IsADirectoryError" in after
 
 
 @pytest.mark.parametrize("name", ["loss.png", ".loss.png.tmp"])
@@ -88,7 +88,7 @@ def test_a_process_of_several_that_fails_in_a_common_sample_saves_and_leaves(sho
 
 @pytest.fixture
 def short(prepared) -> Config:
-    """Six updates of the tiny model on the eight devices here; all is due at each second one."""
+    """Six steps of the tiny model on the eight devices here; all is due at each second one."""
     tiny = load_config("tiny")
     train = dataclasses.replace(
         tiny.train, max_steps=STEPS, eval_every_steps=2, sample_every_steps=2, save_every_steps=2,
@@ -124,8 +124,8 @@ def test_a_run_goes_on_without_samples_and_curves(short, tmp_path, monkeypatch):
     assert saved(broken) == [2, 4, 6]
     assert rows(broken) == rows(plain)
     said = log(broken)
-    assert said.count("no sample after update 2: IsADirectoryError") == 1
-    assert said.count("no sample after update 6: RuntimeError: RESOURCE_EXHAUSTED") == 1
+    assert said.count("no sample after step 2: IsADirectoryError") == 1
+    assert said.count("no sample after step 6: RuntimeError: RESOURCE_EXHAUSTED") == 1
     assert said.count("loss.png was not drawn: IsADirectoryError") == 3
 
 
