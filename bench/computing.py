@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import trainer
-from harness import Plan, Report, Spread, Targets, column, compare, ratios
+from harness import Plan, Report, Spread, column, compare, ratios
 from shapes import SMALL, TOY, Shape, gpt2, model_config
 
 from gptjax.cluster.devices import peak_flops
@@ -53,24 +53,10 @@ def throughput(plan: Plan, dtype: str) -> None:
             "plain torch": _train(shape, steps, "torch_side.train", model="plain"),
         }
         label = f"{name}: {shape}; {plan.rounds(rounds)} rounds of {steps}"
-        _row(report, plan, label, targets, shape.tokens * steps, rounds)
+        measured, facts = compare(targets, plan.rounds(rounds), report)
+        report.row(label, measured, shape.tokens * steps, "{:,.0f}")
+        report.figures[label]["facts"] = facts
     report.publish(plan.out)
-
-
-def _row(
-    report: Report,
-    plan: Plan,
-    label: str,
-    targets: Targets,
-    amount: float,
-    rounds: int,
-    pattern: str = "{:,.0f}",
-) -> None:
-    """A row of the first side beside each of the others."""
-    measured, facts = compare(targets, plan.rounds(rounds), report)
-    first, *others = targets
-    report.row(label, measured, amount, [(first, other) for other in others], pattern)
-    report.figures[label]["facts"] = facts
 
 
 def variants(
@@ -177,6 +163,6 @@ def decode(plan: Plan) -> None:
             "HF cached": _side("torch_side.decode", shape, cache=True, **tokens),
             "HF uncached": _side("torch_side.decode", shape, cache=False, **tokens),
         }
-        label = f"{name}: {shape}; {prompt} + {new} tokens"
-        _row(report, plan, label, targets, new, 5, "{:,.1f}")
+        measured, _ = compare(targets, plan.rounds(5), report)
+        report.row(f"{name}: {shape}; {prompt} + {new} tokens", measured, new, "{:,.1f}")
     report.publish(plan.out)

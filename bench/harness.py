@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -204,25 +204,19 @@ class Report:
             self.notes.append(text)
 
     def row(
-        self,
-        name: str,
-        measured: Mapping[str, Sequence[Figures]],
-        amount: float,
-        pairs: Iterable[tuple[str, str]],
-        pattern: str = "{:,.0f}",
+        self, name: str, measured: Mapping[str, Sequence[Figures]], amount: float, pattern: str
     ) -> None:
-        """One case: `amount` a second of every side, then the ratio of each pair of sides."""
+        """One case: `amount` a second of every side, then the first side's over each other's.
+
+        Columns are the case, the sides by name, and a ratio for each but the first.
+        """
+        first, *others = sides = self.columns[1 : 1 + len(self.columns) // 2]
         rates = {side: [amount / s for s in column(r)] for side, r in measured.items()}
-        over = {
-            f"{a} over {b}": ratios(rates[a], rates[b]) if {a, b} <= set(rates) else None
-            for a, b in pairs
-        }
-        sides = self.columns[1 : len(self.columns) - len(over)]
+        over = {n: ratios(rates[first], rates[n]) for n in others if {first, n} <= set(rates)}
         shown = [Spread.of(rates[side]).text(pattern) if side in rates else "-" for side in sides]
-        shown += [spread.text("{:.2f}") if spread else "-" for spread in over.values()]
+        shown += [over[side].text("{:.2f}") if side in over else "-" for side in others]
         self.rows.append((name, *shown))
-        self.figures[name] = {"a_second": rates}
-        self.ratio[name] = {pair: spread for pair, spread in over.items() if spread}
+        self.figures[name], self.ratio[name] = {"a_second": rates}, over
 
     def publish(self, out: Path | None) -> None:
         """Print the table; write `out/NAME.json` if there is a directory to write to."""

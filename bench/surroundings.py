@@ -34,8 +34,7 @@ def loader(plan: Plan) -> None:
         arguments["steps"] = steps
         targets = {"gptjax": ("side.load", arguments), "plain": ("plain_side.load", arguments)}
         measured, _ = compare(targets, plan.rounds(7), report)
-        amount = context * rows * steps
-        report.row(f"T={context}, B={rows}", measured, amount, [("gptjax", "plain")])
+        report.row(f"T={context}, B={rows}", measured, context * rows * steps, "{:,.0f}")
     report.publish(plan.out)
 
 

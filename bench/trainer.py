@@ -239,7 +239,7 @@ def checkouts(plan: Plan) -> None:
             words = ["--config", config, *prepared, *more, *QUIET, "--train.max-steps", str(steps)]
             words += ["--train.save-every-steps", "0", "--optim.warmup-steps", str(warm)]
             sides[side] = partial(_second_a_token, scratch, words, root, warm)
-        report.row(config, in_turns(sides, plan.rounds(5)), 1, [("this", "other")])
+        report.row(config, in_turns(sides, plan.rounds(5)), 1, "{:,.0f}")
     report.publish(plan.out)
 
 

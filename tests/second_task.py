@@ -38,8 +38,9 @@ class Rows:
     def __getitem__(self, index: int) -> Example:
         rng = np.random.default_rng(self.first + index)
         tokens = rng.integers(97, 105, self.context + 1, dtype=np.int32)
-        weights = np.float32(rng.random(self.context) < rng.random())
-        return {"tokens": tokens, "weights": weights, "label": tokens[0] % LABELS}
+        weights = (rng.random(self.context) < rng.random()).astype(np.float32)
+        label = np.asarray(tokens[0] % LABELS, np.int32)
+        return {"tokens": tokens, "weights": weights, "label": label}
 
 
 class LabelledRows(TaskData):

@@ -77,7 +77,7 @@ def test_a_comparison_says_which_side_cannot_run_here(sides):
     assert facts == {"ours": {"start": 1}}
     assert report.notes[0] == "theirs skipped: nothing to measure with"
     assert report.notes[1].endswith("the last words")
-    report.row("case", measured, 6, [("ours", "theirs")])
+    report.row("case", measured, 6, "{:.0f}")
     assert report.rows == [("case", "2 (2 to 3)", "-", "-")]
     with pytest.raises(RuntimeError, match="the last words"):
         harness.compare(targets, 2, report)
@@ -205,7 +205,7 @@ def test_two_checkouts_train_by_turns(tmp_path):
     content = json.loads((tmp_path / "checkouts.json").read_text())
     rates = content["figures"]["tiny"]["a_second"]
     assert {side: len(values) for side, values in rates.items()} == {"this": 2, "other": 2}
-    assert content["ratio"]["tiny"]["this over other"]["median"] > 0
+    assert content["ratio"]["tiny"]["other"]["median"] > 0
 
 
 def test_a_checkout_whose_package_python_does_not_import_is_refused(tmp_path):

@@ -57,13 +57,16 @@ def test_a_run_of_other_settings_is_refused_uncompiled(automatic, tmp_path, with
 
 
 def test_an_implicit_copy_inside_the_loop_is_an_error(automatic, tmp_path, monkeypatch):
-    train_steps = Setup.train_steps
+    train_steps, steps = Setup.train_steps, []
 
     def careless(self: Setup, state: Any, call: Any) -> Any:
-        jax.numpy.add(np.ones(3, np.float32), 1)
+        steps.append(int(jax.device_get(state.step)))
+        if len(steps) == 2:
+            jax.numpy.add(np.ones(3, np.float32), 1)
         return train_steps(self, state, call)
 
     monkeypatch.setattr(Setup, "train_steps", careless)
     train = dataclasses.replace(automatic.train, micro_batch=1, max_steps=2, save_every_steps=0)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         loop.fit(dataclasses.replace(automatic, train=train), tmp_path)
+    assert steps == [0, 1]

@@ -21,9 +21,7 @@ from gptjax.model.places import FSDP, TENSOR, UNSHARDED, ModelSharding
 DATA = "data"
 
 
-def make_mesh(
-    devices: int | Sequence[jax.Device] | None = None, split: ModelSharding = UNSHARDED
-) -> Mesh:
+def make_mesh(devices: int | Sequence[Any] | None = None, split: ModelSharding = UNSHARDED) -> Mesh:
     """A mesh over all devices, over the first so many, or over these; neighbours share a model."""
     if devices is None or isinstance(devices, int):
         devices = jax.devices()[:devices]
@@ -105,12 +103,18 @@ def put_rows(mesh: Mesh, batch: Any, axis: int) -> Any:
     The result is the global batch of all processes; process order is row order.
     """
     sharding = NamedSharding(mesh, rows_spec(mesh, axis))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    return jax.tree.map(lambda x: _put(sharding, x), batch)
 
 
 def put_everywhere(mesh: Mesh, value: Any) -> jax.Array:
     """Start copying the same value of all processes to every device."""
-    return jax.make_array_from_process_local_data(replicated(mesh), np.asarray(value))
+    return _put(replicated(mesh), np.asarray(value))
+
+
+def _put(sharding: NamedSharding, x: np.ndarray) -> jax.Array:
+    # jax's guard takes it for a copy that nobody asked for where there are several processes
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_process_local_data(sharding, x)
 
 
 @dataclass(frozen=True)

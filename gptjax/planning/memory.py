@@ -46,7 +46,7 @@ class Memory:
     average: int
     """The running average of the parameters, where `optim.ema_decay` keeps one."""
     batch: int
-    """Tokens and weights of the whole update."""
+    """Tokens of the whole update; what they count is made on the device."""
     gradients: int
     """Of this micro-step, the sum over micro-steps, and new parameters while they are made."""
     activations: int
@@ -94,7 +94,7 @@ def memory(
         "masters": stored,
         "moments": moments(config, layout, found),
         "average": 0 if config.optim.ema_decay is None else stored,
-        "batch": 4 * micro_steps * micro_batch * (2 * config.context + 1),
+        "batch": 4 * micro_steps * micro_batch * (config.context + 1),
     }
     at_moment = _temporaries(config, layout, micro_batch, micro_steps, found)
     most = max(at_moment, key=lambda name: sum(at_moment[name].values()))

@@ -60,7 +60,7 @@ def _split(key: Array, shape: tuple[int, ...]) -> Array:
     return _philox(key[0], jnp.zeros_like(low), low)[0][..., None]
 
 
-def _fold_in(key: Array, data: Array) -> Array:
+def _fold_in(key: Array, data: Any) -> Array:
     word = jnp.asarray(data).astype(jnp.uint32)
     return _philox(key[0], jnp.zeros_like(word), word)[0][None]
 

@@ -137,7 +137,7 @@ class _Loop:
         with batches_from(self.setup.source, step) as batches, closing(trace), unasked:
             display.say("compiling the train step ...")
             self.startup.end("setup")
-            with watching_cache() as cache:
+            with watching_cache() as cache, jax.transfer_guard("allow"):
                 self.setup.compile_steps(step)  # while the thread behind `batches` reads
             self.startup.end("compilation", f"cached: {cache}")
             display.start(step, train.max_steps)

@@ -115,8 +115,7 @@ class Program:
         """The run's key, from which dropout is drawn."""
         generator = dropout_generator(self.mesh.size)
         # by way of its bits, since a key itself cannot be put where other processes have devices
-        with jax.transfer_guard("allow"):
-            bits = jax.random.key_data(jax.random.key(self.config.train.seed, impl=generator))
+        bits = jax.random.key_data(jax.random.key(self.config.train.seed, impl=generator))
         wrap = jax.jit(
             lambda bits: jax.random.wrap_key_data(bits, impl=generator),
             out_shardings=replicated(self.mesh),
