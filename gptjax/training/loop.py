@@ -6,8 +6,6 @@ checkpoint) the loop first finishes the call and writes its rows, so that no che
 than metrics.jsonl.
 """
 
-import json
-import math
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -28,19 +26,20 @@ from gptjax.cluster.devices import peak_tokens_per_second
 from gptjax.cluster.links import check_links
 from gptjax.cluster.stop import StopRequest
 from gptjax.cluster.watchdog import Watchdog
-from gptjax.config import Config, to_json
+from gptjax.config import Config
 from gptjax.data.loader import batches_from, read_ahead
 from gptjax.evaluation.perplexity import Validation, evaluate_parts
-from gptjax.runs.checkpoint import Checkpointer, SaveError
+from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog, Row, Throughput, with_waits
 from gptjax.runs.trace import Startup, StepTrace
 from gptjax.training.feed import by_call, due, rows_of_call
+from gptjax.training.saving import Saving
 from gptjax.training.setup import Setup
 from gptjax.training.showing import Showing
 from gptjax.training.start import agree_on_program, open_run, restore_or_start
-from gptjax.training.state import TrainState, saved_items
+from gptjax.training.state import TrainState
 from gptjax.training.step import Metrics
 
 GIVE_UP_AFTER = 20  # steps in a row whose gradients are not finite
@@ -123,7 +122,7 @@ class _Loop:
         kind = jax.devices()[0].device_kind
         peak = peak_tokens_per_second(setup.config, kind, jax.device_count())
         self.throughput = Throughput(peak)
-        self.save_failed = False
+        self.saving = Saving(setup, checkpointer, watchdog, display)
 
     def train(self, state: TrainState, step: int) -> int:
         """Step by step to the end, or to a stop request; returns the exit code."""
@@ -154,10 +153,10 @@ class _Loop:
                     self._write(self._rows(*previous))
                 previous = (dispatched, metrics)
                 self.stop.agree()
-                self._poll()
+                self.saving.poll()
                 if trace.after(step, metrics):
                     self.throughput.pause()
-                now = due(train, step, bool(self.stop), self.save_failed)
+                now = due(train, step, bool(self.stop), self.saving.failed)
                 if now:
                     with jax.transfer_guard("allow"):
                         stopping = self._do_what_is_due(now, state, self._rows(*previous))
@@ -204,24 +203,22 @@ class _Loop:
         step, is_best = row["step"], False
         validation = self._validate(state) if "validate" in now else None
         if validation is not None:
-            is_best = validation.loss < broadcast_from_0(self._lowest_loss())
+            is_best = validation.loss < broadcast_from_0(self.saving.lowest_loss())
             row |= self._validation_values(validation)
         row |= self.setup.data.progress(step)
         self._write(rows)
         stopping = bool(self.stop)  # read once: a signal may come at any moment
         if "save" in now or stopping or is_best:
-            self._save(state, validation)
+            self.log.sync()
+            self.saving.save(state, validation)
         if "sample" in now:
             params = self.setup.evaluated_params(state)
-            heartbeat, before_leaving = self.watchdog.heartbeat, self._wait_for_save
+            heartbeat, before_leaving = self.watchdog.heartbeat, self.saving.wait
             self.showing.sample(step, params, self.stop, heartbeat, before_leaving)
         if "validate" in now and step < self.setup.config.train.max_steps:
             self.showing.plot(self.log.rows)  # after the last step `_end` does
         self.throughput.pause()
         return stopping
-
-    def _lowest_loss(self) -> float:
-        return self.checkpointer.ranking.lowest(self.setup.data.loss_definition)
 
     def validate_if_missed(self, state: TrainState, step: int) -> None:
         """Run the validation due at the restored step, if a stop request cut it short."""
@@ -261,50 +258,10 @@ class _Loop:
             **{f"val_loss/{name}": loss for name, loss in validation.by_source},
         }
 
-    def _save(self, state: TrainState, validation: Validation | None) -> None:
-        """Start saving; after a failed save, wait until this one is safe."""
-        self.log.sync()
-        cursor: dict[str, str | float] = {**self.setup.data_identity(int(state.step))}
-        if validation is not None and math.isfinite(validation.loss):
-            cursor["val_loss"] = validation.loss
-            cursor["val_measure"] = self.setup.data.loss_definition
-        step, config = int(state.step), json.loads(to_json(self.setup.config))
-        try:
-            with self.watchdog.saving(self.checkpointer.longest_save):
-                self.checkpointer.save(step, saved_items(state), config, cursor)
-            if self.save_failed:
-                self._wait_for_save()
-                self.display.say("the checkpoint is written now")
-            self.save_failed = False
-        except SaveError as error:
-            self._note_failure(error)
-
-    def _wait_for_save(self) -> None:
-        """Block until the last save is on disk."""
-        with self.watchdog.saving(self.checkpointer.longest_save):
-            self.checkpointer.wait()
-
-    def _poll(self) -> None:
-        """Finish saves that have ended; a failed one is tried again after this step."""
-        try:
-            self.checkpointer.poll()
-        except SaveError as error:
-            self._note_failure(error)
-
-    def _note_failure(self, error: SaveError) -> None:
-        """Try once more after the next step; a run of several processes fails at once.
-
-        Only this process knows of the failure: the others would not join a second try.
-        """
-        if self.save_failed or jax.process_count() > 1:
-            raise error
-        self.save_failed = True
-        self.display.say(f"{error} Trying once more.")
-
     def _end(self, step: int) -> int:
         """Wait for the last save and say how to continue."""
         self.display.stop()
-        self._wait_for_save()
+        self.saving.wait()
         self.watchdog.pause()
         self.showing.plot(self.log.rows)
         if step < self.setup.config.train.max_steps:

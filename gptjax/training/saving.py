@@ -1,0 +1,68 @@
+"""Checkpoints of a run under way: saved in the background, watched, tried once more after a failure."""
+
+import json
+import math
+
+import jax
+
+from gptjax.cluster.watchdog import Watchdog
+from gptjax.config import to_json
+from gptjax.evaluation.perplexity import Validation
+from gptjax.runs.checkpoint import Checkpointer, SaveError
+from gptjax.runs.display import Display
+from gptjax.training.setup import Setup
+from gptjax.training.state import TrainState, saved_items
+
+
+class Saving:
+    """Saves one run. `failed` says that the last save did, and is due again after the next step."""
+
+    def __init__(
+        self, setup: Setup, checkpointer: Checkpointer, watchdog: Watchdog, display: Display
+    ):
+        self._setup, self._checkpointer = setup, checkpointer
+        self._watchdog, self._display = watchdog, display
+        self.failed = False
+
+    def lowest_loss(self) -> float:
+        """The lowest validation loss among those that compare with today's."""
+        return self._checkpointer.ranking.lowest(self._setup.data.loss_definition)
+
+    def save(self, state: TrainState, validation: Validation | None) -> None:
+        """Start saving; after a failed save, wait until this one is safe."""
+        step, config = int(state.step), json.loads(to_json(self._setup.config))
+        cursor: dict[str, str | float] = {**self._setup.data_identity(step)}
+        if validation is not None and math.isfinite(validation.loss):
+            cursor["val_loss"] = validation.loss
+            cursor["val_measure"] = self._setup.data.loss_definition
+        try:
+            with self._watchdog.saving(self._checkpointer.longest_save):
+                self._checkpointer.save(step, saved_items(state), config, cursor)
+            if self.failed:
+                self.wait()
+                self._display.say("the checkpoint is written now")
+            self.failed = False
+        except SaveError as error:
+            self._note_failure(error)
+
+    def wait(self) -> None:
+        """Block until the last save is on disk."""
+        with self._watchdog.saving(self._checkpointer.longest_save):
+            self._checkpointer.wait()
+
+    def poll(self) -> None:
+        """Finish saves that have ended; a failed one is tried again after this step."""
+        try:
+            self._checkpointer.poll()
+        except SaveError as error:
+            self._note_failure(error)
+
+    def _note_failure(self, error: SaveError) -> None:
+        """Try once more after the next step; a run of several processes fails at once.
+
+        Only this process knows of the failure: the others would not join a second try.
+        """
+        if self.failed or jax.process_count() > 1:
+            raise error
+        self.failed = True
+        self._display.say(f"{error} Trying once more.")
