@@ -43,7 +43,7 @@ def with_train(config: Config = GPT2, **train) -> Config:
 def test_state_is_three_float32_sets_and_the_batch_small():
     found = memory(GPT2, Layout(), 16)
     assert (found.masters, found.moments, found.average) == (4 * STORED, 8 * STORED, 0)
-    assert found.batch == 4 * 512 * 2049
+    assert found.batch == 4 * 512 * 1025
     assert found.arguments == 12 * STORED + found.batch
     assert found.total == sum(found.parts().values()) == found.arguments + found.temporaries
 

@@ -144,4 +144,5 @@ def test_a_killed_run_goes_on_bit_for_bit_and_two_processes_agree(
     for ours, theirs in zip(rows_of(together), rows_of(whole), strict=True):
         assert ours["tokens"] == theirs["tokens"]
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
-        assert ours.get("val_loss") == pytest.approx(theirs.get("val_loss"), rel=1e-5)
+        if "val_loss" in theirs:
+            assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-5)
