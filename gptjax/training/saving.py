@@ -1,4 +1,4 @@
-"""Checkpoints of a run under way: saved in the background, watched, tried once more after a failure."""
+"""Checkpoints of a run under way: saved in the background, tried once more after a failure."""
 
 import json
 import math

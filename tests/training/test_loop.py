@@ -14,9 +14,9 @@ import pytest
 from gptjax.cluster.stop import StopRequest
 from gptjax.config import Config, SampleConfig, TrainConfig
 from gptjax.config.presets import load_config
+from gptjax.generation import sampling
 from gptjax.generation.sampling import sample_after, stream_text
 from gptjax.model.gpt import init_params
-from gptjax.runs import samples
 from gptjax.runs.samples import append_sample, forget_samples_after
 from gptjax.tokenizers.registry import make_tokenizer
 from gptjax.training import loop
@@ -170,7 +170,7 @@ def test_a_sample_of_divided_parameters_is_that_of_whole_ones(monkeypatch):
         seen.append({len(x.sharding.device_set) for x in jax.tree.leaves(params)})
         return stream_text(cfg, params, *rest)
 
-    monkeypatch.setattr(samples, "stream_text", watched)
+    monkeypatch.setattr(sampling, "stream_text", watched)
     texts = [sample_after(3, config, p, tokenizer, StopRequest(), int) for p in (whole, divided)]
     assert texts[0] == texts[1]
     assert seen == [{1}, {8}]
