@@ -131,11 +131,6 @@ def train(shape: dict, updates: int, warm: int = 3) -> tuple[Round, dict]:
     return lambda: {"seconds": update.run(updates)}, update.facts()
 
 
-def account(shape: dict) -> tuple[Round, dict]:
-    """The facts of an update alone: nothing is allocated or run."""
-    return dict, Update(Shape(**shape)).facts()
-
-
 def decode(shape: dict, prompt: int, new_tokens: int) -> tuple[Round, dict]:
     """Greedy text of random parameters, token by token as the generate verb does it."""
     cfg = model_config(Shape(**shape))

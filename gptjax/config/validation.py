@@ -60,7 +60,7 @@ def config_from_json(text: str, name: str) -> Config:
 
 
 def _section(name: str, values: Any) -> Any:
-    kind = typing.get_type_hints(Config)[name]
+    kind: Any = typing.get_type_hints(Config)[name]
     if not dataclasses.is_dataclass(kind):
         return values
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
