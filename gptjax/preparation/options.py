@@ -1,0 +1,165 @@
+"""The flags of the prepare door, and what must not go together among them."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gptjax.base.errors import ConfigError, UserError
+from gptjax.config import Config, DataConfig
+from gptjax.config.names import is_tokenizer_name
+from gptjax.config.validation import validate
+
+
+@dataclass(frozen=True)
+class PrepareCommand:
+    """Turn text into token shards with a manifest; flags override what the config says."""
+
+    config: str | None = None
+    """Name or path of a config whose data is to be prepared."""
+    input: tuple[str, ...] = ()
+    """Files, directories and patterns, or - for standard input: UTF-8 text, JSON lines (.jsonl),
+    Parquet (.parquet), each also compressed (.gz, .zst)."""
+    hub: str | None = None
+    """Data set of the Hugging Face hub: OWNER/NAME, OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT
+    (train, unless it says another), with @REVISION after NAME or not. Ready token files of llm.c's
+    format are fetched, text is streamed."""
+    tokens: int | None = None
+    """Tokens to train on, of ready token files: only as many files as hold them are fetched. By
+    default those that the config's run reads, and without --config all."""
+    format: Literal["auto", "text", "jsonl", "parquet"] | None = None
+    """What the inputs are; by default the ends of their names say it, and the rest is text."""
+    text_field: str | None = None
+    """Field of JSON lines, or column of Parquet, that holds the text; the default is text."""
+    doc_separator: str | None = None
+    """What stands between the documents of a text file, such as '<|endoftext|>' or '\\n\\n'; by
+    default a file is one document."""
+    tokenizer: str | None = None
+    """gpt2, gpt1, bytes, chars (those of this text), bpe:N (a BPE of N tokens trained on it),
+    tiktoken:ENCODING, or a tokenizer's JSON file; the default is bytes."""
+    out: Path | None = None
+    """Directory to make."""
+    val_fraction: float | None = None
+    """Share of the text held out for validation (0 to 0.5); the default is 0.05."""
+    workers: int | None = None
+    """Cores to use, all by default; the result is the same."""
+    partition: str | None = None
+    """i/n: tokenise only share i (from 0) of n, as one job of an array; then --merge."""
+    merge: bool = False
+    """Put together what all partitions have made; the result is that of one machine."""
+    adopt: Path | None = None
+    """Directory of token files of llm.c, modded-nanogpt (.bin), nanoGPT (.bin without a header) or
+    build-nanogpt (.npy): they stay where they are, and --out (or it) gets a manifest."""
+    inspect: Path | None = None
+    """Prepared directory to verify and describe; nothing is prepared."""
+    train_tokenizer: bool = False
+    """Only train a byte-level BPE on the text and write it to --out, a JSON file."""
+    vocab_size: int = 4096
+    """Tokens of the BPE that --train-tokenizer makes, end-of-text included (257 or more)."""
+
+
+def data_of(command: PrepareCommand, config: Config) -> DataConfig:
+    """The config's data as the flags have it; another text takes the place of its own."""
+    data = config.data
+    if command.input or command.hub:
+        data = dataclasses.replace(data, source=None, inputs=(), hub=None)
+    given = {
+        "path": None if command.out is None else str(command.out),
+        "inputs": command.input or None,
+        "hub": command.hub,
+        "input_format": command.format,
+        "text_field": command.text_field,
+        "doc_separator": command.doc_separator,
+        "tokenizer": command.tokenizer,
+        "val_fraction": command.val_fraction,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(data, **changes)
+
+
+def check(command: PrepareCommand, config: Config) -> None:
+    """Raise one `ConfigError` with everything that cannot work, or not together."""
+    data, text = config.data, command.input or command.hub
+    missing = [f for f, v in (("--input", text), ("--out", command.out)) if not v]
+    rules = [
+        (
+            command.config is None and bool(missing),
+            f"{' and '.join(missing)} missing: give --config NAME, or --input FILE... (or --hub "
+            "OWNER/NAME) --tokenizer gpt2|bytes|chars --out DIR",
+        ),
+        (
+            bool(command.input and command.hub),
+            "--input and --hub are two sources of the same data: give one of them",
+        ),
+        (
+            command.workers is not None and command.workers < 1,
+            f"--workers must be at least 1, not {command.workers}",
+        ),
+        (data.doc_separator == "", "--doc-separator must not be empty"),
+        (
+            command.tokens is not None and (data.hub is None or command.tokens < 1),
+            f"--tokens {command.tokens} must be 1 or more, and is for --hub alone",
+        ),
+        (
+            bool(command.partition and command.merge),
+            "--partition and --merge are two steps: leave out one of them",
+        ),
+        (
+            data.hub is not None and bool(command.partition or command.merge),
+            "--partition and --merge are for files, and a data set of the hub is one stream: "
+            "prepare it on one machine, or download its files and give them by --input",
+        ),
+        (
+            data.hub is not None and bool(command.format or command.doc_separator),
+            "--format and --doc-separator are for files: --hub knows its records",
+        ),
+    ]
+    problems = [message for bad, message in rules if bad]
+    try:
+        validate(config)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    if not data.inputs and data.source is None and data.hub is None:
+        raise UserError(
+            f"config {command.config} has no text of its own: give text files with --input FILE..."
+        )
+
+
+def refuse_unread_flags(command: PrepareCommand) -> None:
+    """Raise `ConfigError` for flags that --inspect and --adopt would pass over."""
+    for verb, read in (("inspect", ()), ("adopt", ("tokenizer", "out"))):
+        others = [
+            "--" + field.name.replace("_", "-")
+            for field in dataclasses.fields(command)
+            if getattr(command, field.name) != field.default and field.name not in (verb, *read)
+        ]
+        if getattr(command, verb) is not None and others:
+            raise ConfigError([f"--{verb} does not read {', '.join(others)}: leave that out"])
+
+
+def check_adoption(command: PrepareCommand) -> str:
+    """The tokenizer of the files to adopt; raises `ConfigError` without one."""
+    if command.tokenizer is None or not is_tokenizer_name(command.tokenizer):
+        raise ConfigError(
+            [
+                "--adopt needs the --tokenizer that made the files (gpt2, or tiktoken:ENCODING, or "
+                f"a tokenizer's JSON file), not {command.tokenizer}"
+            ]
+        )
+    return command.tokenizer
+
+
+def check_vocabulary(command: PrepareCommand) -> Path:
+    """The file for a trained tokenizer; raises `ConfigError` for flags that do not go with it."""
+    if command.out is None or not is_tokenizer_name(f"bpe:{command.vocab_size}"):
+        raise ConfigError(
+            [
+                "--train-tokenizer needs --out FILE.json and a --vocab-size of 257 or more, not "
+                f"{command.out} and {command.vocab_size}"
+            ]
+        )
+    if command.partition or command.merge:
+        raise ConfigError(["--train-tokenizer reads all text at once: leave out --partition"])
+    return command.out
