@@ -22,7 +22,7 @@ def _side(target: str, shape: Shape, **arguments: Any) -> tuple[str, dict[str, A
 
 
 def _train(shape: Shape, steps: int, target: str = "side.train", **more: Any):
-    return _side(target, shape, updates=steps, warm=min(3, steps + 1), **more)
+    return _side(target, shape, steps=steps, warm=min(3, steps + 1), **more)
 
 
 def throughput(plan: Plan, dtype: str) -> None:

@@ -44,8 +44,8 @@ from gptjax.training.state import initial_state, saved_items
 MAX_STEPS = 10_000
 
 
-class Update:
-    """The trainer's own update on one device, compiled; `run` needs parameters, the rest none."""
+class TrainStep:
+    """The trainer's own step on one device, compiled; `run` needs parameters, the rest none."""
 
     def __init__(self, shape: Shape):
         self.shape, model = shape, model_config(shape)
@@ -76,12 +76,12 @@ class Update:
         tokens = np.random.default_rng(0).integers(0, shape.n_vocab, size, dtype=np.int32)
         self._batch = put_rows(self.program.mesh, {"tokens": tokens}, axis=1)
 
-    def run(self, updates: int) -> float:
-        """Wall seconds of so many updates, the loss fetched a step late, as the trainer does."""
+    def run(self, steps: int) -> float:
+        """Wall seconds of so many steps, the loss fetched a step late, as the trainer does."""
         if self._state is None:
             self.start()
         started, previous = time.perf_counter(), None
-        for _ in range(updates):
+        for _ in range(steps):
             self._state, metrics = self._compiled(self._state, self._batch, self._key)
             if previous is not None:
                 float(previous)
@@ -90,7 +90,7 @@ class Update:
         return time.perf_counter() - started
 
     def facts(self) -> dict[str, Any]:
-        """Bytes of one update by the compiler's account, FLOPs of its products, compile time."""
+        """Bytes of one step by the compiler's account, FLOPs of its products, compile time."""
         memory = self._compiled.memory_analysis()
         assert memory is not None  # CPUs and GPUs tell
         return {
@@ -123,12 +123,12 @@ def product_flops(jaxpr: Any) -> float:
     return total
 
 
-def train(shape: dict, updates: int, warm: int = 3) -> tuple[Round, dict]:
-    """`updates` updates a round, after `warm` that nobody times."""
+def train(shape: dict, steps: int, warm: int = 3) -> tuple[Round, dict]:
+    """`steps` steps a round, after `warm` that nobody times."""
     keep_freed_memory(parameter_count(model_config(Shape(**shape))))  # as the train verb does
-    update = Update(Shape(**shape))
-    update.run(warm)
-    return lambda: {"seconds": update.run(updates)}, update.facts()
+    step = TrainStep(Shape(**shape))
+    step.run(warm)
+    return lambda: {"seconds": step.run(steps)}, step.facts()
 
 
 def decode(shape: dict, prompt: int, new_tokens: int) -> tuple[Round, dict]:

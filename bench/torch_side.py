@@ -106,8 +106,8 @@ def adamw(model: nn.Module, lr: float, betas: tuple[float, float]) -> torch.opti
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=False)
 
 
-def train(shape: dict, updates: int, model: str, warm: int = 3) -> tuple[Round, dict]:
-    """`updates` steps a round of `hugging_face` or `plain`; bfloat16 is torch's autocast."""
+def train(shape: dict, steps: int, model: str, warm: int = 3) -> tuple[Round, dict]:
+    """`steps` steps a round of `hugging_face` or `plain`; bfloat16 is torch's autocast."""
     sizes = Shape(**shape)
     torch.manual_seed(0)
     torch.set_num_threads(cores())
@@ -118,7 +118,7 @@ def train(shape: dict, updates: int, model: str, warm: int = 3) -> tuple[Round, 
     size = (sizes.micro_steps, sizes.batch, sizes.n_ctx + 1)
     tokens_ABT = torch.from_numpy(rng.integers(0, sizes.n_vocab, size))
 
-    def update() -> float:
+    def step() -> float:
         total = 0.0
         for tokens in tokens_ABT:
             with torch.autocast("cpu", torch.bfloat16) if is_half else nullcontext():
@@ -132,10 +132,10 @@ def train(shape: dict, updates: int, model: str, warm: int = 3) -> tuple[Round, 
         optimizer.zero_grad(set_to_none=True)
         return total
 
-    def one_round(count: int = updates) -> Figures:
+    def one_round(count: int = steps) -> Figures:
         started = time.perf_counter()
         for _ in range(count):
-            update()
+            step()
         return {"seconds": time.perf_counter() - started}
 
     one_round(warm)

@@ -5,8 +5,8 @@ tokens; 12 heads as in the released model. 124,439,808 parameters with the tied 
 "117M" is a miscount that OpenAI corrected with the release).
 Batch: 2^19 tokens, Brown et al. (2020), table 2.1 (0.5M for this size), as is the peak learning
 rate of 6e-4, the cosine to a tenth of it, beta2 0.95, clipping at 1.0 and decay 0.1 (appendix B).
-Warm-up: 375M tokens (the same appendix) = 715 updates of 2^19.
-Length: 10e9 / 2^19 = 19,073 updates, one epoch. 6 N D = 7.5e18 FLOP without attention.
+Warm-up: 375M tokens (the same appendix) = 715 steps of 2^19.
+Length: 10e9 / 2^19 = 19,073 steps, one epoch. 6 N D = 7.5e18 FLOP without attention.
 Data: FineWeb (Penedo et al. 2024) in GPT-2's tokens and llm.c's format, as modded-nanogpt trains
 on: 100 of the 103 files of kjj0/fineweb10B-gpt2, and its 100M tokens of validation; 20 GB.
 `--hub HuggingFaceFW/fineweb-edu:sample-10BT --out data/fineweb_edu` tokenises ten billion tokens of

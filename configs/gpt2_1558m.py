@@ -6,10 +6,10 @@ paper says 1542M). 25 heads and 50,304 rows of vocabulary have no common divisor
 divides this model, `--mesh.tensor` cannot.
 Batch: 2^20 tokens, Brown et al. (2020), table 2.1 (1M for "GPT-3 XL", 1.3B), as is the peak
 learning rate of 2e-4; the cosine to a tenth of it, beta2 0.95, clipping, decay and the warm-up of
-375M tokens = 358 updates are those of its appendix B.
+375M tokens = 358 steps are those of its appendix B.
 Data: FineWeb's sample of 100 billion tokens as kjj0/fineweb100B-gpt2 has it, in llm.c's format: the
 first 320 files and that of validation, 64 GB.
-Length: 32e9 / 2^20 = 30,518 updates; table 2.1 trains every size on 300e9 tokens, nine times that.
+Length: 32e9 / 2^20 = 30,518 steps; table 2.1 trains every size on 300e9 tokens, nine times that.
 Expected: no figure of ours exists yet. Parameters and moments alone are 17.4 GiB, gradients come
 on top: the planner says what that means for a GPU.
 

@@ -7,8 +7,8 @@ Batch: 3 x 2^20 = 3.15M tokens, 1,536 rows (the paper's 3.2M divide among no usu
 Appendix B: peak learning rate 6e-5 (table 2.1), cosine to a tenth of it over 260e9 tokens, warm-up
 over 375M, betas 0.9 and 0.95, decay 0.1, clipping at 1.0. The batch grows over the first 12e9
 tokens, from a quarter of it here: the paper's 32k tokens are 16 rows, too few for so many GPUs.
-Length: 300e9 tokens. Ramp: 10,173 updates of 2^18 x 3 and 2^19 x 3 tokens, half each; then
-3 x 2^20: 101,726 updates in all, the cosine ends at 89,010, the warm-up at 477.
+Length: 300e9 tokens. Ramp: 10,173 steps of 2^18 x 3 and 2^19 x 3 tokens, half each; then
+3 x 2^20: 101,726 steps in all, the cosine ends at 89,010, the warm-up at 477.
 Mesh: heads and widths divided among the 8 GPUs of a node, weights among 16 nodes.
 Expected: 3.2e23 FLOP; the paper counts 3.14e23. Nobody has trained this config.
 

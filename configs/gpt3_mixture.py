@@ -14,8 +14,8 @@ as the trainer will say. At most four epochs of any source are allowed (Muennigh
 up to four are as good as new text). OpenAI never published the five sources: put a prepared
 directory of your own in the place of each.
 Shape and optimizer: table 2.1's first row and appendix B. 12 layers, 12 heads, 768 wide, context
-2048, batch 2^19 tokens, learning rate 6e-4 to a tenth over 260e9 tokens (495,911 updates), warm-up
-over 375M (715 updates). 572,205 updates make 300e9 tokens. The ramp of the batch is left out.
+2048, batch 2^19 tokens, learning rate 6e-4 to a tenth over 260e9 tokens (495,911 steps), warm-up
+over 375M (715 steps). 572,205 steps make 300e9 tokens. The ramp of the batch is left out.
 Expected: 2.3e20 FLOP. Nobody has trained this config.
 
     python -m gptjax.prepare --config gpt3_mixture --input crawl.txt --out data/common_crawl

@@ -3,10 +3,10 @@
 The corpus is the source of Python's own standard library, which is on every machine: about 1,630
 files, 29 MB, 9.6 million tokens of a BPE of 2,048 that is trained on it (3.0 bytes a token).
 Numbers are our own, chosen by trial: 4 layers, 4 heads, 128 wide, context 256, 8 x 256 = 2,048
-tokens an update, 800 updates (1.6 million tokens, a sixth of an epoch), learning rate 3e-3 to
+tokens a step, 800 steps (1.6 million tokens, a sixth of an epoch), learning rate 3e-3 to
 3e-4. Higher rates and shorter warm-ups learn little faster but amplify rounding, so that
 different numbers of devices drift apart. Dropout is off: nothing is seen twice.
-Expected: 2.0 bits per byte of validation text at the end; more updates go on lowering it.
+Expected: 2.0 bits per byte of validation text at the end; more steps go on lowering it.
 
     python -m gptjax.train --config quickstart
     python -m gptjax.generate --run runs/quickstart --prompt "def "

@@ -1,6 +1,6 @@
 """The smallest run that uses every part: for tests, and to see the machinery move.
 
-Shape and schedule are our own, made to finish 100 updates in seconds on one core: 2 layers, 2
+Shape and schedule are our own, made to finish 100 steps in seconds on one core: 2 layers, 2
 heads, 32 wide, context 64, two micro-steps of 4 sequences, 51,200 bytes in all. It learns which
 bytes are common (about 2.9 nats per byte) and no more. Any prepared data will do.
 

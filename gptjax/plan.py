@@ -33,9 +33,9 @@ class PlanCommand(ConfigCommand):
     network: float | None = None
     """Network bandwidth of each GPU, GB/s in one direction; None takes the usual one."""
     usable: float = USABLE
-    """Share of a GPU's memory that an update may need (0 to 1)."""
+    """Share of a GPU's memory that a step may need (0 to 1)."""
     compile: bool = False
-    """Compile the update for virtual devices and compare its memory with the plan's."""
+    """Compile the step for virtual devices and compare its memory with the plan's."""
 
 
 def plan(argv: Sequence[str]) -> int:
@@ -55,7 +55,7 @@ def plan(argv: Sequence[str]) -> int:
     report = Report(gpu, links, command.mfu, command.usable, command.price)
     report.heading(wanted, made)
     report.memory(made)
-    report.update(made)
+    report.step(made)
     report.scaling(on_other_numbers(made.config, layout, gpu, links, command.mfu))
     report.gpus(wanted, layout)
     advice = advise(made, gpu, links, command.mfu, command.usable, per_node)

@@ -4,7 +4,7 @@
 #   launch/node.sh CONFIG [any flag of gptjax.train]
 #   PROCESSES=8 launch/node.sh CONFIG ...     several processes, each with its share of the GPUs
 #
-# Arithmetic for gpt2_124m: 124,439,808 parameters, 10e9 tokens in 19,073 updates of 2^19. A token is
+# Arithmetic for gpt2_124m: 124,439,808 parameters, 10e9 tokens in 19,073 steps of 2^19. A token is
 # 6 x 124.4e6 FLOP and 0.06e9 for causal attention: 0.8e9; all are 8.0e18. One H100 (989 TFLOP/s in
 # bf16) at an assumed 40% needs 5.6 hours, eight 42 minutes; at 2.50 $ a GPU-hour either costs 14 $.
 # No figure of a GPU is measured yet.

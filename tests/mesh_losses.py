@@ -1,4 +1,4 @@
-"""Train twenty updates on one mesh and print what came of it as JSON; for test_parallel.
+"""Train twenty steps on one mesh and print what came of it as JSON; for test_parallel.
 
     python mesh_losses.py DATA FSDP TENSOR [checkpoint directory]
 
@@ -29,7 +29,7 @@ from gptjax.runs.checkpoint import Checkpointer
 from gptjax.training.program import assemble
 from gptjax.training.state import items_of, saved_items, state_of
 
-UPDATES, MICRO_STEPS, ROWS, CONTEXT, VOCAB = 20, 2, 8, 16, 200
+STEPS, MICRO_STEPS, ROWS, CONTEXT, VOCAB = 20, 2, 8, 16, 200
 MODEL = ModelConfig(
     n_layer=2, n_head=8, n_embd=64, n_ctx=CONTEXT, n_vocab=VOCAB, dtype="float32", remat="full"
 )
@@ -39,7 +39,7 @@ OPTIM = OptimConfig(warmup_steps=3, peak_lr=1e-3)
 def main() -> None:
     """Restore or draw, train, evaluate, save, print."""
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    train = TrainConfig(max_steps=2 * UPDATES, loss_chunk_tokens=50, seed=0)
+    train = TrainConfig(max_steps=2 * STEPS, loss_chunk_tokens=50, seed=0)
     config = Config(model=MODEL, optim=OPTIM, train=train)
     program = assemble(config, mesh := make_mesh(split=ModelSharding(FSDP, TENSOR)))
     abstract = program.abstract_state()
@@ -53,7 +53,7 @@ def main() -> None:
     places = jax.tree.map(lambda x: x.sharding, abstract)
     step, key = program.train_step, program.key()
     found, batch = [], None
-    for i in range(begin, begin + UPDATES):
+    for i in range(begin, begin + STEPS):
         rng = np.random.default_rng(i)
         # half of the vocabulary, so that there is something to learn
         tokens = rng.integers(0, VOCAB // 2, (MICRO_STEPS, ROWS, CONTEXT + 1), dtype=np.int32)
@@ -70,7 +70,7 @@ def main() -> None:
         checkpointer.close()
     local = sum(x.addressable_data(0).nbytes for x in jax.tree.leaves(state))
     evaluation = {name: float(value) for name, value in sums.items()}
-    print(json.dumps({"updates": found, "evaluation": evaluation, "bytes": local}))
+    print(json.dumps({"steps": found, "evaluation": evaluation, "bytes": local}))
 
 
 main()

@@ -125,17 +125,17 @@ def test_counted_products_are_those_of_the_formula():
     scanned = shapes.Shape(**{**asdict(shape), "unroll": 1, "micro_steps": 3})
     model = shapes.model_config(shape)
     expected = flops_per_token(model, shape.n_ctx, "full") * shape.tokens
-    assert side.Update(shape).product_flops == expected
-    assert side.Update(scanned).product_flops == 3 * expected
+    assert side.TrainStep(shape).product_flops == expected
+    assert side.TrainStep(scanned).product_flops == 3 * expected
 
 
 @pytest.mark.slow
-def test_the_update_is_run_and_accounted():
+def test_the_step_is_run_and_accounted():
     import side
 
-    update = side.Update(shapes.TOY)
-    assert update.run(2) > 0
-    facts = update.facts()
+    step = side.TrainStep(shapes.TOY)
+    assert step.run(2) > 0
+    facts = step.facts()
     floats = 3 * parameter_count(shapes.model_config(shapes.TOY))
     assert facts["argument_bytes"] > 4 * floats
     assert facts["temp_bytes"] > 0

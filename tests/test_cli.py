@@ -153,7 +153,7 @@ def test_flags_that_were_right_count_when_others_were_wrong():
         (
             ["--train.ramp-steps", "3"],
             "train.ramp_from_tokens and train.ramp_steps go together: the first batch, and the "
-            "updates until the whole one, not None and 3",
+            "steps until the full batch, not None and 3",
         ),
         (
             ["--train.ramp-from-tokens", "128", "--train.ramp-steps", "3"],

@@ -28,7 +28,7 @@ PROMPT = "def f\u00fcr("
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, prepared) -> Path:
-    """A run of 20 updates with two checkpoints."""
+    """A run of 20 steps with two checkpoints."""
     cwd = tmp_path_factory.mktemp("generate")
     settings = {
         "config": "tiny", "data.path": prepared.directory.resolve(), "run-dir": "run",
@@ -141,7 +141,7 @@ def test_only_the_text_is_on_standard_output(run, text):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout == text("--checkpoint", 20)
-    assert result.stderr == "checkpoint of update 20 in run\n"
+    assert result.stderr == "checkpoint of step 20 in run\n"
 
 
 def test_generating_changes_nothing_in_the_run(run, text):

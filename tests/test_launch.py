@@ -625,7 +625,7 @@ def test_processes_of_different_runs_do_not_start(prepared, tmp_path, surroundin
     )
     assert result.returncode == 1, result.stdout + result.stderr
     message = (
-        "error: the config differs between the 2 processes: that of 1 is not that of process 0"
+        "error: the config is not the same on all 2 processes: process 1 and process 0 disagree"
     )
     assert message in result.stderr
     assert "Traceback" not in result.stderr

@@ -32,6 +32,7 @@ BUG = 70  # exit code of an exception that is no `UserError` (sysexits.h: EX_SOF
 COMPLAINT_BYTES = 1024  # of a text that crosses processes
 SIGHT_SECONDS = 10.0  # within which a network file system shows a new file
 LAST_WORDS_SECONDS = 1.0  # for the others to report before their coordinator leaves
+SAME_START = "start all with the same command, code and files"
 
 
 class Followed(UserError):
@@ -99,16 +100,16 @@ def first_complaint(text: str | None) -> str | None:
     return next(filter(None, texts), None)
 
 
-def require_same(what: str, value: str) -> None:
-    """Raise `UserError` at every process, naming those for which `value` is not process 0's."""
+def require_same(what: str, value: str, remedy: str = SAME_START) -> None:
+    """Raise `UserError` at every process, naming those whose `value` is not that of process 0."""
     if jax.process_count() == 1:
         return
     sums = _all_say(zlib.crc32(value.encode()))
     if others := [str(i) for i, s in enumerate(sums) if s != sums[0]]:
+        processes = "process" if len(others) == 1 else "processes"
         raise UserError(
-            f"{what} differs between the {jax.process_count()} processes: that of "
-            f"{', '.join(others)} is not that of process 0; start all with the same command, code "
-            "and files"
+            f"{what} is not the same on all {jax.process_count()} processes: {processes} "
+            f"{', '.join(others)} and process 0 disagree; {remedy}"
         )
 
 
@@ -179,7 +180,7 @@ def exit_process(error: BaseException) -> NoReturn:
     """Report why this process fails and end it now, as one of several.
 
     Not by way of an exception: on its way out this process would wait for the others, for a save
-    in progress or in jax's shutdown, while those wait for it in an update.
+    in progress or in jax's shutdown, while those wait for it in a step.
     """
     name = "" if is_process_0() else f"process {jax.process_index()}: "
     code = BUG

@@ -1,4 +1,4 @@
-"""Compiled programs are kept from start to start, and freed memory from update to update."""
+"""Compiled programs are kept from start to start, and freed memory from step to step."""
 
 import ctypes
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import jax.monitoring
 
-LARGEST_CACHE = 8 * 2**30  # bytes; GPT-2's update on a GPU takes some ten million
+LARGEST_CACHE = 8 * 2**30  # bytes; GPT-2's step on a GPU takes some ten million
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # glibc's malloc.h
 NEVER = -1  # a threshold in bytes, which glibc reads as the largest there is
 POOL = 2**26  # bytes a glibc pool takes from the kernel at a time, unless it is the main one
@@ -116,7 +116,7 @@ def compiler_options() -> dict[str, bool | str]:
     """What XLA is told besides its defaults here. docs/performance.md has the evidence.
 
     On processors: not to reorder operations for the sake of running more of them at once, which
-    costs a tenth or more of an update's memory, and no less time.
+    costs a tenth or more of a step's memory, and no less time.
     """
     if jax.default_backend() != "cpu":
         return {}
@@ -127,7 +127,7 @@ def divide_processor(devices: int) -> None:
     """Have the processor count as so many devices, unless the environment says how many.
 
     Each of them computes its share of a small batch alone, where one device would halve every
-    operation between the cores and wait for both, some 500 times an update. To be called before
+    operation between the cores and wait for both, some 500 times a step. To be called before
     jax looks for devices.
     """
     is_told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
@@ -138,15 +138,15 @@ def divide_processor(devices: int) -> None:
 def keep_freed_memory(parameters: int) -> bool:
     """Have glibc keep large blocks that are freed; returns whether it will.
 
-    XLA asks for its temporary buffers anew at every update. glibc gets blocks of that size from
-    the kernel and gives them back, so each update touches fresh pages and pays a page fault for
-    every one: a quarter of a small model's update on processors. Kept, the same pages serve every
-    update; the process stays as large as it once was. A pool that is empty for a moment is kept as
+    XLA asks for its temporary buffers anew at every step. glibc gets blocks of that size from
+    the kernel and gives them back, so each step touches fresh pages and pays a page fault for
+    every one: a quarter of a small model's step on processors. Kept, the same pages serve every
+    step; the process stays as large as it once was. A pool that is empty for a moment is kept as
     well. Every pool but the first ends at 64 MB, and what is larger would come from the kernel
     after all: threads share the first, and those of a model with few `parameters`, which would wait
     for each other, a second one.
 
-    Only where updates run on processors, and only with a glibc that takes thresholds this large
+    Only where steps run on processors, and only with a glibc that takes thresholds this large
     (2.35); elsewhere this does nothing. To be called before jax starts its threads.
     """
     has_accelerator = bool(entry_points(group="jax_plugins"))

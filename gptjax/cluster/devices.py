@@ -5,7 +5,7 @@ import re
 from gptjax.config import Config, ModelConfig
 from gptjax.model.size import flops_per_token
 
-HEADROOM = 0.9  # share of a device's memory that an update may need
+HEADROOM = 0.9  # share of a device's memory that a step may need
 
 
 def matmul_dtype(cfg: ModelConfig) -> str:

@@ -27,7 +27,7 @@ PROBE_BYTES = 2**26  # a device reduces; NCCL is near its full rate from there o
 REPEATS = 5
 PATIENCE = 180.0  # seconds for compiling, connecting and reducing
 SLOW = 20e9  # bytes a second of bus bandwidth: PCIe 4.0 x16 gives some 20, NVLink hundreds
-LARGEST_SHARE = 0.1  # of an update's computation that its one reduction should take
+LARGEST_SHARE = 0.1  # of a step's computation that its one reduction should take
 ASSUMED_MFU = 0.4
 AXIS = "device"
 
@@ -144,9 +144,9 @@ def bus_bandwidth(n_bytes: int, repeats: int) -> float:
 
 
 def advice(config: Config, kind: str, n: int, bandwidth: float) -> list[str]:
-    """What to change where reducing the gradients once takes a large share of an update.
+    """What to change where reducing the gradients once takes a large share of a step.
 
-    An update's computation is what its arithmetic takes at an assumed 40% of the devices' peak;
+    A step's computation is what its arithmetic takes at an assumed 40% of the devices' peak;
     where that is unknown, links below 20 GB/s are called slow.
     """
     within = config.mesh.fsdp * config.mesh.tensor
@@ -160,7 +160,7 @@ def advice(config: Config, kind: str, n: int, bandwidth: float) -> list[str]:
     stored = parameter_count(config.model) * wire_bytes / within
     reducing = 2 * (groups - 1) / groups * stored / bandwidth
     peak = peak_tokens_per_second(config, kind, n) if config.model.n_vocab else None
-    known = f"the gradients take {reducing * 1e3:,.0f} ms an update"
+    known = f"the gradients take {reducing * 1e3:,.0f} ms a step"
     if peak is not None:
         share = reducing / (config.train.batch_tokens / (ASSUMED_MFU * peak))
         known += f", {share:.0%} of its computation (at an assumed {ASSUMED_MFU:.0%} of the peak)"

@@ -119,7 +119,7 @@ def _put(sharding: NamedSharding, x: np.ndarray) -> jax.Array:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How the rows of an update are cut: A micro-steps of `micro_batch` rows in every group."""
+    """How the rows of a step are cut: A micro-steps of `micro_batch` rows in every group."""
 
     micro_steps: int
     micro_batch: int
@@ -133,19 +133,19 @@ class BatchLayout:
         return self.micro_batch * self.row_groups
 
     def of_rows(self, rows: int) -> "BatchLayout":
-        """The same cut of an update of so many rows: the one place that derives micro-steps."""
+        """The same cut of a step of so many rows: the one place that derives micro-steps."""
         return replace(self, micro_steps=rows // self.micro_rows)
 
     def __str__(self) -> str:
         tokens = self.micro_steps * self.micro_rows * self.context
         return (
             f"{self.micro_steps} micro-steps x {self.row_groups} devices x {self.micro_batch} "
-            f"sequences x {self.context} tokens = {tokens:,} tokens an update"
+            f"sequences x {self.context} tokens = {tokens:,} tokens a step"
         )
 
 
 def rows_per_device(config: Config, groups: int) -> int:
-    """Rows of the smallest update that each of `groups` devices has to do.
+    """Rows of the smallest step that each of `groups` devices has to do.
 
     Raises `ConfigError` if the rows do not divide among the devices.
     """
@@ -166,12 +166,12 @@ def batch_layout(config: Config, groups: int, micro_batch: int) -> BatchLayout:
     return BatchLayout(1, micro, groups, config.context).of_rows(config.batch_rows)
 
 
-def abstract_batch(mesh: Mesh, layout: BatchLayout, example: Any, updates: int = 1) -> Any:
-    """Shapes, types and placement of an update's batch of such examples, for compiling.
+def abstract_batch(mesh: Mesh, layout: BatchLayout, example: Any, steps: int = 1) -> Any:
+    """Shapes, types and placement of a step's batch of such examples, for compiling.
 
-    With several `updates` the batches of as many have a leading axis.
+    With several `steps` the batches of as many have a leading axis.
     """
-    rows = (*([updates] if updates > 1 else []), layout.micro_steps, layout.micro_rows)
+    rows = (*([steps] if steps > 1 else []), layout.micro_steps, layout.micro_rows)
     sharding = NamedSharding(mesh, rows_spec(mesh, axis=len(rows) - 1))
     return {
         name: jax.ShapeDtypeStruct((*rows, *x.shape), x.dtype, sharding=sharding)

@@ -1,4 +1,4 @@
-"""The size of each update's batch: constant, or doubling in equal stages while training begins.
+"""The size of each step's batch: constant, or doubling in equal stages while training begins.
 
 Small batches learn more from a token at first, when gradients agree with one another; Brown et al.
 (2020, appendix B) ramp linearly for that reason. Doubling needs only a handful of compiled
@@ -12,7 +12,7 @@ from gptjax.config.schema import Config
 
 
 class BatchSchedule(NamedTuple):
-    """Rows of every update: `first` doubling to `final`, which is reached after `steps` updates."""
+    """Rows of every step: `first` doubling to `final`, which is reached after `steps` steps."""
 
     first: int
     final: int
@@ -24,13 +24,13 @@ class BatchSchedule(NamedTuple):
         return (self.final // self.first).bit_length() - 1
 
     def rows(self, step: int) -> int:
-        """Rows of update `step`, counted from 0."""
+        """Rows of step `step`, counted from 0."""
         if step >= self.steps:
             return self.final
         return self.first << (step * self.stages // self.steps)
 
     def rows_before(self, step: int) -> int:
-        """Rows of all updates before `step`."""
+        """Rows of all steps before `step`."""
         total = max(0, step - self.steps) * self.final
         for stage in range(self.stages):
             begin, end = (-(-k * self.steps // self.stages) for k in (stage, stage + 1))
@@ -38,9 +38,9 @@ class BatchSchedule(NamedTuple):
         return total
 
     def sizes(self) -> list[int]:
-        """Every number of rows that an update ever has, smallest first.
+        """Every number of rows that a step ever has, smallest first.
 
-        A ramp of fewer updates than doublings leaves some sizes out.
+        A ramp of fewer steps than doublings leaves some sizes out.
         """
         begins = [-(-k * self.steps // self.stages) for k in range(self.stages)]
         return sorted({self.final, *map(self.rows, begins)})

@@ -58,7 +58,7 @@ def parse_change(text: str, sources: int) -> tuple[int, list[Fraction]]:
     step, _, numbers = text.partition("=")
     weights = [_number(number, text) for number in numbers.split(",")]
     if not step.isdecimal() or int(step) < 1:
-        raise ValueError(f"{text!r} does not begin with an update of 1 or more")
+        raise ValueError(f"{text!r} does not begin with a step of 1 or more")
     if len(weights) != sources or not any(weights):
         raise ValueError(f"{text!r} needs {sources} weights, not all of them 0, in their order")
     return int(step), weights
@@ -85,7 +85,7 @@ def mistakes(sources: Sequence[str], changes: Sequence[str]) -> Iterator[tuple[s
         except ValueError as error:
             yield "mixture_changes", f"must be STEP=WEIGHT,WEIGHT,...: {error}"
     if steps != sorted(set(steps)):
-        yield "mixture_changes", f"must come at ever later updates, not at {steps[1:]}"
+        yield "mixture_changes", f"must come at ever later steps, not at {steps[1:]}"
 
 
 def _number(text: str, whole: str) -> Fraction:

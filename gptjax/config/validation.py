@@ -213,7 +213,7 @@ def _combinations(c: Config) -> Iterator[Problem]:
 
 
 def _batch(c: Config) -> Iterator[Problem]:
-    """Rules about how an update's tokens are cut."""
+    """Rules about how a step's tokens are cut."""
     t = c.train
     micro_tokens = c.context * (1 if t.micro_batch == "auto" else t.micro_batch)
     if t.batch_tokens % micro_tokens:
@@ -227,7 +227,7 @@ def _batch(c: Config) -> Iterator[Problem]:
         yield Problem(
             ("train.ramp_from_tokens", "train.ramp_steps"),
             "train.ramp_from_tokens and train.ramp_steps go together: the first batch, and the "
-            f"updates until the whole one, not {t.ramp_from_tokens} and {t.ramp_steps}",
+            f"steps until the full batch, not {t.ramp_from_tokens} and {t.ramp_steps}",
         )
     elif t.ramp_from_tokens is not None:
         ratio, rest = divmod(t.batch_tokens, t.ramp_from_tokens)

@@ -60,7 +60,7 @@ class Corpus(TaskData):
     def fingerprint_until(self, step: int | None = None) -> str:
         """16 hexadecimal digits that change with any token, and with any weight of a mixture.
 
-        Weights that come into force after `step` updates are left out.
+        Weights that come into force after `step` steps are left out.
         """
         if step is None:
             return self._fingerprint(self.changes)
@@ -76,9 +76,9 @@ class Corpus(TaskData):
                 f"({now}): give that data's --data.path"
             )
         return (
-            f"was trained on another mixture up to update {step} (fingerprint {before}) than this "
-            f"({now}): give the sources, the weights and their changes before update {step} as "
-            f"they were, which its config.json says; changes from update {step} on are free"
+            f"was trained on another mixture up to step {step} (fingerprint {before}) than this "
+            f"({now}): give the sources, the weights and their changes before step {step} as "
+            f"they were, which its config.json says; changes from step {step} on are free"
         )
 
     def _fingerprint(self, changes: Sequence[str]) -> str:
@@ -89,7 +89,7 @@ class Corpus(TaskData):
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def epochs(self, step: int) -> float:
-        """Tokens of the first `step` updates over those of all sources."""
+        """Tokens of the first `step` steps over those of all sources."""
         tokens = sum(manifest.splits["train"].tokens for manifest in self.manifests)
         return self._ramp.rows_before(step) * self._context / tokens
 
@@ -112,7 +112,7 @@ class Corpus(TaskData):
             if source.max_epochs is not None and epochs > source.max_epochs
         ]:
             raise UserError(
-                f"data.mixture does not allow what {self._max_steps:,} updates would repeat: "
+                f"data.mixture does not allow what {self._max_steps:,} steps would repeat: "
                 f"{'; '.join(too_often)}: lower their weights, or allow more epochs"
             )
         return MixedWindows(self._windows, self.mixture)
@@ -151,7 +151,7 @@ class Corpus(TaskData):
         return "" if self.mixture is None else " ".join(f"{share:.6f}" for share in self.shares())
 
     def announcement(self, step: int) -> list[str]:
-        """What to say before updates from `step` on; of a mixture, shares and epochs of each."""
+        """What to say before steps from `step` on; of a mixture, shares and epochs of each."""
         if self.mixture is None:
             split, val = self.manifest.splits["train"], self.manifest.splits["val"]
             return [
@@ -168,11 +168,11 @@ class Corpus(TaskData):
             )
         ]
         if self.changes:
-            lines.append(f"         (other weights after an update: {', '.join(self.changes)})")
+            lines.append(f"         (other weights after a step: {', '.join(self.changes)})")
         return lines
 
     def progress(self, step: int) -> dict[str, float]:
-        """Epochs of every source of a mixture after `step` updates, for metrics.jsonl."""
+        """Epochs of every source of a mixture after `step` steps, for metrics.jsonl."""
         if self.mixture is None:
             return {}
         done = zip(self.names, self._epochs_by_source(step), strict=True)

@@ -60,19 +60,19 @@ class TaskData(Protocol):
         ...
 
     def fingerprint_until(self, step: int | None = None) -> str:
-        """What changes with anything that the first `step` updates read; None means all of them."""
+        """What changes with anything that the first `step` steps read; None means all of them."""
         ...
 
     def announcement(self, step: int) -> list[str]:
-        """What to say of the data before updates from `step` on."""
+        """What to say of the data before steps from `step` on."""
         ...
 
     def epochs(self, step: int) -> float:
-        """How often the data has been read after `step` updates."""
+        """How often the data has been read after `step` steps."""
         ...
 
     def progress(self, step: int) -> dict[str, float]:
-        """More numbers for the row of update `step` in metrics.jsonl, such as epochs by source."""
+        """More numbers for the row of step `step` in metrics.jsonl, such as epochs by source."""
         del step
         return {}
 

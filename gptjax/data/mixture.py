@@ -83,9 +83,9 @@ class Shares:
 
 
 class Mixture:
-    """The plan of a run: sources, and weights that may change where updates begin.
+    """The plan of a run: sources, and weights that may change where steps begin.
 
-    `rows_before` gives the rows of all updates before one.
+    `rows_before` gives the rows of all steps before one.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Mixture:
         return source, before[source]
 
     def shares(self, step: int) -> list[float]:
-        """The share of each source in update `step`, counted from 0; they add up to 1."""
+        """The share of each source in step `step`, counted from 0; they add up to 1."""
         weights = next(w for first, w in reversed(self._weights) if first <= step)
         return [float(weight / sum(weights)) for weight in weights]
 

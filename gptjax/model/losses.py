@@ -1,6 +1,6 @@
 """Cross-entropy as weighted sums, never a mean, and without ever holding all logits.
 
-Only the whole update knows how many tokens count; whoever has all the sums divides once. A mean of
+Only the whole step knows how many tokens count; whoever has all the sums divides once. A mean of
 means over unequal masks is wrong by tens of percent.
 
 Letters: B batch, T time, M tokens of a chunk, D width, V vocabulary.

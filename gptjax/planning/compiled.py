@@ -1,6 +1,6 @@
-"""What XLA says that an update needs and sends, beside what was planned; it alone imports jax.
+"""The memory and traffic of a step as XLA compiles it, beside the plan; it alone imports jax.
 
-The update is compiled for virtual devices of this machine's processor and never run. A processor
+The step is compiled for virtual devices of this machine's processor and never run. A processor
 computes bfloat16 in float32 and has no cuDNN, so the same config is planned again as it will be
 compiled: float32, attention in tiles, layers in a loop, two micro-steps where there are several,
 and no more groups along `data` than two, which changes nothing on a device.
@@ -80,7 +80,7 @@ def compare(config: Config, layout: Layout) -> Comparison:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     os.environ["JAX_PLATFORMS"] = "cpu"
     began = time.perf_counter()
-    compiled = compile_update(config, layout)
+    compiled = compile_step(config, layout)
     found = compiled.memory_analysis()
     return Comparison(
         memory(config, layout, int(config.train.micro_batch)),
@@ -105,8 +105,8 @@ def compare_traffic(
     return {key: (planned.get(key, 0), actual.get(key, 0)) for key in keys}
 
 
-def compile_update(config: Config, layout: Layout) -> Any:
-    """The compiled update, a `jax.stages.Compiled`, of a config that a processor can compute."""
+def compile_step(config: Config, layout: Layout) -> Any:
+    """The compiled step, a `jax.stages.Compiled`, of a config that a processor can compute."""
     from gptjax.cluster.mesh import batch_layout, make_mesh
     from gptjax.model.places import ModelSharding
     from gptjax.training.program import assemble

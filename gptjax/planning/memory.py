@@ -1,9 +1,9 @@
-"""Bytes on every device while an update runs, by part, without compiling anything.
+"""Bytes on every device while a step runs, by part, without compiling anything.
 
 What lives throughout is the state; what comes and goes is counted at three moments, and the largest
 of them counts: while logits exist (`loss`), while the first layers' gradients are formed
 (`backward`), and while the optimizer makes new parameters (`update`). Shapes follow from the model;
-how many arrays of a shape live at once was read from XLA's buffer assignment of the update on
+how many arrays of a shape live at once was read from XLA's buffer assignment of the step on
 processors (jax 0.10.2) and is checked against it by `--compile`. GPUs fuse more and need less.
 
 Letters: D width, F = 4 D, N layers, V vocabulary, T context, H heads.
@@ -42,11 +42,11 @@ class Memory:
     masters: int
     """float32 parameters, this device's part."""
     moments: int
-    """What the optimizer keeps between updates."""
+    """What the optimizer keeps between steps."""
     average: int
     """The running average of the parameters, where `optim.ema_decay` keeps one."""
     batch: int
-    """Tokens of the whole update; what they count is made on the device."""
+    """Tokens of the whole step; what they count is made on the device."""
     gradients: int
     """Of this micro-step, the sum over micro-steps, and new parameters while they are made."""
     activations: int
@@ -60,12 +60,12 @@ class Memory:
 
     @property
     def arguments(self) -> int:
-        """What the update is given: state and batch."""
+        """The step's arguments: state and batch."""
         return self.masters + self.moments + self.average + self.batch
 
     @property
     def temporaries(self) -> int:
-        """What comes and goes within an update."""
+        """Temporaries of a step."""
         return self.gradients + self.activations + self.logits + self.buffers
 
     @property
@@ -81,7 +81,7 @@ class Memory:
 def memory(
     config: Config, layout: Layout, micro_batch: int, micro_steps: int | None = None
 ) -> Memory:
-    """Bytes of an update with `micro_batch` rows at once on every device.
+    """Bytes of a step with `micro_batch` rows at once on every device.
 
     `micro_steps` are as many as the batch needs, unless given. `model.attention` has to be one that
     was chosen, not `auto`.

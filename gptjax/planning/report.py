@@ -78,11 +78,11 @@ class Report:
         table.add_row(f"may be used ({self.usable:.0%} of the GPU's)", f"{usable:,.2f}")
         self._show(table)
 
-    def update(self, plan: Plan) -> None:
-        """Where the time of an update goes."""
+    def step(self, plan: Plan) -> None:
+        """Where the time of a step goes."""
         times, layout = plan.schedule, plan.layout
         peak = (peak_flops(self.gpu.kind, matmul_dtype(plan.config.model)) or 0) / 1e12
-        header = ("an update", "times", "payload", "sent", "GB/s", "seconds")
+        header = ("a step", "times", "payload", "sent", "GB/s", "seconds")
         table = self._table("", header)
         share = f"arithmetic: {self.mfu:.0%} of {peak:,.1f} TFLOP/s"
         table.add_row(share, "", "", "", "", _seconds(times.compute))

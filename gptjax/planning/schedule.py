@@ -1,4 +1,4 @@
-"""How long an update and a run take: arithmetic at a stated utilisation, bytes at a bandwidth.
+"""How long a step and a run take: arithmetic at a stated utilisation, bytes at a bandwidth.
 
 Nothing is assumed to overlap: a step takes its arithmetic and then its communication, so a trainer
 that hides some of it is faster than planned. Arithmetic is counted as in `gptjax.model.size`,
@@ -42,35 +42,35 @@ class Links:
 
 @dataclass(frozen=True)
 class Schedule:
-    """An update and a run, in seconds."""
+    """A step and a run, in seconds."""
 
     flops_per_token: float
     """Model FLOPs, causal attention."""
     compute: float
-    """Seconds of arithmetic in an update of the full batch."""
+    """Seconds of arithmetic in a step of the full batch."""
     sync: dict[str, float]
-    """Seconds of communication in an update of the full batch, by axis."""
+    """Seconds of communication in a step of the full batch, by axis."""
     sent: float
-    """Bytes that a device sends in an update of the full batch."""
+    """Bytes that a device sends in a step of the full batch."""
     tokens: int
     """Tokens of the whole run."""
     seconds: float
     """The whole run, smaller batches at its beginning included."""
 
     @property
-    def update(self) -> float:
-        """Seconds of an update of the full batch."""
+    def step(self) -> float:
+        """Seconds of a step of the full batch."""
         return self.compute + sum(self.sync.values())
 
     @property
     def efficiency(self) -> float:
         """Share of the time in which there is arithmetic, if nothing overlaps."""
-        return self.compute / self.update
+        return self.compute / self.step
 
     @property
     def best_efficiency(self) -> float:
         """The same if all communication that can be hidden behind arithmetic were."""
-        return self.compute / max(self.update - self.compute, self.compute)
+        return self.compute / max(self.step - self.compute, self.compute)
 
     @property
     def tokens_per_second(self) -> float:
@@ -98,15 +98,15 @@ def schedule(config: Config, layout: Layout, gpu: Gpu, links: Links, mfu: float)
     moved = transfers(config, layout)
     sync = {axis: _seconds(moved, layout, links, axis) for axis in ALL}
 
-    ramp, updates = batch_schedule(config), config.train.max_steps
-    tokens = ramp.rows_before(updates) * config.context
-    full_updates = tokens / config.train.batch_tokens
-    # arithmetic and what is done in every micro-step grow with the tokens, the rest with updates
+    ramp, steps = batch_schedule(config), config.train.max_steps
+    tokens = ramp.rows_before(steps) * config.context
+    full_steps = tokens / config.train.batch_tokens
+    # arithmetic and what is done in every micro-step grow with the tokens, the rest with steps
     once = [transfer for transfer in moved if transfer.micro_steps is None]
     often = [transfer for transfer in moved if transfer.micro_steps is not None]
     by_token = sum(_seconds(often, layout, links, axis) for axis in ALL)
-    by_update = sum(_seconds(once, layout, links, axis) for axis in ALL)
-    seconds = full_updates * (compute + by_token) + updates * by_update
+    by_step = sum(_seconds(once, layout, links, axis) for axis in ALL)
+    seconds = full_steps * (compute + by_token) + steps * by_step
     return Schedule(flops, compute, sync, sum(t.sent for t in moved), tokens, seconds)
 
 

@@ -1,6 +1,6 @@
 """What fits a GPU: the largest micro-batch of a layout, and the layout that is fastest.
 
-A device's memory is not all for an update: XLA's pool takes a share of it (three quarters unless
+A device's memory is not all for a step: XLA's pool takes a share of it (three quarters unless
 XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise), and the trainer's `auto` leaves head-room in the
 pool for what the compiler does not see.
 """

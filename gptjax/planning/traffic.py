@@ -1,7 +1,7 @@
-"""Bytes that cross between devices in one update, by axis of the mesh and kind of collective.
+"""Bytes that cross between devices in one step, by axis of the mesh and kind of collective.
 
 Payload is what the compiled program shows: the operand of an all-reduce, the result of an
-all-gather, the operand of a reduce-scatter, summed over everything that runs in an update. Sent is
+all-gather, the operand of a reduce-scatter, summed over everything that runs in a step. Sent is
 what a ring makes of it on each device: `2 (n - 1) / n` of an all-reduce's payload, `(n - 1) / n` of
 the others'. Counts, norms and losses, some bytes each, are left out.
 """
@@ -20,7 +20,7 @@ ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = "all-reduce", "all-gather", "reduce-sca
 
 @dataclass(frozen=True)
 class Transfer:
-    """Collectives of one kind and purpose, in one update, as one device sees them."""
+    """Collectives of one kind and purpose, in one step, as one device sees them."""
 
     axis: str
     """data, fsdp, tensor, or `ROWS` for the first two at once."""
@@ -33,23 +33,23 @@ class Transfer:
     devices: int
     """Devices along the axis."""
     micro_steps: int | None = None
-    """How often in an update, if in every micro-step; None means once."""
+    """How often in a step, if in every micro-step; None means once."""
 
     @property
     def payload(self) -> int:
-        """Bytes of operands, or of results where gathered, in an update."""
+        """Bytes of operands, or of results where gathered, in a step."""
         return self.bytes_each * (self.micro_steps or 1)
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends in an update, in a ring."""
+        """Bytes that each device sends in a step, in a ring."""
         rounds = 2 if self.kind == ALL_REDUCE else 1
         return self.payload * rounds * (self.devices - 1) / self.devices
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one kind of collective moves along one axis, in bytes an update and a device."""
+    """What one kind of collective moves along one axis, in bytes a step and a device."""
 
     payload: int
     sent: float
@@ -67,7 +67,7 @@ def traffic(config: Config, layout: Layout) -> dict[tuple[str, str], Traffic]:
 
 
 def transfers(config: Config, layout: Layout) -> list[Transfer]:
-    """Everything that crosses between devices in an update; axes of one device have nothing."""
+    """Everything that crosses between devices in a step; axes of one device have nothing."""
     micro_batch = config.train.micro_batch
     if isinstance(micro_batch, str):
         raise ValueError("the micro-batch has to be a number before traffic can be counted")
@@ -82,7 +82,7 @@ def transfers(config: Config, layout: Layout) -> list[Transfer]:
 
 
 def _over_rows(config: Config, layout: Layout, found: list[Leaf]) -> Iterator[Transfer]:
-    """Gradients, once an update: what each device stores of them.
+    """Gradients, once a step: what each device stores of them.
 
     Those that `fsdp` does not divide, of norms and biases, are summed over both axes at once.
     """
@@ -102,7 +102,7 @@ def _over_fsdp(
     """Matrices as they are used, in the compute type, and their gradients back, in float32.
 
     A block's are gathered forwards and again backwards. The tables would be once for both, but no
-    micro-step changes them, and XLA takes their gathering out of the loop: once an update.
+    micro-step changes them, and XLA takes their gathering out of the loop: once a step.
     """
     matrices = [leaf for leaf in found if leaf.is_matrix]
     in_blocks = [leaf for leaf in matrices if leaf.is_block_matrix]

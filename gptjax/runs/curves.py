@@ -12,7 +12,7 @@ SMOOTH = 0.02  # share of the run that the smoothed training curve averages over
 def plot_curves(rows: Sequence[Row], tokens_per_step: int | None, title: str, path: Path) -> None:
     """Draw both pictures from the rows of metrics.jsonl, one above the other, into a PNG.
 
-    Updates that differ in size (None) get no second axis of tokens.
+    Steps that differ in size (None) get no second axis of tokens.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -25,7 +25,7 @@ def plot_curves(rows: Sequence[Row], tokens_per_step: int | None, title: str, pa
 
     if train:
         steps, values = zip(*train, strict=True)
-        losses.plot(steps, values, color=TRAIN, linewidth=0.8, label="training, each update")
+        losses.plot(steps, values, color=TRAIN, linewidth=0.8, label="training, each step")
         losses.plot(steps, _smooth(values), color="#2f5d8a", linewidth=1.6, label="training, mean")
     if val:
         steps, values = zip(*val, strict=True)
@@ -47,7 +47,7 @@ def plot_curves(rows: Sequence[Row], tokens_per_step: int | None, title: str, pa
     rates.set_ylabel("learning rate")
     rates.set_ylim(bottom=0)
     rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    rates.set_xlabel("update")
+    rates.set_xlabel("step")
     for axes in (losses, rates):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -93,7 +93,7 @@ def _is_measured(value: Any) -> bool:
 def with_waits(items: Iterator[T]) -> Iterator[tuple[T, float]]:
     """Each item, and the seconds that whoever asked for it waited.
 
-    For batches this bounds how long the devices waited for data: they still had the update before.
+    For batches this bounds how long the devices waited for data: they still had the step before.
     """
     asked = time.perf_counter()
     for item in items:

@@ -1,7 +1,7 @@
-"""What fits this machine: attention that works on it, and the largest micro-batch its memory holds.
+"""Fit a run to this machine: the attention that works, and the largest micro-batch in its memory.
 
-Both are found by asking, never by failing: cuDNN is tried on a tiny input, and memory is what the
-compiler says the update needs before anything of it is allocated.
+Both are found by asking, never by failing: cuDNN is tried on a tiny input, and the compiler tells
+how much memory the step needs before any of it is allocated.
 """
 
 from collections.abc import Callable
@@ -27,9 +27,9 @@ CGROUP_USE = Path("/sys/fs/cgroup/memory.current")
 def choose_attention(
     model: ModelConfig, context: int, document_mask: bool = False
 ) -> tuple[str, str]:
-    """The attention to train with and why, in words.
+    """Choose the attention to train with; returns it, and the reason in words.
 
-    Raises `UserError` if the config insists on cuDNN's and it does not work here.
+    Raises `UserError` if the config insists on cuDNN's attention and it does not work here.
     """
     if model.attention not in ("auto", "cudnn"):
         return model.attention, "as configured"
@@ -39,7 +39,7 @@ def choose_attention(
         return "cudnn", "tried forward and backward"
     if model.attention == "cudnn":
         raise UserError(
-            f"cuDNN's attention does not work here: {problem}\ntake --model.attention blockwise"
+            f"cuDNN's attention does not work here: {problem}\npass --model.attention blockwise"
         )
     return portable(context), f"not cuDNN's: {problem}"
 
@@ -47,9 +47,9 @@ def choose_attention(
 def choose_layout(
     config: Config, groups: int, compiled: Callable[[BatchLayout], jax.stages.Compiled]
 ) -> tuple[BatchLayout, str | None]:
-    """How an update is cut, and what was found about memory if the micro-batch is `auto`.
+    """Choose how a batch is cut; returns it, and a note about memory if the micro-batch is `auto`.
 
-    Raises `UserError` where that cannot be found.
+    Raises `UserError` if it cannot be found.
     """
     micro_batch = config.train.micro_batch
     if micro_batch != "auto":
@@ -57,8 +57,8 @@ def choose_layout(
     limit = memory_limit()
     if limit is None:
         raise UserError(
-            "train.micro_batch auto needs to know how much memory a device has, which this one "
-            "does not tell: give a number as --train.micro-batch"
+            "train.micro_batch auto needs the size of a device's memory, and this device does "
+            "not report it: give a number as --train.micro-batch"
         )
     limit = int(broadcast_from_0(limit))  # all processes have to compile the same programs
     needs: dict[int, int] = {}
@@ -68,12 +68,12 @@ def choose_layout(
         return needs[micro_batch]
 
     chosen = largest_micro_batch(rows_per_device(config, groups), needed, limit)
-    found = f"{gibibytes(needs[chosen])} of {gibibytes(limit)} a device, by the compiler"
-    return batch_layout(config, groups, chosen), found
+    note = f"{gibibytes(needs[chosen])} of {gibibytes(limit)} a device, by the compiler"
+    return batch_layout(config, groups, chosen), note
 
 
 def memory_limit() -> int | None:
-    """Bytes that one device may use; None where nothing tells."""
+    """Bytes that one device may use; None if nothing reports it."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
@@ -81,7 +81,7 @@ def memory_limit() -> int | None:
         return None
     fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
-    with suppress(OSError, ValueError):  # of a container, which may have less than its host
+    with suppress(OSError, ValueError):  # a container may have less than its host
         available = min(available, int(CGROUP_LIMIT.read_text()) - int(CGROUP_USE.read_text()))
     return available // jax.local_device_count()
 
@@ -89,7 +89,7 @@ def memory_limit() -> int | None:
 def memory_needed(compiled: jax.stages.Compiled) -> int:
     """Bytes of memory on each device while a compiled program runs, arguments included.
 
-    Arguments that are donated make room for results.
+    Donated arguments make room for results.
     """
     memory = compiled.memory_analysis()
     if memory is None:
@@ -109,7 +109,7 @@ def largest_micro_batch(rows: int, needed: Callable[[int], int], limit: int) -> 
     """The largest divisor of `rows` for which `needed` bytes stay within the head-room of `limit`.
 
     `needed` compiles, so it is asked rarely: memory grows almost linearly with the micro-batch, and
-    the two smallest candidates tell which of the larger ones to try first. Where that one fits, the
+    the two smallest candidates tell which of the larger ones to try first. If that one fits, the
     next ones are tried, for logits stop growing at a full chunk; else those below it are bisected.
     Raises `UserError` if not even one row fits.
     """
@@ -118,8 +118,8 @@ def largest_micro_batch(rows: int, needed: Callable[[int], int], limit: int) -> 
     smallest = needed(1)
     if smallest > allowed:
         raise UserError(
-            f"one sequence at a time needs {gibibytes(smallest)} and {gibibytes(allowed)} of "
-            f"{gibibytes(limit)} may be used: try --model.remat full, --train.loss-chunk-tokens "
+            f"a single sequence needs {gibibytes(smallest)}, but only {gibibytes(allowed)} of "
+            f"{gibibytes(limit)} is available: try --model.remat full, --train.loss-chunk-tokens "
             "512, a shorter --train.context or a smaller model"
         )
     if len(candidates) == 1:

@@ -1,9 +1,9 @@
-"""One norm an update: it decides whether the gradients are used, is logged, and clips them.
+"""One gradient norm per step: it decides whether the gradients are used, is logged, and clips them.
 
-Gradients that are not finite leave no trace but counts, and with dynamic loss scaling a smaller
-scale. The norm is computed outside the branch that runs the optimizer and handed in: XLA does not
-share work across the edge of a branch, and at the size of GPT-2 every pass over the gradients is
-a tenth of a second on a CPU.
+If gradients are not finite the step is skipped: only the counters change, and with dynamic loss
+scaling the scale. The norm is computed outside the branch that runs the optimizer and handed in:
+XLA does not share work across the edge of a branch, and at the size of GPT-2 every pass over the
+gradients is a tenth of a second on a CPU.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ GOOD_UPDATES_TO_DOUBLE = 2000
 
 
 class ClipState(NamedTuple):
-    """Global norm of the last accepted update's gradients before clipping, float32 scalar."""
+    """Global norm of the last accepted step's gradients before clipping, float32 scalar."""
 
     grad_norm: Array
 
@@ -52,33 +52,33 @@ def clip(max_norm: float | None) -> optax.GradientTransformationExtraArgs:
 
 
 class GuardState(NamedTuple):
-    """What the guard counts, as scalars, around the state of what it guards."""
+    """The guard's counters, as scalars, around the state of the transformation that it guards."""
 
     notfinite_count: Array
-    """Updates skipped in a row, int32."""
+    """Steps skipped in a row, int32."""
     total_notfinite: Array
-    """Updates skipped ever, int32."""
+    """Steps skipped ever, int32."""
     loss_scale: Array
-    """What the next loss has to be multiplied by, float32; 1 unless scaling is dynamic."""
+    """Factor of the next loss, float32; 1 unless scaling is dynamic."""
     good_updates: Array
-    """Updates accepted since the scale last changed, int32; 0 unless scaling is dynamic."""
+    """Steps accepted since the scale last changed, int32; 0 unless scaling is dynamic."""
     inner_state: optax.OptState
 
 
 def skip_unless_finite(
     inner: optax.GradientTransformation, dynamic_loss_scale: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    """Run `inner` where the global norm of the gradients is finite; else emit zeros.
+    """Run `inner` if the global norm of the gradients is finite; else emit zeros.
 
-    A skipped update leaves the state of `inner` as it was, its schedule included, and there is no
-    number of them in a row after which a gradient that is not finite would be let in. `inner` gets
-    the norm as the extra argument `grad_norm`.
+    A skipped step leaves the state of `inner` as it was, its schedule included. Gradients that are
+    not finite are never let in, however many steps in a row are skipped. `inner` gets the norm as
+    the extra argument `grad_norm`.
 
-    With `dynamic_loss_scale` (Micikevicius et al. 2018) the gradients are those of a loss that was
-    multiplied by `loss_scale` of the state, so that small ones survive float16. They are divided by
-    it before `inner` sees them, and so is the norm. The scale starts at 2^15, is halved by every
-    skipped update, to 1 at least, and doubled after 2000 accepted ones, to 2^24 at most. All are
-    powers of two: scaling rounds nothing.
+    With `dynamic_loss_scale` (Micikevicius et al. 2018) the loss was multiplied by `loss_scale` of
+    the state, so that small gradients survive float16. The gradients and their norm are divided by
+    it before `inner` sees them. The scale starts at 2^15. Every skipped step halves it, to 1 at
+    least, and 2000 accepted steps in a row double it, to 2^24 at most. All are powers of two:
+    scaling rounds nothing.
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -123,7 +123,7 @@ def skip_unless_finite(
 
 
 def with_loss_scale(state: Any, dynamic: bool) -> Any:
-    """The state of a run that goes on in a type that needs loss scaling, or no longer does."""
+    """The state of a run that goes on in another type, with loss scaling turned on or off."""
     is_scaled = float(state.loss_scale) != 1.0
     if is_scaled == dynamic:
         return state

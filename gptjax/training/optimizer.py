@@ -1,8 +1,8 @@
 """The optimizer as one guarded chain: clip, rule, masked decay, schedule; behind MultiSteps.
 
 `optax.MultiSteps` runs its inner transformation on every micro-step and throws the result away on
-all but the last, a collective with it. What adds up gradients over the network therefore sits
-behind a gate (`on_last_micro_step`) and runs once per update. The chain itself comes after it, on
+all but the last, a collective with it. The sum of gradients over the network therefore sits behind
+a gate (`on_last_micro_step`) and runs once per step. The chain itself comes after it, on
 whole arrays that the compiler divides as they are stored: a rule that looks at a matrix, as Muon's
 does, never sees a part of one.
 """
@@ -29,23 +29,23 @@ def decay_mask(params: Tree) -> Tree:
 
 
 def decay_table(params: Tree) -> list[tuple[str, tuple[int, ...], bool]]:
-    """Every leaf as (name, shape, is it decayed), for people to check."""
+    """Every leaf as (name, shape, whether it decays), for people to check."""
     return [(name, leaf.shape, is_decayed(name)) for name, leaf in named_leaves(params).items()]
 
 
 class AverageState(NamedTuple):
-    """Accepted updates, int32 scalar, and the average, float32 and shaped like the parameters."""
+    """Accepted steps, int32 scalar, and the average, float32 and shaped like the parameters."""
 
     count: Array
     ema: Tree
 
 
 def average_parameters(decay: float) -> optax.GradientTransformation:
-    """Keep a running average of the parameters as each update leaves them.
+    """Keep a running average of the parameters after each step.
 
     The average of Polyak and Juditsky 1992, made exponential to forget the beginning: it starts as
-    the initial parameters, and update t, from 0, decays it by `min(decay, (1 + t) / (10 + t))`. Has
-    to be the last link of a chain, for it takes the updates as final, and passes them on.
+    the initial parameters, and step t, from 0, decays it by `min(decay, (1 + t) / (10 + t))`. It
+    must be the last link of a chain: it takes the updates as final, and passes them on.
     """
 
     def init(params: Tree) -> AverageState:
@@ -65,20 +65,20 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
 
 
 def averaged_parameters(opt_state: optax.OptState) -> Tree | None:
-    """The running average of the parameters in `opt_state`; None where none is kept."""
+    """The running average of the parameters in `opt_state`; None if none is kept."""
     return optax.tree.get(opt_state, "ema", default=None)
 
 
 def make_optimizer(
     cfg: OptimConfig, max_steps: int, dynamic_loss_scale: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    """The chain of one update, for gradients that are already averaged over all devices.
+    """The chain of one step, for gradients that are already averaged over all devices.
 
     Clipping at the global norm, the rule `cfg.name`, decay decoupled from it (Loshchilov and Hutter
-    2019) but scaled by the learning rate, the schedule, and last the average if there is one. An
-    update with any gradient that is not finite is skipped: parameters, moments, average and
-    schedule stay as they were. With `dynamic_loss_scale` the gradients are those of a loss that was
-    multiplied by `loss_scale` of the state: see `skip_unless_finite`.
+    2019) but scaled by the learning rate, the schedule, and last the average if there is one. A
+    step with any gradient that is not finite is skipped: parameters, moments, average and
+    schedule stay as they were. With `dynamic_loss_scale` the loss was multiplied by `loss_scale` of
+    the state: see `skip_unless_finite`.
     """
     links = [
         clip(cfg.clip_norm),
@@ -94,7 +94,7 @@ def make_optimizer(
 def on_last_micro_step(
     total: Callable[[Tree], Tree],
 ) -> optax.GradientTransformationExtraArgs:
-    """Add up over devices, by `total`, only where `emit` is true; else emit zeros.
+    """Add up over devices, by `total`, only if `emit` is true; else emit zeros.
 
     `emit` must be the same on all devices, or the collective inside deadlocks.
     """

@@ -1,7 +1,7 @@
 """The compiled part of a run, from its config and a mesh: the train step and the evaluation step.
 
-The trainer, `plan --compile`, the benches and the tests assemble and compile theirs here. Nothing
-is allocated or run by it but a key, so the mesh may be of devices that are virtual or not there.
+The trainer, `plan --compile`, the benches and the tests all compile their program here. Only a key
+is allocated, and nothing is run, so the mesh may consist of virtual or absent devices.
 """
 
 from dataclasses import dataclass
@@ -27,18 +27,18 @@ from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.state import TrainState, abstract_state, initial_state
 from gptjax.training.step import (
-    Update,
+    StepFunction,
     make_eval_step,
+    make_step,
     make_train_step,
     make_train_steps,
-    make_update,
 )
 from gptjax.training.tasks import Losses, task_of
 
 
 @dataclass(frozen=True)
 class Program:
-    """What `assemble` makes of a config; a part of it can be replaced before anything is traced."""
+    """The result of `assemble`; any part can be replaced before the program is traced."""
 
     config: Config
     mesh: Mesh
@@ -59,14 +59,14 @@ class Program:
 
     @property
     def precision(self) -> str:
-        """Of the products that name none themselves."""
+        """The precision of products that name none themselves."""
         return matmul_precision(self.config.model, self.mesh.devices.flat[0])
 
     @property
-    def update(self) -> Update:
-        """`update(state, batch, key)` for use within a jit; the batch has axes [A, B]."""
+    def step(self) -> StepFunction:
+        """`step(state, batch, key)` for use within a jit; the batch has axes [A, B]."""
         model, train = self.config.model, self.config.train
-        return make_update(
+        return make_step(
             self.losses,
             self.optimizer,
             learning_rate_schedule(self.config.optim, train.max_steps),
@@ -81,7 +81,7 @@ class Program:
     def train_step(self) -> jax.stages.Wrapped:
         """Compile-ready step(s) of one call: of one batch, or of `updates_per_call` batches."""
         several = self.config.train.updates_per_call > 1
-        return (make_train_steps if several else make_train_step)(self.update, self.places)
+        return (make_train_steps if several else make_train_step)(self.step, self.places)
 
     @cached_property
     def eval_step(self) -> jax.stages.Wrapped:
@@ -89,7 +89,7 @@ class Program:
         return make_eval_step(self.losses, self.mesh, self.specs, self.precision)
 
     def arguments(self, layout: BatchLayout) -> tuple:
-        """Shapes, types and placement of what the train step takes, with nothing allocated."""
+        """Shapes, types and placement of the train step's arguments, with nothing allocated."""
         most = self.config.train.updates_per_call
         batch = abstract_batch(self.mesh, layout, self.form, most)
         everywhere = replicated(self.mesh)
@@ -114,7 +114,7 @@ class Program:
     def key(self) -> Array:
         """The run's key, from which dropout is drawn."""
         generator = dropout_generator(self.mesh.size)
-        # by way of its bits, since a key itself cannot be put where other processes have devices
+        # as bits, because a key itself cannot be put on the devices of other processes
         bits = jax.random.key_data(jax.random.key(self.config.train.seed, impl=generator))
         wrap = jax.jit(
             lambda bits: jax.random.wrap_key_data(bits, impl=generator),
@@ -126,7 +126,7 @@ class Program:
 def assemble(config: Config, mesh: Mesh, eot_id: int = 0) -> Program:
     """The program of a config whose vocabulary is known and whose attention is chosen.
 
-    `eot_id` begins a document, which attention stays inside where `data.document_mask` says so.
+    `eot_id` begins a document; with `data.document_mask` attention stays inside documents.
     """
     task, model = task_of(config), config.model
     return Program(

@@ -1,4 +1,4 @@
-"""The learning rate as a function of accepted updates: a warm-up, then one of a few shapes."""
+"""The learning rate as a function of accepted steps: a warm-up, then one of a few shapes."""
 
 import optax
 
@@ -8,15 +8,15 @@ from gptjax.config import OptimConfig
 def learning_rate_schedule(cfg: OptimConfig, max_steps: int) -> optax.Schedule:
     """Linear warm-up to the peak, then `cfg.schedule` down to `final_lr`, where it stays.
 
-    Update i of w warm-up updates has rate `peak (i + 1) / (w + 1)`: unlike a warm-up from zero, the
-    first update learns. A run shorter than its warm-up never leaves it. Every shape starts at the
-    peak with update w and would reach `final_lr` with the first update after the schedule's end:
+    Step i of w warm-up steps has rate `peak (i + 1) / (w + 1)`: unlike a warm-up from zero, the
+    first step learns. A run shorter than its warm-up never leaves it. Every shape starts at the
+    peak with step w and would reach `final_lr` with the first step after the schedule's end:
 
     - cosine: half a period (Loshchilov and Hutter 2017);
     - linear: a straight line (Defazio et al. 2023);
     - wsd: flat, then a straight line over the last `cooldown_fraction` of the whole schedule, so
-      that its length is free until the cooldown starts (Hu et al. 2024, Hägele et al. 2024). A
-      cooldown longer than what the warm-up leaves is cut to that; none at all stays at the peak.
+      that its length is free until the cooldown starts (Hu et al. 2024, Hägele et al. 2024). The
+      warm-up may shorten the cooldown; with no cooldown the rate stays at the peak.
     """
     end = max_steps if cfg.decay_steps is None else cfg.decay_steps
     end = max(end, cfg.warmup_steps + 1)

@@ -1,6 +1,6 @@
-"""How a run begins: whose directory it is, and where it goes on.
+"""How a run begins: hold its directory, agree on its program, restore its state.
 
-With several processes, the first looks after the directory; all of them have to see it.
+With several processes, process 0 looks after the directory; all of them have to see it.
 """
 
 import math
@@ -18,12 +18,17 @@ from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, items_of, state_of
 
+SAME_ATTENTION = (
+    "cuDNN's attention works on some of them only: check driver and cuDNN versions, or pass "
+    "--model.attention blockwise"
+)
+
 
 def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> list[str]:
     """Hold the directory until `stack` ends, an older run moved aside if `fresh`.
 
-    Returns what the user should know. Raises `UserError` if the directory is another process's or
-    another run's, or if the processes are not at the same run. Nothing is compiled by then.
+    Returns notes for the user. Raises `UserError` if the directory belongs to another process or
+    another run, or if the processes do not have the same run. Nothing has been compiled by then.
     """
     require_same("the config", to_json(setup.config))
     require_same("the data", setup.data.fingerprint_until())
@@ -31,31 +36,31 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
     def hold() -> list[str]:
         kept = run_dir.set_aside() if fresh else None
         stack.enter_context(run_dir.locked())
-        said = [] if kept is None else [f"the old run is kept in {kept}"]
-        return said + [
+        notes = [] if kept is None else [f"the old run is kept in {kept}"]
+        return notes + [
             f"changed since the last start: {difference}"
             for difference in run_dir.compare(setup.config)
         ]
 
-    said = on_process_0(hold)
+    notes = on_process_0(hold)
     require_shared(run_dir.path)
-    return said or []
+    return notes or []
 
 
 def agree_on_program(setup: Setup) -> None:
-    """Find out what works and fits here, which may compile for minutes; the same everywhere."""
-    require_same("the attention that works", setup.program.config.model.attention)
-    require_same("the cut of a batch", str(setup.layout))
+    """Choose attention and micro-batch, the same on all processes; this may compile for minutes."""
+    require_same("the attention", setup.program.config.model.attention, SAME_ATTENTION)
+    require_same("the layout of a batch", str(setup.layout))
 
 
 def restore_or_start(
     setup: Setup, checkpointer: Checkpointer, run_dir: RunDir, display: Display
 ) -> tuple[TrainState, int]:
-    """The newest good checkpoint, or freshly drawn parameters where there is none; updates done."""
+    """Return the newest good checkpoint, or fresh parameters if there is none; and its step."""
     abstract = setup.program.abstract_state()
     restored = checkpointer.restore(items_of(abstract), display.say)
     if restored is None:
-        return setup.program.initial_state(), 0  # not waited for: the update compiles meanwhile
+        return setup.program.initial_state(), 0  # not waited for: the train step compiles meanwhile
     step, items, cursor = restored
     identity = setup.data_identity(step)
     if cursor["data"] != identity["data"]:
@@ -63,8 +68,8 @@ def restore_or_start(
         raise UserError(f"{run_dir.path} {problem}, or start over with --fresh")
     if cursor["grain"] != identity["grain"]:
         display.say(
-            f"note: the run began with Grain {cursor['grain']}, this is {identity['grain']}: "
-            "windows may come in another order from here on"
+            f"note: the run began with Grain {cursor['grain']}, but {identity['grain']} is "
+            "installed: windows may come in another order from here on"
         )
     display.say(f"resuming {run_dir.path} after step {step}")
     for line in _rate_jump(run_dir.read_config(), setup.config, step):
@@ -73,7 +78,7 @@ def restore_or_start(
 
 
 def _rate_jump(old: Config, new: Config, step: int) -> list[str]:
-    """What to say where the next step has another learning rate than the last start gave it."""
+    """A note for the user if the next step has another learning rate than at the last start."""
     before, now = (
         np.asarray(learning_rate_schedule(config.optim, config.train.max_steps)(step)).item()
         for config in (old, new)

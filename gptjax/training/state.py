@@ -1,7 +1,7 @@
 """The state of a run: three fields of arrays. With the config there is nothing else.
 
 Random keys are `fold_in(key(seed), step)` and batches a function of (config, step), so neither is
-stored; accumulated gradients live inside one update only. Hence nothing here depends on the number
+stored; accumulated gradients live inside one step only. Hence nothing here depends on the number
 of devices or micro-steps.
 """
 
@@ -22,7 +22,7 @@ from gptjax.training.optimizer import averaged_parameters
 
 
 class TrainState(NamedTuple):
-    """Updates done, float32 parameters, state of the optimizer chain."""
+    """Steps done, float32 parameters, state of the optimizer chain."""
 
     step: Array
     params: Tree
@@ -40,10 +40,10 @@ def abstract_state(
 def initial_state(
     cfg: ModelConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
 ) -> TrainState:
-    """Draw parameters and zero the optimizer, each device only what lies on it."""
+    """Draw parameters and zero the optimizer; each device makes only its own part."""
     draw = partial(_initial, cfg, optimizer)
     places = jax.tree.map(lambda x: x.sharding, abstract_state(cfg, optimizer, mesh))
-    # the key is an argument, for XLA would compute what depends on nothing while it compiles
+    # the key is an argument: with a constant key XLA would draw the parameters while it compiles
     return jax.jit(draw, out_shardings=places)(jax.random.key(seed))
 
 
@@ -53,16 +53,16 @@ def items_of(state: TrainState) -> dict[str, Tree]:
 
 
 def saved_items(state: TrainState) -> dict[str, Tree]:
-    """What a checkpoint keeps of a state: the average of the parameters once more, if there is one.
+    """The items of a checkpoint: the average of the parameters once more, if there is one.
 
-    So whoever looks at the average need not read, nor know, the optimizer's state.
+    A reader of the average then need not read, nor know, the optimizer's state.
     """
     averaged = averaged_parameters(state.opt_state)
     return items_of(state) if averaged is None else {**items_of(state), "averaged": averaged}
 
 
 def state_of(step: int, items: dict[str, Tree], like: TrainState) -> TrainState:
-    """The state that `items_of` took apart, its step placed as that of `like`."""
+    """The state that `items_of` took apart; its step lies where the step of `like` does."""
     count = jnp.asarray(step, jnp.int32, device=like.step.sharding)
     return TrainState(count, items["params"], items["opt_state"])
 

@@ -1,4 +1,4 @@
-"""One optimizer update as one jitted call, or several as one; an evaluation batch as another.
+"""One optimizer step as one jitted call, or several as one; an evaluation batch as another.
 
 Gradients are taken in a `shard_map` that is manual over the whole mesh: every device scans its
 micro-batches, gathers gradients locally, and only the last micro-step's gate lets them cross the
@@ -28,10 +28,10 @@ from gptjax.training.tasks import Batch, Losses, Params
 
 Metrics = dict[str, Array]
 METRICS = ("loss", "grad_norm", "learning_rate", "tokens", "skipped")
-Update = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
+StepFunction = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
-def make_update(
+def make_step(
     losses: Losses,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -40,14 +40,14 @@ def make_update(
     dropout: bool,
     precision: str = "highest",
     wire_dtype: str = "float32",
-) -> Update:
-    """`update(state, batch, key) -> (state, metrics)`, for use within a jit.
+) -> StepFunction:
+    """`step(state, batch, key) -> (state, metrics)`, for use within a jit.
 
     `specs` says how each parameter is divided over the mesh, or how all are. The batch has leading
-    axes [A, B], for A micro-steps; `key` is the run's base key. Products have `precision`, which is
+    axes [A, B], for A micro-steps; `key` is the run's base key. Products have `precision`, the
     `matmul_precision` of the model. Gradients cross between groups of devices in `wire_dtype`.
-    Metrics are float32 scalars: `loss` (nats per weighted token over the whole update), `grad_norm`
-    before clipping, `learning_rate` and `tokens` (weighted) of this update, `skipped` (updates
+    Metrics are float32 scalars: `loss` (nats per weighted token over the whole step), `grad_norm`
+    before clipping, `learning_rate` and `tokens` (weighted) of this step, `skipped` (steps
     skipped so far in a row because a gradient was not finite).
     """
     rows = row_axes(mesh)
@@ -82,13 +82,12 @@ def make_update(
         out_specs=(specs, P(), P()),
     )
 
-    def update(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         loss_scale = optax.tree.get(state.opt_state, "loss_scale")
         grads, loss, tokens = sharded(state.params, batch, key, state.step, loss_scale)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        skipped = optax.tree.get(
-            state.opt_state, "total_notfinite"
-        )  # they leave the schedule alone
+        # skipped steps leave the schedule alone
+        skipped = optax.tree.get(state.opt_state, "total_notfinite")
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.get(opt_state, "grad_norm"),
@@ -99,43 +98,43 @@ def make_update(
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return update
+    return step
 
 
-def make_train_step(update: Update, places: Tree) -> jax.stages.Wrapped:
+def make_train_step(step: StepFunction, places: Tree) -> jax.stages.Wrapped:
     """Compile-ready `step(state, batch, key) -> (state, metrics)`; `state` is donated.
 
     `places` has the sharding of every leaf of the state, or one for all.
     """
-    return _compile_ready(update, places)
+    return _compile_ready(step, places)
 
 
-def make_train_steps(update: Update, places: Tree) -> jax.stages.Wrapped:
+def make_train_steps(step: StepFunction, places: Tree) -> jax.stages.Wrapped:
     """Compile-ready `steps(state, batches, key, count) -> (state, metrics)`; `state` is donated.
 
-    Does the first `count` of K updates in one call, which saves launching each of them: their
-    batches have leading axes [K, A, B], and metrics are [K], zero for what was not done. How often
-    the loop goes round is not compiled in, so the bits of an update depend neither on `count` nor
-    on its place in a call.
+    Does the first `count` of K steps in one call, which saves dispatching each of them. Their
+    batches have leading axes [K, A, B], and metrics are [K], zero for the steps not done. The
+    number of steps is not compiled in, so the bits of a step depend neither on `count` nor on its
+    place in a call.
     """
 
-    def updates(
+    def steps(
         state: TrainState, batches: Batch, key: Array, count: Array
     ) -> tuple[TrainState, Metrics]:
         def one_more(index: Array, done: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = done
             batch = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, 0, False), batches)
-            state, values = update(state, batch, key)
+            state, values = step(state, batch, key)
             return state, {name: metrics[name].at[index].set(values[name]) for name in metrics}
 
         nothing = jnp.zeros(_length(batches), jnp.float32)
         return lax.fori_loop(0, count, one_more, (state, dict.fromkeys(METRICS, nothing)))
 
-    return _compile_ready(updates, places)
+    return _compile_ready(steps, places)
 
 
 def _compile_ready(function: Callable[..., Any], places: Tree) -> jax.stages.Wrapped:
-    # outputs are pinned to their inputs' placement, so that no step can drift into a recompilation
+    # outputs stay where their inputs lie, so that no step can drift into a recompilation
     metrics = replicated(jax.tree.leaves(places)[0].mesh)
     return jax.jit(function, donate_argnums=0, out_shardings=(places, metrics))
 
@@ -182,7 +181,7 @@ def _accumulated(
     batch: Batch,
     micro_steps: int,
 ) -> tuple[Params, Array]:
-    """The gradients of an update, added up over devices, and the loss of every micro-step [A].
+    """The gradients of a step, added up over devices, and the loss of every micro-step [A].
 
     A single micro-step has nothing to accumulate, and MultiSteps would still pass over every
     parameter several times.
@@ -191,7 +190,7 @@ def _accumulated(
         loss, grads = loss_and_gradients(0, jax.tree.map(lambda x: x[0], batch))
         return total(grads), loss[None]
 
-    steps = accumulate(total, micro_steps)
+    optimizer = accumulate(total, micro_steps)
     zeros = optax.tree.zeros_like(params)
     accumulator = optax.MultiStepsState(
         mini_step=jnp.int32(0),
@@ -204,7 +203,7 @@ def _accumulated(
         _, accumulator = carry
         loss, grads = loss_and_gradients(*item)
         is_last = accumulator.mini_step == micro_steps - 1
-        return steps.update(grads, accumulator, params, emit=is_last), loss
+        return optimizer.update(grads, accumulator, params, emit=is_last), loss
 
     carry: Any
     carry, losses_A = lax.scan(micro_step, (zeros, accumulator), (jnp.arange(micro_steps), batch))

@@ -1,4 +1,4 @@
-"""What is being learnt: a row of TASKS has its examples and its losses; nobody else knows either.
+"""The kinds of training: a row of TASKS has examples and losses; no other module knows either.
 
 A row here and a config make a new kind of training; there is never a second trainer. Loader, feed,
 step, loop, evaluation and checkpoint take whatever batch the examples of a task make.
@@ -28,16 +28,16 @@ EVALUATION_CHUNK = 2048  # tokens; evaluation never needs all logits at once
 
 
 def own_weights(batch: Batch) -> Array:
-    """The weights that the examples bring themselves."""
+    """The weights that come with the examples."""
     return batch["weights"]
 
 
 class Losses(NamedTuple):
     """The losses of a task over rows [B] as weighted sums in nats: sum and weight, never a mean.
 
-    `loss` and `row_losses` find what each target counts in `batch["weights"]`. There it is what
-    `weights` says, multiplied by whatever the gradients of a whole update are to be divided by and
-    scaled with: only the update knows its weight, and it has to before anything is differentiated.
+    `loss` and `row_losses` read the weight of each target from `batch["weights"]`. The step has
+    put the result of `weights` there, divided by the weight of the whole step and scaled: only the
+    step knows that weight, and it is needed before anything is differentiated.
     """
 
     loss: Callable[[Params, Batch, Array | None], Array]
@@ -45,7 +45,7 @@ class Losses(NamedTuple):
     row_losses: Callable[[Params, Batch], Array]
     """(params, batch) -> one sum a row [B], for evaluation."""
     weights: Callable[[Batch], Array] = own_weights
-    """batch -> what each target counts, float32; [B, ...], or [A, B, ...] of a whole update."""
+    """batch -> the weight of each target, float32; [B, ...], or [A, B, ...] of a whole step."""
 
 
 class Task(NamedTuple):
@@ -54,10 +54,10 @@ class Task(NamedTuple):
     examples: Callable[[Config], TaskData]
     """Open and check the data of a config; raises `UserError`."""
     form: Callable[[Config], Example]
-    """An example of the form that all have, made without data: for compiling."""
+    """An example with the shapes and types of all, made without data: for compiling."""
     losses: Callable[[Config, ModelSharding, int | None], Losses]
     """The losses of a config whose vocabulary is known, for parameters divided as the second
-    argument says. With the id of the token that begins a document, attention stays inside
+    argument says. Given the id of the token that begins a document, attention stays inside
     documents."""
 
 
@@ -72,7 +72,7 @@ def language_modelling(
     All targets count the same, unless the examples bring `weights` [B, T].
 
     The training loss holds the logits of `loss_chunk_tokens` tokens at once; 0 means all. `split`
-    says what the parameters are parts of, inside a `shard_map`. With an `eot_id` attention stays
+    says how the parameters are divided, inside a `shard_map`. With an `eot_id` attention stays
     inside documents, each of which begins at that token.
     """
     model, n_vocab = GPT(cfg, split), cfg.n_vocab or 0
@@ -128,7 +128,7 @@ TASKS = {PRETRAIN: Task(Corpus, _window, _next_tokens)}
 
 
 def task_of(config: Config) -> Task:
-    """The row of `config.task`; raises `ConfigError` that names those there are."""
+    """The row of `config.task`; raises `ConfigError` that names the known tasks."""
     if config.task not in TASKS:
         near = did_you_mean(config.task, TASKS)
         raise ConfigError([f"task {config.task!r} is none of {', '.join(TASKS)}{near}"])

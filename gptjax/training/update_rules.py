@@ -1,4 +1,4 @@
-"""What an optimizer is but for clipping, decay and learning rate: gradients to a direction.
+"""The rule of an optimizer: it turns gradients into a direction, before decay and learning rate.
 
 `UPDATE_RULES` is the table behind `optim.name`. The elements of every direction have about one
 size, whatever the size of the gradients; the learning rate multiplies them.
@@ -17,7 +17,7 @@ from gptjax.config import OptimConfig
 from gptjax.model.places import is_block_matrix
 
 MUON_MOMENTUM = 0.95  # Jordan et al. 2024
-MUON_RMS = 0.2  # what Liu et al. 2025 measure of AdamW's updates
+MUON_RMS = 0.2  # RMS of AdamW's updates in Liu et al. 2025
 ADAFACTOR_MAX_RMS = 1.0  # Shazeer and Stern 2018
 
 
@@ -72,16 +72,16 @@ UPDATE_RULES: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] =
 
 
 def _stored(cfg: OptimConfig, inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Keep the moments of `inner` in `cfg.moments_dtype` between updates, compute in float32.
+    """Keep the moments of `inner` in `cfg.moments_dtype` between steps, compute in float32.
 
     Rounding to bfloat16's 8 bits loses any change of less than 1 part in 256: moments that decay
-    by 0.99 a step follow their gradients, and such as decay by 0.999 would stand still.
+    by 0.99 a step follow their gradients, but moments that decay by 0.999 would stand still.
     """
     if cfg.moments_dtype == "float32":
         return inner
 
     def cast(state: optax.OptState, dtype: str) -> optax.OptState:
-        # only what is shaped like the parameters: not counts, nor Muon's coefficients
+        # only arrays shaped like the parameters: not counts, nor Muon's coefficients
         return optax.tree_map_params(inner, lambda moment: moment.astype(dtype), state)
 
     def init(params: Tree) -> optax.OptState:

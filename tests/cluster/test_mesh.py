@@ -58,7 +58,7 @@ def test_a_layout_covers_the_batch_with_the_largest_micro_batch_that_divides_it(
 
 def test_the_layout_says_its_product():
     text = str(batch_layout(config(64, 4), 8, 4))
-    assert text == ("2 micro-steps x 8 devices x 4 sequences x 16 tokens = 1,024 tokens an update")
+    assert text == ("2 micro-steps x 8 devices x 4 sequences x 16 tokens = 1,024 tokens a step")
 
 
 def test_rows_that_do_not_divide_among_devices_are_refused_with_the_numbers():

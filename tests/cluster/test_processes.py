@@ -177,7 +177,9 @@ def test_processes_that_differ_are_named(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     gathered = {"process_allgather": lambda mine: [mine, mine, mine + 1, mine]}
     monkeypatch.setattr(agreement, "multihost_utils", type("Fake", (), gathered))
-    with pytest.raises(UserError, match=r"the data differs between the 4 processes: that of 2 is"):
+    with pytest.raises(
+        UserError, match=r"the data is not the same on all 4 processes: process 2 and"
+    ):
         require_same("the data", "a")
 
 

@@ -1,7 +1,7 @@
 """The batch doubles in equal stages, and no window of the endless order is left out or read twice.
 
-The reference for sizes is one loop over the updates; that for data is the order itself, read one
-window an update.
+The reference for sizes is one loop over the steps; that for data is the order itself, read one
+window a step.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ RAMPS = st.builds(
 )
 
 
-def sizes_of(ramp: BatchSchedule, updates: int) -> list[int]:
-    return [ramp.rows(step) for step in range(updates)]
+def sizes_of(ramp: BatchSchedule, steps: int) -> list[int]:
+    return [ramp.rows(step) for step in range(steps)]
 
 
-def test_the_batch_doubles_at_the_updates_it_should():
+def test_the_batch_doubles_at_the_steps_it_should():
     assert sizes_of(BatchSchedule(2, 16, 6), 9) == [2, 2, 4, 4, 8, 8, 16, 16, 16]
     assert sizes_of(BatchSchedule(3, 12, 5), 7) == [3, 3, 3, 6, 6, 12, 12]
 
@@ -46,10 +46,9 @@ def test_a_ramp_begins_with_its_first_size_and_ends_with_its_final_one(ramp: Bat
 
 
 @given(RAMPS)
-def test_stages_are_equal_to_one_update_and_each_doubles_the_one_before(ramp: BatchSchedule):
+def test_stages_are_equal_to_one_step_and_each_doubles_the_one_before(ramp: BatchSchedule):
     stages = [
-        (size, len(list(updates)))
-        for size, updates in itertools.groupby(sizes_of(ramp, ramp.steps))
+        (size, len(list(steps))) for size, steps in itertools.groupby(sizes_of(ramp, ramp.steps))
     ]
     lengths = [length for _, length in stages]
     assert max(lengths) - min(lengths) <= 1
@@ -58,12 +57,12 @@ def test_stages_are_equal_to_one_update_and_each_doubles_the_one_before(ramp: Ba
 
 
 @given(RAMPS, st.integers(0, 400))
-def test_rows_before_an_update_are_the_sum_of_the_rows_before_it(ramp: BatchSchedule, step: int):
+def test_rows_before_a_step_are_the_sum_of_the_rows_before_it(ramp: BatchSchedule, step: int):
     assert ramp.rows_before(step) == sum(sizes_of(ramp, step))
 
 
 @given(st.integers(1, 1000), st.integers(0, 10**9))
-def test_without_a_ramp_every_update_is_the_same(rows: int, step: int):
+def test_without_a_ramp_every_step_is_the_same(rows: int, step: int):
     ramp = BatchSchedule(rows, rows, 0)
     assert (ramp.rows(step), ramp.rows_before(step)) == (rows, rows * step)
     assert (ramp.stages, ramp.sizes()) == (0, [rows])
@@ -99,25 +98,25 @@ def order(windows: TokenWindows) -> np.ndarray:
 def test_every_window_of_the_endless_order_is_served_once_in_order(
     windows: TokenWindows, order: np.ndarray, data: st.DataObject
 ):
-    """By any number of processes, resumed at any update by any other number of them."""
+    """By any number of processes, resumed at any step by any other number of them."""
     first = data.draw(st.sampled_from([8, 16, 24]), "first")
     ramp = BatchSchedule(first, first << data.draw(st.integers(1, 3), "doublings"), 10)
-    updates = data.draw(st.integers(1, 25), "updates")
-    resumed = data.draw(st.integers(0, updates), "resumed")
+    max_steps = data.draw(st.integers(1, 25), "max_steps")
+    resumed = data.draw(st.integers(0, max_steps), "resumed")
     served = []
-    for steps in (range(resumed), range(resumed, updates)):
+    for steps in (range(resumed), range(resumed, max_steps)):
         processes = data.draw(st.sampled_from([1, 2, 4, 8]), "processes")
         sources = [
-            StepSource(windows, ramp, updates, SEED, process, processes)
+            StepSource(windows, ramp, max_steps, SEED, process, processes)
             for process in range(processes)
         ]
         served += [source[step]["tokens"] for step in steps for source in sources]
     rows = np.concatenate(served)
     np.testing.assert_array_equal(rows, order[: len(rows)])
-    assert len(rows) == ramp.rows_before(updates)
+    assert len(rows) == ramp.rows_before(max_steps)
 
 
-def test_a_ramp_that_is_read_ahead_from_any_update_goes_on_where_it_was(windows, order):
+def test_a_ramp_that_is_read_ahead_from_any_step_goes_on_where_it_was(windows, order):
     ramp = BatchSchedule(8, 64, 9)
     source = StepSource(windows, ramp, 14, SEED)
     for step in (0, 2, 3, 8, 9, 13):
@@ -130,9 +129,9 @@ def test_a_ramp_that_is_read_ahead_from_any_update_goes_on_where_it_was(windows,
 
 def test_an_epoch_of_a_ramp_holds_every_window_once(windows):
     ramp, n = BatchSchedule(8, 64, 9), len(windows)
-    updates = next(step for step in itertools.count() if ramp.rows_before(step) >= n)
-    source = StepSource(windows, ramp, updates, SEED)
-    rows = np.concatenate([source[step]["tokens"] for step in range(updates)])[:n]
+    steps = next(step for step in itertools.count() if ramp.rows_before(step) >= n)
+    source = StepSource(windows, ramp, steps, SEED)
+    rows = np.concatenate([source[step]["tokens"] for step in range(steps)])[:n]
     expected = {windows[i].tobytes() for i in range(n)}
     assert len(expected) > 1500
     assert {row.tobytes() for row in rows} == expected

@@ -163,7 +163,7 @@ def test_the_8_gb_card_learns_the_same_with_dropout():
 
 
 @pytest.mark.slow
-def test_the_update_for_the_8_gb_card_fits_with_room_to_spare():
+def test_the_step_for_the_8_gb_card_fits_with_room_to_spare():
     """Compiled for one device, not run; a CPU's account, which a GPU's resembles."""
     config = sized("gpt2_124m_8gb")
     layout, mesh = batch_layout(config, 1, config.train.micro_batch), make_mesh(1)

@@ -338,11 +338,11 @@ def test_a_config_from_before_there_was_a_mesh_can_still_be_read():
     assert config_from_json(json.dumps(old), "config.json") == config
 
 
-@pytest.mark.parametrize("updates", [0, 1001, 10**20])
-def test_a_call_makes_at_most_a_thousand_updates(updates):
-    problems = find_problems(Config(train=TrainConfig(updates_per_call=updates)))
+@pytest.mark.parametrize("steps", [0, 1001, 10**20])
+def test_a_call_makes_at_most_a_thousand_steps(steps):
+    problems = find_problems(Config(train=TrainConfig(updates_per_call=steps)))
     assert [p.message for p in problems] == [
-        f"train.updates_per_call must be 1 to 1000, not {updates}"
+        f"train.updates_per_call must be 1 to 1000, not {steps}"
     ]
 
 

@@ -1,9 +1,9 @@
-"""Train as `python -m gptjax.train` does, and write down the rows that each update is given.
+"""Train as `python -m gptjax.train` does, and write down the rows that each step is given.
 
     python fed_rows.py FILE KILL_AFTER [flags of gptjax.train]
 
-Every update adds a line of JSON to FILE: its number from 0, and this process's rows of tokens, as
-they lie on its devices. With KILL_AFTER above 0 the process kills itself at the first update from
+Every step adds a line of JSON to FILE: its number from 0, and this process's rows of tokens, as
+they lie on its devices. With KILL_AFTER above 0 the process kills itself at the first step from
 there on that finds a checkpoint.
 """
 

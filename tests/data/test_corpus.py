@@ -158,7 +158,7 @@ def test_the_fingerprint_holds_sources_weights_and_their_order(sources):
 
 @pytest.mark.parametrize("step", [6, 7])
 def test_what_is_known_of_a_checkpoint_changes_with_its_past_batches_only(sources, step):
-    """A weight that comes into force after update 6 matters to update 7, counted from 1."""
+    """A weight that comes into force after step 6 matters to step 7, counted from 1."""
     configs = [
         config_of(sources, *changes)
         for changes in ((), ("6=0,0,0,0,1",), ("9=0,0,0,0,1",), ("6=1,0,0,0,0", "7=0,1,1,1,1"))
@@ -172,7 +172,7 @@ def test_what_is_known_of_a_checkpoint_changes_with_its_past_batches_only(source
 
 
 def test_a_run_goes_on_with_other_weights_to_come_but_not_with_another_past(sources, tmp_path):
-    """At a checkpoint of update 60."""
+    """At a checkpoint of step 60."""
     old = Corpus(config_of(sources, "50=1,1,1,1,1", "150=5,4,3,2,1"))
     setup = Setup(config_of(sources, micro_batch=1))
     state = setup.program.initial_state()._replace(step=np.int32(60))
@@ -191,7 +191,7 @@ def test_a_run_goes_on_with_other_weights_to_come_but_not_with_another_past(sour
     for later in ((), ("60=2,2,2,2,1",), ("70=0,0,0,0,1", "71=1,1,1,1,0")):
         assert restore(now, "50=1,1,1,1,1", *later) == 60
     for past in ((), ("50=1,1,1,1,2",), ("51=1,1,1,1,1",), ("50=1,1,1,1,1", "59=1,1,1,1,1")):
-        with pytest.raises(UserError, match=r"another mixture up to update 60 .*before update 60"):
+        with pytest.raises(UserError, match=r"another mixture up to step 60 .*before step 60"):
             restore(now, *past)
 
 

@@ -151,7 +151,7 @@ def test_the_end_of_the_run_ends_the_batches(windows: TokenWindows):
         assert list(batches) == []
 
 
-def test_a_step_a_billion_updates_away_is_there_at_once(
+def test_a_step_a_billion_steps_away_is_there_at_once(
     windows: TokenWindows, number_of: dict[bytes, int]
 ):
     step, n = 10**9, len(windows)
@@ -190,7 +190,7 @@ def test_too_few_tokens_for_one_window_is_a_user_error(prepared: Manifest, split
 
 
 def test_rows_that_do_not_divide_among_processes_are_a_user_error(windows: TokenWindows):
-    with pytest.raises(UserError, match="6 sequences an update do not divide among 4 processes"):
+    with pytest.raises(UserError, match="6 sequences a step do not divide among 4 processes"):
         StepSource(windows, constant(6), 10, 0, 0, 4)
 
 

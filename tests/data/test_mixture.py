@@ -76,7 +76,7 @@ def test_places_count_every_source_from_its_first_row_on(changes):
         taken[source] += 1
 
 
-def test_other_weights_hold_from_the_first_row_of_their_update():
+def test_other_weights_hold_from_the_first_row_of_their_step():
     mixture = planned(1, 0.5, changes={3: [0, 1], 5: [1, 0]})
     assert [mixture.place(row)[0] for row in range(24, 40)] == [1] * 16
     assert [mixture.place(row)[0] for row in range(40, 60)] == [0] * 20
@@ -99,7 +99,7 @@ def test_a_source_is_a_directory_a_weight_and_perhaps_a_cap(text: str, source):
     assert parse_source(text) == source
 
 
-def test_a_change_has_an_update_and_a_weight_for_every_source():
+def test_a_change_has_a_step_and_a_weight_for_every_source():
     assert parse_change("100=1,0,0.5", 3) == (100, [1, 0, Fraction(1, 2)])
 
 
@@ -118,9 +118,9 @@ def test_a_change_has_an_update_and_a_weight_for_every_source():
         (["a/b=1", "a//b/=2"], [], "names a directory twice: a/b, a//b/"),
         (["a=1", "b=1"], ["5=1"], "'5=1' needs 2 weights, not all of them 0"),
         (["a=1", "b=1"], ["5=0,0"], "not all of them 0"),
-        (["a=1"], ["0=1"], "does not begin with an update of 1 or more"),
-        (["a=1"], ["x=1"], "does not begin with an update"),
-        (["a=1"], ["5=1", "5=2"], r"ever later updates, not at [5, 5]"),
+        (["a=1"], ["0=1"], "does not begin with a step of 1 or more"),
+        (["a=1"], ["x=1"], "does not begin with a step"),
+        (["a=1"], ["5=1", "5=2"], r"ever later steps, not at [5, 5]"),
         ([], ["5=1"], "needs data.mixture, whose weights it changes"),
     ],
 )

@@ -59,7 +59,7 @@ def logits(w: Weights, tokens_BT: torch.Tensor) -> torch.Tensor:
 
 
 def learning_rate(step: int) -> float:
-    """Of update `step`, from 0: a straight line up, half a cosine down."""
+    """Of step `step`, from 0: a straight line up, half a cosine down."""
     if step < WARM_UP:
         return PEAK * (step + 1) / (WARM_UP + 1)
     turned = math.cos(math.pi * (step - WARM_UP) / (STEPS - WARM_UP))
@@ -67,7 +67,7 @@ def learning_rate(step: int) -> float:
 
 
 def losses(directory: Path, weights: dict[str, np.ndarray]) -> list[float]:
-    """Mean loss of each update's tokens before it, trained on a prepared directory."""
+    """Mean loss of each step's tokens before it, trained on a prepared directory."""
     w = {k: torch.tensor(np.asarray(v), dtype=torch.float64) for k, v in weights.items()}
     w = {k: v.requires_grad_() for k, v in w.items()}
     matrices = [v for k, v in w.items() if k.endswith(("kernel", "embedding"))]

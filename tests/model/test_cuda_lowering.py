@@ -1,4 +1,4 @@
-"""What the GPU gets, proven without one: the update lowered for CUDA, read as StableHLO.
+"""What the GPU gets, proven without one: the step lowered for CUDA, read as StableHLO.
 
 cuDNN's versions are asked for while lowering, so their answers are given here.
 """

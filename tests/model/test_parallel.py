@@ -43,7 +43,7 @@ Sizes = tuple[int, int, int]
 def lowered(
     sizes: Sizes, micro_steps: int, wire: str = "float32", model: ModelConfig = MODEL
 ) -> jax.stages.Lowered:
-    """The update of one layout, not compiled yet: 16 rows of the small model, or one a device."""
+    """The step of one layout, not compiled yet: 16 rows of the small model, or one a device."""
     made = program(ModelSharding(*sizes[1:]), math.prod(sizes), model, wire_dtype=wire)
     groups = row_groups(made.mesh)
     layout = BatchLayout(micro_steps, ROWS // groups if model is MODEL else 1, groups, model.n_ctx)
@@ -65,7 +65,7 @@ def local_parameters(sizes: Sizes) -> int:
 
 @cache
 def run_on(sizes: Sizes, directory: Path, starts_at: Path | None = None) -> dict[str, Any]:
-    """Twenty updates in a process of their own, and a checkpoint of them."""
+    """Twenty steps in a process of their own, and a checkpoint of them."""
     if starts_at is not None:
         subprocess.run(["cp", "-r", str(starts_at), str(directory)], check=True)
     script = ROOT / "tests" / "mesh_losses.py"
@@ -76,7 +76,7 @@ def run_on(sizes: Sizes, directory: Path, starts_at: Path | None = None) -> dict
 
 
 def assert_same_numbers(got: dict[str, Any], expected: dict[str, Any]) -> None:
-    for ours, theirs in zip(got["updates"], expected["updates"], strict=True):
+    for ours, theirs in zip(got["steps"], expected["steps"], strict=True):
         assert ours["tokens"] == theirs["tokens"]
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
@@ -96,13 +96,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for one, other in zip(MESHES, [*MESHES[1:], MESHES[0]], strict=True)
     ],
 )
-def test_twenty_updates_are_those_of_one_device_and_go_on_elsewhere(
-    sizes, continued_on, checkpoints
-):
+def test_twenty_steps_are_those_of_one_device_and_go_on_elsewhere(sizes, continued_on, checkpoints):
     """Each mesh's checkpoint is continued by the next one."""
     here, alone = checkpoints / f"{sizes}", checkpoints / "alone"
     expected = run_on((1, 1, 1), alone)
-    assert expected["updates"][-1]["loss"] < expected["updates"][0]["loss"] - 0.3
+    assert expected["steps"][-1]["loss"] < expected["steps"][0]["loss"] - 0.3
     got = run_on(sizes, here)
     assert_same_numbers(got, expected)
     moments_and_parameters = 3 * 4 * local_parameters(sizes)
@@ -110,13 +108,13 @@ def test_twenty_updates_are_those_of_one_device_and_go_on_elsewhere(
 
     expected = run_on((1, 1, 1), checkpoints / "alone, longer", alone)
     got = run_on(continued_on, checkpoints / f"{sizes}, longer", here)
-    assert got["updates"][0]["loss"] < 5.2  # of what was trained before
+    assert got["steps"][0]["loss"] < 5.2  # of what was trained before
     assert_same_numbers(got, expected)
 
 
 @pytest.mark.parametrize("sizes", ONE_FAST)
 @pytest.mark.parametrize("micro_steps", [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_gradients_cross_data_once_per_update(sizes, micro_steps):
+def test_gradients_cross_data_once_per_step(sizes, micro_steps):
     hlo = str(lowered(sizes, micro_steps).compile().as_text())
     mesh = dict(make_mesh(split=ModelSharding(*sizes[1:])).shape)
     crossing = [c for c in collectives(hlo) if c.elements >= 64 and "data" in c.axes(mesh)]
@@ -223,10 +221,10 @@ def test_raw_gradients_on_eight_devices_are_those_on_one(sizes, tied_head):
     def gradients(split: ModelSharding, devices: int) -> dict[str, Any]:
         made = program(split, devices, model)
         optimizer = optax.chain(optax.snapshot("raw", lambda grads: grads), made.optimizer)
-        update = dataclasses.replace(made, optimizer=optimizer).update
+        step = dataclasses.replace(made, optimizer=optimizer).step
         state = TrainState(jnp.int32(0), params, optimizer.init(params))
         rows = put_rows(made.mesh, batch, axis=1)
-        state, _ = jax.jit(update)(state, rows, jax.random.key(0))
+        state, _ = jax.jit(step)(state, rows, jax.random.key(0))
         return named_leaves(optax.tree.get(state.opt_state, "raw"))
 
     expected = gradients(UNSHARDED, 1)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from gptjax.config import Config, ModelConfig, TrainConfig
-from gptjax.planning.compiled import compare_traffic, compile_update
+from gptjax.planning.compiled import compare_traffic, compile_step
 from gptjax.planning.gpus import GPUS
 from gptjax.planning.layout import ROWS, Layout
 from gptjax.planning.schedule import Links, on_other_numbers, schedule
@@ -27,7 +27,7 @@ VECTORS = 3 * (4 * 128 + 3 * 128 + 128 + 4 * 128 + 128) + 2 * 128
 GATHER, SCATTER, REDUCE = "all-gather", "reduce-scatter", "all-reduce"
 
 
-def test_replicas_exchange_every_gradient_once_an_update():
+def test_replicas_exchange_every_gradient_once_a_step():
     moved = traffic(GPT2, Layout(8))
     assert set(moved) == {("data", REDUCE)}
     assert moved["data", REDUCE].payload == 4 * PARAMETERS
@@ -76,7 +76,7 @@ def test_heads_on_several_devices_add_activations_up(remat, sums, gathers):
         (12, "bfloat16", 36.31), (300, "float32", 2.904), (300, "bfloat16", 1.452),
     ],
 )  # fmt: skip
-def test_a_slow_bus_takes_its_share_of_an_update(gigabytes, wire, milliseconds):
+def test_a_slow_bus_takes_its_share_of_a_step(gigabytes, wire, milliseconds):
     """2^19 tokens on eight RTX 4090: bytes x 2 x 7/8 over the bandwidth, by hand."""
     train = dataclasses.replace(GPT2.train, wire_dtype=wire)
     config = dataclasses.replace(GPT2, train=train)
@@ -115,7 +115,7 @@ def test_the_compiled_program_sends_what_was_planned(mesh, remat):
     batch_tokens = 3 * layout.groups * 2 * 64
     train = dataclasses.replace(SMALL.train, batch_tokens=batch_tokens, loss_chunk_tokens=64)
     config = Config(model=model, train=train)
-    hlo = compile_update(config, layout).as_text()
+    hlo = compile_step(config, layout).as_text()
     found = compare_traffic(config, layout, hlo)
     assert set(found) == set(traffic(config, layout))
     for key, (planned, actual) in found.items():

@@ -207,7 +207,7 @@ def test_a_mask_of_documents_is_none_that_cudnn_knows():
 def test_cudnn_where_it_does_not_work_is_refused(fields, words):
     with pytest.raises(UserError, match=words) as caught:
         choose_attention(with_fields(attention="cudnn", **fields), 1024)
-    assert "take --model.attention blockwise" in str(caught.value)
+    assert "pass --model.attention blockwise" in str(caught.value)
 
 
 @pytest.mark.parametrize("configured", ["auto", "cudnn"])

@@ -1,4 +1,4 @@
-"""Ten updates of config `tiny` have the losses of an independent loop in torch."""
+"""Ten steps of config `tiny` have the losses of an independent loop in torch."""
 
 import dataclasses
 import importlib.util

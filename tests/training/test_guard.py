@@ -67,7 +67,7 @@ def test_a_norm_equal_to_the_largest_does_not_clip_and_a_gradient_of_zero_stays_
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_skipped_update_is_zero_and_changes_only_what_the_guard_counts(bad, dynamic):
+def test_a_skipped_step_is_zero_and_changes_only_what_the_guard_counts(bad, dynamic):
     optimizer = guarded(dynamic, max_norm=1.0)
     update = jax.jit(optimizer.update)
     _, state = update(GRADIENTS, optimizer.init(GRADIENTS))
@@ -110,7 +110,7 @@ def test_gradients_of_a_scaled_loss_give_the_same_updates_bit_for_bit_and_the_tr
     assert (scale_of(state), int(state.good_updates)) == (2**15, 1)
 
 
-def test_every_skipped_update_halves_the_scale_down_to_one():
+def test_every_skipped_step_halves_the_scale_down_to_one():
     optimizer = guarded(dynamic=True)
     update, state, scales = jax.jit(optimizer.update), optimizer.init(GRADIENTS), []
     _, state = update(GRADIENTS, state)
@@ -122,7 +122,7 @@ def test_every_skipped_update_halves_the_scale_down_to_one():
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2**15, 2**16), (2**24, 2**24)])
-def test_two_thousand_good_updates_in_a_row_double_the_scale_up_to_its_limit(before, after):
+def test_two_thousand_good_steps_in_a_row_double_the_scale_up_to_its_limit(before, after):
     optimizer = guarded(dynamic=True)
     update = jax.jit(optimizer.update)
     fresh = optimizer.init(GRADIENTS)._replace(loss_scale=jnp.float32(before))

@@ -1,6 +1,6 @@
-"""Gradients cross the network once per update: read off the compiled program, where numbers cannot.
+"""Gradients cross the network once per step: read off the compiled program, where numbers cannot.
 
-An update that averages gradients in every micro-step gives the same parameters, so only the HLO
+A step that averages gradients in every micro-step gives the same parameters, so only the HLO
 shows it. The checker is tried on programs known to be wrong before it is believed.
 """
 
@@ -37,7 +37,7 @@ MODEL = ModelConfig(
 
 
 def problems(hlo: str, n_parameters: int, micro_steps: int) -> set[str]:
-    """What is wrong with a program that should send every gradient once per update."""
+    """What is wrong with a program that should send every gradient once per step."""
     found = collectives(hlo)
     large, scalars = [c for c in found if c.elements > 1], [c for c in found if c.elements <= 1]
     looped = micro_steps > 1
@@ -53,7 +53,7 @@ def problems(hlo: str, n_parameters: int, micro_steps: int) -> set[str]:
 
 
 def compiled(micro_steps: int, losses: Losses | None = None, params: Any = None) -> str:
-    """The HLO of the update on eight devices, of the model or of other losses."""
+    """The HLO of the step on eight devices, of the model or of other losses."""
     config = Config(model=MODEL, optim=OptimConfig(warmup_steps=2), train=TrainConfig(max_steps=10))
     made = assemble(config, make_mesh(DEVICES))
     step, (state, batch, *key) = made.train_step, made.arguments(BatchLayout(micro_steps, 1, 8, 8))
@@ -63,8 +63,8 @@ def compiled(micro_steps: int, losses: Losses | None = None, params: Any = None)
         )
         state = abstract_tree(state, replicated(made.mesh))
         arguments = (losses, made.optimizer, optax.constant_schedule(1e-3), made.mesh, P())
-        update = step_module.make_update(*arguments, dropout=False)
-        step = step_module.make_train_step(update, replicated(made.mesh))
+        one_step = step_module.make_step(*arguments, dropout=False)
+        step = step_module.make_train_step(one_step, replicated(made.mesh))
     return step.lower(state, batch, *key).compile().as_text()
 
 
@@ -92,7 +92,7 @@ BIGRAM_LOSSES = Losses(bigram_loss, row_losses=bigram_loss, weights=all_count)
 
 
 @pytest.mark.parametrize("micro_steps", [4, pytest.param(1, marks=pytest.mark.slow)])
-def test_gradients_of_a_gpt_cross_the_network_once_per_update(micro_steps):
+def test_gradients_of_a_gpt_cross_the_network_once_per_step(micro_steps):
     params = parameter_shapes(MODEL)
     assert count_elements(params) > 2 * 128 * MODEL.n_embd  # both tables with their padded rows
     hlo = compiled(micro_steps)

@@ -1,7 +1,7 @@
 """The optimizer does what its docstrings say, number by number.
 
 Proven against literal lists and an AdamW written in NumPy at double
-precision: which leaves decay, what one update does, that gradients which are not finite leave no
+precision: which leaves decay, what one step does, that gradients which are not finite leave no
 trace but a count, what is averaged, and that every optimizer there is can be donated, run on a mesh
 and restored. Schedules, rules and the guard have files of their own.
 """
@@ -71,12 +71,12 @@ def some_params(seed: int = 0) -> dict:
     )
 
 
-def some_gradients(updates: int) -> list[dict]:
+def some_gradients(steps: int) -> list[dict]:
     """Gradients whose norms lie on both sides of the clipping norm."""
     scales = [0.01, 3.0, 0.1, 0.5, 0.02, 1.0, 0.05]
     return [
         jax.tree.map(lambda g, s=s: g * np.float32(s), some_params(seed=i + 1))
-        for i, s in enumerate(scales[:updates])
+        for i, s in enumerate(scales[:steps])
     ]
 
 
@@ -166,7 +166,7 @@ def test_no_average_is_kept_unless_asked_for():
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.999])
-def test_the_average_is_that_of_the_parameters_after_each_accepted_update(decay):
+def test_the_average_is_that_of_the_parameters_after_each_accepted_step(decay):
     cfg = dataclasses.replace(ADAMW, ema_decay=decay)
     optimizer, params = make_optimizer(cfg, 10), some_params()
     poisoned = jax.tree.map(lambda g: g * np.float32(np.nan), some_gradients(1)[0])

@@ -1,4 +1,4 @@
-"""Every schedule, update by update: against lists by hand, at its corners, and against Optax's own.
+"""Every schedule, step by step: against lists by hand, at its corners, and against Optax's own.
 
 The corners are a run without warm-up, one shorter than its warm-up, and where one piece ends and
 the next begins.
@@ -20,25 +20,25 @@ Shape = Literal["cosine", "linear", "wsd"]
 SHAPES: tuple[Shape, ...] = ("cosine", "linear", "wsd")
 
 
-def rates(cfg: OptimConfig, max_steps: int, updates: int) -> list[float]:
+def rates(cfg: OptimConfig, max_steps: int, steps: int) -> list[float]:
     schedule = learning_rate_schedule(cfg, max_steps)
-    return [float(schedule(i)) for i in range(updates)]
+    return [float(schedule(i)) for i in range(steps)]
 
 
 def test_the_cosine_by_hand():
     cfg = OptimConfig(peak_lr=0.8, final_lr=0.2, warmup_steps=3)
     cosine = [0.2 + 0.6 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(5)]
     expected = [0.2, 0.4, 0.6, *cosine, 0.2, 0.2]
-    np.testing.assert_allclose(rates(cfg, max_steps=7, updates=10), expected, rtol=1e-6)
+    np.testing.assert_allclose(rates(cfg, max_steps=7, steps=10), expected, rtol=1e-6)
 
 
-def test_the_first_update_already_learns_and_the_last_of_the_warm_up_is_below_the_peak():
+def test_the_first_step_already_learns_and_the_last_of_the_warm_up_is_below_the_peak():
     got = rates(OptimConfig(peak_lr=1.0, final_lr=0.0, warmup_steps=99), 1000, 101)
     np.testing.assert_allclose(got[:100], np.arange(1, 101) / 100, rtol=1e-5)
     assert got[100] < got[99] == 1.0
 
 
-def test_without_warm_up_the_first_update_has_the_peak():
+def test_without_warm_up_the_first_step_has_the_peak():
     cfg = OptimConfig(peak_lr=0.5, final_lr=0.1, warmup_steps=0)
     np.testing.assert_allclose(rates(cfg, 2, 4), [0.5, 0.3, 0.1, 0.1], rtol=1e-6)
 
@@ -88,7 +88,7 @@ def test_the_cosine_is_the_one_of_optax_bit_for_bit():
 def test_the_straight_line_by_hand():
     cfg = OptimConfig(peak_lr=0.8, final_lr=0.2, warmup_steps=3, schedule="linear")
     expected = [0.2, 0.4, 0.6, 0.8, 0.65, 0.5, 0.35, 0.2, 0.2, 0.2]
-    np.testing.assert_allclose(rates(cfg, max_steps=7, updates=10), expected, rtol=1e-6)
+    np.testing.assert_allclose(rates(cfg, max_steps=7, steps=10), expected, rtol=1e-6)
 
 
 def wsd(fraction: float, warmup_steps: int = 2) -> list[float]:
@@ -96,7 +96,7 @@ def wsd(fraction: float, warmup_steps: int = 2) -> list[float]:
         peak_lr=0.9, final_lr=0.1, warmup_steps=warmup_steps, schedule="wsd",
         cooldown_fraction=fraction,
     )  # fmt: skip
-    return rates(cfg, max_steps=10, updates=13)
+    return rates(cfg, max_steps=10, steps=13)
 
 
 def test_flat_with_a_cooldown_by_hand():
@@ -104,7 +104,7 @@ def test_flat_with_a_cooldown_by_hand():
     np.testing.assert_allclose(wsd(0.4), expected, rtol=1e-6)
 
 
-def test_the_share_that_cools_down_is_of_the_whole_schedule_to_the_nearest_update():
+def test_the_share_that_cools_down_is_of_the_whole_schedule_to_the_nearest_step():
     assert [sum(r == pytest.approx(0.9) for r in wsd(f)) for f in (0.1, 0.26, 0.34)] == [8, 6, 6]
 
 

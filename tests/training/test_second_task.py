@@ -34,7 +34,7 @@ STEPS, CONTEXT = 6, 16
 
 
 def labelled(**train: Any) -> Config:
-    """The tiny config for the second task: 8 rows an update, evaluated and saved every 3."""
+    """The tiny config for the second task: 8 rows a step, evaluated and saved every 3."""
     tiny = load_config("tiny")
     values = {"batch_tokens": 8 * CONTEXT, "micro_batch": 1, "max_steps": STEPS, "context": CONTEXT}
     often = {"eval_every_steps": 3, "save_every_steps": 3, "eval_tokens": None}
@@ -52,14 +52,14 @@ def rows_of(run: Path) -> list[dict]:
 
 
 def weights_of(config: Config) -> list[float]:
-    """What the targets of each update count together, from the examples alone."""
+    """What the targets of each step count together, from the examples alone."""
     data = LabelledRows(config)
     source = StepSource(data, batch_schedule(config), STEPS, config.train.seed)
     return [float(source[i]["weights"][:, :-1].sum() + 8) for i in range(STEPS)]
 
 
 @pytest.mark.parametrize("updates_per_call", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_the_whole_loop_gives_each_update_the_mask_of_its_own_rows(tmp_path, updates_per_call):
+def test_the_whole_loop_gives_each_step_the_mask_of_its_own_rows(tmp_path, updates_per_call):
     """Weights that were kept from an earlier batch of the same shape would show here."""
     config = labelled(updates_per_call=updates_per_call)
     assert loop.fit(config, tmp_path) == 0
@@ -74,7 +74,7 @@ def test_the_whole_loop_gives_each_update_the_mask_of_its_own_rows(tmp_path, upd
 
 
 def gradients(devices: int, batch: dict[str, np.ndarray], config: Config) -> tuple[float, dict]:
-    """Loss and raw gradients of one update, and what an evaluation of its rows adds up to."""
+    """Loss and raw gradients of one step, and what an evaluation of its rows adds up to."""
     made = assemble(config, make_mesh(devices))
     optimizer = optax.chain(optax.snapshot("raw", lambda grads: grads), made.optimizer)
     made = dataclasses.replace(made, optimizer=optimizer)
@@ -82,7 +82,7 @@ def gradients(devices: int, batch: dict[str, np.ndarray], config: Config) -> tup
     params = jax.tree.map(lambda x: np.float32(0.1 * draw(x.shape)), made.abstract_state().params)
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
     rows = {name: x.reshape(8 // devices, devices, *x.shape[1:]) for name, x in batch.items()}
-    state, metrics = jax.jit(made.update)(state, put_rows(made.mesh, rows, 1), jax.random.key(0))
+    state, metrics = jax.jit(made.step)(state, put_rows(made.mesh, rows, 1), jax.random.key(0))
     return float(metrics["loss"]), named_leaves(optax.tree.get(state.opt_state, "raw"))
 
 

@@ -1,4 +1,4 @@
-"""Fields that change how an update is computed, seen from the losses of whole runs.
+"""Fields that change how a step is computed, seen from the losses of whole runs.
 
 All of it happens in this process, on its eight devices; what a user types is test_train's.
 """
@@ -58,10 +58,10 @@ def tiny(data: Manifest, fields: dict[str, Any]) -> Config:
     return config
 
 
-def trained(made: Setup, updates: int) -> tuple[list[float], TrainState]:
-    """Losses of the first updates, and the state after them."""
+def trained(made: Setup, steps: int) -> tuple[list[float], TrainState]:
+    """Losses of the first steps, and the state after them."""
     state, losses = made.program.initial_state(), []
-    for step in range(updates):
+    for step in range(steps):
         call = made.feed.training([made.source[step]])
         state, metrics = made.train_steps(state, call)
         losses.append(float(metrics["loss"]))
@@ -177,7 +177,7 @@ def test_float16_trains_and_its_loss_scale_is_kept_with_the_run(prepared, tmp_pa
 
 @pytest.mark.slow
 def test_an_overflow_in_float16_is_skipped_and_halves_the_scale(prepared, tmp_path):
-    """One update with an absurd learning rate, after which no weight is a float16 any more."""
+    """One step with an absurd learning rate, after which no weight is a float16 any more."""
     absurd = {"optim.peak_lr": 1e6, "optim.warmup_steps": 0, "train.max_steps": 4}
     config = tiny(prepared, {**FLOAT16, **absurd})
     assert loop.fit(config, tmp_path / "run") == 0
@@ -217,7 +217,7 @@ def test_moments_in_bfloat16_learn_as_float32_does(prepared):
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )
-def test_a_run_without_its_last_checkpoint_repeats_its_last_updates(prepared, tmp_path, fields):
+def test_a_run_without_its_last_checkpoint_repeats_its_last_steps(prepared, tmp_path, fields):
     every = {"train.max_steps": 5, "train.save_every_steps": 3, "optim.warmup_steps": 1}
     config, run = tiny(prepared, {**every, **fields}), tmp_path / "run"
     assert loop.fit(config, run) == 0

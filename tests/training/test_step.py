@@ -1,4 +1,4 @@
-"""One update is the gradient of the mean loss over the whole batch, however it is cut.
+"""One step is the gradient of the mean loss over the whole batch, however it is cut.
 
 The reference is plain `jax.grad` on one device with Optax's own cross-entropy: no mesh, no
 micro-steps. Gradients are compared raw, before clipping and Adam, through a snapshot in front of
@@ -29,10 +29,10 @@ from gptjax.training.state import TrainState, abstract_state, initial_state
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=8, n_vocab=50, dtype="float32")
 OPTIM = OptimConfig(peak_lr=3e-3, final_lr=1e-3, warmup_steps=3)
-ROWS, UPDATES = 32, 20
-SCHEDULE = learning_rate_schedule(OPTIM, UPDATES)
-UPDATE = make_optimizer(OPTIM, UPDATES)
-OPTIMIZER = optax.chain(optax.snapshot("raw_gradients", lambda gradients: gradients), UPDATE)
+ROWS, STEPS = 32, 20
+SCHEDULE = learning_rate_schedule(OPTIM, STEPS)
+CHAIN = make_optimizer(OPTIM, STEPS)
+OPTIMIZER = optax.chain(optax.snapshot("raw_gradients", lambda gradients: gradients), CHAIN)
 LAYOUTS = [
     (8, 4),
     pytest.param((1, 1), marks=EXHAUSTIVE),
@@ -50,7 +50,7 @@ def with_dropout(rate: float) -> dict[str, float]:
 
 def program(n_devices: int, **fields: Any) -> Program:
     """The program of the small model on so many devices; `fields` are of its model or training."""
-    train = TrainConfig(max_steps=UPDATES, loss_chunk_tokens=5)
+    train = TrainConfig(max_steps=STEPS, loss_chunk_tokens=5)
     model = {k: v for k, v in fields.items() if hasattr(MODEL, k)}
     train = dataclasses.replace(train, **{k: v for k, v in fields.items() if k not in model})
     config = Config(model=dataclasses.replace(MODEL, **model), optim=OPTIM, train=train)
@@ -96,7 +96,7 @@ def random_batch(seed: int, uneven: bool = False) -> Batch:
     return {"tokens": tokens, "weights": weights, "factor": np.ones(ROWS, np.float32)}
 
 
-def update(
+def one_step(
     layout: Layout, state: TrainState, batch: Batch, rate: float = 0.0, seed: int = 0
 ) -> tuple[TrainState, dict]:
     mesh = make_mesh(layout[0])
@@ -138,7 +138,7 @@ def assert_bitwise_same(got: Any, expected: Any) -> None:
 def test_raw_gradients_are_those_of_the_mean_loss_over_all_tokens(layout, uneven):
     batch = random_batch(1, uneven)
     loss, gradients = reference(host_state().params, batch)
-    state, metrics = update(layout, fresh_state(layout), batch)
+    state, metrics = one_step(layout, fresh_state(layout), batch)
     assert_same(optax.tree.get(state.opt_state, "raw_gradients"), gradients, relative=1e-6)
     norm = np.sqrt(sum(np.square(np.float64(g)).sum() for g in jax.tree.leaves(gradients)))
     assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-6)
@@ -148,14 +148,14 @@ def test_raw_gradients_are_those_of_the_mean_loss_over_all_tokens(layout, uneven
 
 @cache
 def reference_losses() -> list[float]:
-    """Twenty updates without a mesh or micro-steps."""
+    """Twenty steps without a mesh or micro-steps."""
 
-    plain_update = jax.jit(UPDATE.update)
+    plain = jax.jit(CHAIN.update)
     params, losses = host_state().params, []
-    opt_state = UPDATE.init(params)
-    for i in range(UPDATES):
+    opt_state = CHAIN.init(params)
+    for i in range(STEPS):
         loss, gradients = reference(params, random_batch(i % 3))
-        updates, opt_state = plain_update(gradients, opt_state, params)
+        updates, opt_state = plain(gradients, opt_state, params)
         params = optax.apply_updates(params, updates)
         losses.append(float(loss))
     return losses
@@ -164,44 +164,44 @@ def reference_losses() -> list[float]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_twenty_losses_do_not_depend_on_devices_or_micro_steps(layout):
     state, losses, rates = fresh_state(layout), [], []
-    for i in range(UPDATES):
-        state, metrics = update(layout, state, random_batch(i % 3))
+    for i in range(STEPS):
+        state, metrics = one_step(layout, state, random_batch(i % 3))
         losses.append(float(metrics["loss"]))
         rates.append(float(metrics["learning_rate"]))
     np.testing.assert_allclose(losses, reference_losses(), rtol=1e-5)
-    np.testing.assert_allclose(rates, [float(SCHEDULE(i)) for i in range(UPDATES)], rtol=1e-6)
+    np.testing.assert_allclose(rates, [float(SCHEDULE(i)) for i in range(STEPS)], rtol=1e-6)
     assert losses[-1] < losses[0] - 0.3
-    assert int(state.step) == UPDATES
+    assert int(state.step) == STEPS
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_batch_that_weighs_nothing_gives_zero_and_stays_finite(layout):
     batch = random_batch(1)
     batch["weights"][:] = 0
-    state, metrics = update(layout, fresh_state(layout), batch)
+    state, metrics = one_step(layout, fresh_state(layout), batch)
     assert {k: float(metrics[k]) for k in ("loss", "tokens", "grad_norm", "skipped")} == {
         "loss": 0.0, "tokens": 0.0, "grad_norm": 0.0, "skipped": 0.0
     }  # fmt: skip
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
 
 
-def test_an_update_that_weighs_less_than_one_token_has_the_mean_loss_too():
+def test_a_step_that_weighs_less_than_one_token_has_the_mean_loss_too():
     batch, layout = random_batch(1), (8, 4)
     batch["weights"][:] = 0
     batch["weights"][5, 2] = 0.5
     loss, gradients = reference(host_state().params, batch)
-    state, metrics = update(layout, fresh_state(layout), batch)
+    state, metrics = one_step(layout, fresh_state(layout), batch)
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-6)
     assert_same(optax.tree.get(state.opt_state, "raw_gradients"), gradients, relative=1e-6)
 
 
 @pytest.mark.parametrize("bad_row", [3, 20, 31])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_nan_on_one_device_skips_the_update_on_all_and_the_next_is_accepted(layout, bad_row):
+def test_a_nan_on_one_device_skips_the_step_on_all_and_the_next_is_accepted(layout, bad_row):
     good, bad = random_batch(1), random_batch(2)
     bad["factor"][bad_row] = np.nan
     before = host_state()
-    state, metrics = update(layout, fresh_state(layout), bad)
+    state, metrics = one_step(layout, fresh_state(layout), bad)
     assert float(metrics["skipped"]) == 1
     assert int(state.step) == 1
     for name, leaf in named_leaves(state.params).items():
@@ -210,8 +210,8 @@ def test_a_nan_on_one_device_skips_the_update_on_all_and_the_next_is_accepted(la
             np.testing.assert_array_equal(replica.data, named_leaves(before.params)[name])
     assert_bitwise_same(optax.tree.get(state.opt_state, "mu"), optax.tree.get(before, "mu"))
 
-    state, metrics = update(layout, state, good)
-    unharmed, undisturbed = update(layout, fresh_state(layout, step=1), good)
+    state, metrics = one_step(layout, state, good)
+    unharmed, undisturbed = one_step(layout, fresh_state(layout, step=1), good)
     assert float(metrics["skipped"]) == 0
     assert float(metrics["learning_rate"]) == float(SCHEDULE(0))
     assert float(metrics["loss"]) == float(undisturbed["loss"])
@@ -223,7 +223,7 @@ def test_the_state_is_donated_and_stays_where_it_was(layout):
     state = fresh_state(layout)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     for i in range(3):
-        old, (state, _) = state, update(layout, state, random_batch(i))
+        old, (state, _) = state, one_step(layout, state, random_batch(i))
         # the snapshot of the gradients is overwritten unread, which leaves the old one alone
         read = (old.step, old.params, old.opt_state[1:])
         assert all(x.is_deleted() for x in jax.tree.leaves(read))
@@ -243,8 +243,8 @@ def abstract(layout: Layout, optimizer: Any) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize("layout", [(8, 4), (8, 1), (1, 4)])
 def test_results_are_written_where_the_state_was(layout):
     """Donation is more than a promise: the compiler has no second state in its account."""
-    step = dataclasses.replace(program(layout[0]), optimizer=UPDATE).train_step
-    arguments = abstract(layout, UPDATE)
+    step = dataclasses.replace(program(layout[0]), optimizer=CHAIN).train_step
+    arguments = abstract(layout, CHAIN)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[0]))
     memory = step.lower(*arguments).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= size - 64  # scalars that nothing reads are no arguments
@@ -253,13 +253,13 @@ def test_results_are_written_where_the_state_was(layout):
 
 
 @pytest.mark.slow
-def test_one_micro_step_gives_the_update_of_several():
+def test_one_micro_step_gives_the_step_of_several():
     """But where the gradient is rounding error alone, as a key's bias is: Adam scales that up."""
-    batch, updated = random_batch(1, uneven=True), []
+    batch, after_each = random_batch(1, uneven=True), []
     for layout in ((8, 1), (8, 4)):
-        state, metrics = update(layout, fresh_state(layout), batch)
-        updated.append((state, metrics))
-    (one, one_metrics), (four, four_metrics) = updated
+        state, metrics = one_step(layout, fresh_state(layout), batch)
+        after_each.append((state, metrics))
+    (one, one_metrics), (four, four_metrics) = after_each
     assert_same(one.opt_state, four.opt_state, relative=1e-6)
     gradients = named_leaves(optax.tree.get(one.opt_state, "raw_gradients"))
     expected = named_leaves(four.params)
@@ -311,11 +311,11 @@ def test_every_product_has_the_precision_that_its_type_needs(dtype, precision, c
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_nothing_is_compiled_after_the_first_update(layout, caplog):
-    state, _ = update(layout, fresh_state(layout), random_batch(0))
+def test_nothing_is_compiled_after_the_first_step(layout, caplog):
+    state, _ = one_step(layout, fresh_state(layout), random_batch(0))
     with jax.log_compiles():
         for i in range(3):
-            state, _ = update(layout, state, random_batch(i))
+            state, _ = one_step(layout, state, random_batch(i))
         assert "Compiling" not in caplog.text
         jax.jit(lambda x: x + 1)(1.0)  # what is looked for does appear where something compiles
         assert "Compiling" in caplog.text
@@ -323,12 +323,12 @@ def test_nothing_is_compiled_after_the_first_update(layout, caplog):
 
 @cache
 def several_steps() -> Callable:
-    """Up to four updates a call, on eight devices with one micro-step each."""
+    """Up to four steps a call, on eight devices with one micro-step each."""
     return program(8, **with_dropout(0.2), updates_per_call=4).train_step
 
 
 def by_calls(counts: list[int]) -> tuple[TrainState, dict[str, np.ndarray]]:
-    """State and metrics after calls of so many updates each, on the same batches."""
+    """State and metrics after calls of so many steps each, on the same batches."""
     mesh, state, found, done = make_mesh(8), fresh_state((8, 1)), [], 0
     key = jax.device_put(jax.random.key(0), replicated(mesh))
     for count in counts:
@@ -344,8 +344,8 @@ def by_calls(counts: list[int]) -> tuple[TrainState, dict[str, np.ndarray]]:
 
 
 @pytest.mark.slow
-def test_several_updates_in_a_call_are_those_of_single_calls():
-    """Bit for bit however they are cut into calls; to rounding, the program of one update's."""
+def test_several_steps_in_a_call_are_those_of_single_calls():
+    """Bit for bit however they are cut into calls; to rounding, the program of one step's."""
     state, metrics = by_calls([3, 3])
     for counts in ([1, 4, 1], [2, 2, 2]):
         other = by_calls(counts)
@@ -353,7 +353,7 @@ def test_several_updates_in_a_call_are_those_of_single_calls():
         assert_bitwise_same(other[1], metrics)
     alone, losses = fresh_state((8, 1)), []
     for i in range(6):
-        alone, values = update((8, 1), alone, random_batch(i), rate=0.2)
+        alone, values = one_step((8, 1), alone, random_batch(i), rate=0.2)
         losses.append(float(values["loss"]))
     np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
     assert len(set(losses)) == 6
@@ -368,7 +368,7 @@ def row_losses(rows: Iterable[int], rate: float, step: int = 0, seed: int = 0) -
     for row in rows:
         batch["weights"] = np.zeros_like(batch["weights"])
         batch["weights"][row] = 1.0
-        metrics = update(layout, fresh_state(layout, step), batch, rate, seed)[1]
+        metrics = one_step(layout, fresh_state(layout, step), batch, rate, seed)[1]
         losses.append(float(metrics["loss"]))
     return losses
 
@@ -383,8 +383,8 @@ def test_every_device_micro_step_step_and_seed_drops_other_elements():
 
 def test_dropout_is_the_same_whenever_seed_and_step_are():
     layout, batch = (8, 4), random_batch(1)
-    a, metrics_a = update(layout, fresh_state(layout, step=7), batch, rate=0.5, seed=3)
-    b, metrics_b = update(layout, fresh_state(layout, step=7), batch, rate=0.5, seed=3)
+    a, metrics_a = one_step(layout, fresh_state(layout, step=7), batch, rate=0.5, seed=3)
+    b, metrics_b = one_step(layout, fresh_state(layout, step=7), batch, rate=0.5, seed=3)
     assert_bitwise_same(a, b)
     assert_bitwise_same(metrics_a, metrics_b)
 
