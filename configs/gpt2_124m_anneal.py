@@ -1,17 +1,17 @@
 """GPT-2 small on FineWeb, then on half FineWeb-Edu while the learning rate cools down.
 
-Shape, batch and optimizer are `gpt2_124m`'s, and so are the 19,073 updates. The learning rate stays
+Shape, batch and optimizer are `gpt2_124m`'s, and so are the 19,073 steps. The learning rate stays
 at its peak and falls to 0 in a straight line over the last fifth (Hägele et al. 2024: 20% reaches
-the cosine's loss). With update 15,258, where it begins to fall, the better text comes in, half and
+the cosine's loss). With step 15,258, where it begins to fall, the better text comes in, half and
 half: good data last, as in MiniCPM (Hu et al. 2024). Shares and length are our own choice.
 Tokens: 9.0e9 of FineWeb, 1.0e9 of FineWeb-Edu. A run stopped before the cooldown can be resumed
 with another length: only the cooldown moves.
 Expected: not known; nobody has trained this config, and its last validation losses are those of the
 new mixture. 0.71 hours on 8 H100 at 40% of the peak, says the planner; not measured.
 
-    HUB=HuggingFaceFW/fineweb-edu:sample-10BT
-    python -m gptjax.prepare --config gpt2_124m_anneal --hub kjj0/fineweb10B-gpt2 --out data/fineweb_10b
-    python -m gptjax.prepare --config gpt2_124m_anneal --hub $HUB --out data/fineweb_edu
+    FINEWEB=kjj0/fineweb10B-gpt2 EDU=HuggingFaceFW/fineweb-edu:sample-10BT
+    python -m gptjax.prepare --config gpt2_124m_anneal --hub $FINEWEB --out data/fineweb_10b
+    python -m gptjax.prepare --config gpt2_124m_anneal --hub $EDU --out data/fineweb_edu
     python -m gptjax.train --config gpt2_124m_anneal
 """
 

@@ -2,9 +2,9 @@
 
 Shape and data are `gpt2_124m`'s, with a head of its own (163,037,184 parameters), attention kept
 inside documents, and the rest modded-nanogpt's of October and November 2024, when its blocks were
-still near GPT-2's: 5,100 updates of 2^19 = 2.67e9 tokens, a linear cooldown over the last 1,450
+still near GPT-2's: 5,100 steps of 2^19 = 2.67e9 tokens, a linear cooldown over the last 1,450
 (28.4%) to 0, an untied head (record 8), attention inside documents (record 12).
-Learning rate: 1.8e-3 after a warm-up of 250 updates, betas 0.9 and 0.95, from its AdamW baseline;
+Learning rate: 1.8e-3 after a warm-up of 250 steps, betas 0.9 and 0.95, from its AdamW baseline;
 our Muon is scaled to AdamW's size (Liu et al. 2025, "Muon is Scalable"), so one rate and decay 0.1
 serve both rules. Validation looks at an average of the parameters (decay 0.99, our own choice):
 before the cooldown that shows part of what it will bring (Hägele et al. 2024).

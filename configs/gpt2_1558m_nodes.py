@@ -2,7 +2,7 @@
 
 What is learnt is `gpt2_1558m`, whose docstring gives the sources.
 Mesh: a node's eight GPUs divide parameters, gradients and moments, which do not fit an A100 of
-40 GB whole; nodes are groups, and nothing but one sum of gradients an update goes between them.
+40 GB whole; nodes are groups, and nothing but one sum of gradients a step goes between them.
 That sum goes in bfloat16, which halves it; each gradient has been summed in float32 before.
 Four nodes of A100-40 with Ethernet of 100 Gbit/s a node, 1.25 GB/s for each GPU: 26.5 hours
 at 40% of the peak by the planner's count, where float32 on the wire takes 30.5. Not measured.

@@ -6,7 +6,7 @@ in the backward pass, 512 logits at a time, and Adafactor (Shazeer and Stern 201
 are rows and columns. It has no first moment and takes the learning rate of AdamW here: each
 direction is clipped to RMS 1. That rate is our own choice.
 Memory: 5.3 GiB by the planner's count, where 6.6 of 8 may be used; AdamW needs 7.9.
-Time: 46 seconds an update on a T4, of the same generation, at 40% of its peak, ten days for all; an
+Time: 46 seconds a step on a T4, of the same generation, at 40% of its peak, ten days for all; an
 RTX 2070 has about half that peak. Not measured. `--train.max-steps` shortens it.
 Expected: not known; nobody has trained this config.
 

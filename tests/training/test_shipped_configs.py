@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import EXHAUSTIVE
 
 from gptjax.config import Config
 from gptjax.config.presets import load_config, preset_names
@@ -15,6 +16,17 @@ from gptjax.training.setup import Setup
 
 LAYERS = 2
 STEPS = 4
+TRAINED_ELSEWHERE = {"quickstart", "shakespeare", "tiny"}
+# no two of these have the same switches, and the others' are among those of whole runs elsewhere
+REPRESENTATIVE = {
+    "gpt1_117m", "gpt2_124m_anneal", "gpt2_124m_muon", "gpt2_1558m_nodes", "gpt2_355m_8gb",
+    "gpt2_774m_24gb",
+}  # fmt: skip
+MARKED = [
+    pytest.param(name, marks=pytest.mark.slow if name in REPRESENTATIVE else EXHAUSTIVE)
+    for name in preset_names()
+    if name not in TRAINED_ELSEWHERE
+]
 
 
 def scaled_down(config: Config, data: Manifest, scratch: Path) -> Config:
@@ -45,8 +57,7 @@ def scaled_down(config: Config, data: Manifest, scratch: Path) -> Config:
     return dataclasses.replace(config, model=model, data=given, optim=optim, train=train, mesh=mesh)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", MARKED)
 def test_a_shipped_config_learns_in_miniature(name, prepared, tmp_path):
     config = scaled_down(load_config(name), prepared, tmp_path)
     validate(config)
