@@ -19,12 +19,15 @@ from gptjax.base.tree import count_elements
 from gptjax.cli import ConfigCommand, parse, parse_config
 from gptjax.cluster.mesh import batch_layout, make_mesh
 from gptjax.config import Config, OptimConfig
+from gptjax.config.names import parse_change
 from gptjax.config.presets import find_preset, load_config, preset_names, presets_dir
 from gptjax.config.validation import validate
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.size import parameter_count
+from gptjax.plan import plan
 from gptjax.training.autotune import memory_needed
 from gptjax.training.program import assemble
+from gptjax.training.schedules import learning_rate_schedule
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 COMMAND = re.compile(r"^ +python -m gptjax\.(\w+)((?: .*)?)$", re.MULTILINE)
@@ -41,7 +44,7 @@ def commands() -> list[tuple[str, str, str]]:
 
 def vocabulary(config: Config) -> int:
     kind, _, size = (config.data.tokenizer or "bytes").partition(":")
-    return int(size) if kind == "bpe" else {"gpt2": 50257, "bytes": 257}[kind]
+    return int(size) if kind == "bpe" else {"gpt1": 40478, "gpt2": 50257, "bytes": 257}[kind]
 
 
 def sized(name: str) -> Config:
@@ -112,9 +115,11 @@ def test_a_command_of_a_docstring_is_understood_by_its_verb(name, verb, words):
 @pytest.mark.parametrize(
     ("name", "tied", "parameters"),
     [
+        ("gpt1_117m", True, 116_534_784),
         ("gpt2_124m", True, 124_439_808),
         ("gpt2_124m_book", True, 124_412_160),
         ("gpt2_124m_book", False, 163_009_536),
+        ("gpt2_124m_muon", False, 163_037_184),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, tied, parameters):
@@ -137,6 +142,61 @@ def test_gpt2_is_trained_as_published():
     assert (model.qkv_bias, model.bias, model.tied_head) == (True, True, True)
     assert config.data.tokenizer == "gpt2"
     assert config.train.max_steps * config.train.batch_tokens == pytest.approx(10e9, rel=1e-4)
+
+
+def test_gpt1_is_trained_as_published():
+    config = load_config("gpt1_117m")
+    assert config.optim == OptimConfig(
+        peak_lr=2.5e-4, final_lr=0.0, warmup_steps=2000, decay_steps=None, weight_decay=0.01,
+        beta1=0.9, beta2=0.999, eps=1e-8, clip_norm=1.0,
+    )  # fmt: skip
+    model = config.model
+    assert (model.n_layer, model.n_head, model.n_embd, model.n_ctx) == (12, 12, 768, 512)
+    assert (model.embd_pdrop, model.attn_pdrop, model.resid_pdrop) == (0.1, 0.1, 0.1)
+    assert (model.norm, model.final_norm, model.scale_residual_init) == ("post", False, False)
+    assert (model.qkv_bias, model.bias, model.tied_head) == (True, True, True)
+    assert config.data.tokenizer == "gpt1"
+    assert config.batch_rows == 64
+    assert config.train.max_steps * config.train.batch_tokens == pytest.approx(100e9, rel=1e-4)
+
+
+def test_the_better_text_comes_in_as_the_learning_rate_begins_to_fall():
+    config = load_config("gpt2_124m_anneal")
+    (change,) = config.data.mixture_changes
+    step, _ = parse_change(change, len(config.data.mixture))
+    rate = learning_rate_schedule(config.optim, config.train.max_steps)
+    assert float(rate(step)) == pytest.approx(config.optim.peak_lr)
+    assert float(rate(step + 1)) < config.optim.peak_lr
+    assert float(rate(config.train.max_steps)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "like", "sections"),
+    [
+        ("gpt2_124m_muon", "gpt2_124m", {"model", "data", "optim", "train"}),
+        ("gpt2_355m_8gb", "gpt2_355m", {"model", "optim", "train"}),
+        ("gpt2_774m_24gb", "gpt2_774m", {"optim"}),
+        ("gpt2_1558m_nodes", "gpt2_1558m", {"train", "mesh"}),
+    ],
+)
+def test_a_variant_differs_where_its_docstring_says(name, like, sections):
+    before, after = (dataclasses.asdict(load_config(n)) for n in (like, name))
+    assert {section for section in after if after[section] != before[section]} == sections
+    assert after["train"]["batch_tokens"] == before["train"]["batch_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "counted"),
+    [
+        ("gpt2_355m_8gb", "t4", r"Memory: (.*) GiB by the planner"),
+        ("gpt2_774m_24gb", "rtx4090", r"Memory: (.*) GiB with 8 rows"),
+    ],
+)
+def test_a_config_for_a_small_card_needs_what_its_docstring_says(name, gpu, counted, capsys):
+    assert plan(["--config", name, "--gpu", gpu, "--gpus", "1"]) == 0
+    (total,) = re.findall(r"total \(.*\) +([\d.]+)", capsys.readouterr().out)
+    (promised,) = re.findall(counted, docstring(find_preset(name)))
+    assert f"{float(total):.1f}" == promised
 
 
 def test_the_book_s_model_differs_in_four_fields_only():
