@@ -110,7 +110,7 @@ def separator_bytes(source: Input) -> bytes:
 
 
 def parquet_file(source: Input) -> Any:
-    """Open a Parquet file; raises `UserError` where it is none or lacks the text's column."""
+    """Open a Parquet file; raises `UserError` if it is none or lacks the text's column."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

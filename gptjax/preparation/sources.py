@@ -71,10 +71,10 @@ class Input:
 
 
 def find_inputs(data: DataConfig) -> list[Input]:
-    """The files a config names, in their order, its data set on the hub, or its embedded source.
+    """The input files of a config in their order, or its hub data set, or its built-in corpus.
 
-    Raises `UserError` that names every path at which there is nothing, or where all is empty, or
-    one that may not be read.
+    Raises `UserError` that names every missing path, or every path if all are empty, or a path
+    that may not be read.
     """
     if data.hub is not None:
         return [Input(Path(data.hub), HUB, data.text_field)]
@@ -128,7 +128,7 @@ def standard_library() -> list[Input]:
 def unpack(source: Input, directory: Path) -> Input:
     """The input as a plain file: itself, or one in `directory`, which is complete if it is there.
 
-    Raises `UserError` where what is compressed is damaged.
+    Raises `UserError` if what is compressed is damaged.
     """
     if not source.is_packed:
         return source
