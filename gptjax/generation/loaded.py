@@ -26,7 +26,7 @@ class LoadedRun:
     """A trained model and what belongs to it."""
 
     config: Config
-    """What the run was."""
+    """The config of the run."""
     params: Tree
     """Its parameters, float32, for `GPT(run.config.model).apply({"params": run.params}, ...)`."""
     tokenizer: Tokenizer

@@ -252,7 +252,7 @@ def _choices(data: DataConfig) -> dict[str, Any]:
 
 
 def _name(data: DataConfig, inputs: Sequence[Input], directory: Path) -> str:
-    """What the manifest calls the source."""
+    """The name of the source in the manifest."""
     if inputs[0].kind == HUB:
         from gptjax.preparation.hub.repository import source_name
         from gptjax.preparation.hub.streaming import stored_commit

@@ -50,7 +50,7 @@ class Span:
 
 @dataclass
 class Oddities:
-    """What was found wrong with the text: how often, and where first."""
+    """Oddities of the text: how often each occurs, and where first."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)

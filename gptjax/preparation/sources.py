@@ -47,7 +47,7 @@ class Input:
     field: str = "text"
     separator: str | None = None
     name: str = ""
-    """What the user calls it, where that is not the path."""
+    """The user's name for it, if it is not the path."""
 
     @property
     def size(self) -> int:
@@ -180,7 +180,7 @@ def _expand(given: str, out: Path) -> Iterator[Path]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    """What a pattern matches, sorted; ** follows no links, which may go round in circles."""
+    """The matches of a pattern, sorted; ** follows no links, which may go round in circles."""
     parts = Path(pattern).parts
     if "**" not in parts:
         return [Path(p) for p in sorted(glob.glob(pattern))]
@@ -230,7 +230,7 @@ def _is_utf8(path: Path) -> bool:
 
 
 def _unpacked(path: Path) -> Iterator[bytes]:
-    """What is in a compressed file, chunk by chunk; raises `EOFError` where it is cut short."""
+    """The contents of a compressed file, chunk by chunk; raises `EOFError` if it is cut short."""
     if path.suffix.lower() == ".gz":
         with gzip.open(path, "rb") as packed:
             while raw := packed.read(CHUNK_BYTES):

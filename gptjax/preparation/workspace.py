@@ -260,7 +260,7 @@ def _plan(data: DataConfig, inputs: Sequence[Input]) -> dict[str, Any]:
 
 
 def settings_diff(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two tables of settings, in words."""
+    """The differences between two tables of settings, in words."""
     return "; ".join(
         f"{key} was {before.get(key)!r}, now {value!r}"
         for key, value in now.items()

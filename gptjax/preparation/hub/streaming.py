@@ -36,7 +36,7 @@ class _Stored:
     commit: str
     parts: int = 0
     place: dict[str, Any] | None = None
-    """What `datasets` needs to go on; None at the beginning."""
+    """State with which `datasets` continues; None at the beginning."""
     is_whole: bool = False
 
 
