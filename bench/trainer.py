@@ -82,6 +82,7 @@ def train(scratch: Path, words: Sequence[str], root: Path = ROOT) -> Run:
     text = said.read_text(errors="replace").strip()
     if process.returncode or not rows.exists():
         raise RuntimeError(f"{' '.join(command)} failed: {text[-2000:]}")
+    # `update` in checkouts before the words changed
     (step,) = re.findall(r"first (?:step|update) ([0-9.]+) s;", text)
     first = first or seconds
     lines = [json.loads(line) for line in rows.read_text().splitlines()]

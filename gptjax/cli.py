@@ -177,7 +177,7 @@ def _diagnose(
 
 
 def _expectation(expected: Any, flag: str) -> str:
-    """What a flag takes; switches take nothing."""
+    """The values of a flag; switches take none."""
     if expected is not bool:
         return f"must be {type_name(expected)}"
     section, _, name = flag.removeprefix("--").rpartition(".")

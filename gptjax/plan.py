@@ -15,7 +15,7 @@ from gptjax.planning.search import USABLE, for_gpu, make_plan
 
 @dataclass(frozen=True)
 class PlanCommand(ConfigCommand):
-    """What a run needs and costs: memory, time, communication, money. Nothing is run."""
+    """The needs and costs of a run: memory, time, communication, money. Nothing is run."""
 
     gpu: str = "h100"
     """Type of GPU: gtx1070ti, t4, v100, rtx3090, rtx4090, a10g, l4, l40s, a100-40, a100, h100,

@@ -444,5 +444,5 @@ def test_a_full_disk_is_one_message(tmp_path):
         )  # fmt: skip
     assert result.returncode == 74
     assert result.stderr == (
-        "error: cannot write: No space left on device; mend that and run the same again\n"
+        "error: cannot write: No space left on device. Fix this and rerun the same command\n"
     )

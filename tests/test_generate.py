@@ -212,7 +212,7 @@ def test_what_is_no_run_is_told_so(run, tmp_path, monkeypatch, capsys):
     for path, words in (
         ("nowhere", "there is no run in nowhere: train one first"),
         ("file", "there is no run in file"),
-        ("empty", "empty is no run of gptjax (no config.json)"),
+        ("empty", "empty is not a run of gptjax (no config.json)"),
         ("untrained", "there is no checkpoint in "),
     ):
         code, message = failure(monkeypatch, capsys, "--run", path)

@@ -1,4 +1,4 @@
-"""Mistakes a user can mend, kept apart from bugs.
+"""Mistakes that a user can fix, kept apart from bugs.
 
 A `UserError` reaches the terminal as one message that says what was expected, what came and what
 to do next. Anything else is a bug of ours and keeps its traceback.
@@ -30,17 +30,17 @@ class ConfigError(UserError):
 
 
 class StorageError(UserError):
-    """A disk that is full, read-only, out of order, or not ours to write."""
+    """A disk that is full, read-only, broken, or not ours to write."""
 
     exit_code = 74  # sysexits.h: EX_IOERR
 
     @classmethod
     def of(cls, error: OSError) -> "StorageError | None":
-        """What the machine says in one message; None for an error that may be a bug of ours."""
+        """Turn a disk's error into one message; None for an error that may be a bug of ours."""
         if error.errno not in DISK_ERRORS:
             return None
         where = f" {error.filename}" if error.filename else ""
-        return cls(f"cannot write{where}: {error.strerror}; mend that and run the same again")
+        return cls(f"cannot write{where}: {error.strerror}. Fix this and rerun the same command")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

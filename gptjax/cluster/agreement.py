@@ -28,7 +28,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gptjax.base.errors import StorageError, UserError
 
 T = TypeVar("T")
-BUG = 70  # exit code of an exception that is no `UserError` (sysexits.h: EX_SOFTWARE)
+BUG = 70  # exit code of an exception other than `UserError` (sysexits.h: EX_SOFTWARE)
 COMPLAINT_BYTES = 1024  # of a text that crosses processes
 SIGHT_SECONDS = 10.0  # within which a network file system shows a new file
 LAST_WORDS_SECONDS = 1.0  # for the others to report before their coordinator leaves

@@ -1,4 +1,4 @@
-"""What a device can do at its peak: figures from data sheets, nothing measured."""
+"""The peak of each device: figures from data sheets, nothing measured."""
 
 import re
 

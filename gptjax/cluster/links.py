@@ -144,7 +144,7 @@ def bus_bandwidth(n_bytes: int, repeats: int) -> float:
 
 
 def advice(config: Config, kind: str, n: int, bandwidth: float) -> list[str]:
-    """What to change where reducing the gradients once takes a large share of a step.
+    """A note on what to change if reducing the gradients once takes a large share of a step.
 
     A step's computation is what its arithmetic takes at an assumed 40% of the devices' peak;
     where that is unknown, links below 20 GB/s are called slow.

@@ -33,7 +33,7 @@ def make_mesh(devices: int | Sequence[Any] | None = None, split: ModelSharding =
 def model_sharding(cfg: MeshConfig, n_devices: int, n_local: int) -> ModelSharding:
     """How a config divides the model among `n_devices`, of which each process has `n_local`.
 
-    Raises `UserError` where the axes do not multiply to the number of devices.
+    Raises `UserError` if the axes do not multiply to the number of devices.
     """
     group = cfg.fsdp * cfg.tensor
     asked = f"mesh.fsdp {cfg.fsdp} x mesh.tensor {cfg.tensor}"
@@ -119,7 +119,7 @@ def _put(sharding: NamedSharding, x: np.ndarray) -> jax.Array:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How the rows of a step are cut: A micro-steps of `micro_batch` rows in every group."""
+    """How the rows of a batch are cut: A micro-steps of `micro_batch` rows in every group."""
 
     micro_steps: int
     micro_batch: int
@@ -133,7 +133,7 @@ class BatchLayout:
         return self.micro_batch * self.row_groups
 
     def of_rows(self, rows: int) -> "BatchLayout":
-        """The same cut of a step of so many rows: the one place that derives micro-steps."""
+        """The same layout for a batch of `rows` rows: the one place that derives micro-steps."""
         return replace(self, micro_steps=rows // self.micro_rows)
 
     def __str__(self) -> str:
@@ -145,7 +145,7 @@ class BatchLayout:
 
 
 def rows_per_device(config: Config, groups: int) -> int:
-    """Rows of the smallest step that each of `groups` devices has to do.
+    """Rows of the smallest batch that each of `groups` devices computes.
 
     Raises `ConfigError` if the rows do not divide among the devices.
     """
@@ -169,7 +169,7 @@ def batch_layout(config: Config, groups: int, micro_batch: int) -> BatchLayout:
 def abstract_batch(mesh: Mesh, layout: BatchLayout, example: Any, steps: int = 1) -> Any:
     """Shapes, types and placement of a step's batch of such examples, for compiling.
 
-    With several `steps` the batches of as many have a leading axis.
+    With several `steps` their batches have a leading axis.
     """
     rows = (*([steps] if steps > 1 else []), layout.micro_steps, layout.micro_rows)
     sharding = NamedSharding(mesh, rows_spec(mesh, axis=len(rows) - 1))

@@ -90,7 +90,7 @@ def find_launch(
 
 
 def _checked(source: str, launch: Launch) -> Launch | None:
-    """The launch if there is more than one process; raises `UserError` where it cannot be."""
+    """The launch if there is more than one process; raises `UserError` if it cannot be."""
     here = f"process {launch.process} of {launch.processes}"
     if launch.processes < 1 or not 0 <= launch.process < launch.processes:
         raise UserError(f"{source} says {here}; expected 0 to the number of processes - 1")
@@ -106,7 +106,7 @@ def _checked(source: str, launch: Launch) -> Launch | None:
 
 
 def _number(environment: Mapping[str, str], name: str, otherwise: str = "") -> int:
-    """A count from the environment; raises `UserError` where it is missing or no count."""
+    """A count from the environment; raises `UserError` if it is missing or no count."""
     value = environment.get(name, otherwise)
     if not value.isdecimal():
         found = f"not {value!r}" if value else "and is not set"

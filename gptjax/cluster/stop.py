@@ -18,7 +18,7 @@ class StopRequest:
     def __init__(
         self,
         largest: Largest | None = None,
-        answer: str = "stopping as soon as the updates under way are saved",
+        answer: str = "stopping as soon as the steps under way are saved",
     ) -> None:
         """`largest` begins to find the largest number of all processes; None if there is one.
 

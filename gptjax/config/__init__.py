@@ -1,4 +1,4 @@
-"""What a run is: a `Config` of frozen dataclasses. Read without jax."""
+"""The definition of a run: a `Config` of frozen dataclasses. Read without jax."""
 
 from gptjax.config.schema import (
     Config,

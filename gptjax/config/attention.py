@@ -1,4 +1,4 @@
-"""What cuDNN's flash attention cannot do, and what attends in its place; read without jax.
+"""The limits of cuDNN's flash attention, and the attention in its place; read without jax.
 
 The same rules refuse a config, choose for a run on this machine, and plan for a GPU elsewhere.
 """

@@ -55,7 +55,7 @@ def batch_schedule(config: Config) -> BatchSchedule:
 
 
 def rows_problem(config: Config, groups: int) -> str | None:
-    """Why the smallest batch does not divide among groups of devices; None where it does."""
+    """Why the smallest batch does not divide among groups of devices; None if it does."""
     rows, train = batch_schedule(config).first, config.train
     if rows % groups == 0:
         return None

@@ -24,7 +24,7 @@ class HubName(NamedTuple):
 
 
 def read_hub_name(text: str) -> HubName | None:
-    """Read `FORM`; None where the text is something else."""
+    """Read `FORM`; None if the text is something else."""
     found = _NAME.fullmatch(text)
     if found is None:
         return None
@@ -65,7 +65,7 @@ def parse_change(text: str, sources: int) -> tuple[int, list[Fraction]]:
 
 
 def mistakes(sources: Sequence[str], changes: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What is wrong with the two fields of a config: its name, and what to tell the user."""
+    """Yield every mistake in the two mixture fields: the field, and a message for the user."""
     read, steps = [], [0]
     for text in sources:
         try:
@@ -85,7 +85,7 @@ def mistakes(sources: Sequence[str], changes: Sequence[str]) -> Iterator[tuple[s
         except ValueError as error:
             yield "mixture_changes", f"must be STEP=WEIGHT,WEIGHT,...: {error}"
     if steps != sorted(set(steps)):
-        yield "mixture_changes", f"must come at ever later steps, not at {steps[1:]}"
+        yield "mixture_changes", f"must come at increasing steps, not at {steps[1:]}"
 
 
 def _number(text: str, whole: str) -> Fraction:
@@ -106,7 +106,7 @@ TOKENIZERS = ("gpt1", "gpt2", "bytes", "chars")
 
 
 def profile_window(text: str) -> tuple[int, int] | None:
-    """Read STEP:COUNT; None where it is something else."""
+    """Read STEP:COUNT; None if it is something else."""
     step, _, count = text.partition(":")
     numbers = [int(n) if n.isdecimal() and len(n) < 16 else -1 for n in (step, count)]
     return None if numbers[0] < 0 or numbers[1] < 1 else (numbers[0], numbers[1])

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, written as JSON.
+"""The definition of a run: frozen dataclasses, written as JSON.
 
 A file in `configs/` returns a `Config`; the command line overrides single fields. Field names are
 OpenAI's and Hugging Face's where they exist; every count carries its unit. Nothing here imports

@@ -1,4 +1,4 @@
-"""What is wrong with a config: types first, then ranges, then combinations, all of it at once.
+"""Every mistake in a config at once: types first, then ranges, then combinations.
 
 A later check that involves a field already found wrong is skipped; every other one is made. A
 config read back from JSON passes through here too.

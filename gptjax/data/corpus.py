@@ -1,4 +1,4 @@
-"""What a run reads: one prepared directory, or a mixture of several, each shuffled by itself.
+"""The data of a run: one prepared directory, or a mixture of several, each shuffled by itself.
 
 Every source is repeated as often as the plan asks for; its own windows come once an epoch. The
 window of a row is a function of seed and row alone, so resuming and dividing rows among processes
@@ -60,7 +60,7 @@ class Corpus(TaskData):
     def fingerprint_until(self, step: int | None = None) -> str:
         """16 hexadecimal digits that change with any token, and with any weight of a mixture.
 
-        Weights that come into force after `step` steps are left out.
+        Weights that take effect after `step` steps are left out.
         """
         if step is None:
             return self._fingerprint(self.changes)
@@ -68,7 +68,7 @@ class Corpus(TaskData):
         return self._fingerprint(past)
 
     def other_data(self, step: int, before: str) -> str:
-        """What to tell a user whose data, or weights, are not those that the run has had so far."""
+        """Advice to a user whose data or weights differ from those that the run has had so far."""
         now = self.fingerprint_until(step)
         if self.mixture is None:
             return (
@@ -77,8 +77,8 @@ class Corpus(TaskData):
             )
         return (
             f"was trained on another mixture up to step {step} (fingerprint {before}) than this "
-            f"({now}): give the sources, the weights and their changes before step {step} as "
-            f"they were, which its config.json says; changes from step {step} on are free"
+            f"({now}): give the sources, the weights and their changes before step {step} as in "
+            f"its config.json; changes from step {step} on are free"
         )
 
     def _fingerprint(self, changes: Sequence[str]) -> str:
@@ -98,7 +98,7 @@ class Corpus(TaskData):
         return self.training_windows().shuffled(seed)
 
     def training_windows(self) -> "TokenWindows | MixedWindows":
-        """Windows to train on; raises `UserError` where a source would be read too often."""
+        """Windows to train on; raises `UserError` if a source would be read too often."""
         if self.mixture is None:
             return self._windows[0]
         if too_often := [
@@ -112,13 +112,13 @@ class Corpus(TaskData):
             if source.max_epochs is not None and epochs > source.max_epochs
         ]:
             raise UserError(
-                f"data.mixture does not allow what {self._max_steps:,} steps would repeat: "
-                f"{'; '.join(too_often)}: lower their weights, or allow more epochs"
+                f"{self._max_steps:,} steps read a source of data.mixture more often than allowed: "
+                f"{'; '.join(too_often)}. Lower their weights, or allow more epochs"
             )
         return MixedWindows(self._windows, self.mixture)
 
     def validation_sets(self) -> list[ValidationSet]:
-        """The validation windows of every source; raises `UserError` where there is none."""
+        """The validation windows of every source; raises `UserError` if one is empty."""
         sets = [
             ValidationSet(name, share, WindowExamples(TokenWindows(manifest, "val", self._context)))
             for name, share, manifest in zip(self.names, self.shares(), self.manifests, strict=True)
@@ -147,11 +147,11 @@ class Corpus(TaskData):
 
     @property
     def loss_definition(self) -> str:
-        """What the validation loss is the mean of; losses of another one cannot be compared."""
+        """The weights behind the validation loss: only losses of the same weights compare."""
         return "" if self.mixture is None else " ".join(f"{share:.6f}" for share in self.shares())
 
     def announcement(self, step: int) -> list[str]:
-        """What to say before steps from `step` on; of a mixture, shares and epochs of each."""
+        """Lines for the user before step `step`, with shares and epochs of a mixture."""
         if self.mixture is None:
             split, val = self.manifest.splits["train"], self.manifest.splits["val"]
             return [
@@ -168,7 +168,7 @@ class Corpus(TaskData):
             )
         ]
         if self.changes:
-            lines.append(f"         (other weights after a step: {', '.join(self.changes)})")
+            lines.append(f"         (new weights from a step on: {', '.join(self.changes)})")
         return lines
 
     def progress(self, step: int) -> dict[str, float]:
@@ -185,7 +185,7 @@ class Corpus(TaskData):
 
 
 def require_vocabulary(manifest: Manifest, n_vocab: int | None, tokenizer: str | None) -> int:
-    """The data's vocabulary size; raises `UserError` where the config asks for another."""
+    """The data's vocabulary size; raises `UserError` if the config asks for another."""
     names = (None, manifest.tokenizer, manifest.tokenizer_fingerprint)
     if tokenizer not in names and tokenizer_identity(tokenizer or "") not in names:
         raise UserError(

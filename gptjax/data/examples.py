@@ -1,4 +1,4 @@
-"""What a run needs of a task's data, whatever its examples hold; a task in a file of its own does.
+"""The interface between a run and the data of its task, whatever its examples hold.
 
 An example is a dict of numpy arrays, the same names, shapes and types in all of a task. Names are
 the task's own business but for two: `weights`, what each target counts, is added where the examples
@@ -51,20 +51,20 @@ class TaskData(Protocol):
     def shuffled(self, seed: int) -> EndlessExamples:
         """Training examples in the endless order of a seed, often a `ShuffledExamples`.
 
-        Raises `UserError` where there is none.
+        Raises `UserError` if there is none.
         """
         ...
 
     def validation_sets(self) -> Sequence[ValidationSet]:
-        """At least one; shares add up to 1. Raises `UserError` where one is empty."""
+        """At least one; shares add up to 1. Raises `UserError` if one is empty."""
         ...
 
     def fingerprint_until(self, step: int | None = None) -> str:
-        """What changes with anything that the first `step` steps read; None means all of them."""
+        """A fingerprint of the data that the first `step` steps read; None means all steps."""
         ...
 
     def announcement(self, step: int) -> list[str]:
-        """What to say of the data before steps from `step` on."""
+        """Lines for the user about the data before step `step`."""
         ...
 
     def epochs(self, step: int) -> float:
@@ -72,13 +72,13 @@ class TaskData(Protocol):
         ...
 
     def progress(self, step: int) -> dict[str, float]:
-        """More numbers for the row of step `step` in metrics.jsonl, such as epochs by source."""
+        """More numbers for the row of step `step` in metrics.jsonl, like epochs by source."""
         del step
         return {}
 
     @property
     def loss_definition(self) -> str:
-        """What the validation loss is the mean of; losses of another one cannot be compared."""
+        """The weights behind the validation loss: only losses of the same weights compare."""
         return ""
 
     def target_bytes(self, example: Example) -> int:
@@ -87,7 +87,7 @@ class TaskData(Protocol):
         return 0
 
     def other_data(self, step: int, before: str) -> str:
-        """What a user has to do whose run read data of fingerprint `before` until `step`."""
+        """Advice to a user whose run read data of fingerprint `before` until `step`."""
         now = self.fingerprint_until(step)
         return f"was trained on other data (fingerprint {before}) than this ({now})"
 

@@ -26,7 +26,7 @@ DEVICE_AHEAD = 2  # batches already on their way to the device
 
 
 class Shuffles(Protocol):
-    """What has an endless shuffled order of examples for every seed."""
+    """Data with an endless shuffled order of examples for every seed."""
 
     def shuffled(self, seed: int) -> EndlessExamples:
         """The order of a seed."""

@@ -37,7 +37,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says.
+    """The contents of `manifest.json`.
 
     `settings` are the choices that made the data, `notes` count what was odd about the text.
     """
@@ -120,9 +120,9 @@ def _check_types(split: Split) -> None:
     """Raise ValueError where a split's numbers are none, or do not add up."""
     numbers = [split.tokens, split.documents, split.bytes, *(s.tokens for s in split.shards)]
     if not all(type(n) is int and n >= 0 for n in numbers):
-        raise ValueError("a count in it is no whole number")
+        raise ValueError("a count in it is not a whole number")
     if not all(isinstance(text, str) for s in split.shards for text in (s.name, s.sha256)):
-        raise ValueError("a name or a hash in it is no text")
+        raise ValueError("a name or a hash in it is not a text")
     if sum(s.tokens for s in split.shards) != split.tokens:
         raise ValueError(f"its shards do not have the {split.tokens:,} tokens of their split")
 

@@ -1,4 +1,4 @@
-"""Weighted mixtures of sources as arithmetic: which source gives row r, and its how-manieth it is.
+"""Weighted mixtures as arithmetic: which source supplies row r, and how many it supplied before.
 
 Rows are dealt out as evenly as whole numbers can be: of every first r rows a source has its share
 of r to within a row or two (a few, where weights change often), and no count ever goes back. Both
@@ -48,7 +48,7 @@ class _Part(NamedTuple):
 class Shares:
     """Whole counts for every number of rows, in proportion to weights that may change.
 
-    What rounding has left owing is carried over a change, so that no source starves however often
+    A remainder from rounding is carried over a change, so that no source starves however often
     weights change.
     """
 

@@ -54,7 +54,7 @@ def write_shard(path: Path, tokens: np.ndarray, dtype: str) -> ShardInfo:
 
 
 def format_of(path: Path) -> str | None:
-    """The type of the tokens behind a header of llm.c's; None where there is no such header."""
+    """The type of the tokens behind a header of llm.c's; None if there is no such header."""
     if path.stat().st_size < HEADER_BYTES:
         return None
     magic = int(read_header(path)[0])
@@ -85,7 +85,7 @@ def check_shard(path: Path, tokens: int, dtype: str, layout: str = "llm.c") -> N
         if header[0] != magic:
             raise UserError(
                 f"shard {path} has magic number {header[0]}, expected {magic} for "
-                f"{dtype} tokens: it is no token shard, or damaged; {again}"
+                f"{dtype} tokens: it is damaged, or not a token shard; {again}"
             )
         if header[1] != version or header[2] != tokens:
             raise UserError(
@@ -113,7 +113,7 @@ def npy_header(path: Path) -> tuple[int, tuple[int, ...], np.dtype]:
             )
             return file.tell(), shape, dtype
     except (OSError, ValueError, TokenError) as error:
-        raise UserError(f"shard {path} is no NumPy file, or damaged: {error}") from error
+        raise UserError(f"shard {path} is damaged, or not a NumPy file: {error}") from error
 
 
 def open_shard(path: Path, tokens: int, dtype: str, layout: str = "llm.c") -> np.ndarray:

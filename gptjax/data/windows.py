@@ -53,7 +53,7 @@ class TokenWindows:
     def shuffled(self, seed: int) -> ShuffledExamples:
         """All windows as examples in the endless order of a seed.
 
-        Raises `UserError` where there is no window at all.
+        Raises `UserError` if there is no window at all.
         """
         if len(self) == 0:
             raise UserError(

@@ -26,7 +26,7 @@ class LoadedRun:
     """A trained model and what belongs to it."""
 
     config: Config
-    """What the run was."""
+    """The config of the run."""
     params: Tree
     """Its parameters, float32, for `GPT(run.config.model).apply({"params": run.params}, ...)`."""
     tokenizer: Tokenizer
@@ -65,7 +65,7 @@ def load_run(path: str | PathLike[str], checkpoint: str | int = "best") -> Loade
     """Load a checkpoint of the run in `path`: `best` by validation loss, `latest`, or a step.
 
     A run that keeps a running average of its parameters gives the average. Nothing in the directory
-    changes. Raises `UserError` where there is no run, no such checkpoint, or a damaged one.
+    changes. Raises `UserError` if there is no run, no such checkpoint, or a damaged one.
     """
     run_dir = RunDir(Path(path))
     if not run_dir.path.is_dir():

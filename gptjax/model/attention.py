@@ -142,7 +142,7 @@ def cudnn_attention(
     """Causal flash attention as one cuDNN kernel (Dao et al. 2022), [B, T, H, K].
 
     NVIDIA GPUs from compute capability 8.0 on, float16 or bfloat16, head dim a multiple of 8 up to
-    128. Raises `ValueError` where weights are to be dropped or documents kept apart.
+    128. Raises `ValueError` if weights are to be dropped or documents kept apart.
     """
     if documents_BT is not None:
         raise ValueError("cuDNN's attention cannot keep documents apart: use xla or blockwise")
@@ -199,7 +199,7 @@ def _heads_first(x: Array) -> Array:
 
 
 def cudnn_problem(head_dim: int, time: int, dtype: str) -> str | None:
-    """Why cuDNN's attention does not work here; None where it does.
+    """Why cuDNN's attention does not work here; None if it does.
 
     Runs it forward and backward once on the first device, for only that tells: support depends on
     the card, the driver, the cuDNN that was installed and the shape.

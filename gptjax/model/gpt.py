@@ -44,7 +44,7 @@ class GPT(nn.Module):
     def features(
         self, tokens_BT: Array, train: bool = False, documents_BT: Array | None = None
     ) -> tuple[Array, Array]:
-        """What the head reads, [B, T, D], and the head itself, float32 [V, D].
+        """The input of the head, [B, T, D], and the head itself, float32 [V, D].
 
         `train` needs a `dropout` key if any rate is above 0. A token sees only tokens of the
         document with its own number in `documents_BT`; positions count on across documents.
@@ -99,7 +99,7 @@ def logits(x_BTD: Array, head_VD: Array, n_vocab: int) -> Array:
 
 def init_params(cfg: ModelConfig, key: Array) -> dict:
     """Draw float32 parameters: N(0, 0.02), residual projections narrower, norms 1, biases 0."""
-    # a single token is no input for cuDNN, and layers in a loop are drawn by one small program
+    # cuDNN takes no single token, and layers in a loop are drawn by one small program
     plain = dataclasses.replace(cfg, attention="xla", unroll=1)
     return dict(GPT(plain).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 

@@ -141,7 +141,7 @@ class ModelSharding:
     tensor: int = 1
 
     def indivisible(self, cfg: ModelConfig) -> Iterator[tuple[str, int, str, int, int]]:
-        """What does not divide: axis, its size, the dimension's name and size, a size that would.
+        """Indivisible dimensions: axis, its size, the dimension's name and size, a size that fits.
 
         The last divides all that lies along the axis.
         """

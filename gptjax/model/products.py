@@ -45,7 +45,7 @@ def dot_fp32_sum(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array
 
 
 def matmul_precision(cfg: ModelConfig, device: Any) -> str:
-    """What `jax.default_matmul_precision` has to be for a model on such a device.
+    """The `jax.default_matmul_precision` for a model on such a device.
 
     Narrow factors are multiplied exactly by any unit, and XLA keeps its fastest kernels for GPUs
     from products that ask for more than the default.

@@ -1,1 +1,1 @@
-"""What a run would need and cost, by arithmetic: nothing here imports jax but `compiled`."""
+"""The needs and costs of a run, by arithmetic: only `compiled` imports jax."""

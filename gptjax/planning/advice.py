@@ -1,4 +1,4 @@
-"""What to do about a plan: the mesh to take, or the least change that would make it fit."""
+"""Advice about a plan: the mesh to take, or the least change that makes it fit."""
 
 from dataclasses import dataclass, replace
 

@@ -35,7 +35,7 @@ class Gpu:
     network: float
     """Bandwidth between nodes that each GPU has for itself, bytes a second."""
     source: str
-    """What the two bandwidths are taken from."""
+    """Source of the two bandwidths."""
 
     @property
     def has_bfloat16(self) -> bool:

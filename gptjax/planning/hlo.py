@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text (HLO).
+"""The traffic of a compiled program between devices, read from its text (HLO).
 
 For every collective: how many bytes, along which axes of the mesh, how often in one call of the
 program, and whether a condition guards it. This is how plans are held against the compiler's work.
@@ -123,7 +123,7 @@ def _size(match: re.Match, line: str) -> tuple[int, int]:
 
 
 def _groups(line: str) -> tuple[tuple[int, ...], ...]:
-    """The groups of an instruction. Raises `ValueError` where they are written in no known way."""
+    """The groups of an instruction. Raises `ValueError` if they are written in no known way."""
     if listed := LISTED_GROUPS.search(line) or PAIRS.search(line):
         groups = re.findall(r"\{([\d,]+)\}", listed[1])
         return tuple(tuple(map(int, group.split(","))) for group in groups)

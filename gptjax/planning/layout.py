@@ -55,7 +55,7 @@ class Layout:
 def with_vocabulary(config: Config) -> Config:
     """The config with the vocabulary that its tokenizer will have.
 
-    Raises `ConfigError` where only prepared data tells.
+    Raises `ConfigError` if only prepared data tells.
     """
     if config.model.n_vocab is not None:
         return config

@@ -42,7 +42,7 @@ class Memory:
     masters: int
     """float32 parameters, this device's part."""
     moments: int
-    """What the optimizer keeps between steps."""
+    """State of the optimizer between steps."""
     average: int
     """The running average of the parameters, where `optim.ema_decay` keeps one."""
     batch: int
@@ -50,7 +50,7 @@ class Memory:
     gradients: int
     """Of this micro-step, the sum over micro-steps, and new parameters while they are made."""
     activations: int
-    """What waits for the backward pass, and what one layer's needs at once."""
+    """Activations kept for the backward pass, and those that one layer needs at once."""
     logits: int
     """One chunk's logits and probabilities, and the head's gradient while it grows."""
     buffers: int

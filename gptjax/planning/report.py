@@ -31,7 +31,7 @@ class Report:
         self._console.print(text, soft_wrap=True)
 
     def heading(self, wanted: Config, plan: Plan) -> None:
-        """What is planned, and in what it differs from the config as it was given."""
+        """Print the plan, and how it differs from the config as it was given."""
         config, layout, gpu = plan.config, plan.layout, self.gpu
         model, rows = config.model, plan.config.train.micro_batch
         steps = config.batch_rows // (layout.groups * int(rows))

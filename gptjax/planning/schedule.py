@@ -31,7 +31,7 @@ class Links:
     network: float
 
     def rate(self, layout: Layout, axis: str) -> float:
-        """What a ring along an axis attains.
+        """Bandwidth of a ring along an axis.
 
         One that leaves the node shares the node's network with the rings beside it: its devices
         within the node bring their parts of it.
@@ -84,7 +84,7 @@ class Schedule:
 
     @property
     def limit(self) -> str:
-        """What takes longer: chip or network."""
+        """The slower of the two: chip or network."""
         return "chip" if self.compute >= sum(self.sync.values()) else "network"
 
 

@@ -27,13 +27,13 @@ class Transfer:
     kind: str
     """all-reduce, all-gather or reduce-scatter."""
     what: str
-    """What travels."""
+    """The contents."""
     bytes_each: int
     """Payload of all of them together, each time."""
     devices: int
     """Devices along the axis."""
     micro_steps: int | None = None
-    """How often in a step, if in every micro-step; None means once."""
+    """Times in a step, if in every micro-step; None means once."""
 
     @property
     def payload(self) -> int:
@@ -49,7 +49,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one kind of collective moves along one axis, in bytes a step and a device."""
+    """Bytes of one kind of collective along one axis, per step and device."""
 
     payload: int
     sent: float

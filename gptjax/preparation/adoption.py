@@ -55,7 +55,7 @@ class ForeignFile:
 def find_files(directory: Path) -> list[ForeignFile]:
     """Every token file of a directory, in the order of names, which is that of their tokens.
 
-    Raises `UserError` where there is none, or with every name that tells no split.
+    Raises `UserError` if there is none, or with every name that tells no split.
     """
     if not directory.is_dir():
         raise UserError(f"there is no directory {directory} to adopt")
@@ -80,13 +80,13 @@ def recognise_all(paths: Sequence[Path]) -> list[ForeignFile]:
 
 
 def split_of(name: str) -> str | None:
-    """The split whose name is in a file's; None where neither is, or both are."""
+    """The split whose name is in a file's; None if neither is, or both are."""
     found = [split for split in SPLITS if split in name.lower()]
     return found[0] if len(found) == 1 else None
 
 
 def recognise(path: Path, split: str) -> ForeignFile:
-    """Tell the layout of a token file; raises `UserError` where it is none of those known."""
+    """Tell the layout of a token file; raises `UserError` if it is none of those known."""
     size = path.stat().st_size
     if path.suffix == ".npy":
         _, shape, dtype = npy_header(path)

@@ -78,7 +78,7 @@ def prepare_from_hub(
 def existing_manifest(data: DataConfig, tokens: int | None) -> Manifest | None:
     """The finished data set of `data.hub` in `data.path`, None where there is nothing.
 
-    Asks no network. Raises `UserError` where something else is there.
+    Asks no network. Raises `UserError` if something else is there.
     """
     out = Path(data.path).resolve()
     if not is_prepared(out):
@@ -157,7 +157,7 @@ def _announce(
 ) -> int:
     """Say what is to be fetched, and how long that takes; returns how many bytes are missing.
 
-    Raises `UserError` where the disk is too small.
+    Raises `UserError` if the disk is too small.
     """
     from rich.filesize import decimal
 

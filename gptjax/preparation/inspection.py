@@ -19,7 +19,7 @@ Progress = Callable[[int], None]  # called with the number of bytes just read
 
 @dataclass(frozen=True)
 class Counts:
-    """What one pass over the tokens of a split finds."""
+    """The findings of one pass over the tokens of a split."""
 
     lengths: np.ndarray
     """Tokens of every document, its end-of-text left out."""

@@ -252,7 +252,7 @@ def _choices(data: DataConfig) -> dict[str, Any]:
 
 
 def _name(data: DataConfig, inputs: Sequence[Input], directory: Path) -> str:
-    """What the manifest calls the source."""
+    """The name of the source in the manifest."""
     if inputs[0].kind == HUB:
         from gptjax.preparation.hub.repository import source_name
         from gptjax.preparation.hub.streaming import stored_commit
@@ -266,7 +266,7 @@ def _name(data: DataConfig, inputs: Sequence[Input], directory: Path) -> str:
 
 
 def _require_same(out: Path, settings: dict[str, Any]) -> Manifest:
-    """The data set already in `out`; raises `UserError` where it was made with other settings."""
+    """The data set already in `out`; raises `UserError` if it was made with other settings."""
     manifest = read_manifest(out)
     read_tokenizer(manifest)  # whether it is there, and the one
     if manifest.settings == settings:

@@ -50,7 +50,7 @@ class Span:
 
 @dataclass
 class Oddities:
-    """What was found wrong with the text: how often, and where first."""
+    """Oddities of the text: how often each occurs, and where first."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -110,7 +110,7 @@ def separator_bytes(source: Input) -> bytes:
 
 
 def parquet_file(source: Input) -> Any:
-    """Open a Parquet file; raises `UserError` where it is none or lacks the text's column."""
+    """Open a Parquet file; raises `UserError` if it is none or lacks the text's column."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""What a unit holds: how much text, on which side of the split, what is wrong with it.
+"""The contents of a unit: how much text, on which side of the split, and its oddities.
 
 It is found while the text passes on its way to the tokenizer. `look` tells beforehand what has to
 be known then, how validation is held out, from a few documents; where those are not all, what
@@ -24,7 +24,7 @@ _BASE = 0x1F3D5B79A2C4E6081B3C5D7F9A0E2C46
 
 @dataclass(frozen=True)
 class Digest:
-    """What tells one sequence of parts from another; `a.then(b)` is that of a followed by b."""
+    """A digest of a sequence of parts; `a.then(b)` is the digest of a followed by b."""
 
     value: int = 0
     parts: int = 0
@@ -48,7 +48,7 @@ class Digest:
 
 @dataclass
 class Scan:
-    """What a unit, or several, hold."""
+    """The contents of one unit or several."""
 
     documents: int = 0
     bytes: int = 0

@@ -47,7 +47,7 @@ class Input:
     field: str = "text"
     separator: str | None = None
     name: str = ""
-    """What the user calls it, where that is not the path."""
+    """The user's name for it, if it is not the path."""
 
     @property
     def size(self) -> int:
@@ -71,10 +71,10 @@ class Input:
 
 
 def find_inputs(data: DataConfig) -> list[Input]:
-    """The files a config names, in their order, its data set on the hub, or its embedded source.
+    """The input files of a config in their order, or its hub data set, or its built-in corpus.
 
-    Raises `UserError` that names every path at which there is nothing, or where all is empty, or
-    one that may not be read.
+    Raises `UserError` that names every missing path, or every path if all are empty, or a path
+    that may not be read.
     """
     if data.hub is not None:
         return [Input(Path(data.hub), HUB, data.text_field)]
@@ -128,7 +128,7 @@ def standard_library() -> list[Input]:
 def unpack(source: Input, directory: Path) -> Input:
     """The input as a plain file: itself, or one in `directory`, which is complete if it is there.
 
-    Raises `UserError` where what is compressed is damaged.
+    Raises `UserError` if what is compressed is damaged.
     """
     if not source.is_packed:
         return source
@@ -180,7 +180,7 @@ def _expand(given: str, out: Path) -> Iterator[Path]:
 
 
 def _matches(pattern: str) -> list[Path]:
-    """What a pattern matches, sorted; ** follows no links, which may go round in circles."""
+    """The matches of a pattern, sorted; ** follows no links, which may go round in circles."""
     parts = Path(pattern).parts
     if "**" not in parts:
         return [Path(p) for p in sorted(glob.glob(pattern))]
@@ -230,7 +230,7 @@ def _is_utf8(path: Path) -> bool:
 
 
 def _unpacked(path: Path) -> Iterator[bytes]:
-    """What is in a compressed file, chunk by chunk; raises `EOFError` where it is cut short."""
+    """The contents of a compressed file, chunk by chunk; raises `EOFError` if it is cut short."""
     if path.suffix.lower() == ".gz":
         with gzip.open(path, "rb") as packed:
             while raw := packed.read(CHUNK_BYTES):

@@ -35,7 +35,7 @@ _BLANKS = re.compile(r"\s{65536}")
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """What a unit has for one split: counts, and the checksum of its file."""
+    """One split of a unit: counts, and the checksum of its file."""
 
     tokens: int
     documents: int
@@ -45,7 +45,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class UnitTokens:
-    """What `units/N.json` says of a finished unit."""
+    """The contents of `units/N.json` for a finished unit."""
 
     ends: bool
     """Whether validation is the documents' ends."""
@@ -130,7 +130,7 @@ class UnitTokeniser:
         return found, made
 
     def scanned(self, number: int) -> Scan | None:
-        """What was found in a unit, if it was read to its end."""
+        """The findings in a unit, if it was read to its end."""
         try:
             return _scan_from_json(self._path(number, "scan").read_text())
         except (OSError, ValueError, KeyError, TypeError):
@@ -141,7 +141,7 @@ class UnitTokeniser:
         return self._path(number, "json").exists()
 
     def finished(self, number: int) -> UnitTokens | None:
-        """What a unit holds if it is finished, and was split as it is to be."""
+        """The contents of a unit if it is finished and has the wanted split."""
         try:
             table = json.loads(self._path(number, "json").read_text())
             train, val = (SplitCounts(**table.pop(split)) for split in SPLITS)

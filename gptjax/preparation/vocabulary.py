@@ -19,7 +19,7 @@ from gptjax.tokenizers.registry import fingerprint
 def train_tokenizer(inputs: Sequence[Input], n_vocab: int, out: Path) -> BPETokenizer:
     """Train a byte-level BPE of `n_vocab` ids on all documents and write it to `out`.
 
-    Raises `UserError` where `out` is there already, or cannot be written, or without any text.
+    Raises `UserError` if `out` is there already, or cannot be written, or without any text.
     """
     with _plain_files(inputs, out) as plain:
         return _train(plain, n_vocab, out, Oddities())

@@ -55,7 +55,7 @@ class Workspace:
         """Choose how validation is held out.
 
         All the text decides that. Where it is not known yet, a look at its beginning tells what to
-        try, unless `surely` it has to be right. Raises `UserError` where there is not one document.
+        try, unless `surely` it has to be right. Raises `UserError` if there is not one document.
         """
         numbers = range(len(self.units))
         if all(self.worker.scanned(n) is not None for n in numbers):
@@ -196,7 +196,7 @@ def preparing(path: str) -> Path:
 def locked_workspace(path: str, shared: bool = False) -> Iterator[tuple[Path, Path]]:
     """A data set's directory and the one where it is made, which no other process works in.
 
-    Raises `UserError` where `path` is something else, somebody else's, or cannot be written.
+    Raises `UserError` if `path` is something else, somebody else's, or cannot be written.
     """
     out = Path(path).resolve()
     if out.exists() and not is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
@@ -260,7 +260,7 @@ def _plan(data: DataConfig, inputs: Sequence[Input]) -> dict[str, Any]:
 
 
 def settings_diff(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two tables of settings, in words."""
+    """The differences between two tables of settings, in words."""
     return "; ".join(
         f"{key} was {before.get(key)!r}, now {value!r}"
         for key, value in now.items()

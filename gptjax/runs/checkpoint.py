@@ -33,7 +33,7 @@ from gptjax.runs.ranking import LatestAndBest, Ranking
 
 CURSOR_FILE = "cursor/metadata"
 DAMAGED = "damaged"
-NO_STEP = -1  # what process 0 tells the others where there is none
+NO_STEP = -1  # what process 0 tells the others if there is none
 WRITTEN = "async_write_complete"  # Orbax: each process has written its part of a step
 PARAMS, AVERAGED = "params", "averaged"
 Say = Callable[[str], None]
@@ -102,7 +102,7 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The kept step with the lowest validation loss; None where none was measured."""
+        """The kept step with the lowest validation loss; None if none was measured."""
         return self.ranking.best(self.steps())
 
     def choose(self, which: str) -> int:
@@ -199,7 +199,7 @@ class Checkpointer:
         return None
 
     def _problem(self, step: int) -> str | None:
-        """What this process finds wrong in its share of a step."""
+        """The damage that this process finds in its share of a step."""
         return verify(self.directory / str(step), jax.process_index(), jax.process_count())
 
     def _refuse_if_lost(self) -> None:
@@ -259,7 +259,7 @@ def _several() -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What Orbax said, in one line."""
+    """Orbax's message, in one line."""
     first_line = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__} on reading it: {first_line[:200]}"
 

@@ -79,7 +79,7 @@ class RunDir:
     def set_aside(self) -> Path | None:
         """Move an existing run out of the way; returns where to, None if there was nothing.
 
-        Raises `UserError` for a directory that is no run, or one that is being trained in.
+        Raises `UserError` if the directory is not a run, or if a process trains in it.
         """
         self.check()
         if not self.path.exists():
@@ -136,9 +136,9 @@ class RunDir:
             yield
 
     def compare(self, config: Config) -> list[str]:
-        """Say what differs from the run that is already here.
+        """List the settings that differ from the run that is already here.
 
-        Raises `UserError` if it goes on from checkpoints of what is another run.
+        Raises `UserError` if a checkpoint is there and the settings make another run of it.
         """
         if not any(self.checkpoints.glob("[0-9]*")):
             return []
@@ -163,17 +163,17 @@ class RunDir:
         return [f"{k} was {old[k]!r}, now {v!r}" for k, v in new.items() if old[k] != v]
 
     def read_config(self) -> Config:
-        """The run's config; raises `UserError` where there is no run."""
+        """The run's config; raises `UserError` if there is no run."""
         try:
             return config_from_json(self.config.read_text(), str(self.config))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{self.path} is no run of gptjax (no config.json); expected the "
+                f"{self.path} is not a run of gptjax (no config.json); expected the "
                 "directory of a run, such as runs/quickstart"
             ) from error
 
     def read_tokenizer(self) -> Tokenizer:
-        """The run's tokenizer; raises `UserError` where it is missing or damaged."""
+        """The run's tokenizer; raises `UserError` if it is missing or damaged."""
         try:
             return tokenizer_from_json(self.tokenizer.read_text(), str(self.tokenizer))
         except (OSError, UnicodeDecodeError) as error:

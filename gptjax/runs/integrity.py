@@ -1,4 +1,4 @@
-"""What a checkpoint consists of, to the byte: Orbax does not notice a flipped bit.
+"""Checksums of a checkpoint, to the byte: Orbax does not notice a flipped bit.
 
 `INTEGRITY.json` holds size and crc32 of every file of a step. It is written before the rename that
 makes a directory a step, so a step without one is not what was committed. Each of several

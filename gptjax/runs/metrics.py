@@ -80,7 +80,7 @@ def read_rows(path: Path) -> list[Row]:
             if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise UserError(
-                f"{path} is damaged in line {number}: mend or move it, and run the same command"
+                f"{path} is damaged in line {number}: fix or move it, then rerun the same command"
             ) from error
         rows.append(row)
     return rows
@@ -113,7 +113,7 @@ class Throughput:
     def measure(self, tokens: float, launched: float, launching: float = 0.0) -> Row:
         """Speed over the call that has just ended; it was `launched` then, in so many seconds.
 
-        `tokens_per_second`, and `mfu`, the share of the peak (0 to 1); None where unknown. After a
+        `tokens_per_second`, and `mfu`, the share of the peak (0 to 1); None if unknown. After a
         pause the call's launch is its beginning. A launch that takes longer than the call has taken
         since the last one ended did the work itself, as those of small programs on processors do.
         """

@@ -1,7 +1,7 @@
 """Which checkpoint is the best, by validation losses that can be compared.
 
-The loss of a mixture is a mean over its sources. Where their shares in it change, another thing is
-measured from then on: losses are compared with those measured as the last was, and with no others.
+The loss of a mixture is a weighted mean over its sources. New weights change its meaning, so a loss
+is compared only with losses under the same weights as the newest one.
 """
 
 import json
@@ -16,12 +16,12 @@ class Ranking:
     """The validation losses of checkpoints, by their steps."""
 
     def __init__(self):
-        self._found: dict[int, tuple[str, float]] = {}
+        self._losses: dict[int, tuple[str, float]] = {}
 
     def add(self, step: int, cursor: dict[str, Any]) -> None:
         """Take the loss in a checkpoint's cursor, if there is one."""
         if cursor.get("val_loss") is not None:
-            self._found[step] = cursor.get("val_measure", ""), cursor["val_loss"]
+            self._losses[step] = cursor.get("val_measure", ""), cursor["val_loss"]
 
     def read(self, step: int, cursor: Path) -> None:
         """The same from a cursor's file, which may be damaged or missing."""
@@ -33,22 +33,24 @@ class Ranking:
     def keep(self, steps: Iterable[int]) -> None:
         """Forget all steps but these."""
         kept = set(steps)
-        self._found = {step: loss for step, loss in self._found.items() if step in kept}
+        self._losses = {step: loss for step, loss in self._losses.items() if step in kept}
 
     def drop(self, step: int) -> None:
         """Forget one step."""
-        self._found.pop(step, None)
+        self._losses.pop(step, None)
 
     def lowest(self, measure: str) -> float:
-        """The lowest loss that was measured so; infinity where there is none."""
-        return min((loss for m, loss in self._found.values() if m == measure), default=float("inf"))
+        """The lowest loss under this measure; infinity if there is none."""
+        return min(
+            (loss for m, loss in self._losses.values() if m == measure), default=float("inf")
+        )
 
     def best(self, among: Iterable[int] | None = None) -> int | None:
-        """The step with the lowest loss of those measured as the last one was; None without any."""
-        steps = [s for s in (self._found if among is None else among) if s in self._found]
-        measure = self._found[max(steps)][0] if steps else ""
-        alike = [s for s in steps if self._found[s][0] == measure]
-        return min(alike, key=lambda s: (self._found[s][1], s), default=None)
+        """The step with the lowest loss under the measure of the newest; None if there is none."""
+        steps = [s for s in (self._losses if among is None else among) if s in self._losses]
+        measure = self._losses[max(steps)][0] if steps else ""
+        alike = [s for s in steps if self._losses[s][0] == measure]
+        return min(alike, key=lambda s: (self._losses[s][1], s), default=None)
 
 
 class LatestAndBest(PreservationPolicy):

@@ -124,7 +124,7 @@ def gpt2(files: Path | None = None) -> BPETokenizer:
 def tiktoken_encoding(encoding: str) -> BPETokenizer:
     """Any encoding that tiktoken knows, with its own ids, from its cache or by its download.
 
-    Raises `UserError` where there is no such encoding, or no file of it.
+    Raises `UserError` if there is no such encoding, or no file of it.
     """
     import requests
     import tiktoken

@@ -142,7 +142,7 @@ def gpt1(files: Path | None = None) -> GPT1Tokenizer:
 
     `files` (or the directory GPTJAX_GPT1_DIR names) holds OpenAI's two files, or Hugging Face's two
     of the same content. Else huggingface_hub, where it is installed, finds or fetches the latter.
-    Raises `UserError` where neither works.
+    Raises `UserError` if neither works.
     """
     directory = files or (Path(d) if (d := os.environ.get("GPTJAX_GPT1_DIR")) else None)
     if directory is None:

@@ -15,7 +15,7 @@ def utf8(text: str) -> bytes:
 
 
 class Tokenizer(Protocol):
-    """What the rest of gptjax asks of a tokenizer."""
+    """The interface of a tokenizer for the rest of gptjax."""
 
     name: str
     n_vocab: int
@@ -104,7 +104,7 @@ def _code_points(text: str) -> np.ndarray:
 
 
 def collect_characters(texts: Iterable[str]) -> CharTokenizer:
-    """Make the tokenizer of all characters in `texts`; raises `UserError` where there are none."""
+    """Make the tokenizer of all characters in `texts`; raises `UserError` if there are none."""
     alphabet = set[str]().union(*(utf8(text).decode() for text in texts))
     if not alphabet:
         raise UserError("the text is empty: there are no characters to make a tokenizer of")

@@ -48,7 +48,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 def make_tokenizer(name: str) -> Tokenizer:
     """Make the tokenizer of a name or of a JSON file; not `chars` and `bpe:N`, made from a corpus.
 
-    Raises `UserError` where there is none, or where its files cannot be had.
+    Raises `UserError` if there is none, or where its files cannot be had.
     """
     kind, _, encoding = name.partition(":")
     if name in NAMED:

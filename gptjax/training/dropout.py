@@ -20,7 +20,7 @@ LOW = np.uint32(0xFFFF)
 
 
 def dropout_generator(n_devices: int) -> Any:
-    """What `jax.random.key` takes as `impl`; keys, folds and bits are the same for all."""
+    """The `impl` of `jax.random.key`; keys, folds and bits are the same for all."""
     return NAME if n_devices == 1 else _PORTABLE
 
 

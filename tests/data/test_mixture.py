@@ -120,7 +120,7 @@ def test_a_change_has_a_step_and_a_weight_for_every_source():
         (["a=1", "b=1"], ["5=0,0"], "not all of them 0"),
         (["a=1"], ["0=1"], "does not begin with a step of 1 or more"),
         (["a=1"], ["x=1"], "does not begin with a step"),
-        (["a=1"], ["5=1", "5=2"], r"ever later steps, not at [5, 5]"),
+        (["a=1"], ["5=1", "5=2"], r"increasing steps, not at [5, 5]"),
         ([], ["5=1"], "needs data.mixture, whose weights it changes"),
     ],
 )

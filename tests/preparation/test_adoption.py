@@ -125,7 +125,7 @@ def test_adopting_again_is_free_and_other_files_are_refused(tmp_path: Path):
         ("train_1.bin", llm_c([1] * 50)[:-2], r"train_1\.bin is truncated"),
         ("train_1.bin", b"\1" + llm_c([1] * 9)[1:], r"magic number \d+, which is none of llm\.c's"),
         ("train.npy", npy([1] * 50)[:-2], r"train\.npy is truncated"),
-        ("train.npy", nano([1] * 50), r"train\.npy is no NumPy file"),
+        ("train.npy", nano([1] * 50), r"not a NumPy file"),
         ("data.bin", nano([1]), r"data\.bin in .*: expected train or val in the name"),
         ("train_val.bin", nano([1]), r"train_val\.bin in .*: expected train or val"),
         ("train_2.bin", wide([1]), r"mixes files of uint16 and uint32"),

@@ -174,7 +174,7 @@ def test_a_damaged_config_is_named(begun):
 
 
 def test_a_directory_that_is_no_run_is_told_so(tmp_path):
-    with pytest.raises(UserError, match=r"is no run of gptjax \(no config\.json\)"):
+    with pytest.raises(UserError, match=r"is not a run of gptjax \(no config\.json\)"):
         RunDir(tmp_path).read_config()
     with pytest.raises(UserError, match=r"tokenizer\.json cannot be read"):
         RunDir(tmp_path).read_tokenizer()

@@ -1,7 +1,7 @@
 """Each rule's direction is that of its paper, computed anew in NumPy at double precision.
 
 Muon's is proven through singular values too, which need no formula, and storage in bfloat16
-through what it must not change: the first update, which has no stored moments yet.
+through what it must not change: the first step, which has no stored moments yet.
 """
 
 import dataclasses

@@ -27,7 +27,7 @@ def download(
 ) -> None:
     """Make sure that a file is in `directory`, with the hash that the hub knows it by.
 
-    One that arrives damaged is fetched once more. Raises `UserError` where that does not help, and
+    One that arrives damaged is fetched once more. Raises `UserError` if that does not help, and
     soon after `stop` is set; what has arrived is kept.
     """
     target, part = directory / file.name, _part(directory, file)

@@ -84,7 +84,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _in_words(repository: str, chain: list[BaseException]) -> str:
-    """What happened, by the first error of a chain that tells."""
+    """The cause in words, from the first error of a chain that has any."""
     for error in chain:
         if isinstance(error, ModuleNotFoundError):
             return f"{repository} needs {error.name}: pip install 'gptjax[hub]'"
@@ -139,6 +139,6 @@ def require_disk(where: Path, needed: int) -> int:
 
 
 def source_name(data: DataConfig, commit: str | None = None) -> str:
-    """What a manifest calls a data set of the hub."""
+    """The name of a hub data set in a manifest."""
     field = "" if data.text_field == "text" else f" ({data.text_field})"
     return f"{data.hub}{field}" + (f" at {commit}" if commit else "")

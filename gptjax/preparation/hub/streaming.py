@@ -36,7 +36,7 @@ class _Stored:
     commit: str
     parts: int = 0
     place: dict[str, Any] | None = None
-    """What `datasets` needs to go on; None at the beginning."""
+    """State with which `datasets` continues; None at the beginning."""
     is_whole: bool = False
 
 
@@ -65,7 +65,7 @@ def stored_commit(source: Input, directory: Path) -> str | None:
 def announce(data: DataConfig, source: Input, directory: Path) -> None:
     """Say how much a stream will read, how long that takes and what disk it needs.
 
-    Raises `UserError` where the disk is too small. Says and asks nothing when all of it is stored.
+    Raises `UserError` if the disk is too small. Says and asks nothing when all of it is stored.
     """
     from rich.filesize import decimal
 
@@ -204,7 +204,7 @@ def _part(spool: Path, commit: str, number: int) -> Path:
 
 
 def _read(spool: Path) -> _Stored | None:
-    """How far a stream has come; None where it has not begun or its parts are not there."""
+    """How far a stream has come; None if it has not begun or its parts are not there."""
     try:
         stored = _Stored(**json.loads((spool / STATE).read_text()))
     except (OSError, ValueError, TypeError):
