@@ -54,6 +54,7 @@ def test_ten_losses_are_those_of_a_loop_in_torch(data, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_torch_has_the_committed_losses_again(data):
     pytest.importorskip("torch")
     path = GOLDEN / "make_tiny_losses.py"

@@ -86,6 +86,7 @@ def gradients(devices: int, batch: dict[str, np.ndarray], config: Config) -> tup
     return float(metrics["loss"]), named_leaves(optax.tree.get(state.opt_state, "raw"))
 
 
+@pytest.mark.slow
 def test_eight_devices_have_the_gradients_of_one():
     config = LabelledRows(labelled()).resolved(labelled())
     batch = StepSource(LabelledRows(config), batch_schedule(config), STEPS, 0)[0]
