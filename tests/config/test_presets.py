@@ -339,7 +339,7 @@ def test_an_unpacked_wheel_brings_the_configs_along(tmp_path):
     sources = {str(p.relative_to(ROOT)) for p in files}
     assert names == sources | {f"gptjax/configs/{path.name}" for path in CONFIGS}
     look = (
-        "from gptjax.presets import load_config, preset_names, presets_dir\n"
+        "from gptjax.config.presets import load_config, preset_names, presets_dir\n"
         "print(presets_dir())\n"
         "for name in preset_names(): load_config(name); print(name)"
     )

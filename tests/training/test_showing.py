@@ -80,7 +80,7 @@ def test_a_process_of_several_that_fails_in_a_common_sample_saves_and_leaves(sho
         raise SystemExit
 
     monkeypatch.setattr(showing, "sample_after", out_of_memory)
-    monkeypatch.setattr(showing, "leave", leave)
+    monkeypatch.setattr(showing, "exit_process", leave)
     with pytest.raises(SystemExit):
         sample(shown, {"w": Elsewhere()}, lambda: events.append("saved"))
     assert events == ["saved", "RESOURCE_EXHAUSTED"]
