@@ -309,7 +309,7 @@ def test_text_in_parquet_may_be_of_any_type_and_need_not_be_utf8(tmp_path: Path)
         assert found == raw[:3], name
         assert notes.counts == {"no_text": 1}
         seen = scan(find_units([Input(tmp_path / f"{name}.parquet", "parquet")])[0], 0.0)
-        assert seen.notes.counts == {"no_text": 1, "not_utf8": 1}
+        assert seen.oddities.counts == {"no_text": 1, "not_utf8": 1}
     pq.write_table(pa.table({"text": stored[:0]}), tmp_path / "none.parquet")
     data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(tmp_path / "none.parquet"),))
     with pytest.raises(UserError, match="no text in what was given: no document at all"):

@@ -368,7 +368,7 @@ def test_a_jump_of_the_learning_rate_is_announced(
         run.begin(setup.config, setup.tokenizer)
     with contextlib.closing(Checkpointer(run.checkpoints)) as checkpointer:
         state = zero_state(setup)._replace(step=np.int32(20))
-        checkpointer.save(state, {}, setup.data_identity(20))
+        checkpointer.save(20, saved_items(state), {}, setup.data_identity(20))
     assert loop.fit(changed(same | fields), run.path) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "learning rate" in line]
     prefix = "changed since the last start: the learning rate of "
