@@ -8,6 +8,7 @@ from pathlib import Path
 from gptjax.base.errors import ConfigError
 from gptjax.cli import main, parse
 from gptjax.config import SampleConfig
+from gptjax.runs.directory import RunDir
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def generate(argv: Sequence[str]) -> int:
     """Load the parameters of a checkpoint and stream samples."""
     command = parse(GenerateCommand, argv, "python -m gptjax.generate")
     _check(command)
+    RunDir(command.run).require()
     sample = SampleConfig(
         command.prompt, command.max_new_tokens, command.temperature, command.top_k
     )

@@ -257,16 +257,19 @@ def test_the_config_files_own_mixture_keeps_what_it_says():
     assert (run.data.mixture, run.data.tokenizer) == ((), None)
 
 
+SECTIONS = [*typing.get_type_hints(Config).items()]
+
+
 def field_docs() -> dict[str, str]:
     """Docstrings of all config fields, by flag, as the source has them."""
     docs = {}
     classes = {node.name: node for node in CONFIG_SOURCE.body if isinstance(node, ast.ClassDef)}
-    for section, kind in typing.get_type_hints(Config).items():
-        body = classes[kind.__name__].body
-        for field, following in itertools.pairwise(body):
-            if isinstance(field, ast.AnnAssign):
+    kinds = {f"{s}.": kind.__name__ for s, kind in SECTIONS if dataclasses.is_dataclass(kind)}
+    for prefix, name in {**kinds, "": "Config"}.items():
+        for field, following in itertools.pairwise(classes[name].body):
+            if isinstance(field, ast.AnnAssign) and f"{ast.unparse(field.target)}." not in kinds:
                 assert isinstance(following, ast.Expr), f"{ast.unparse(field)} has no docstring"
-                flag = f"--{section}.{ast.unparse(field.target).replace('_', '-')}"
+                flag = f"--{prefix}{ast.unparse(field.target).replace('_', '-')}"
                 docs[flag] = ast.literal_eval(following.value)
     return docs
 
@@ -288,9 +291,14 @@ def help_texts(tmp_path_factory) -> dict[str, str]:
 
 def test_help_shows_every_field_with_its_docstring(help_texts):
     shown, docs = squeezed(help_texts["train"]), field_docs()
-    fields = [(s, f.name) for s, kind in typing.get_type_hints(Config).items()
-              for f in dataclasses.fields(kind)]  # fmt: skip
-    assert list(docs) == [f"--{s}.{name.replace('_', '-')}" for s, name in fields]
+    fields = [
+        f"--{section}.{field.name}" if section else f"--{field.name}"
+        for section, kind in [*SECTIONS, ("", Config)]
+        if dataclasses.is_dataclass(kind)
+        for field in dataclasses.fields(kind)
+        if section or not dataclasses.is_dataclass(typing.get_type_hints(Config)[field.name])
+    ]
+    assert list(docs) == [name.replace("_", "-") for name in fields]
     missing = [flag for flag, doc in docs.items() if squeezed(flag) not in shown or
                squeezed(doc) not in shown]  # fmt: skip
     assert missing == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from gptjax.base.errors import ConfigError, UserError
+from gptjax.base.errors import ConfigError
 from gptjax.base.tree import Tree, abstract_tree
 from gptjax.cluster.mesh import make_mesh, replicated
 from gptjax.config import Config, SampleConfig
@@ -68,11 +68,7 @@ def load_run(path: str | PathLike[str], checkpoint: str | int = "best") -> Loade
     changes. Raises `UserError` if there is no run, no such checkpoint, or a damaged one.
     """
     run_dir = RunDir(Path(path))
-    if not run_dir.path.is_dir():
-        raise UserError(
-            f"there is no run in {path}: train one first, for example with "
-            "`python -m gptjax.train --config quickstart`"
-        )
+    run_dir.require()
     config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
     checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
     try:

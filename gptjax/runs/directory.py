@@ -95,6 +95,14 @@ class RunDir:
                 raise UserError(f"cannot move {path} to {target}: {error.strerror}") from error
         return target
 
+    def require(self) -> None:
+        """Raise `UserError` where there is no such directory."""
+        if not self.path.is_dir():
+            raise UserError(
+                f"there is no run in {self.path}: train one first, for example with "
+                "`python -m gptjax.train --config quickstart`"
+            )
+
     def check(self) -> None:
         """Raise `UserError` if the path cannot be a run's directory."""
         if self.path.exists() and not self.path.is_dir():
