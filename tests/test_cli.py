@@ -267,7 +267,8 @@ def field_docs() -> dict[str, str]:
     kinds = {f"{s}.": kind.__name__ for s, kind in SECTIONS if dataclasses.is_dataclass(kind)}
     for prefix, name in {**kinds, "": "Config"}.items():
         for field, following in itertools.pairwise(classes[name].body):
-            if isinstance(field, ast.AnnAssign) and f"{ast.unparse(field.target)}." not in kinds:
+            is_field = isinstance(field, ast.AnnAssign)
+            if is_field and (prefix or f"{ast.unparse(field.target)}." not in kinds):
                 assert isinstance(following, ast.Expr), f"{ast.unparse(field)} has no docstring"
                 flag = f"--{prefix}{ast.unparse(field.target).replace('_', '-')}"
                 docs[flag] = ast.literal_eval(following.value)

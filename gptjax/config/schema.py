@@ -224,14 +224,14 @@ class SampleConfig:
 class Config:
     """A whole run; with the step, the parameters and the optimizer state there is nothing else."""
 
-    task: str = PRETRAIN
-    """What is learnt, a row of TASKS in training/tasks.py; pretrain predicts every next token."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    task: str = PRETRAIN
+    """What is learnt, a row of TASKS in training/tasks.py; pretrain predicts every next token."""
 
     @property
     def context(self) -> int:

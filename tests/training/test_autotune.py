@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_never_chosen(rows, model, fixed, row, limit):
 
 def test_a_row_too_many_for_the_memory_is_an_error_with_ways_out():
     with pytest.raises(
-        UserError, match=r"one sequence at a time needs 3\.00 GiB and 1\.80 GiB"
+        UserError, match=r"a single sequence needs 3\.00 GiB, but only 1\.80 GiB"
     ) as e:
         largest_micro_batch(8, lambda m: 3 * 2**30 * m, 2 * 2**30)
     for word in (
