@@ -100,7 +100,8 @@ def main(prepare: Callable[[Path], Path], draw: Callable[[], dict[str, np.ndarra
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
+    tests = Path(__file__).parent.parent
+    sys.path[:0] = [str(tests), str(tests / "training")]
     from test_golden_losses import initial_weights, prepared_text
 
     main(prepared_text, initial_weights)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_reference import causal_inputs, gradients, normal, reference_attention
 
 from gptjax.model import attention
 from gptjax.model.attention import ATTENTIONS, attend, causal_mask, cudnn_problem
@@ -13,21 +14,6 @@ from gptjax.model.attention import ATTENTIONS, attend, causal_mask, cudnn_proble
 LENGTHS = [1, 5, 64, 65, 256, 300, pytest.param(777, marks=pytest.mark.slow)]
 PORTABLE = ["xla", "blockwise", "auto"]
 DROPPING = 260  # tokens: in blockwise two segments of two blocks each, and a third cut short
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
-
-
-def reference_attention(q_BHTK, k_BHSK, v_BHSK, mask_TS):
-    q, k, v = (np.asarray(x, np.float64) for x in (q_BHTK, k_BHSK, v_BHSK))
-    y_BHTK = np.zeros(q.shape[:3] + v.shape[3:])
-    for b, h, t in np.ndindex(q.shape[:3]):
-        allowed = np.flatnonzero(mask_TS[t])
-        scores = k[b, h, allowed] @ q[b, h, t] / np.sqrt(q.shape[-1])
-        weights = np.exp(scores - scores.max())
-        y_BHTK[b, h, t] = weights / weights.sum() @ v[b, h, allowed]
-    return y_BHTK
 
 
 def naive_attention(q_BTHK, k_BTHK, v_BTHK, factors_BHTS=1.0):
@@ -54,15 +40,6 @@ def random_mask(time=6, keys=9):
 def one_hot_values(time):
     """Values of which attention makes its own weights: [2, 3, S, S]."""
     return np.broadcast_to(np.eye(time, dtype=np.float32)[None, None], (2, 3, time, time))
-
-
-def causal_inputs(time, head_dim=8):
-    return tuple(normal(2, time, 3, head_dim, seed=i) for i in range(3))
-
-
-def gradients(attend_causally, dy_BTHK, *inputs):
-    """Gradients in q, k and v, compiled."""
-    return jax.jit(lambda dy, *qkv: jax.vjp(attend_causally, *qkv)[1](dy))(dy_BTHK, *inputs)
 
 
 def test_the_causal_mask_shows_the_past_and_the_present():

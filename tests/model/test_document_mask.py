@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_attention import causal_inputs, gradients, normal, reference_attention
-from test_setup import announced, tiny, trained
+from attention_reference import causal_inputs, gradients, normal, reference_attention
+from small_runs import announced, tiny, trained
 
 from gptjax.base.errors import UserError
 from gptjax.cluster.mesh import make_mesh, put_rows

@@ -3,7 +3,6 @@
 All of it happens in this process, on its eight devices; what a user types is test_train's.
 """
 
-import dataclasses
 import json
 import math
 import shutil
@@ -15,13 +14,12 @@ import numpy as np
 import optax
 import pytest
 from conftest import without_speed
+from small_runs import announced, tiny, trained
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.base.tree import named_leaves
 from gptjax.cluster.devices import HEADROOM
-from gptjax.config import Config, DataConfig
-from gptjax.config.presets import load_config
-from gptjax.data.manifest import Manifest
+from gptjax.config import DataConfig
 from gptjax.evaluation.perplexity import evaluate_parts
 from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
@@ -31,47 +29,6 @@ from gptjax.training import autotune, loop
 from gptjax.training.optimizer import averaged_parameters
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, items_of, state_of
-
-
-class Heard:
-    """A display that remembers what it was told."""
-
-    def __init__(self):
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def table(self, *_: Any) -> None:
-        pass
-
-
-def tiny(data: Manifest, fields: dict[str, Any]) -> Config:
-    """The tiny config on this data with other values under dotted names, never looked at."""
-    config = load_config("tiny")
-    quiet = {"model.unroll": 1, "train.eval_every_steps": 0, "train.save_every_steps": 0}
-    where = {"data.path": str(data.directory), "data.source": None}
-    for name, value in {**quiet, **where, **fields}.items():
-        section, field = name.split(".")
-        part = dataclasses.replace(getattr(config, section), **{field: value})
-        config = dataclasses.replace(config, **{section: part})
-    return config
-
-
-def trained(made: Setup, steps: int) -> tuple[list[float], TrainState]:
-    """Losses of the first steps, and the state after them."""
-    state, losses = made.program.initial_state(), []
-    for step in range(steps):
-        call = made.feed.training([made.source[step]])
-        state, metrics = made.train_steps(state, call)
-        losses.append(float(metrics["loss"]))
-    return losses, state
-
-
-def announced(made: Setup) -> str:
-    heard = Heard()
-    made.announce(0, heard)  # pyright: ignore
-    return "\n".join(heard.lines)
 
 
 def rows(run: Path) -> list[dict]:

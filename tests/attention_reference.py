@@ -1,0 +1,28 @@
+"""Attention by loops in NumPy, and inputs to hold ways of attending against it."""
+
+import jax
+import numpy as np
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng([seed, *shape]).standard_normal(shape, dtype=np.float32)
+
+
+def reference_attention(q_BHTK, k_BHSK, v_BHSK, mask_TS):
+    q, k, v = (np.asarray(x, np.float64) for x in (q_BHTK, k_BHSK, v_BHSK))
+    y_BHTK = np.zeros(q.shape[:3] + v.shape[3:])
+    for b, h, t in np.ndindex(q.shape[:3]):
+        allowed = np.flatnonzero(mask_TS[t])
+        scores = k[b, h, allowed] @ q[b, h, t] / np.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max())
+        y_BHTK[b, h, t] = weights / weights.sum() @ v[b, h, allowed]
+    return y_BHTK
+
+
+def causal_inputs(time, head_dim=8):
+    return tuple(normal(2, time, 3, head_dim, seed=i) for i in range(3))
+
+
+def gradients(attend_causally, dy_BTHK, *inputs):
+    """Gradients in q, k and v, compiled."""
+    return jax.jit(lambda dy, *qkv: jax.vjp(attend_causally, *qkv)[1](dy))(dy_BTHK, *inputs)
