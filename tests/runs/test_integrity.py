@@ -12,7 +12,7 @@ from conftest import ROOT, environment_on
 
 from gptjax.runs.integrity import INTEGRITY, sign, verify
 
-SAVER = ROOT / "tests" / "two_savers.py"
+SAVER = ROOT / "tests" / "runs" / "two_savers.py"
 
 
 def together(verb: str, directory: Path, processes: int = 2) -> list[dict[str, Any]]:
