@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gptjax.base.errors import UserError
     from gptjax.config import (
         Config,
         DataConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "OptimConfig",
     "SampleConfig",
     "TrainConfig",
+    "UserError",
     "load_config",
     "load_run",
 ]
@@ -44,6 +46,7 @@ __all__ = [
 _MODULES = {
     "GPT": "gptjax.model.gpt",
     "LoadedRun": "gptjax.generation.loaded",
+    "UserError": "gptjax.base.errors",
     "load_config": "gptjax.config.presets",
     "load_run": "gptjax.generation.loaded",
 }
@@ -56,4 +59,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "__doc__", "__file__", "__name__", "__path__", "__version__"])

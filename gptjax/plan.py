@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from gptjax.base.errors import ConfigError
 from gptjax.cli import ConfigCommand, main, parse_config
+from gptjax.config.schema import PRETRAIN
 from gptjax.planning.advice import advise
 from gptjax.planning.gpus import find_gpu
 from gptjax.planning.layout import lay_out, with_vocabulary
@@ -83,6 +84,8 @@ def _check(command: PlanCommand) -> None:
         for name, value in shares.items()
         if not 0 < value <= 1
     ]
+    if command.task != PRETRAIN:
+        problems.append(f"--task must be {PRETRAIN}, the only one with a plan, not {command.task}")
     try:
         find_gpu(command.gpu)
     except ConfigError as error:

@@ -12,7 +12,6 @@ from gptjax.base.errors import StorageError, UserError
 from gptjax.cli import ConfigCommand, main, parse_config
 from gptjax.cluster.stop import StopRequest
 from gptjax.config.presets import load_config
-from gptjax.config.schema import PRETRAIN
 
 IMPORTED = time.perf_counter()
 
@@ -55,6 +54,7 @@ def train(argv: Sequence[str]) -> int:
         from gptjax.preparation.pipeline import how_to_prepare, prepare_with_progress
         from gptjax.runs.trace import Startup, process_began
         from gptjax.training.loop import fit
+        from gptjax.training.tasks import task_of
     if stop:
         return stop.exit_code
 
@@ -62,8 +62,8 @@ def train(argv: Sequence[str]) -> int:
     startup.end("imports")
     launch = find_launch(os.environ, command.coordinator, command.processes, command.process)
     run, data_dir = command.run, Path(command.data.path)
-    # other tasks say themselves what they lack
-    is_missing = run.task == PRETRAIN and not run.data.mixture and not is_prepared(data_dir)
+    needs_shards = task_of(run).reads_shards and not run.data.mixture
+    is_missing = needs_shards and not is_prepared(data_dir)
     if is_missing and (run.data.source is None or run.data.hub):
         own = load_config(command.config).data
         raise UserError(

@@ -37,10 +37,10 @@ class Rows:
 
     def __getitem__(self, index: int) -> Example:
         rng = np.random.default_rng(self.first + index)
-        tokens = rng.integers(97, 105, self.context + 1, dtype=np.int32)
-        weights = (rng.random(self.context) < rng.random()).astype(np.float32)
-        label = np.asarray(tokens[0] % LABELS, np.int32)
-        return {"tokens": tokens, "weights": weights, "label": label}
+        letters = rng.integers(97, 105, self.context + 1, dtype=np.int32)
+        counts = (rng.random(self.context) < rng.random()).astype(np.float32)
+        label = np.asarray(letters[0] % LABELS, np.int32)
+        return {"letters": letters, "counts": counts, "label": label}
 
 
 class LabelledRows(TaskData):
@@ -85,7 +85,7 @@ def losses(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
     model = language_modelling(config.model, config.train.loss_chunk_tokens, split, eot_id)
 
     def labelled(batch: Batch) -> Batch:
-        tokens = batch["tokens"].at[..., -1].set(batch["label"])
+        tokens = batch["letters"].at[..., -1].set(batch["label"])
         return {"tokens": tokens, "weights": batch["weights"]}
 
     def loss(params: Params, batch: Batch, key: Any) -> Any:
@@ -94,7 +94,7 @@ def losses(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
     def row_losses(params: Params, batch: Batch) -> Any:
         return model.row_losses(params, labelled(batch))
 
-    return Losses(loss, row_losses, lambda batch: batch["weights"].at[..., -1].set(1.0))
+    return Losses(loss, row_losses, lambda batch: batch["counts"].at[..., -1].set(1.0))
 
 
 TASKS["labelled"] = Task(LabelledRows, lambda c: Rows(0, 1, c.context)[0], losses)

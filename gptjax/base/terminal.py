@@ -1,7 +1,11 @@
 """Bytes, durations and progress bars as a terminal shows them."""
 
 import math
+from collections.abc import Callable
 from typing import Any
+
+ByteProgress = Callable[[int], None]
+"""Called with the number of bytes just read, written or fetched."""
 
 
 def byte_bars(rate: str = "") -> Any:

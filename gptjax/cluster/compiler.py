@@ -18,7 +18,7 @@ import jax.monitoring
 LARGEST_CACHE = 8 * 2**30  # bytes; GPT-2's step on a GPU takes some ten million
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # glibc's malloc.h
 NEVER = -1  # a threshold in bytes, which glibc reads as the largest there is
-POOL = 2**26  # bytes a glibc pool takes from the kernel at a time, unless it is the main one
+ARENA_BYTES = 2**26  # bytes a glibc pool takes from the kernel at a time, unless it is the main one
 LARGE = 2**24  # parameters; the gradients alone fill a pool then
 REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 HIT = "/jax/compilation_cache/cache_hits"
@@ -159,4 +159,4 @@ def keep_freed_memory(parameters: int) -> bool:
     if not (mallopt(M_MMAP_THRESHOLD, NEVER) and mallopt(M_TRIM_THRESHOLD, NEVER)):
         return False
     pools = 1 if parameters > LARGE else 2
-    return bool(mallopt(M_TOP_PAD, POOL) and mallopt(M_ARENA_MAX, pools))
+    return bool(mallopt(M_TOP_PAD, ARENA_BYTES) and mallopt(M_ARENA_MAX, pools))

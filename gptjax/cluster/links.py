@@ -25,7 +25,7 @@ from gptjax.model.size import parameter_count
 
 PROBE_BYTES = 2**26  # a device reduces; NCCL is near its full rate from there on
 REPEATS = 5
-PATIENCE = 180.0  # seconds for compiling, connecting and reducing
+LINK_SECONDS = 180.0  # seconds for compiling, connecting and reducing
 SLOW = 20e9  # bytes a second of bus bandwidth: PCIe 4.0 x16 gives some 20, NVLink hundreds
 LARGEST_SHARE = 0.1  # of a step's computation that its one reduction should take
 ASSUMED_MFU = 0.4
@@ -54,7 +54,7 @@ def check_links(config: Config) -> list[str]:
         return [f"{where}: processors, not measured"]
     driver = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
     peers = peer_access(nvidia_smi("topo", "-p2p", "r"))
-    bandwidth = within(PATIENCE, partial(bus_bandwidth, PROBE_BYTES, REPEATS))
+    bandwidth = within(LINK_SECONDS, partial(bus_bandwidth, PROBE_BYTES, REPEATS))
     lines = [
         f"{where}, driver {driver or 'unknown'}, peer access {peers}, "
         f"all-reduce {bandwidth / 1e9:.1f} GB/s (bus, {PROBE_BYTES >> 20} MiB a device)"

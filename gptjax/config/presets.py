@@ -6,6 +6,7 @@ installed wheel); anything with a slash or ending in .py is a path.
 
 import re
 import runpy
+from os import PathLike, fspath
 from pathlib import Path
 
 from gptjax.base.errors import ConfigError, did_you_mean
@@ -26,8 +27,9 @@ def preset_names() -> list[str]:
     return sorted(p.stem for p in presets_dir().glob("*.py"))
 
 
-def find_preset(name_or_path: str) -> Path:
+def find_preset(name_or_path: str | PathLike[str]) -> Path:
     """Turn a name or path into a config file; raises `ConfigError` with a did-you-mean."""
+    name_or_path = fspath(name_or_path)
     if name_or_path.endswith(".py") or "/" in name_or_path:
         path = Path(name_or_path)
         if path.is_file():
@@ -46,7 +48,7 @@ def find_preset(name_or_path: str) -> Path:
     )
 
 
-def load_config(name_or_path: str) -> Config:
+def load_config(name_or_path: str | PathLike[str]) -> Config:
     """Run a config file and return its checked `Config`; raises `ConfigError` naming the file."""
     path = find_preset(name_or_path)
     try:

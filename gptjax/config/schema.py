@@ -149,7 +149,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Batch, length and cadence of a run. A step is one optimizer step everywhere."""
+    """Batch, length and cadence of a run. A step is one update of the parameters."""
 
     batch_tokens: int = 2**19
     """Tokens per step over all devices and micro-steps."""

@@ -20,7 +20,7 @@ from gptjax.data.examples import IS_REAL, EndlessExamples, Example, Examples
 
 T = TypeVar("T")
 Placed = TypeVar("Placed")
-Batch = dict[str, np.ndarray]
+HostBatch = dict[str, np.ndarray]
 HOST_AHEAD = 4  # batches Grain keeps ready in memory
 DEVICE_AHEAD = 2  # batches already on their way to the device
 
@@ -59,20 +59,20 @@ class StepSource:
     def __len__(self) -> int:
         return self._steps
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> HostBatch:
         """Rows of `step`, counted from 0."""
         local = self._ramp.rows(step) // self._processes
         start = self._ramp.rows_before(step) + self._process * local
         return stacked([self._order[i] for i in range(start, start + local)])
 
 
-def stacked(examples: Sequence[Example]) -> Batch:
+def stacked(examples: Sequence[Example]) -> HostBatch:
     """Examples as the rows of one batch."""
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 @contextmanager
-def batches_from(source: StepSource, step: int) -> Iterator[Iterator[Batch]]:
+def batches_from(source: StepSource, step: int) -> Iterator[Iterator[HostBatch]]:
     """Iterate over the items of `source` from `step` on, read ahead by one thread."""
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=HOST_AHEAD)
     records: Any = source  # Grain needs no more than len() and indexing
@@ -102,7 +102,7 @@ def evenly_spread(examples: Examples, most: int | None) -> list[int]:
 
 def validation_batches(
     examples: Examples, rows: int, most: int | None, process: int = 0, processes: int = 1
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     """The fixed validation set in batches of `rows` over all processes.
 
     At most `most` examples are used, spread evenly over the set; they depend on nothing else. The

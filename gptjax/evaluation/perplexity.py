@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-Batch = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Validation:
@@ -34,12 +32,14 @@ class ValidationPart(NamedTuple):
 
     name: str
     share: float
-    batches: Iterable[Batch]
+    batches: Iterable[dict[str, Any]]
     target_bytes: int
 
 
 def evaluate(
-    step: Callable[[Batch], dict[str, Any]], batches: Iterable[Batch], target_bytes: int
+    step: Callable[[dict[str, Any]], dict[str, Any]],
+    batches: Iterable[dict[str, Any]],
+    target_bytes: int,
 ) -> Validation:
     """Sum `step` over `batches`; `target_bytes` is the text length of all their targets, or 0."""
     total: dict[str, float] = defaultdict(float)
@@ -56,7 +56,7 @@ def evaluate(
 
 
 def evaluate_parts(
-    step: Callable[[Batch], dict[str, Any]], parts: Sequence[ValidationPart]
+    step: Callable[[dict[str, Any]], dict[str, Any]], parts: Sequence[ValidationPart]
 ) -> Validation:
     """Evaluate every source by itself, and all of them weighted by their shares."""
     results = [evaluate(step, part.batches, part.target_bytes) for part in parts]

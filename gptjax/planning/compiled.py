@@ -36,16 +36,6 @@ class Comparison:
     seconds: float
     """That compiling took."""
 
-    @property
-    def arguments_error(self) -> float:
-        """Planned over actual arguments, minus 1."""
-        return self.planned.arguments / self.arguments - 1
-
-    @property
-    def temporaries_error(self) -> float:
-        """Planned over actual temporaries, minus 1."""
-        return self.planned.temporaries / self.temporaries - 1
-
 
 def as_compiled(config: Config, layout: Layout) -> tuple[Config, Layout]:
     """The config and layout that stand for these on a processor. Raises `UserError` if too large.

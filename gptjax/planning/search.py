@@ -16,8 +16,8 @@ from gptjax.planning.layout import Layout
 from gptjax.planning.memory import Memory, memory
 from gptjax.planning.schedule import Links, Schedule, schedule
 
-POOL = 0.92  # of the device's memory, as XLA_PYTHON_CLIENT_MEM_FRACTION is best set
-USABLE = round(POOL * HEADROOM, 2)
+POOL_SHARE = 0.92  # of the device's memory, as XLA_PYTHON_CLIENT_MEM_FRACTION is best set
+USABLE = round(POOL_SHARE * HEADROOM, 2)
 ALIKE = 0.02  # of the time: less than such arithmetic can tell apart
 MOST_TENSOR = 8  # more devices than a node has would sum activations over the network
 

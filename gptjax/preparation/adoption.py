@@ -5,7 +5,7 @@ without a header; build-nanogpt's are NumPy files. `train` or `val` in a file's 
 split it is. Every token is read once: for its hash, for its range, to count documents and bytes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.base.files import sha256_of, write_atomically
-from gptjax.base.terminal import byte_bars
+from gptjax.base.terminal import ByteProgress, byte_bars
 from gptjax.data.manifest import (
     MANIFEST,
     SPLITS,
@@ -38,7 +38,6 @@ from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import bytes_per_token, fingerprint, make_tokenizer
 
 CHUNK_TOKENS = 2**22
-Progress = Callable[[int], None]  # called with the number of bytes just read
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def recognise(path: Path, split: str) -> ForeignFile:
 
 
 def adopt(
-    directory: Path, tokenizer_name: str, out: Path, progress: Progress = lambda _: None
+    directory: Path, tokenizer_name: str, out: Path, progress: ByteProgress = lambda _: None
 ) -> Manifest:
     """Write manifest and tokenizer of the token files in `directory` into `out`.
 
@@ -151,7 +150,7 @@ def write_manifest(
     out: Path,
     source: str,
     settings: dict[str, Any],
-    progress: Progress = lambda _: None,
+    progress: ByteProgress = lambda _: None,
 ) -> Manifest:
     """Read every token of `files` and write their manifest and tokenizer into `out`."""
     table = bytes_per_token(tokenizer)
@@ -178,7 +177,7 @@ def _split(
     out: Path,
     tokenizer: Tokenizer,
     table: np.ndarray,
-    progress: Progress,
+    progress: ByteProgress,
 ) -> Split:
     """Read every token of one split; documents are counted by their end-of-text."""
     shards, documents, size = [], 0, 0

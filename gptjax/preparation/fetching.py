@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.base.errors import ConfigError
-from gptjax.base.terminal import byte_bars, how_long
+from gptjax.base.terminal import ByteProgress, byte_bars, how_long
 from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest, is_prepared, read_manifest
 from gptjax.data.shards import HEADER_BYTES, token_dtype
 from gptjax.preparation.adoption import print_splits, recognise_all, split_of, write_manifest
-from gptjax.preparation.hub.downloading import Progress, arrived, download
+from gptjax.preparation.hub.downloading import arrived, download
 from gptjax.preparation.hub.repository import (
     RemoteFile,
     Repository,
@@ -116,8 +116,8 @@ def download_all(
     repository: Repository,
     tokens: int | None,
     files: Sequence[RemoteFile],
-    fetched: Progress,
-    hashed: Progress,
+    fetched: ByteProgress,
+    hashed: ByteProgress,
 ) -> Manifest:
     """Fetch and verify `files`, and publish them with a manifest in `data.path`.
 

@@ -1,6 +1,6 @@
 """Look into a prepared directory: verify every hash, count, and show what the tokens say."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,13 +8,12 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.base.files import sha256_of
-from gptjax.base.terminal import byte_bars
+from gptjax.base.terminal import ByteProgress, byte_bars
 from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
 from gptjax.data.shards import open_shard
 from gptjax.data.windows import TokenWindows
 
 SHOWN_TOKENS, SHOWN_WINDOWS, WINDOW = 20, 3, 64
-Progress = Callable[[int], None]  # called with the number of bytes just read
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Counts:
     """How often each id occurs, [V]."""
 
 
-def verify_shards(manifest: Manifest, progress: Progress = lambda _: None) -> None:
+def verify_shards(manifest: Manifest, progress: ByteProgress = lambda _: None) -> None:
     """Compare the sha256 of every shard; raises `UserError` that names all that are wrong."""
     wrong = []
     for split in manifest.splits.values():

@@ -32,7 +32,7 @@ def describe_oddities(counts: Mapping[str, int], first: Mapping[str, str]) -> It
             yield f"{count:,} {meaning}{where}"
 
 
-CHUNK_BYTES = 2**20
+READ_BYTES = 2**20
 RECORD_BYTES = 2**25  # a longer JSON line is left out: it has to be held in memory as a whole
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -93,7 +93,7 @@ def separator_ends(source: Input, start: int, stop: int) -> Iterator[int]:
     with source.path.open("rb") as file:
         file.seek(start)
         held, offset = b"", start
-        while raw := file.read(min(CHUNK_BYTES, stop - file.tell())):
+        while raw := file.read(min(READ_BYTES, stop - file.tell())):
             held += raw
             at = 0
             while (found := held.find(separator, at)) >= 0:
@@ -117,7 +117,7 @@ def parquet_file(source: Input) -> Any:
     except ModuleNotFoundError:
         raise UserError(f"{source.label} needs pyarrow: pip install 'gptjax[hub]'") from None
     try:
-        file = pq.ParquetFile(source.path, buffer_size=CHUNK_BYTES, pre_buffer=False)
+        file = pq.ParquetFile(source.path, buffer_size=READ_BYTES, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{source.label} is no readable Parquet file: {error}") from error
     if source.field not in file.schema_arrow.names:
@@ -152,7 +152,7 @@ def _json_lines(span: Span, oddities: Oddities) -> Iterator[Document]:
             if not line:
                 return
             if len(line) == RECORD_BYTES and not line.endswith(b"\n"):
-                while (rest := file.readline(CHUNK_BYTES)) and not rest.endswith(b"\n"):
+                while (rest := file.readline(READ_BYTES)) and not rest.endswith(b"\n"):
                     pass
                 oddities.add("long_records", where)
                 continue

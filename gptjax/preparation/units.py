@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from gptjax.base.errors import ConfigError
 from gptjax.preparation.documents import Document
-from gptjax.preparation.readers import CHUNK_BYTES, Span, parquet_file, separator_ends
+from gptjax.preparation.readers import READ_BYTES, Span, parquet_file, separator_ends
 from gptjax.preparation.sources import Input
 
 SMALLEST_UNIT = 2**20
 LARGEST_UNIT = 2**25
 SPANS = 4096  # of a unit at most
-UNITS = 256  # as many as give every core of a large machine work to the end
+USUAL_UNITS = 256  # as many as give every core of a large machine work to the end
 Unit = tuple[Span, ...]
 
 
@@ -42,7 +42,7 @@ class Partition:
 
 def find_units(inputs: Sequence[Input]) -> list[Unit]:
     """Cut the files into units of about equal size, in the order of their documents."""
-    size = min(LARGEST_UNIT, max(SMALLEST_UNIT, sum(i.size for i in inputs) // UNITS))
+    size = min(LARGEST_UNIT, max(SMALLEST_UNIT, sum(i.size for i in inputs) // USUAL_UNITS))
     units: list[Unit] = []
     waiting: list[Span] = []
     waiting_size = 0
@@ -101,7 +101,7 @@ def _cuts(source: Input, size: int) -> Iterator[int]:
             at = 0
             while at + size < end:
                 file.seek(at + size - 1)
-                while (line := file.readline(CHUNK_BYTES)) and not line.endswith(b"\n"):
+                while (line := file.readline(READ_BYTES)) and not line.endswith(b"\n"):
                     pass
                 at = file.tell()
                 yield at

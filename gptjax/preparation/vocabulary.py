@@ -11,7 +11,7 @@ from gptjax.preparation.documents import PART_BYTES
 from gptjax.preparation.readers import Oddities, describe_oddities, read_passages
 from gptjax.preparation.sources import Input
 from gptjax.preparation.units import find_units
-from gptjax.preparation.workspace import plain_files
+from gptjax.preparation.workspace import store_plain_files
 from gptjax.tokenizers.bpe import BPETokenizer, train_bpe
 from gptjax.tokenizers.registry import fingerprint
 
@@ -56,7 +56,7 @@ def _plain_files(inputs: Sequence[Input], out: Path) -> Iterator[list[Input]]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as directory:
-            yield plain_files(inputs, Path(directory))
+            yield store_plain_files(inputs, Path(directory))
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
 

@@ -154,7 +154,7 @@ def open_workspace(
     workers = workers or cores()
     with locked_workspace(data.path, shared) as (out, directory):
         try:
-            inputs = plain_files(given, directory / INPUTS, progress)
+            inputs = store_plain_files(given, directory / INPUTS, progress)
             _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
             worker = UnitTokeniser(directory, data.val_fraction)
             with worker_pool(workers, sum(i.size for i in inputs)) as pool:
@@ -165,7 +165,7 @@ def open_workspace(
             raise
 
 
-def plain_files(
+def store_plain_files(
     inputs: Sequence[Input], directory: Path, progress: Progress = silent
 ) -> list[Input]:
     """Inputs as plain files; those that are none yet are stored or unpacked in `directory`."""

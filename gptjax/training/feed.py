@@ -18,7 +18,7 @@ from gptjax.config import TrainConfig
 from gptjax.config.batches import BatchSchedule
 from gptjax.config.names import profile_window
 from gptjax.data.examples import Examples
-from gptjax.data.loader import Batch, validation_batches
+from gptjax.data.loader import HostBatch, validation_batches
 from gptjax.runs.metrics import Row
 
 
@@ -39,7 +39,7 @@ class Feed(NamedTuple):
     layout: BatchLayout
     updates_per_call: int
 
-    def training(self, batches: list[Batch]) -> Call:
+    def training(self, batches: list[HostBatch]) -> Call:
         """Start copying this process's rows of one call's steps to the devices."""
         local = self.layout.micro_rows // jax.process_count()
         rows = len(next(iter(batches[0].values()))) // local * self.layout.micro_rows
@@ -102,8 +102,8 @@ def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set
 
 
 def by_call(
-    batches: Iterator[Batch], train: TrainConfig, ramp: BatchSchedule, step: int
-) -> Iterator[list[Batch]]:
+    batches: Iterator[HostBatch], train: TrainConfig, ramp: BatchSchedule, step: int
+) -> Iterator[list[HostBatch]]:
     """The batches of the steps after `step`, call by call."""
     while step < train.max_steps:
         in_call = list(islice(batches, steps_in_call(train, ramp, step)))

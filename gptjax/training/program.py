@@ -17,7 +17,7 @@ from gptjax.base.tree import Tree
 from gptjax.cluster.compiler import compiler_options
 from gptjax.cluster.mesh import BatchLayout, abstract_batch, put_everywhere, replicated
 from gptjax.config import Config
-from gptjax.data.examples import Example
+from gptjax.data.examples import IS_REAL, Example
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.parallel import param_specs
 from gptjax.model.places import FSDP, TENSOR, ModelSharding
@@ -129,11 +129,14 @@ def assemble(config: Config, mesh: Mesh, eot_id: int = 0) -> Program:
     `eot_id` begins a document; with `data.document_mask` attention stays inside documents.
     """
     task, model = task_of(config), config.model
+    form = task.form(config)
+    if IS_REAL in form:
+        raise ValueError(f"{IS_REAL} is reserved: examples of {config.task} have such a field")
     return Program(
         config,
         mesh,
         task.losses(config, _split(mesh), eot_id if config.data.document_mask else None),
-        task.form(config),
+        form,
         make_optimizer(
             config.optim, config.train.max_steps, dynamic_loss_scale=model.dtype == "float16"
         ),

@@ -59,6 +59,8 @@ class Task(NamedTuple):
     """The losses of a config whose vocabulary is known, for parameters divided as the second
     argument says. Given the id of the token that begins a document, attention stays inside
     documents."""
+    reads_shards: bool = False
+    """Whether the data is a prepared directory, which has to be there, or to be made, before."""
 
 
 def language_modelling(
@@ -124,7 +126,7 @@ def _window(config: Config) -> Example:
     return {"tokens": np.zeros(config.context + 1, np.int32)}
 
 
-TASKS = {PRETRAIN: Task(Corpus, _window, _next_tokens)}
+TASKS = {PRETRAIN: Task(Corpus, _window, _next_tokens, reads_shards=True)}
 
 
 def task_of(config: Config) -> Task:

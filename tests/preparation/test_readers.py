@@ -135,7 +135,7 @@ def small_units(monkeypatch: pytest.MonkeyPatch):
     """Many parts a document and many units a file, as in a large corpus."""
     monkeypatch.setattr(documents, "PART_BYTES", 200)
     monkeypatch.setattr(units, "SMALLEST_UNIT", 1000)
-    monkeypatch.setattr(readers, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(readers, "READ_BYTES", 64)
 
 
 @pytest.mark.usefixtures("small_units")

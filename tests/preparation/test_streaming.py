@@ -77,7 +77,7 @@ def texts(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many parts a stream and many row groups a part, as of a large data set."""
-    monkeypatch.setattr(streaming, "PART_BYTES", 10_000)
+    monkeypatch.setattr(streaming, "STREAM_PART_BYTES", 10_000)
     monkeypatch.setattr(streaming, "GROUP_BYTES", 1_500)
 
 
@@ -265,7 +265,7 @@ from gptjax.preparation.hub import streaming
 from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import find_inputs
 
-streaming.PART_BYTES, streaming.GROUP_BYTES = 4_000, 1_500
+streaming.STREAM_PART_BYTES, streaming.GROUP_BYTES = 4_000, 1_500
 data = DataConfig(sys.argv[1], hub="owner/texts", val_fraction=0.1)
 pause = float(sys.argv[2])
 prepare_shards(data, find_inputs(data), lambda *_: time.sleep(pause), shard_tokens=5000)

@@ -55,7 +55,7 @@ def weights_of(config: Config) -> list[float]:
     """What the targets of each step count together, from the examples alone."""
     data = LabelledRows(config)
     source = StepSource(data, batch_schedule(config), STEPS, config.train.seed)
-    return [float(source[i]["weights"][:, :-1].sum() + 8) for i in range(STEPS)]
+    return [float(source[i]["counts"][:, :-1].sum() + 8) for i in range(STEPS)]
 
 
 @pytest.mark.parametrize("updates_per_call", [1, pytest.param(3, marks=pytest.mark.slow)])

@@ -8,21 +8,20 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from gptjax.base.errors import UserError
+from gptjax.base.terminal import ByteProgress
 from gptjax.preparation.hub.repository import RemoteFile, Repository, hub_errors
 
-CHUNK_BYTES = 2**22
-Progress = Callable[[int], None]  # called with the number of bytes just fetched
+WRITE_BYTES = 2**22
 
 
 def download(
     repository: Repository,
     file: RemoteFile,
     directory: Path,
-    progress: Progress,
+    progress: ByteProgress,
     stop: threading.Event,
 ) -> None:
     """Make sure that a file is in `directory`, with the hash that the hub knows it by.
@@ -78,7 +77,7 @@ def _append(repository: Repository, file: RemoteFile, out: "_Counted") -> None:
 class _Counted(io.FileIO):
     """A file, opened to go on at its end, that tells what is written to it."""
 
-    def __init__(self, path: Path, progress: Progress, stop: threading.Event):
+    def __init__(self, path: Path, progress: ByteProgress, stop: threading.Event):
         super().__init__(path, "a+")
         self.progress, self.stop = progress, stop
 
@@ -101,7 +100,7 @@ def _is_whole(path: Path, file: RemoteFile) -> bool:
     if len(file.digest) == 40:  # no LFS file: known to git
         digest = hashlib.sha1(b"blob %d\0" % file.size)
     with path.open("rb") as content:
-        while raw := content.read(CHUNK_BYTES):
+        while raw := content.read(WRITE_BYTES):
             digest.update(raw)
     return digest.hexdigest() == file.digest
 

@@ -22,7 +22,7 @@ from gptjax.config.names import HubName
 from gptjax.preparation.hub.repository import find_repository, hub_errors, hub_name, require_disk
 from gptjax.preparation.sources import Input, Progress, silent
 
-PART_BYTES = 2**27  # of text: what a kill can lose
+STREAM_PART_BYTES = 2**27  # of text: what a kill can lose
 GROUP_BYTES = 2**23  # of text that a row group holds, and memory with it
 STATE = "stream.json"
 PLAIN = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt")
@@ -116,7 +116,7 @@ def _stream(source: Input, stored: _Stored, spool: Path, progress: Progress) -> 
                 file.write_table(pa.table([texts], schema=schema))
                 size += (read := sum(len(t.encode()) for t in texts if t is not None))
                 progress("streaming", read, 0)
-                if size >= PART_BYTES:
+                if size >= STREAM_PART_BYTES:
                     break
             else:
                 stored.is_whole = True
