@@ -8,7 +8,10 @@ import difflib
 import errno
 from collections.abc import Iterable, Sequence
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EFBIG}
+DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EFBIG),
+    *(errno.ENOLCK, errno.ENOSYS),  # a file system without locks
+}
 
 
 class UserError(Exception):

@@ -47,9 +47,11 @@ def locked(path: Path, shared: bool = False) -> Iterator[bool]:
         with path.open("w") as file:
             try:
                 fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 yield False
                 return
+            except OSError as error:  # of a file system without locks, for one
+                raise OSError(error.errno, error.strerror, str(path)) from error
             if _is_at(path, file.fileno()):
                 yield True
                 return

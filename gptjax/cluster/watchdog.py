@@ -59,12 +59,19 @@ class Watchdog:
         self._wait = None
 
     @contextmanager
-    def saving(self, longest: float) -> Iterator[None]:
-        """Watch a save, which has a limit of its own; `longest` is the longest save so far."""
-        self._wait = _Wait("a checkpoint was not saved", time.monotonic(), longest)
-        yield
-        self.pause()  # or the save would count as a wait for something else
-        self.heartbeat()
+    def watching(self, what: str, longest: float = 0.0) -> Iterator[None]:
+        """Watch something with a limit of its own; `longest` is the longest of its kind so far.
+
+        `what` says that it did not happen. Whether anything is watched afterwards is as before.
+        """
+        was_watched = self._wait is not None
+        self._wait = _Wait(what, time.monotonic(), longest)
+        try:
+            yield
+        finally:
+            self.pause()  # or this would count as a wait for something else
+            if was_watched:
+                self.heartbeat()
 
     def close(self) -> None:
         """Stop watching for good."""

@@ -15,6 +15,7 @@ what is damaged; which step is restored is what it says. A save that fails at on
 the run: the others would wait for it where nobody can call them back.
 """
 
+import errno
 import logging
 import os
 import time
@@ -28,7 +29,7 @@ import orbax.checkpoint as ocp
 from gptjax.base.errors import UserError
 from gptjax.base.tree import Tree
 from gptjax.cluster.agreement import broadcast_from_0, first_complaint, on_process_0
-from gptjax.runs.integrity import SignedStep, sign_own, verify
+from gptjax.runs.integrity import SignedStep, sign_own, signed_content, verify
 from gptjax.runs.ranking import LatestAndBest, Ranking
 
 CURSOR_FILE = "cursor/metadata"
@@ -36,6 +37,7 @@ DAMAGED = "damaged"
 NO_STEP = -1  # what process 0 tells the others if there is none
 WRITTEN = "async_write_complete"  # Orbax: each process has written its part of a step
 PARAMS, AVERAGED = "params", "averaged"
+FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
 Say = Callable[[str], None]
 
 
@@ -78,14 +80,14 @@ class Checkpointer:
             create=not self._read_only,
             read_only=self._read_only,
             cleanup_tmp_directories=not self._read_only,
-            preservation_policy=LatestAndBest(self._keep_latest, lambda: self.ranking.best()),
+            preservation_policy=LatestAndBest(self._keep_latest, lambda: self.ranking),
             temporary_path_class=SignedStep,
             async_options=ocp.AsyncOptions(barrier_sync_fn=self._sign_and_meet),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self.ranking = Ranking()
         for step in self.steps():
-            self.ranking.read(step, self.directory / str(step) / CURSOR_FILE)
+            self.ranking.read(step, signed_content(self.directory / str(step), CURSOR_FILE))
 
     def _sign_and_meet(self, *, key: str, timeout_ms: int) -> None:
         """Wait for the other processes where Orbax does; sign this one's part once it is written.
@@ -178,7 +180,7 @@ class Checkpointer:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return SaveError(
             f"the checkpoint of step {step} could not be written to {self.directory}: "
-            f"{reason[-1][:300]}; is the disk full?"
+            f"{reason[-1][:300]}{'; is the disk full?' if _may_be_full(error) else ''}"
         )
 
     def restore(self, abstract: dict[str, Tree], say: Say) -> Restored | None:
@@ -191,6 +193,11 @@ class Checkpointer:
         while (step := int(broadcast_from_0(max(self.steps(), default=NO_STEP)))) != NO_STEP:
             problem = first_complaint(self._problem(step))
             if problem is None:
+                for doubtful in self.ranking.unknown():
+                    say(
+                        f"checkpoint of step {doubtful} has a damaged {CURSOR_FILE}: nobody knows "
+                        "its validation loss, so it is kept but is not the best"
+                    )
                 return self._restore(step, abstract)
             on_process_0(lambda step=step, problem=problem: self._set_aside(step, problem, say))
             self._manager.reload()
@@ -200,11 +207,12 @@ class Checkpointer:
 
     def _problem(self, step: int) -> str | None:
         """The damage that this process finds in its share of a step."""
-        return verify(self.directory / str(step), jax.process_index(), jax.process_count())
+        share = jax.process_index(), jax.process_count()
+        return verify(self.directory / str(step), *share, needed=(PARAMS, CURSOR_FILE))
 
     def _refuse_if_lost(self) -> None:
         """Raise `UserError` if there were steps and all of them are set aside."""
-        if (self.directory.parent / DAMAGED).exists():
+        if (self.directory.parent / DAMAGED).is_dir():
             raise UserError(
                 f"none of the checkpoints in {self.directory} can be read; they are in "
                 f"{self.directory.parent / DAMAGED} now. Copy one back from a backup, "
@@ -231,8 +239,8 @@ class Checkpointer:
 
     def restore_params(self, step: int, abstract_params: Tree) -> Tree:
         """Parameters alone, their average if there is one; `UserError` if the step is damaged."""
-        problem = verify(self.directory / str(step))
         item = AVERAGED if (self.directory / str(step) / AVERAGED).exists() else PARAMS
+        problem = verify(self.directory / str(step), needed=(item,))
         if problem is None:
             try:
                 args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract_params)})
@@ -243,7 +251,13 @@ class Checkpointer:
 
     def _set_aside(self, step: int, problem: str, say: Say) -> None:
         target = self.directory.parent / DAMAGED / str(step)
-        target.parent.mkdir(exist_ok=True)
+        try:
+            target.parent.mkdir(exist_ok=True)
+        except FileExistsError:
+            raise UserError(
+                f"checkpoint of step {step} is damaged ({problem}) and would be moved to "
+                f"{target.parent}, but that is a file: move it away"
+            ) from None
         while target.exists():
             target = target.with_name(target.name + "x")
         (self.directory / str(step)).rename(target)
@@ -256,6 +270,12 @@ class Checkpointer:
 def _several() -> bool:
     """Whether other processes restore and save with this one."""
     return jax.process_count() > 1
+
+
+def _may_be_full(error: Exception) -> bool:
+    """Whether an error comes of a full disk, or of nobody knows what on a disk."""
+    is_unknown = type(error) is OSError and error.errno is None
+    return is_unknown or any(text in str(error) for text in FULL)
 
 
 def _reason(error: Exception) -> str:

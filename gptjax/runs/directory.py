@@ -105,6 +105,9 @@ class RunDir:
 
     def check(self) -> None:
         """Raise `UserError` if the path cannot be a run's directory."""
+        for file in (self.config, self.tokenizer, self.metrics, self.log):
+            if file.is_dir():
+                raise UserError(f"{file} is a directory; expected a file: move it away")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(
                 f"{self.path} is a file; expected a run's directory: choose another --run-dir"

@@ -8,6 +8,7 @@ processes signs the files that it wrote itself, and on restoring reads a share o
 import asyncio
 import json
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,25 +69,60 @@ def sign_own(directory: Path, step: int, process: int) -> None:
     _write(step_dir / f"{INTEGRITY}.{process}", dict(zip(names, map(_checksum, own), strict=True)))
 
 
-def verify(step_dir: Path, process: int = 0, processes: int = 1) -> str | None:
+def verify(
+    step_dir: Path, process: int = 0, processes: int = 1, needed: Iterable[str] = ()
+) -> str | None:
     """Compare a step with its `INTEGRITY.json`: None if all is well, else what is wrong.
 
-    Each of several `processes` looks at a share of the files, together at all of them.
+    Each of several `processes` looks at a share of the files, together at all of them. Process 0
+    looks whether there are others. `needed` are files or folders without which a step is none.
     """
     path = step_dir / INTEGRITY
-    if not path.exists():
-        return f"it has no {INTEGRITY}, so nothing tells whether it is what was written"
     try:
-        expected: Checksums = {str(k): [int(n) for n in v] for k, v in _read(path).items()}
-        names = _shares({name: size for name, (size, _) in expected.items()}, processes)[process]
+        if not path.exists():
+            return f"it has no {INTEGRITY}, so nothing tells whether it is what was written"
+        expected = _signed(step_dir)
+        if expected is None:
+            return f"{INTEGRITY} is not readable"
+        for item in needed:
+            if not any(name == item or name.startswith(f"{item}/") for name in expected):
+                return f"{item} is not in {INTEGRITY}"
+        for name in _shares({k: size for k, (size, _) in expected.items()}, processes)[process]:
+            if not (step_dir / name).is_file():
+                return f"{name} is missing"
+            if _checksum(step_dir / name) != expected[name]:
+                return f"{name} has changed since it was written"
+        return _stranger(step_dir, expected) if process == 0 else None
+    except OSError as error:
+        where = Path(error.filename or step_dir).name
+        return f"{where} cannot be read: {error.strerror or error}"
+
+
+def signed_content(step_dir: Path, name: str) -> bytes | None:
+    """What one small file of a step holds; None if it is not what was signed."""
+    try:
+        expected, content = _signed(step_dir), (step_dir / name).read_bytes()
+    except OSError:
+        return None
+    good = expected is not None and expected.get(name) == [len(content), zlib.crc32(content)]
+    return content if good else None
+
+
+def _signed(step_dir: Path) -> Checksums | None:
+    """The table of a step; None if it is damaged, as an empty one is."""
+    try:
+        table = json.loads((step_dir / INTEGRITY).read_bytes())
+        return {str(k): [int(size), int(crc)] for k, (size, crc) in table.items()} or None
     except (ValueError, TypeError, AttributeError):
-        return f"{INTEGRITY} is not readable"
-    for name in names:
-        file = step_dir / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if _checksum(file) != expected[name]:
-            return f"{name} has changed since it was written"
+        return None
+
+
+def _stranger(step_dir: Path, expected: Checksums) -> str | None:
+    """A file that nobody signed; hidden ones are those of desktops and network file systems."""
+    for file in _files(step_dir):
+        name = str(file.relative_to(step_dir))
+        if name not in expected and not file.name.startswith("."):
+            return f"{name} is not in {INTEGRITY}"
     return None
 
 
@@ -105,10 +141,6 @@ def _files(step_dir: Path) -> list[Path]:
     return sorted(
         p for p in step_dir.rglob("*") if p.is_file() and not p.name.startswith(INTEGRITY)
     )
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def _write(path: Path, checksums: Checksums) -> None:

@@ -5,8 +5,8 @@ is compared only with losses under the same weights as the newest one.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
@@ -17,27 +17,34 @@ class Ranking:
 
     def __init__(self):
         self._losses: dict[int, tuple[str, float]] = {}
+        self._unknown: set[int] = set()
 
     def add(self, step: int, cursor: dict[str, Any]) -> None:
         """Take the loss in a checkpoint's cursor, if there is one."""
-        if cursor.get("val_loss") is not None:
-            self._losses[step] = cursor.get("val_measure", ""), cursor["val_loss"]
+        loss = cursor.get("val_loss")
+        if isinstance(loss, int | float) and not isinstance(loss, bool) and math.isfinite(loss):
+            self._losses[step] = cursor.get("val_measure", ""), loss
 
-    def read(self, step: int, cursor: Path) -> None:
-        """The same from a cursor's file, which may be damaged or missing."""
+    def read(self, step: int, cursor: bytes | None) -> None:
+        """The same from a cursor's file; None, or anything but JSON, makes the loss unknown."""
         try:
-            self.add(step, json.loads(cursor.read_text()))
-        except (OSError, ValueError, AttributeError):
-            return
+            self.add(step, json.loads(cursor or b""))
+        except (ValueError, AttributeError):
+            self._unknown.add(step)
+
+    def unknown(self) -> list[int]:
+        """Steps that may be the best for all that is known, oldest first."""
+        return sorted(self._unknown)
 
     def keep(self, steps: Iterable[int]) -> None:
         """Forget all steps but these."""
-        kept = set(steps)
-        self._losses = {step: loss for step, loss in self._losses.items() if step in kept}
+        for step in (self._losses.keys() | self._unknown) - set(steps):
+            self.drop(step)
 
     def drop(self, step: int) -> None:
         """Forget one step."""
         self._losses.pop(step, None)
+        self._unknown.discard(step)
 
     def lowest(self, measure: str) -> float:
         """The lowest loss under this measure; infinity if there is none."""
@@ -54,12 +61,13 @@ class Ranking:
 
 
 class LatestAndBest(PreservationPolicy):
-    """Keep the newest `n` steps and the one with the lowest validation loss."""
+    """Keep the newest `n` steps, the one with the lowest validation loss, those of unknown loss."""
 
-    def __init__(self, n: int, best_step: Callable[[], int | None]):
-        self._n, self._best_step = n, best_step
+    def __init__(self, n: int, ranking: Callable[[], Ranking]):
+        self._n, self._ranking = n, ranking
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """Decide for each of `checkpoints`, oldest first."""
-        best, newest = self._best_step(), len(checkpoints) - self._n
-        return [i >= newest or c.step == best for i, c in enumerate(checkpoints)]
+        ranking, newest = self._ranking(), len(checkpoints) - self._n
+        kept = {ranking.best(), *ranking.unknown()}
+        return [i >= newest or c.step in kept for i, c in enumerate(checkpoints)]

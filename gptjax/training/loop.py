@@ -42,6 +42,7 @@ from gptjax.training.start import agree_on_program, open_run, restore_or_start
 from gptjax.training.state import TrainState
 from gptjax.training.step import Metrics
 
+NOT_MET = "the run's directory was not opened by all processes"
 GIVE_UP_AFTER = 20  # steps in a row whose gradients are not finite
 
 
@@ -53,14 +54,17 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
     save. All processes of a run call this; process 0 writes, prints and decides.
     """
     run_dir, startup = RunDir(run_path), startup or Startup(time.perf_counter())
-    on_process_0(run_dir.check)
     with ExitStack() as stack:
+        watchdog = stack.enter_context(closing(Watchdog(config.train.stall_seconds)))
+        with watchdog.watching(NOT_MET):
+            on_process_0(run_dir.check)
         stop = stack.enter_context(
             StopRequest(max_over_processes if jax.process_count() > 1 else None)
         )
-        links = check_links(config)
         setup = Setup(config)
-        notes = open_run(setup, run_dir, fresh, stack)
+        with watchdog.watching(NOT_MET):
+            notes = open_run(setup, run_dir, fresh, stack)
+        links = check_links(config)
         agree_on_program(setup)
         display = stack.enter_context(closing(Display(run_dir.log if is_process_0() else None)))
         keep_latest = setup.config.train.keep_latest
@@ -70,12 +74,11 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
         for line in notes + links:
             display.say(line)
         startup.end("setup")
-        state, step = restore_or_start(setup, checkpointer, run_dir, display)
+        state, step = restore_or_start(setup, checkpointer, run_dir, display, watchdog)
         startup.end("initialisation" if step == 0 else "restoring")
         on_process_0(lambda: run_dir.begin(setup.config, setup.tokenizer))
         metrics_path = run_dir.metrics if is_process_0() else None
         log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
-        watchdog = stack.enter_context(closing(Watchdog(config.train.stall_seconds)))
         loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup, watchdog)
         loop.validate_if_missed(state, step)
         if step >= setup.config.train.max_steps:
@@ -139,6 +142,7 @@ class _Loop:
             with watching_cache() as cache, jax.transfer_guard("allow"):
                 self.setup.compile_steps(step)  # while the thread behind `batches` reads
             self.startup.end("compilation", f"cached: {cache}")
+            self.watchdog.heartbeat()  # the first step is watched: devices may first meet in it
             display.start(step, train.max_steps)
             trace.begin(step, train.max_steps)
             calls = by_call(batches, train, self.setup.ramp, step)
@@ -263,7 +267,7 @@ class _Loop:
         self.display.stop()
         self.saving.wait()
         self.watchdog.pause()
-        self.showing.plot(self.log.rows)
+        curves = f"curves in {self.run_dir.curves}; " if self.showing.plot(self.log.rows) else ""
         if step < self.setup.config.train.max_steps:
             name = self.stop.signal.name if self.stop.signal else "a stop request"
             self.display.say(
@@ -272,7 +276,7 @@ class _Loop:
             )
             return self.stop.exit_code
         self.display.say(
-            f"done: {step} steps; curves in {self.run_dir.curves}; now try\n  "
+            f"done: {step} steps; {curves}now try\n  "
             f'python -m gptjax.generate --run {self.run_dir.path} --prompt "..."'
         )
         return 0

@@ -13,6 +13,8 @@ from gptjax.runs.display import Display
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, saved_items
 
+NOT_SAVED = "a checkpoint was not saved"
+
 
 class Saving:
     """Saves one run. `failed` says that the last save did, and is due again after the next step."""
@@ -36,7 +38,7 @@ class Saving:
             cursor["val_loss"] = validation.loss
             cursor["val_measure"] = self._setup.data.loss_definition
         try:
-            with self._watchdog.saving(self._checkpointer.longest_save):
+            with self._watchdog.watching(NOT_SAVED, self._checkpointer.longest_save):
                 self._checkpointer.save(step, saved_items(state), config, cursor)
             if self.failed:
                 self.wait()
@@ -47,7 +49,7 @@ class Saving:
 
     def wait(self) -> None:
         """Block until the last save is on disk."""
-        with self._watchdog.saving(self._checkpointer.longest_save):
+        with self._watchdog.watching(NOT_SAVED, self._checkpointer.longest_save):
             self._checkpointer.wait()
 
     def poll(self) -> None:

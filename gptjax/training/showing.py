@@ -57,13 +57,15 @@ class Showing:
                 append_sample(self._run_dir.samples, step, text)
                 self._display.say(f"sample after step {step}:\n{text}")
 
-    def plot(self, rows: Sequence[Row]) -> None:
-        """Draw the curves of a run so far."""
+    def plot(self, rows: Sequence[Row]) -> bool:
+        """Draw the curves of a run so far; returns whether that went well."""
         train = self._config.train
         tokens = train.batch_tokens if train.ramp_from_tokens is None else None
         with self._going_on(f"{self._run_dir.curves} was not drawn"):
             if is_process_0():
                 plot_curves(rows, tokens, self._run_dir.path.name, self._run_dir.curves)
+            return True
+        return False
 
     @contextmanager
     def _going_on(self, failure: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.cluster.agreement import on_process_0, require_same, require_shared
+from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config, to_json
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
@@ -54,11 +55,12 @@ def agree_on_program(setup: Setup) -> None:
 
 
 def restore_or_start(
-    setup: Setup, checkpointer: Checkpointer, run_dir: RunDir, display: Display
+    setup: Setup, checkpointer: Checkpointer, run_dir: RunDir, display: Display, watchdog: Watchdog
 ) -> tuple[TrainState, int]:
     """Return the newest good checkpoint, or fresh parameters if there is none; and its step."""
     abstract = setup.program.abstract_state()
-    restored = checkpointer.restore(items_of(abstract), display.say)
+    with watchdog.watching("no checkpoint was restored"):
+        restored = checkpointer.restore(items_of(abstract), display.say)
     if restored is None:
         return setup.program.initial_state(), 0  # not waited for: the train step compiles meanwhile
     step, items, cursor = restored

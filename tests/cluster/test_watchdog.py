@@ -29,10 +29,15 @@ STOPPED = (
 STOPPED += "; os.kill(os.getpid(), signal.SIGSTOP)"
 SAVING = """
 def wait_for_the_others():
-    with dog.saving({longest}): time.sleep(WAIT)
+    with dog.watching("a checkpoint was not saved", {longest}): time.sleep(WAIT)
 dog.heartbeat()
 """
-SAVED = "dog.heartbeat()\nwith dog.saving(0.0): time.sleep(0.8)"
+SAVED = "dog.heartbeat()\nwith dog.watching('a save'): time.sleep(0.8)"
+RESTORING = """
+def wait_for_the_others():
+    with dog.watching("no checkpoint was restored"): time.sleep(WAIT)
+"""
+RESTORED = "with dog.watching('a restore'): pass"
 
 
 @pytest.mark.parametrize(
@@ -53,6 +58,9 @@ SAVED = "dog.heartbeat()\nwith dog.saving(0.0): time.sleep(0.8)"
         (1, 1, 0.3, STOPPED, False),
         (1, 1, 20, SAVING.format(longest=0.0), True),
         (1, 1, 2, SAVING.format(longest=0.8), False),  # three times the longest save
+        (1, 1, 20, RESTORING, True),  # before the first heartbeat
+        (1, 1, 0.3, RESTORING, False),
+        (1, 1, 2, RESTORED, False),  # then it compiles
         (1, 1, 20, SAVED, True),  # which is no measure of other waits: not after 2.4 s
     ],
 )
@@ -68,6 +76,8 @@ def test_silence_ends_a_process(processes, seconds, wait, beats, ends):
         assert "wait_for_the_others" in result.stderr
         *_, last = result.stderr.splitlines()
         name = "process 1: " if processes == 2 else ""
-        what = "a checkpoint was not saved" if "saving" in beats and beats != SAVED else "nothing"
+        what = "nothing"
+        if "WAIT" in beats:
+            what = "no checkpoint was restored" if beats == RESTORING else "a checkpoint was not"
         assert last.startswith(f"{name}error: {what}")
         assert " for 1 s (train.stall_seconds; the longest wait before took 0.0 s)" in last

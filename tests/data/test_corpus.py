@@ -17,6 +17,7 @@ import pytest
 from conftest import environment_on, without_speed
 
 from gptjax.base.errors import UserError
+from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config, DataConfig, to_json
 from gptjax.config.batches import batch_schedule
 from gptjax.config.presets import load_config
@@ -186,10 +187,9 @@ def test_a_run_goes_on_with_other_weights_to_come_but_not_with_another_past(sour
         setup.data = Corpus(config_of(sources, *changes))
         cursor = {"data": known, "grain": version("grain")}
         checkpointer = SimpleNamespace(restore=lambda *_: Restored(60, items_of(state), cursor))
-        said = SimpleNamespace(say=lambda _: None)
-        return restore_or_start(setup, cast(Any, checkpointer), RunDir(tmp_path), cast(Any, said))[
-            1
-        ]
+        said = cast(Any, SimpleNamespace(say=lambda _: None))
+        run = RunDir(tmp_path)
+        return restore_or_start(setup, cast(Any, checkpointer), run, said, Watchdog(0))[1]
 
     now = old.fingerprint_until(60)
     for later in ((), ("60=2,2,2,2,1",), ("70=0,0,0,0,1", "71=1,1,1,1,0")):

@@ -4,7 +4,9 @@ Disks are made to fail for real where that is possible: bits are flipped in ever
 and a save runs into a limit on file sizes.
 """
 
+import errno
 import logging
+import os
 import resource
 import shutil
 import signal
@@ -251,6 +253,26 @@ def leave_nothing(step_dir: Path) -> None:
     step_dir.mkdir()
 
 
+def replace_by_directory(step_dir: Path) -> None:
+    (step_dir / INTEGRITY).unlink()
+    (step_dir / INTEGRITY).mkdir()
+
+
+def forget_parameters(step_dir: Path) -> None:
+    shutil.rmtree(step_dir / "params")
+    (step_dir / INTEGRITY).unlink()
+    sign(step_dir)
+
+
+def sign_what_nobody_can_read(step_dir: Path) -> None:
+    """Damage from before the step was signed."""
+    for path in (step_dir / "params").iterdir():
+        if path.is_file():
+            path.write_text("{")
+    (step_dir / INTEGRITY).unlink()
+    sign(step_dir)
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "flipped bit in the parameters": (lambda d: flip_a_bit(largest_file(d / "params")), "changed"),
     "flipped bit in the moments": (lambda d: flip_a_bit(largest_file(d / "opt_state")), "changed"),
@@ -262,6 +284,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "removed signature": (lambda d: (d / INTEGRITY).unlink(), f"it has no {INTEGRITY}"),
     "half-deleted directory": (leave_half, "is missing"),
     "empty directory": (leave_nothing, f"it has no {INTEGRITY}"),
+    "empty signature": (lambda d: (d / INTEGRITY).write_text("{}"), "is not readable"),
+    "directory for a signature": (replace_by_directory, "cannot be read: Is a directory"),
+    "file of nobody": (lambda d: (d / "params" / "more").write_text(""), "params/more is not in"),
+    "item that nobody signed": (forget_parameters, "params is not in"),
 }
 
 
@@ -289,6 +315,78 @@ def test_a_damaged_step_is_named_and_moved_and_the_one_before_restored(saved, sa
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("spoil", ["key", "value", "bytes"])
+def test_a_best_step_with_a_damaged_cursor_is_named_kept_and_not_the_best(saved, said, spoil):
+    cursor = saved / "2" / checkpoint_module.CURSOR_FILE
+    text = cursor.read_text()
+    wrong = {"key": '"vax_loss": 1.0', "value": '"val_loss": "x"', "bytes": "\0\0"}[spoil]
+    cursor.write_text(text.replace('"val_loss": 1.0', wrong))
+    assert cursor.read_text() != text
+    checkpointer = Checkpointer(saved, keep_latest=1)
+    assert checkpointer.best_step() == 3
+    restore(checkpointer, said.append)
+    assert ["checkpoint of step 2 has a damaged cursor/metadata" in line for line in said] == [True]
+    for step in (4, 5):
+        save(checkpointer, step, step)
+    checkpointer.close()
+    assert checkpointer.steps() == [2, 3, 5]
+
+    cursor.write_text(text)
+    assert Checkpointer(saved).best_step() == 2
+
+
+def test_a_file_that_a_disk_does_not_give_is_damage(saved, said, monkeypatch):
+    checksum = integrity._checksum
+
+    def fail(path: Path) -> list[int]:
+        if (saved / "3" / "params") in path.parents:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return checksum(path)
+
+    monkeypatch.setattr(integrity, "_checksum", fail)
+    with pytest.raises(UserError, match=r"3 is damaged: \S+ cannot be read: Input/output error$"):
+        Checkpointer(saved, read_only=True).restore_params(3, abstract().params)
+    assert restore(Checkpointer(saved), said.append)[1]["step"] == 2
+    assert ["cannot be read: Input/output error" in line for line in said] == [True]
+
+
+def test_hidden_files_of_a_desktop_are_no_damage(saved):
+    (saved / "3" / "params" / ".DS_Store").write_text("")
+    assert verify(saved / "3") is None
+
+
+def test_a_damaged_step_stays_where_a_file_is_in_the_way(saved, said):
+    leave_nothing(saved / "3")
+    (saved.parent / "damaged").write_text("")
+    with pytest.raises(UserError, match=r"step 3 is damaged .* but that is a file: move it away$"):
+        restore(Checkpointer(saved), said.append)
+    assert (saved / "3").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), True),
+        (ValueError(f"UNKNOWN: write: {os.strerror(errno.EDQUOT)}"), True),
+        (OSError("of no number"), True),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), False),
+        (ConnectionError("Connection closed by peer"), False),
+        (ValueError("Connection closed by peer"), False),
+    ],
+)
+def test_a_failed_save_asks_for_a_full_disk_only_where_it_may_be_one(
+    saved, monkeypatch, error, hint
+):
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    checkpointer = Checkpointer(saved)
+    monkeypatch.setattr(checkpointer._manager, "save", fail)
+    with pytest.raises(SaveError) as caught:
+        save(checkpointer, 4)
+    assert str(caught.value).endswith("; is the disk full?") == hint
+
+
 def test_several_damaged_steps_are_walked_past_and_none_overwrites_another(saved, said):
     for step in (2, 3):
         leave_nothing(saved / str(step))
@@ -307,8 +405,7 @@ def test_several_damaged_steps_are_walked_past_and_none_overwrites_another(saved
 
 def test_what_processes_together_cannot_read_is_not_moved(saved, said, monkeypatch):
     """Nobody can tell a damaged step from a process that died while it was read."""
-    leave_nothing(saved / "3" / "params")
-    sign(saved / "3")
+    sign_what_nobody_can_read(saved / "3")
     before = files(saved)
     monkeypatch.setattr(checkpoint_module, "_several", lambda: True)
     with pytest.raises(RestoreError, match=r"checkpoint \S*/3 cannot be restored") as caught:
@@ -319,8 +416,7 @@ def test_what_processes_together_cannot_read_is_not_moved(saved, said, monkeypat
 
 
 def test_what_is_whole_but_cannot_be_read_stays_where_it_is(saved, said):
-    leave_nothing(saved / "3" / "params")
-    sign(saved / "3")
+    sign_what_nobody_can_read(saved / "3")
     before = files(saved)
     with pytest.raises(UserError, match=r"/3 is undamaged but cannot be restored"):
         restore(Checkpointer(saved), said.append)

@@ -1,8 +1,12 @@
 """The best checkpoint is the best of those whose losses mean the same."""
 
 import json
+import math
+from types import SimpleNamespace
 
-from gptjax.runs.ranking import Ranking
+import pytest
+
+from gptjax.runs.ranking import LatestAndBest, Ranking
 
 
 def ranking(*losses: tuple[int, str, float]) -> Ranking:
@@ -32,13 +36,24 @@ def test_of_equal_losses_the_first_is_kept_and_what_is_forgotten_is_not():
     assert found.best() == 3
 
 
-def test_cursors_without_a_loss_or_damaged_count_for_nothing(tmp_path):
-    found, path = Ranking(), tmp_path / "cursor"
-    for text in ("{}", "[]", "", '{"val_loss": null}'):
-        path.write_text(text)
-        found.read(1, path)
-    found.read(1, tmp_path / "missing")
-    assert found.best() is None
-    path.write_text(json.dumps({"val_loss": 1.0}))  # as it was before there were measures
-    found.read(2, path)
+@pytest.mark.parametrize("loss", [None, "1.0", True, [1.0], math.nan, -math.inf])
+def test_what_is_no_finite_number_is_no_loss(loss):
+    found = Ranking()
+    found.read(1, json.dumps({"val_loss": loss}).encode())
+    found.read(2, b"{}")
+    assert (found.best(), found.unknown()) == (None, [])
+    found.read(2, b'{"val_loss": 1.0}')  # as it was before there were measures
     assert (found.best(), found.lowest("")) == (2, 1.0)
+
+
+def test_steps_of_unknown_loss_are_kept_but_not_the_best():
+    found = ranking((1, "", 2.0), (2, "", 1.0), (4, "", 3.0), (5, "", 4.0))
+    for step, content in ((0, None), (3, b"[]"), (6, b"\xff")):
+        found.read(step, content)
+    assert (found.best(), found.unknown()) == (2, [0, 3, 6])
+    steps = [SimpleNamespace(step=step) for step in range(7)]
+    kept = LatestAndBest(1, lambda: found).should_preserve(steps, context=None)
+    assert kept == [True, False, True, True, False, False, True]
+    found.keep([1, 3, 6])
+    found.drop(6)
+    assert (found.best(), found.unknown()) == (1, [3])

@@ -63,7 +63,7 @@ def test_a_sample_that_cannot_be_made_or_kept_is_named_in_one_line(shown, tmp_pa
 @pytest.mark.parametrize("name", ["loss.png", ".loss.png.tmp"])
 def test_curves_that_cannot_be_drawn_are_named_in_one_line(shown, tmp_path, name):
     (tmp_path / name).mkdir()
-    shown.plot([{"step": 1, "train_loss": 3.0}])
+    assert not shown.plot([{"step": 1, "train_loss": 3.0}])
     assert "loss.png was not drawn: " in log(tmp_path).splitlines()[-1]
 
 
@@ -111,6 +111,11 @@ def rows(run: Path) -> list[dict]:
     return [without_speed(json.loads(line)) for line in lines]
 
 
+def test_curves_that_are_drawn_are_told(shown, tmp_path):
+    assert shown.plot([{"step": 1, "train_loss": 3.0}])
+    assert (tmp_path / "loss.png").is_file()
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_without_samples_and_curves(short, tmp_path, monkeypatch):
     plain, broken = tmp_path / "plain", tmp_path / "broken"
@@ -127,12 +132,15 @@ def test_a_run_goes_on_without_samples_and_curves(short, tmp_path, monkeypatch):
     assert said.count("no sample after step 2: IsADirectoryError") == 1
     assert said.count("no sample after step 6: RuntimeError: RESOURCE_EXHAUSTED") == 1
     assert said.count("loss.png was not drawn: IsADirectoryError") == 3
+    assert "done: 6 steps; now try" in said
+    assert f"done: 6 steps; curves in {plain / 'loss.png'}; now try" in log(plain)
 
 
 HANG = """
 import runpy, sys, time
 import orbax.checkpoint as ocp
 from gptjax.runs.checkpoint import Checkpointer
+from gptjax.runs.directory import RunDir
 from gptjax.training.setup import Setup
 def hang_at(step, owner, name):
     went_on, calls = getattr(owner, name), []
@@ -146,6 +154,9 @@ hang_at({step}, {where})
 sys.argv = ["gptjax.train", *sys.argv[1:]]
 runpy.run_module("gptjax.train", run_name="__main__")
 """
+OPENING = (1, "RunDir, 'check'")
+IN_RESTORING = (1, "Checkpointer, 'restore'")
+IN_THE_FIRST_STEP = (1, "Setup, 'train_steps'")
 IN_A_STEP = (9, "Setup, 'train_steps'")
 IN_A_SAVE = (2, "ocp.CheckpointManager, 'save'")
 IN_THE_LAST_WAIT = (2, "Checkpointer, 'wait'")  # the first is that of the only `save`
@@ -156,6 +167,9 @@ IN_THE_LAST_WAIT = (2, "Checkpointer, 'wait'")  # the first is that of the only 
 @pytest.mark.parametrize(
     ("where", "save_every", "what"),
     [
+        (OPENING, 5, "the run's directory was not opened"),
+        (IN_RESTORING, 5, "no checkpoint was restored"),
+        (IN_THE_FIRST_STEP, 5, "nothing was finished"),
         (IN_A_STEP, 5, "nothing was finished"),
         (IN_A_SAVE, 5, "a checkpoint was not saved"),
         (IN_THE_LAST_WAIT, 0, "a checkpoint was not saved"),

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from gptjax.base.errors import UserError
+from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config
 from gptjax.config.presets import load_config
+from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.training import loop, setup
 from gptjax.training.program import Program
@@ -45,6 +47,62 @@ def test_a_directory_that_another_process_holds_is_refused_uncompiled(
         loop.fit(automatic, tmp_path)
     with pytest.raises(AssertionError, match="compiled"):  # what is looked for does happen
         loop.fit(automatic, tmp_path)
+
+
+def test_links_are_measured_only_once_the_directory_is_held(
+    automatic, tmp_path, without_compiler, monkeypatch
+):
+    def measure(_: Config) -> list[str]:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(loop, "check_links", measure)
+    with RunDir(tmp_path).locked(), pytest.raises(UserError, match="another process is training"):
+        loop.fit(automatic, tmp_path)
+    with pytest.raises(AssertionError, match="measured"):
+        loop.fit(automatic, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
+def test_a_directory_where_a_file_belongs_is_named(automatic, tmp_path, without_compiler, name):
+    run, made = RunDir(tmp_path), Setup(automatic)
+    run.begin(made.config, made.tokenizer)
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is a directory; expected a file"):
+        loop.fit(automatic, tmp_path)
+
+
+def test_the_first_step_is_watched_but_no_compilation(automatic, tmp_path, monkeypatch):
+    watched = {}
+
+    class Noting(Watchdog):
+        def __init__(self, seconds: int):
+            super().__init__(seconds)
+            noted.append(self)
+
+    def note(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def noting(*args: Any) -> Any:
+            wait = noted[-1]._wait
+            watched.setdefault(name, None if wait is None else wait.what)
+            return original(*args)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    noted: list[Noting] = []
+    monkeypatch.setattr(loop, "Watchdog", Noting)
+    note(Checkpointer, "restore")
+    note(Program, "initial_state")
+    note(Setup, "compile_steps")
+    note(Setup, "train_steps")
+    train = dataclasses.replace(automatic.train, micro_batch=1, max_steps=1, save_every_steps=0)
+    assert loop.fit(dataclasses.replace(automatic, train=train), tmp_path) == 0
+    assert watched == {
+        "restore": "no checkpoint was restored",
+        "initial_state": None,
+        "compile_steps": None,
+        "train_steps": "nothing was finished",
+    }
 
 
 def test_a_run_of_other_settings_is_refused_uncompiled(automatic, tmp_path, without_compiler):

@@ -1,0 +1,30 @@
+"""A lock that somebody holds is not a file system without locks."""
+
+import errno
+import os
+
+import pytest
+
+from gptjax.base import files
+from gptjax.base.errors import StorageError
+from gptjax.base.files import locked
+
+
+def test_a_lock_is_held_by_one_or_shared(tmp_path):
+    path = tmp_path / "lock"
+    with locked(path) as is_free, locked(path) as again:
+        assert (is_free, again) == (True, False)
+    with locked(path, shared=True) as is_free, locked(path, shared=True) as again:
+        assert (is_free, again) == (True, True)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    def fail(*_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.fcntl, "flock", fail)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught, locked(tmp_path / "lock"):
+        pass
+    message = f"cannot write {tmp_path / 'lock'}: {os.strerror(number)}. Fix this"
+    assert message in str(StorageError.of(caught.value))
