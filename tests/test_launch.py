@@ -594,11 +594,11 @@ def test_a_process_that_lives_but_hangs_is_started_again(prepared, alone, tmp_pa
     """Process 1 waits for a read that never ends; its heartbeat goes on."""
     run = tmp_path / "run"
     (tmp_path / "hanging.py").write_text(HANGING)
-    words = ["./hanging.py", *options(prepared, run), "--train.stall-seconds", "3"]
+    words = ["./hanging.py", *options(prepared, run), "--train.stall-seconds", "6"]
     result = subprocess.run(
         ["bash", str(LAUNCH / "node.sh"), *words],
         env=surroundings | {"PROCESSES": "2", "RETRIES": "1"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "hung").exists()
