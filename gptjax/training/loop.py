@@ -42,7 +42,7 @@ from gptjax.training.start import agree_on_program, open_run, restore_or_start
 from gptjax.training.state import TrainState
 from gptjax.training.step import Metrics
 
-NOT_MET = "the run's directory was not opened by all processes"
+NOT_OPENED = "the run's directory was not opened"
 GIVE_UP_AFTER = 20  # steps in a row whose gradients are not finite
 
 
@@ -56,13 +56,13 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
     run_dir, startup = RunDir(run_path), startup or Startup(time.perf_counter())
     with ExitStack() as stack:
         watchdog = stack.enter_context(closing(Watchdog(config.train.stall_seconds)))
-        with watchdog.watching(NOT_MET):
+        with watchdog.watching(NOT_OPENED):
             on_process_0(run_dir.check)
         stop = stack.enter_context(
             StopRequest(max_over_processes if jax.process_count() > 1 else None)
         )
         setup = Setup(config)
-        with watchdog.watching(NOT_MET):
+        with watchdog.watching(NOT_OPENED):
             notes = open_run(setup, run_dir, fresh, stack)
         links = check_links(config)
         agree_on_program(setup)
