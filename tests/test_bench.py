@@ -221,6 +221,7 @@ def test_every_gpu_program_runs_at_toy_sizes(tmp_path):
     assert (tmp_path / "gpu_training_loss.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_programs_fail_run_over_and_are_left_out_without_ending_the_others(tmp_path):
     ran = []
 

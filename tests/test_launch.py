@@ -202,8 +202,8 @@ def test_a_node_tries_again_what_is_no_mistake(ending, codes, expected, starts):
     ("codes", "expected", "starts"),
     [
         ("0 0", 0, 2),
-        ("kill hang 0 0", 0, 4),
-        ("hang 70 0 0", 0, 4),
+        pytest.param("kill hang 0 0", 0, 4, marks=pytest.mark.slow),
+        pytest.param("hang 70 0 0", 0, 4, marks=pytest.mark.slow),
         ("1 134 0 0", 1, 2),
         ("134 1 0 0", 1, 2),
         ("143 143", 143, 2),

@@ -182,6 +182,7 @@ def test_row_losses_are_those_of_the_documents_apart():
     assert float(together[0]) == pytest.approx(float(apart), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_divided_model_keeps_documents_apart_too():
     tokens_BT, params = some_tokens(), parameters(MODEL)
     batch = {"tokens": tokens_BT, IS_REAL: np.ones(len(CUTS), np.float32)}

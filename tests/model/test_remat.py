@@ -72,6 +72,7 @@ def test_each_policy_needs_less_memory_than_the_one_before(unroll):
     assert block > full
 
 
+@pytest.mark.slow
 def test_four_layers_already_need_less():
     none, dots, block = (temporary_bytes(remat, 4) for remat in POLICIES[:3])
     assert none > 1.3 * dots

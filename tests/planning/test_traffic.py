@@ -103,7 +103,7 @@ def test_efficiencies_that_eight_slow_cards_reach():
 @pytest.mark.parametrize(
     ("mesh", "remat"),
     [
-        ((2, 2, 2), "block"),
+        pytest.param((2, 2, 2), "block", marks=pytest.mark.slow),
         pytest.param((8, 1, 1), "dots", marks=pytest.mark.slow),
         pytest.param((2, 4, 1), "none", marks=pytest.mark.slow),
         pytest.param((4, 1, 2), "none", marks=pytest.mark.slow),

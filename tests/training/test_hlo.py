@@ -179,6 +179,7 @@ def test_groups_in_an_unknown_form_are_no_silence():
         )
 
 
+@pytest.mark.slow
 def test_what_the_compiler_inserts_for_muon_is_counted():
     """Its products over divided matrices move them, which AdamW's arithmetic does not."""
     sent = {}

@@ -145,6 +145,7 @@ def test_a_sample_that_is_added_is_one_that_can_be_forgotten(tmp_path):
     assert path.read_text() == sample(20)
 
 
+@pytest.mark.slow
 def test_a_sample_of_divided_parameters_is_that_of_whole_ones(monkeypatch):
     """They are used where they lie: no device could hold them all."""
     config = load_config("tiny")

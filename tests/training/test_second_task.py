@@ -58,7 +58,8 @@ def weights_of(config: Config) -> list[float]:
     return [float(source[i]["counts"][:, :-1].sum() + 8) for i in range(STEPS)]
 
 
-@pytest.mark.parametrize("updates_per_call", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("updates_per_call", [1, 3])
+@pytest.mark.slow
 def test_the_whole_loop_gives_each_step_the_mask_of_its_own_rows(tmp_path, updates_per_call):
     """Weights that were kept from an earlier batch of the same shape would show here."""
     config = labelled(updates_per_call=updates_per_call)

@@ -71,6 +71,7 @@ def test_a_directory_where_a_file_belongs_is_named(automatic, tmp_path, without_
         loop.fit(automatic, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_first_step_is_watched_but_no_compilation(automatic, tmp_path, monkeypatch):
     watched = {}
 

@@ -374,6 +374,7 @@ def row_losses(rows: Iterable[int], rate: float, step: int = 0, seed: int = 0) -
     return losses
 
 
+@pytest.mark.slow
 def test_every_device_micro_step_step_and_seed_drops_other_elements():
     everywhere = row_losses(range(ROWS), rate=0.5)
     corners = [0, 7, 24, 31]

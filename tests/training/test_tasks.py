@@ -44,7 +44,7 @@ def reference_rows(cfg, params):
     return ((log_total_BT - target_BT) * data["weights"]).sum(1)
 
 
-@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize("tied_head", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("rate", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_chunks_change_neither_loss_nor_gradients(tied_head, rate):
     cfg = model(tied_head=tied_head, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
@@ -76,6 +76,7 @@ def test_the_losses_are_numpys_sums(chunk_tokens):
     np.testing.assert_allclose(loss, expected_B.sum(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_only_a_key_turns_dropout_on():
     cfg = model(embd_pdrop=0.3, attn_pdrop=0.3, resid_pdrop=0.3)
     params, task = parameters(cfg), language_modelling(cfg, 7)
