@@ -73,7 +73,7 @@ def test_an_automatic_micro_batch_is_the_largest_that_fits_and_changes_no_loss(
     tight = Setup(auto)
     assert (tight.layout.micro_batch, tight.layout.micro_steps) == (2, 4)
     monkeypatch.setattr(autotune, "memory_limit", lambda: int(needs[0] / HEADROOM) - 2)
-    with pytest.raises(UserError, match="one sequence at a time needs"):
+    with pytest.raises(UserError, match="a single sequence needs"):
         Setup(auto).layout  # noqa: B018
 
     given = Setup(tiny(prepared, {**BIG, "train.micro_batch": 4}))
