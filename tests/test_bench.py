@@ -177,7 +177,8 @@ def run_program(*words: object, code: int = 0) -> None:
 
 
 FILES = {"loss": "loss_variants", "attention": "attention_32"}
-ALIKE = ("train_bfloat16",)  # runs what train_throughput runs
+# run what train_throughput, or gpu.py's programs, run as well
+ALIKE = ("train_bfloat16", "loss", "attention", "recipe", "startup")
 
 
 @pytest.mark.slow
