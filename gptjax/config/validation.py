@@ -61,8 +61,8 @@ def config_from_json(text: str, name: str) -> Config:
 
 def _section(name: str, values: Any) -> Any:
     kind: Any = typing.get_type_hints(Config)[name]
-    if not dataclasses.is_dataclass(kind):
-        return values
+    if not isinstance(values, dict):
+        return values  # a field of the config itself, or a mistake that is found next
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
