@@ -11,6 +11,7 @@ Letters: D width, F = 4 D, N layers, V vocabulary, T context, H heads.
 
 import math
 from dataclasses import dataclass, fields
+from functools import cache
 
 from gptjax.config import Config, ModelConfig
 from gptjax.model.places import Leaf, leaves
@@ -78,6 +79,12 @@ class Memory:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "moment"}
 
 
+@cache
+def _elements(model: ModelConfig, layout: Layout) -> int:
+    """Parameters on one device; kept, because a search asks for every micro-batch."""
+    return sum(leaf.part(layout) for leaf in leaves(model))
+
+
 def memory(
     config: Config, layout: Layout, micro_batch: int, micro_steps: int | None = None
 ) -> Memory:
@@ -87,7 +94,7 @@ def memory(
     was chosen, not `auto`.
     """
     found = leaves(config.model)
-    stored = 4 * sum(leaf.part(layout) for leaf in found)
+    stored = 4 * _elements(config.model, layout)
     if micro_steps is None:
         micro_steps = -(-config.batch_rows // (layout.groups * micro_batch))
     state = {
@@ -134,7 +141,7 @@ def _temporaries(
     """Bytes that come and go, by part, at each of the three moments."""
     model = config.model
     size = DTYPE_BYTES[model.dtype]
-    gradients = 4 * sum(leaf.part(layout) for leaf in found)
+    gradients = 4 * _elements(config.model, layout)
     several = "several" if micro_steps > 1 else "one"
     summed = gradients if micro_steps > 1 else 0
     saved = _saved(config, layout, micro_batch)
