@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+LINES = {"100 Mbit/s": 12.5e6, "1 Gbit/s": 125e6}  # bytes a second, for estimates of time
 ByteProgress = Callable[[int], None]
 """Called with the number of bytes just read, written or fetched."""
 
@@ -36,9 +37,6 @@ def gibibytes(n: float) -> str:
         return f"{size:,.0f} GiB"
     digits = 2 if size < 10 else 1 if size < 100 else 0
     return f"{math.floor(size * 10**digits + 0.5) / 10**digits:.{digits}f} GiB"
-
-
-LINES = {"100 Mbit/s": 12.5e6, "1 Gbit/s": 125e6}  # bytes a second, for estimates of time
 
 
 def how_long(size: int) -> str:

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-FORM = "OWNER/NAME, OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT, with @REVISION after NAME or not"
+TOKENIZERS = ("gpt1", "gpt2", "bytes", "chars")
+HUB_FORM = (
+    "OWNER/NAME, OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT, with @REVISION after NAME or not"
+)
 _NAME = re.compile(
     r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^:@\s]+))?"
     r"(:(?P<subset>[^:/\s]*))?(:(?P<split>\w[\w.-]*))?",
@@ -24,7 +27,7 @@ class HubName(NamedTuple):
 
 
 def read_hub_name(text: str) -> HubName | None:
-    """Read `FORM`; None if the text is something else."""
+    """Read `HUB_FORM`; None if the text is something else."""
     found = _NAME.fullmatch(text)
     if found is None:
         return None
@@ -100,9 +103,6 @@ def _positive(text: str, whole: str) -> Fraction:
     if not (number := _number(text, whole)):
         raise ValueError(f"{whole!r}: {text!r} must be above 0")
     return number
-
-
-TOKENIZERS = ("gpt1", "gpt2", "bytes", "chars")
 
 
 def profile_window(text: str) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""How much arithmetic a model is, and how much a device can do: closed forms, nothing measured.
+"""How much arithmetic a model is: closed forms, nothing measured.
 
 Counts follow Kaplan et al. (2020), section 2.1, and Chowdhery et al. (2022), appendix B: a matrix
 of n weights costs 2 n operations a token forwards and 4 n backwards. Norms, GELUs, softmax, dropout

@@ -141,7 +141,7 @@ def _temporaries(
     """Bytes that come and go, by part, at each of the three moments."""
     model = config.model
     size = DTYPE_BYTES[model.dtype]
-    gradients = 4 * _elements(config.model, layout)
+    gradients = 4 * _elements(model, layout)
     several = "several" if micro_steps > 1 else "one"
     summed = gradients if micro_steps > 1 else 0
     saved = _saved(config, layout, micro_batch)

@@ -1,4 +1,10 @@
-"""Finished units to shards: tokens of one split in order, cut every 2^20."""
+"""Text to a prepared data set: look, tokenise, write shards, and the manifest last.
+
+All of it happens in `OUT.preparing`, which is renamed to `OUT` when it is complete: a killed
+preparation leaves nothing that could be taken for data. Finished units are kept there and are not
+made again by the next try, with any number of workers; the partitions of an array job fill the same
+directory from several machines.
+"""
 
 import shlex
 import shutil
@@ -27,6 +33,8 @@ from gptjax.preparation.workspace import (
     settings_diff,
 )
 from gptjax.tokenizers.registry import fingerprint, tokenizer_identity
+
+NAMES_SHOWN = 100  # of the sources, in the manifest
 
 
 class ShardWriter:
@@ -63,9 +71,6 @@ class ShardWriter:
         path = self.directory / f"{self.split}_{len(self.shards):06d}.bin"
         self.shards.append(write_shard(path, self._buffer[: self._filled], self.dtype))
         self._filled = 0
-
-
-NAMES_SHOWN = 100
 
 
 def prepare_shards(

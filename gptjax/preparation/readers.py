@@ -1,9 +1,14 @@
-"""What was odd about a text, in words: nothing that is left out or changed goes unsaid."""
+"""Documents out of files: text, text with separators, JSON lines, Parquet.
+
+A `Span` is a stretch of one file that is read by itself; a file's spans, one after the other, give
+the file's documents in order. Nothing in a text ends a preparation: unreadable records are left
+out and counted in `Oddities`, and nothing that is left out or changed goes unsaid.
+"""
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +16,9 @@ from gptjax.base.errors import UserError
 from gptjax.preparation.documents import BYTE_ORDER_MARK, Document, Passage
 from gptjax.preparation.sources import Input
 
+READ_BYTES = 2**20
+RECORD_BYTES = 2**25  # a longer JSON line is left out: it has to be held in memory as a whole
+_SURROGATES = re.compile("[\ud800-\udfff]")
 ODDITIES = {
     "not_utf8": "parts with bytes that are no UTF-8, which became U+FFFD",
     "nul": "parts with NUL characters, kept: is this text?",
@@ -30,11 +38,6 @@ def describe_oddities(counts: Mapping[str, int], first: Mapping[str, str]) -> It
         if count := counts.get(kind, 0):
             where = f" (first: {first[kind]})" if kind in first else ""
             yield f"{count:,} {meaning}{where}"
-
-
-READ_BYTES = 2**20
-RECORD_BYTES = 2**25  # a longer JSON line is left out: it has to be held in memory as a whole
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,12 @@ def read_passages(span: Span, oddities: Oddities) -> Iterator[Passage]:
                 oddities.add("empty", document.id)
     except OSError as error:
         raise UserError(f"cannot read {source.label}: {error.strerror or error}") from error
+
+
+def passages_of(spans: Iterable[Span], oddities: Oddities) -> Iterator[Passage]:
+    """The documents of several spans, as `read_passages` gives them."""
+    for span in spans:
+        yield from read_passages(span, oddities)
 
 
 def separator_ends(source: Input, start: int, stop: int) -> Iterator[int]:

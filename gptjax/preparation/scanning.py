@@ -11,9 +11,10 @@ in the hashes of the parts of all documents, which can be joined from those of i
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from gptjax.preparation.documents import PART_BYTES, Passage
-from gptjax.preparation.readers import Oddities, read_passages
+from gptjax.preparation.readers import Oddities, passages_of
 from gptjax.preparation.units import Unit
 
 MANY = 100  # documents
@@ -98,7 +99,7 @@ def read_parts(passage: Passage, found: Scan) -> Iterator[bytes]:
 def scan(unit: Unit, val_fraction: float) -> Scan:
     """Read a unit for nothing but this."""
     found = Scan()
-    for passage in (p for span in unit for p in read_passages(span, found.oddities)):
+    for passage in passages_of(unit, found.oddities):
         found.count(passage, val_fraction)
         for _ in read_parts(passage, found):
             pass
@@ -108,8 +109,7 @@ def scan(unit: Unit, val_fraction: float) -> Scan:
 def look(units: Sequence[Unit], val_fraction: float) -> tuple[Scan, bool]:
     """Totals of the first documents, and whether those are all; their digest is not taken."""
     found = Scan()
-    spans = (span for unit in units for span in unit)
-    for passage in (p for span in spans for p in read_passages(span, found.oddities)):
+    for passage in passages_of(chain.from_iterable(units), found.oddities):
         if found.documents == LOOKED:
             return found, False
         found.count(passage, val_fraction)

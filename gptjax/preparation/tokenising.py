@@ -20,7 +20,7 @@ from gptjax.base.errors import UserError
 from gptjax.base.files import unique_name
 from gptjax.data.manifest import SPLITS, TOKENIZER
 from gptjax.data.shards import token_dtype
-from gptjax.preparation.readers import read_passages
+from gptjax.preparation.readers import passages_of
 from gptjax.preparation.scanning import Digest, Scan, read_parts, scan
 from gptjax.preparation.units import Unit
 from gptjax.tokenizers.plain import Tokenizer
@@ -97,7 +97,7 @@ class UnitTokeniser:
         paths = {split: unique_name(self._path(number, split)) for split in SPLITS}
         with paths["train"].open("wb") as train, paths["val"].open("wb") as val:
             writers = {"train": _SplitWriter(train, tokenizer), "val": _SplitWriter(val, tokenizer)}
-            for passage in (p for span in unit for p in read_passages(span, found.oddities)):
+            for passage in passages_of(unit, found.oddities):
                 found.count(passage, self.val_fraction)
                 document = passage.document
                 stretches = list(passage.split(self.val_fraction, self.ends))

@@ -3,12 +3,13 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from gptjax.base.errors import UserError
 from gptjax.base.files import write_atomically
 from gptjax.preparation.documents import PART_BYTES
-from gptjax.preparation.readers import Oddities, describe_oddities, read_passages
+from gptjax.preparation.readers import Oddities, describe_oddities, passages_of
 from gptjax.preparation.sources import Input
 from gptjax.preparation.units import find_units
 from gptjax.preparation.workspace import store_plain_files
@@ -72,7 +73,6 @@ def _train(plain: Sequence[Input], n_vocab: int, out: Path, oddities: Oddities) 
 
 def _texts(plain: Sequence[Input], oddities: Oddities) -> Iterator[str]:
     """The text of all documents, part by part."""
-    for span in (span for unit in find_units(plain) for span in unit):
-        for passage in read_passages(span, oddities):
-            for part in passage.document.parts(passage.start, passage.stop):
-                yield part.decode("utf-8", "replace")
+    for passage in passages_of(chain.from_iterable(find_units(plain)), oddities):
+        for part in passage.document.parts(passage.start, passage.stop):
+            yield part.decode("utf-8", "replace")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gptjax.base.files import locked, write_atomically
 from gptjax.config import DataConfig
 from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepared
 from gptjax.preparation.pool import cores, ordered_map, worker_pool
-from gptjax.preparation.readers import Oddities, describe_oddities, read_passages
+from gptjax.preparation.readers import Oddities, describe_oddities, passages_of
 from gptjax.preparation.scanning import Scan, look
 from gptjax.preparation.sources import HUB, Input, Progress, silent, unpack
 from gptjax.preparation.tokenising import UNITS, UnitTokeniser, UnitTokens
@@ -94,13 +95,12 @@ class Workspace:
         return tokenizer
 
     def _texts(self, splits: Sequence[str]) -> Iterator[str]:
-        for span in (span for unit in self.units for span in unit):
-            for passage in read_passages(span, Oddities()):
-                document, val = passage.document, self.worker.val_fraction
-                for split, start, stop, _ in passage.split(val, self.worker.ends):
-                    if split in splits:
-                        for part in document.parts(start, stop):
-                            yield part.decode("utf-8", "replace")
+        val_fraction, ends = self.worker.val_fraction, self.worker.ends
+        for passage in passages_of(chain.from_iterable(self.units), Oddities()):
+            for split, start, stop, _ in passage.split(val_fraction, ends):
+                if split in splits:
+                    for part in passage.document.parts(start, stop):
+                        yield part.decode("utf-8", "replace")
 
     def require_unchanged(self) -> None:
         """Raise `UserError` where the text is no longer what it was when it was first looked at."""

@@ -1,7 +1,8 @@
 """Every tokenizer by its name or its JSON file.
 
 Every prepared data set carries its tokenizer as one JSON file, so training and generating never
-need the network; the file's fingerprint ties shards, tokenizer and checkpoints together."""
+need the network; the file's fingerprint ties shards, tokenizer and checkpoints together.
+"""
 
 import hashlib
 import json
