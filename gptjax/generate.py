@@ -8,6 +8,7 @@ from pathlib import Path
 from gptjax.base.errors import ConfigError
 from gptjax.cli import main, parse
 from gptjax.config import SampleConfig
+from gptjax.config.validation import sample_problems
 from gptjax.runs.directory import RunDir
 
 
@@ -36,11 +37,11 @@ class GenerateCommand:
 def generate(argv: Sequence[str]) -> int:
     """Load the parameters of a checkpoint and stream samples."""
     command = parse(GenerateCommand, argv, "python -m gptjax.generate")
-    _check(command)
-    RunDir(command.run).require()
     sample = SampleConfig(
         command.prompt, command.max_new_tokens, command.temperature, command.top_k
     )
+    _check(command, sample)
+    RunDir(command.run).require()
 
     from gptjax.cluster.compiler import enable_compilation_cache
     from gptjax.generation.loaded import load_run
@@ -59,24 +60,13 @@ def generate(argv: Sequence[str]) -> int:
     return 0
 
 
-def _check(command: GenerateCommand) -> None:
-    rules = [
-        (
-            command.max_new_tokens < 1,
-            f"--max-new-tokens must be at least 1, not {command.max_new_tokens}",
-        ),
-        (
-            not command.temperature >= 0,
-            f"--temperature must be 0 or more, not {command.temperature}",
-        ),
-        (
-            command.top_k is not None and command.top_k < 1,
-            f"--top-k must be at least 1, not {command.top_k} (None keeps all)",
-        ),
-        (command.num_samples < 1, f"--num-samples must be at least 1, not {command.num_samples}"),
-        (not 0 <= command.seed < 2**32, f"--seed must be in [0, 2**32), not {command.seed}"),
-    ]
-    if problems := [message for bad, message in rules if bad]:
+def _check(command: GenerateCommand, sample: SampleConfig) -> None:
+    problems = [f"--{field.replace('_', '-')} {rule}" for field, rule in sample_problems(sample)]
+    if command.num_samples < 1:
+        problems.append(f"--num-samples must be at least 1, not {command.num_samples}")
+    if not 0 <= command.seed < 2**32:
+        problems.append(f"--seed must be in [0, 2**32), not {command.seed}")
+    if problems:
         raise ConfigError(problems)
 
 

@@ -14,14 +14,14 @@ from typing import Any, Literal, NamedTuple
 from gptjax.base.errors import ConfigError, did_you_mean
 from gptjax.config.attention import cudnn_limits
 from gptjax.config.names import (
-    FORM,
+    HUB_FORM,
     TOKENIZERS,
     is_tokenizer_name,
     mistakes,
     profile_window,
     read_hub_name,
 )
-from gptjax.config.schema import Config
+from gptjax.config.schema import Config, SampleConfig
 
 MOST_UPDATES_PER_CALL = 1000  # a stop request waits for the call under way
 
@@ -80,6 +80,13 @@ def find_problems(config: Config) -> list[Problem]:
     return problems
 
 
+def sample_problems(sample: SampleConfig) -> list[tuple[str, str]]:
+    """Every broken rule of a sample, in the order of its fields: the field, and what it must be."""
+    found = dict(p.message.removeprefix("sample.").split(" ", 1)
+                 for p in find_problems(Config(sample=sample)))  # fmt: skip
+    return [(f.name, found[f.name]) for f in dataclasses.fields(sample) if f.name in found]
+
+
 def _mended(config: Config, broken: set[str]) -> Config:
     """The config with defaults in place of broken fields, so that the rest can be judged."""
     values = {}
@@ -102,7 +109,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
         "train.max_steps": t.max_steps, "train.ramp_from_tokens": t.ramp_from_tokens,
         "train.keep_latest": t.keep_latest, "sample.max_new_tokens": s.max_new_tokens,
         "model.n_vocab": m.n_vocab, "train.context": t.context, "train.eval_tokens": t.eval_tokens,
-        "optim.decay_steps": o.decay_steps, "sample.top_k": s.top_k,
+        "optim.decay_steps": o.decay_steps,
         "train.cpu_devices": t.cpu_devices,
         "mesh.data": c.mesh.data, "mesh.fsdp": c.mesh.fsdp, "mesh.tensor": c.mesh.tensor,
     }  # fmt: skip
@@ -121,6 +128,9 @@ def _ranges(c: Config) -> Iterator[Problem]:
     for name, value in at_least_one.items():
         if value is not None and value < 1:
             yield Problem((name,), f"{name} must be at least 1, not {value}")
+    if s.top_k is not None and s.top_k < 1:
+        message = f"sample.top_k must be at least 1, not {s.top_k} (None keeps all)"
+        yield Problem(("sample.top_k",), message)
     for name, value in not_negative.items():
         if not 0 <= value < float("inf"):
             yield Problem((name,), f"{name} must be 0 or more, not {value}")
@@ -158,7 +168,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
         )
         yield Problem(("data.tokenizer",), f"{message}, not {d.tokenizer!r}{near}")
     if d.hub is not None and read_hub_name(d.hub) is None:
-        yield Problem(("data.hub",), f"data.hub must be {FORM}, not {d.hub!r}")
+        yield Problem(("data.hub",), f"data.hub must be {HUB_FORM}, not {d.hub!r}")
     if t.seed >= 2**32:
         yield Problem(("train.seed",), f"train.seed must be below 2**32, not {t.seed}")
 

@@ -11,7 +11,7 @@ from gptjax.base.errors import ConfigError
 from gptjax.base.tree import Tree, abstract_tree
 from gptjax.cluster.mesh import make_mesh, replicated
 from gptjax.config import Config, SampleConfig
-from gptjax.config.validation import find_problems
+from gptjax.config.validation import sample_problems
 from gptjax.generation.sampling import stream_text
 from gptjax.model.gpt import parameter_shapes
 from gptjax.runs.checkpoint import Checkpointer
@@ -54,9 +54,8 @@ class LoadedRun:
 
     def stream(self, sample: SampleConfig, seed: int = 0, number: int = 0) -> Iterator[str]:
         """Yield the text after `sample.prompt` as it is drawn; each `number` is another text."""
-        problems = [p.message for p in find_problems(Config(sample=sample))]
-        if problems:
-            raise ConfigError([p.replace("sample.", "") for p in problems])
+        if problems := sample_problems(sample):
+            raise ConfigError([f"{field} {rule}" for field, rule in problems])
         key = jax.random.fold_in(jax.random.key(seed), number)
         return stream_text(self.config.model, self.params, self.tokenizer, key, sample)
 
