@@ -6,6 +6,7 @@ jax 0.10 cannot compile its own ("Unable to convert MHLO to StableHLO", of mulhi
 bits are made with the products of halves.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -24,9 +25,9 @@ def dropout_generator(n_devices: int) -> Any:
     return NAME if n_devices == 1 else _PORTABLE
 
 
-def _mulhi(y: Array) -> Array:
-    """The upper 32 bits of MULTIPLIER x y."""
-    a, b = MULTIPLIER >> 16, MULTIPLIER & LOW
+def _mulhi(x: Any, y: Array) -> Array:
+    """The upper 32 bits of x y."""
+    a, b = x >> 16, x & LOW
     c, d = y >> 16, y & LOW
     middle = a * d + ((b * d) >> 16)
     return a * c + (middle >> 16) + ((b * c + (middle & LOW)) >> 16)
@@ -37,16 +38,25 @@ def _philox(key: Array, high: Array, low: Array) -> tuple[Array, Array]:
     for i in range(ROUNDS):
         if i:
             key = key + WEYL
-        high, low = _mulhi(high) ^ low ^ key, MULTIPLIER * high
+        high, low = _mulhi(MULTIPLIER, high) ^ low ^ key, MULTIPLIER * high
     return high, low
 
 
-def _counters(shape: tuple[int, ...]) -> Array:
-    """0, 1, 2, ... in this shape."""
-    size = int(np.prod(shape, dtype=np.int64))
-    if size >= 2**32:
-        raise NotImplementedError(f"dropout of {shape}: more than 2^32 elements on one device")
-    return lax.iota(np.uint32, size).reshape(shape)
+def _counters(shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """0, 1, 2, ... in this shape, no axis of 2^32 or more: the upper and the lower 32 bits."""
+    if (size := math.prod(shape)) < 2**32:
+        low = lax.iota(np.uint32, size).reshape(shape)
+        return jnp.zeros_like(low), low
+    high = low = jnp.zeros(shape, np.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        upper, lower = np.uint32(stride >> 32), np.uint32(stride & 0xFFFFFFFF)
+        index = lax.broadcasted_iota(np.uint32, shape, axis)
+        added = index * lower
+        low = low + added
+        high = high + index * upper + _mulhi(lower, index) + (low < added)  # and the carry
+        stride *= shape[axis]
+    return high, low
 
 
 def _seed(seed: Array) -> Array:
@@ -56,8 +66,7 @@ def _seed(seed: Array) -> Array:
 
 
 def _split(key: Array, shape: tuple[int, ...]) -> Array:
-    low = _counters(shape)
-    return _philox(key[0], jnp.zeros_like(low), low)[0][..., None]
+    return _philox(key[0], *_counters(shape))[0][..., None]
 
 
 def _fold_in(key: Array, data: Any) -> Array:
@@ -66,10 +75,9 @@ def _fold_in(key: Array, data: Any) -> Array:
 
 
 def _random_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
-    low = _counters(shape)
-    first, second = _philox(key[0], jnp.zeros_like(low), low)
-    if bit_width == 64:
-        raise NotImplementedError("dropout needs no 64-bit numbers")
+    first, second = _philox(key[0], *_counters(shape))
+    if bit_width == 64:  # which jax asks for only where 64-bit types are on
+        return (first.astype("uint64") << 32) | second.astype("uint64")
     return (first ^ second).astype(f"uint{bit_width}")
 
 
