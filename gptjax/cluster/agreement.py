@@ -2,8 +2,8 @@
 
 Whatever decides what all do next (a stop request, a checkpoint to restore, a loss to compare) is
 decided once and told to all: processes that take different turns wait for each other for ever.
-With one process nothing here costs anything.
-Only `exit_process` may be called by one process alone.
+With one process nothing here costs anything. Only `exit_process` may be called by one process
+alone.
 """
 
 import os
@@ -13,7 +13,7 @@ import time
 import traceback
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -105,12 +105,16 @@ def require_same(what: str, value: str, remedy: str = SAME_START) -> None:
     if jax.process_count() == 1:
         return
     sums = _all_say(zlib.crc32(value.encode()))
-    if others := [str(i) for i, s in enumerate(sums) if s != sums[0]]:
-        processes = "process" if len(others) == 1 else "processes"
+    if others := [i for i, s in enumerate(sums) if s != sums[0]]:
         raise UserError(
-            f"{what} is not the same on all {jax.process_count()} processes: {processes} "
-            f"{', '.join(others)} and process 0 disagree; {remedy}"
+            f"{what} is not the same on all {jax.process_count()} processes: {_in_words(others)} "
+            f"and process 0 disagree; {remedy}"
         )
+
+
+def _in_words(processes: Sequence[int]) -> str:
+    """Numbers of processes, one or more."""
+    return f"process{'es' * (len(processes) > 1)} {', '.join(map(str, processes))}"
 
 
 def _all_say(number: int) -> list[int]:
@@ -129,13 +133,12 @@ def require_shared(directory: Path) -> None:
     token = f"{int(broadcast_from_0(secrets.randbits(52))):x}"
     path = directory / f".{token}.tmp"  # a new name, of which no file system remembers its absence
     on_process_0(lambda: path.write_text(token))
-    blind = [str(i) for i, sees in enumerate(_all_say(_shows(path, token))) if not sees]
+    blind = [i for i, sees in enumerate(_all_say(_shows(path, token))) if not sees]
     on_process_0(lambda: path.unlink(missing_ok=True))
     if blind:
-        processes = "process" if len(blind) == 1 else "processes"
         raise UserError(
-            f"{processes} {', '.join(blind)} cannot see {directory}: the run directory must be on "
-            "a file system shared by all nodes"
+            f"{_in_words(blind)} cannot see {directory}: the run directory must be on a file "
+            "system shared by all nodes"
         )
 
 

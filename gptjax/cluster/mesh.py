@@ -55,6 +55,11 @@ def model_sharding(cfg: MeshConfig, n_devices: int, n_local: int) -> ModelShardi
     return ModelSharding(cfg.fsdp, cfg.tensor)
 
 
+def sharding_on(mesh: Mesh) -> ModelSharding:
+    """How a mesh divides the model."""
+    return ModelSharding(mesh.shape[FSDP], mesh.shape[TENSOR])
+
+
 def row_axes(mesh: Mesh) -> tuple[str, ...]:
     """The axes over which rows are divided; `fsdp` only where it has several devices."""
     return (DATA, FSDP) if mesh.shape[FSDP] > 1 else (DATA,)
@@ -76,7 +81,7 @@ def shardings(tree: Tree, params: Tree, mesh: Mesh) -> Tree:
     Leaves of `tree` belong to the parameter whose name ends theirs, as Adam's moments do; what
     belongs to none, or has another shape, is on every device.
     """
-    split = ModelSharding(mesh.shape[FSDP], mesh.shape[TENSOR])
+    split = sharding_on(mesh)
     if split == UNSHARDED:
         return jax.tree.map(lambda _: replicated(mesh), tree)
     known = named_leaves(params)

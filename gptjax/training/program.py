@@ -15,12 +15,11 @@ from jax.sharding import Mesh
 
 from gptjax.base.tree import Tree
 from gptjax.cluster.compiler import compiler_options
-from gptjax.cluster.mesh import BatchLayout, abstract_batch, put_everywhere, replicated
+from gptjax.cluster.mesh import BatchLayout, abstract_batch, put_everywhere, replicated, sharding_on
 from gptjax.config import Config
 from gptjax.data.examples import IS_REAL, Example
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.parallel import param_specs
-from gptjax.model.places import FSDP, TENSOR, ModelSharding
 from gptjax.model.products import matmul_precision
 from gptjax.training.dropout import dropout_generator
 from gptjax.training.optimizer import make_optimizer
@@ -50,7 +49,7 @@ class Program:
     @cached_property
     def specs(self) -> Tree:
         """How each parameter is divided over the mesh."""
-        return param_specs(parameter_shapes(self.config.model), _split(self.mesh))
+        return param_specs(parameter_shapes(self.config.model), sharding_on(self.mesh))
 
     @cached_property
     def places(self) -> TrainState:
@@ -135,13 +134,9 @@ def assemble(config: Config, mesh: Mesh, eot_id: int = 0) -> Program:
     return Program(
         config,
         mesh,
-        task.losses(config, _split(mesh), eot_id if config.data.document_mask else None),
+        task.losses(config, sharding_on(mesh), eot_id if config.data.document_mask else None),
         form,
         make_optimizer(
             config.optim, config.train.max_steps, dynamic_loss_scale=model.dtype == "float16"
         ),
     )
-
-
-def _split(mesh: Mesh) -> ModelSharding:
-    return ModelSharding(mesh.shape[FSDP], mesh.shape[TENSOR])

@@ -1,12 +1,11 @@
 """Checkpoints of a run under way: saved in the background, tried once more after a failure."""
 
-import json
+import dataclasses
 import math
 
 import jax
 
 from gptjax.cluster.watchdog import Watchdog
-from gptjax.config import to_json
 from gptjax.evaluation.perplexity import Validation
 from gptjax.runs.checkpoint import Checkpointer, SaveError
 from gptjax.runs.display import Display
@@ -32,7 +31,7 @@ class Saving:
 
     def save(self, state: TrainState, validation: Validation | None) -> None:
         """Start saving; after a failed save, wait until this one is safe."""
-        step, config = int(state.step), json.loads(to_json(self._setup.config))
+        step, config = int(state.step), dataclasses.asdict(self._setup.config)
         cursor: dict[str, str | float] = {**self._setup.data_identity(step)}
         if validation is not None and math.isfinite(validation.loss):
             cursor["val_loss"] = validation.loss
