@@ -25,10 +25,15 @@ class Heard:
 
 def tiny(data: Manifest, fields: dict[str, Any]) -> Config:
     """The tiny config on this data with other values under dotted names, never looked at."""
-    config = load_config("tiny")
     quiet = {"model.unroll": 1, "train.eval_every_steps": 0, "train.save_every_steps": 0}
+    return tiny_on(data, quiet | fields)
+
+
+def tiny_on(data: Manifest, fields: dict[str, Any]) -> Config:
+    """The tiny config on this data with other values under dotted names."""
+    config = load_config("tiny")
     where = {"data.path": str(data.directory), "data.source": None}
-    for name, value in {**quiet, **where, **fields}.items():
+    for name, value in {**where, **fields}.items():
         section, field = name.split(".")
         part = dataclasses.replace(getattr(config, section), **{field: value})
         config = dataclasses.replace(config, **{section: part})

@@ -10,6 +10,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import pytest
+from small_runs import tiny_on
 
 from gptjax.cluster.stop import StopRequest
 from gptjax.config import Config, SampleConfig, TrainConfig
@@ -180,15 +181,12 @@ def test_a_sample_of_divided_parameters_is_that_of_whole_ones(monkeypatch):
 @pytest.fixture
 def short(prepared) -> Config:
     """Four steps of the tiny model on the eight devices here, all of it watched."""
-    tiny = load_config("tiny")
-    return dataclasses.replace(
-        tiny,
-        data=dataclasses.replace(tiny.data, path=str(prepared.directory), source=None),
-        train=dataclasses.replace(
-            tiny.train, max_steps=4, eval_every_steps=4, sample_every_steps=4, profile="1:2"
-        ),
-        sample=SampleConfig(prompt="", max_new_tokens=5, temperature=0.0),
-    )
+    fields = {
+        "train.max_steps": 4, "train.eval_every_steps": 4, "train.sample_every_steps": 4,
+        "train.profile": "1:2",
+        "sample.prompt": "", "sample.max_new_tokens": 5, "sample.temperature": 0.0,
+    }  # fmt: skip
+    return tiny_on(prepared, fields)
 
 
 @pytest.mark.slow

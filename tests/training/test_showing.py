@@ -1,6 +1,5 @@
 """A sample or a plot that fails, and a run that hangs, cost no checkpoint and change no loss."""
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -11,10 +10,11 @@ from typing import Any
 import jax
 import pytest
 from conftest import environment_on, without_speed
+from small_runs import tiny_on
 
 from gptjax.cluster.stop import StopRequest
 from gptjax.cluster.watchdog import StallError
-from gptjax.config import Config, SampleConfig
+from gptjax.config import Config
 from gptjax.config.presets import load_config
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
@@ -89,17 +89,12 @@ def test_a_process_of_several_that_fails_in_a_common_sample_saves_and_leaves(sho
 @pytest.fixture
 def short(prepared) -> Config:
     """Six steps of the tiny model on the eight devices here; all is due at each second one."""
-    tiny = load_config("tiny")
-    train = dataclasses.replace(
-        tiny.train, max_steps=STEPS, eval_every_steps=2, sample_every_steps=2, save_every_steps=2,
-        eval_tokens=1024, keep_latest=9,
-    )  # fmt: skip
-    return dataclasses.replace(
-        tiny,
-        data=dataclasses.replace(tiny.data, path=str(prepared.directory), source=None),
-        train=train,
-        sample=SampleConfig(prompt="", max_new_tokens=2),
-    )
+    fields = {
+        "train.max_steps": STEPS, "train.eval_every_steps": 2, "train.sample_every_steps": 2,
+        "train.save_every_steps": 2, "train.eval_tokens": 1024, "train.keep_latest": 9,
+        "sample.prompt": "", "sample.max_new_tokens": 2,
+    }  # fmt: skip
+    return tiny_on(prepared, fields)
 
 
 def saved(run: Path) -> list[int]:

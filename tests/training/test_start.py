@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from small_runs import tiny_on
 
 from gptjax.base.errors import UserError
 from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config
-from gptjax.config.presets import load_config
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.training import loop, setup
@@ -21,12 +21,7 @@ from gptjax.training.setup import Setup
 @pytest.fixture
 def automatic(prepared) -> Config:
     """The tiny config with a micro-batch that is found by compiling."""
-    tiny = load_config("tiny")
-    return dataclasses.replace(
-        tiny,
-        data=dataclasses.replace(tiny.data, path=str(prepared.directory), source=None),
-        train=dataclasses.replace(tiny.train, micro_batch="auto", eval_every_steps=0),
-    )
+    return tiny_on(prepared, {"train.micro_batch": "auto", "train.eval_every_steps": 0})
 
 
 @pytest.fixture
