@@ -1,5 +1,6 @@
 """Start-up adds up from the process's beginning; a trace holds whole steps and only those."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -170,6 +171,7 @@ def test_a_trace_that_cannot_be_written_does_not_end_the_run(tmp_path):
     directory.write_text("in the way")
     said, _ = run("1:1", directory, 1, 3, 3)
     directory.unlink()
-    jax.profiler.stop_trace()  # for other tests: jax still has the trace that it could not write
+    with contextlib.suppress(RuntimeError):  # jax 0.10 keeps the trace that it could not write, for
+        jax.profiler.stop_trace()  # the next test to find; newer ones have dropped it
     assert len(said) == 1
     assert f"the trace could not be written to {directory}" in said[0]
