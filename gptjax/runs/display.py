@@ -3,18 +3,21 @@
 Messages also go to log.txt.
 """
 
+import operator
 import os
 import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from gptjax.runs.metrics import Row
 
-LINE_SECONDS = 5.0  # between plain progress lines
-WAIT_SHARE = 0.01  # of a step; a longer wait for data is shown
+LINE_SECONDS = 5.0  # between plain progress lines; speed and waits are those of the last 5 s
+WAIT_SHARE = 0.01  # of the time; a longer wait for data is shown
 
 
 class _Console(Console):
@@ -37,6 +40,7 @@ class Display:
         self._console = _Console(highlight=False, markup=False, emoji=False, file=file)
         self._progress: Progress | None = None
         self._next_line = 0.0
+        self._recent = _Recent(LINE_SECONDS)
 
     def say(self, text: str) -> None:
         """Print a message and log it with the time."""
@@ -53,43 +57,46 @@ class Display:
             self._log.write("  " + "  ".join(row) + "\n")
         self._console.print(table)
 
-    def start(self, step: int, max_steps: int) -> None:
-        """Begin showing progress."""
-        self._max_steps = max_steps
-        self._second: tuple[int, float] | None = None  # step and time of the first line shown
+    def start(
+        self, step: int, max_steps: int, work: Callable[[int], float] = lambda step: step
+    ) -> None:
+        """Begin showing progress; `work` is all that is done before a step, in any unit."""
+        self._max_steps, self._work = max_steps, work
+        self._second: tuple[int, float] | None = None  # step and time of the first one shown
         if self._console.is_terminal:
             self._progress = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[numbers]}"),
-                TimeRemainingColumn(),
                 console=self._console,
-                speed_estimate_period=120,
             )
             self._task = self._progress.add_task("", total=max_steps, completed=step, numbers="")
             self._progress.start()
 
-    def update(self, row: Row) -> None:
-        """Show one step's row; plain lines come every few seconds and with each validation."""
-        step = row["step"]
+    def update(self, rows: Sequence[Row]) -> None:
+        """Show the rows of a call; plain lines come every few seconds and with each validation."""
+        self._recent.add(rows)
+        row = {**rows[-1], **self._recent.rates()}
+        step, now = row["step"], time.monotonic()
+        left = self._left(step, now)
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, numbers=_numbers(row))
-        now = time.monotonic()
+            self._progress.update(self._task, completed=step, numbers=_numbers(row) + left)
         if "val_loss" in row:
             self.say(f"step {step}/{self._max_steps}  {_numbers(row)}")
             if sources := _sources(row):
                 self.say(f"  {sources}")
         elif self._progress is None and now >= self._next_line:
-            self.say(f"step {step}/{self._max_steps}  {_numbers(row)}{self._left(step, now)}")
+            self.say(f"step {step}/{self._max_steps}  {_numbers(row)}{left}")
             self._next_line = now + LINE_SECONDS
 
     def _left(self, step: int, now: float) -> str:
-        """Time to the end at the mean rate so far, without the first step and its compilation."""
+        """Time to the end at the mean rate so far, without the first call and its compilation."""
         if self._second is None:
             self._second = (step, now)
             return ""
-        done, seconds = step - self._second[0], now - self._second[1]
-        return f"  left {_clock(seconds / done * (self._max_steps - step))}"
+        done = self._work(step) - self._work(self._second[0])
+        seconds = (now - self._second[1]) / done
+        return f"  left {_clock(seconds * (self._work(self._max_steps) - self._work(step)))}"
 
     def stop(self) -> None:
         """End the progress line, so that messages follow it."""
@@ -101,6 +108,34 @@ class Display:
         """Stop and close log.txt."""
         self.stop()
         self._log.close()
+
+
+class _Recent:
+    """Speed, MFU and waits over the last rows: as many as took so many seconds, pauses left out."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._parts: deque[tuple[float, ...]] = deque()  # seconds, tokens, waited, seconds at peak
+        self._sums: tuple[float, ...] = (0.0,) * 4
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Take the rows of a call if it was measured, and forget what is too old."""
+        if (rate := rows[-1].get("tokens_per_second")) is None:
+            return
+        tokens, waited = (sum(row[name] for row in rows) for name in ("tokens", "data_wait"))
+        seconds = tokens / rate
+        self._parts.append((seconds, tokens, waited, rows[-1].get("mfu", 0.0) * seconds))
+        self._sums = tuple(map(operator.add, self._sums, self._parts[-1]))
+        while self._sums[0] - self._parts[0][0] >= self._seconds:
+            self._sums = tuple(map(operator.sub, self._sums, self._parts.popleft()))
+
+    def rates(self) -> Row:
+        """The means over these rows, and the share of the time that went into waits."""
+        if not self._parts:
+            return {}
+        seconds, tokens, waited, at_peak = self._sums
+        utilisation = {"mfu": at_peak / seconds} if at_peak else {}
+        return {"tokens_per_second": tokens / seconds, "waiting": waited / seconds, **utilisation}
 
 
 def _numbers(row: Row) -> str:
@@ -117,16 +152,9 @@ def _numbers(row: Row) -> str:
         parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
     if "mfu" in row:
         parts.append(f"{row['mfu']:.1%} MFU")
-    if (share := _wait_share(row)) > WAIT_SHARE:
+    if (share := row.get("waiting", 0.0)) > WAIT_SHARE:
         parts.append(f"{share:.0%} waiting for data")
     return "  ".join(parts)
-
-
-def _wait_share(row: Row) -> float:
-    """Share of a step's time that the host waited for data; 0 if it was not measured."""
-    if not {"data_wait", "tokens", "tokens_per_second"} <= set(row):
-        return 0.0
-    return row["data_wait"] * row["tokens_per_second"] / row["tokens"]
 
 
 def _clock(seconds: float) -> str:

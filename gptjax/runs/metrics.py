@@ -7,15 +7,12 @@ killed any number of times leaves the file of an unbroken one.
 import json
 import math
 import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 from gptjax.base.errors import UserError
 from gptjax.base.files import write_atomically
 
-T = TypeVar("T")
 Row = dict[str, Any]
 
 
@@ -88,43 +85,3 @@ def read_rows(path: Path) -> list[Row]:
 
 def _is_measured(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and not math.isfinite(value))
-
-
-def with_waits(items: Iterator[T]) -> Iterator[tuple[T, float]]:
-    """Each item, and the seconds that whoever asked for it waited.
-
-    For batches this bounds how long the devices waited for data: they still had the step before.
-    """
-    asked = time.perf_counter()
-    for item in items:
-        yield item, time.perf_counter() - asked
-        asked = time.perf_counter()
-
-
-class Throughput:
-    """Tokens per second between the ends of successive calls, with pauses left out."""
-
-    def __init__(self, peak: float | None = None):
-        """`peak` is the rate, in tokens a second, at which all devices would be at their peak."""
-        self._last: float | None = None
-        self._paused = math.inf  # the first call of all is not measured: memory is new to it
-        self._peak = peak
-
-    def measure(self, tokens: float, launched: float, launching: float = 0.0) -> Row:
-        """Speed over the call that has just ended; it was `launched` then, in so many seconds.
-
-        `tokens_per_second`, and `mfu`, the share of the peak (0 to 1); None if unknown. After a
-        pause the call's launch is its beginning. A launch that takes longer than the call has taken
-        since the last one ended did the work itself, as those of small programs on processors do.
-        """
-        now, began = time.perf_counter(), self._last
-        if began is None and launched >= self._paused:
-            began = launched
-        self._last = now
-        rate = None if began is None else tokens / max(now - began, launching)
-        mfu = None if rate is None or self._peak is None else rate / self._peak
-        return {"tokens_per_second": rate, "mfu": mfu}
-
-    def pause(self) -> None:
-        """Do not count the time from now to the launch of the next call."""
-        self._last, self._paused = None, time.perf_counter()

@@ -9,7 +9,6 @@ than metrics.jsonl.
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 
@@ -32,15 +31,15 @@ from gptjax.evaluation.perplexity import Validation, evaluate_parts
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
-from gptjax.runs.metrics import MetricsLog, Row, Throughput, with_waits
+from gptjax.runs.metrics import MetricsLog, Row
 from gptjax.runs.trace import Startup, StepTrace
 from gptjax.training.feed import by_call, due, rows_of_call
+from gptjax.training.pace import UNMEASURED, Dispatched, Throughput, with_waits
 from gptjax.training.saving import Saving
 from gptjax.training.setup import Setup
 from gptjax.training.showing import Showing
 from gptjax.training.start import agree_on_program, open_run, restore_or_start
 from gptjax.training.state import TrainState
-from gptjax.training.step import Metrics
 
 NOT_OPENED = "the run's directory was not opened"
 GIVE_UP_AFTER = 20  # steps in a row whose gradients are not finite
@@ -94,16 +93,6 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
         return loop.train(state, step)
 
 
-class _Dispatched(NamedTuple):
-    """A call of the compiled program: it ends after `step`, and took `seconds` to dispatch."""
-
-    step: int
-    steps: int
-    data_wait: float
-    began: float
-    seconds: float
-
-
 class _Loop:
     """The steps of one start of a run."""
 
@@ -133,7 +122,7 @@ class _Loop:
         self.showing.forget_after(step)
         traced = train.profile if is_process_0() else None
         trace = StepTrace(traced, self.run_dir.path / "profile", display.say)
-        previous: tuple[_Dispatched, Metrics] | None = None
+        previous: Dispatched | None = None
         # a copy that nobody asked for would cost every step: feeding and fetching are explicit
         unasked = jax.transfer_guard("disallow")
         with batches_from(self.setup.source, step) as batches, closing(trace), unasked:
@@ -143,40 +132,40 @@ class _Loop:
                 self.setup.compile_steps(step)  # while the thread behind `batches` reads
             self.startup.end("compilation", f"cached: {cache}")
             self.watchdog.heartbeat()  # the first step is watched: devices may first meet in it
-            display.start(step, train.max_steps)
+            display.start(step, train.max_steps, self.setup.ramp.rows_before)
             trace.begin(step, train.max_steps)
             calls = by_call(batches, train, self.setup.ramp, step)
             for call, wait in with_waits(read_ahead(calls, self.setup.feed.training)):
-                began = time.perf_counter()
+                self.throughput.wait(wait)
                 with trace.annotate(step + 1):
                     state, metrics = self.setup.train_steps(state, call)
                 step += call.steps
-                seconds = time.perf_counter() - began
-                dispatched = _Dispatched(step, call.steps, wait, began, seconds)
+                dispatched = Dispatched(step, call.steps, metrics)
+                previous, dispatched = self.throughput.seen(previous, dispatched)
                 if previous is not None:
-                    self._write(self._rows(*previous))
-                previous = (dispatched, metrics)
+                    self._write(self._rows(previous))
+                previous = dispatched
                 self.stop.agree()
                 self.saving.poll()
-                if trace.after(step, metrics):
-                    self.throughput.pause()
+                if trace.after(step, metrics):  # which has waited for the call, and then for a disk
+                    previous = previous._replace(interval=UNMEASURED)
+                    self.throughput.begin()
                 now = due(train, step, bool(self.stop), self.saving.failed)
                 if now:
                     with jax.transfer_guard("allow"):
-                        stopping = self._do_what_is_due(now, state, self._rows(*previous))
+                        stopping = self._do_what_is_due(now, state, self._rows(previous))
                     previous = None
                     if step == train.max_steps or stopping:
                         break
         return self._end(step)
 
-    def _rows(self, call: _Dispatched, metrics: Metrics) -> list[Row]:
+    def _rows(self, call: Dispatched) -> list[Row]:
         """Wait for a call; its steps as rows of metrics.jsonl."""
-        rows = rows_of_call(call.step, call.steps, jax.device_get(metrics))
+        rows = rows_of_call(call.step, call.steps, jax.device_get(call.metrics))
+        interval = call.interval or self.throughput.end()
         self.watchdog.heartbeat()
         self.startup.finish(self.display.say)
-        shared = {"data_wait": call.data_wait / call.steps}
-        tokens = sum(row["tokens"] for row in rows)
-        shared |= self.throughput.measure(tokens, call.began, call.seconds)
+        shared = self.throughput.rates(interval, sum(row["tokens"] for row in rows), call.steps)
         for row in rows:
             self._check(row["step"], row.pop("skipped"))
             row |= shared
@@ -195,7 +184,7 @@ class _Loop:
     def _write(self, rows: list[Row]) -> None:
         for row in rows:
             self.log.append(row)
-        self.display.update(self.log.rows[-1])
+        self.display.update(self.log.rows[-len(rows) :])
 
     def _do_what_is_due(self, now: set[str], state: TrainState, rows: list[Row]) -> bool:
         """Validate, write the rows, save, then sample and plot, as far as each is due.
@@ -221,7 +210,7 @@ class _Loop:
             self.showing.sample(step, params, self.stop, heartbeat, before_leaving)
         if "validate" in now and step < self.setup.config.train.max_steps:
             self.showing.plot(self.log.rows)  # after the last step `_end` does
-        self.throughput.pause()
+        self.throughput.begin()
         return stopping
 
     def validate_if_missed(self, state: TrainState, step: int) -> None:

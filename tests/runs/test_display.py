@@ -8,7 +8,8 @@ import pytest
 from gptjax.runs import display
 from gptjax.runs.display import Display
 
-ROW = {"train_loss": 2.5, "learning_rate": 3e-4, "tokens_per_second": 12345.6}
+SPEED = {"tokens": 1000, "tokens_per_second": 12345.6, "data_wait": 0.0}
+ROW = {"train_loss": 2.5, "learning_rate": 3e-4, **SPEED}
 VALIDATION = {"val_loss": 1.25, "val_stderr": 0.03125, "val_bits_per_byte": 1.8034}
 
 
@@ -52,7 +53,7 @@ def test_without_a_log_nothing_is_said(tmp_path, monkeypatch, capfd):
     shown.say("text")
     shown.table("title", ("a",), [("b",)])
     shown.start(0, 2)
-    shown.update({"step": 1, **ROW, **VALIDATION})
+    shown.update([{"step": 1, **ROW, **VALIDATION}])
     shown.close()
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
@@ -91,7 +92,7 @@ def test_lines_come_at_first_then_every_few_seconds_and_with_every_validation(lo
     for step in range(1, 13):
         clock[0] += 1.0
         row = {"step": step, **ROW} | (VALIDATION if step == 3 else {})
-        shown.update(row)
+        shown.update([row])
         seen += [step] * len(capsys.readouterr().out.splitlines())
     shown.close()
     assert seen == [1, 3, 6, 11]
@@ -102,10 +103,10 @@ def test_a_line_has_the_numbers_and_the_time_that_is_left(log, clock, capsys):
     shown = Display(log)
     shown.start(step=100, max_steps=2000)
     clock[0] += 20.0
-    shown.update({"step": 101, **ROW})  # ends the compilation: no measure of what is left
+    shown.update([{"step": 101, **ROW}])  # ends the compilation: no measure of what is left
     clock[0] += 20.0
-    shown.update({"step": 111, **ROW})
-    shown.update({"step": 111, **ROW, **VALIDATION})
+    shown.update([{"step": 111, **ROW}])
+    shown.update([{"step": 111, **ROW, **VALIDATION}])
     shown.close()
     lines = capsys.readouterr().out.splitlines()
     numbers = "lr 3.00e-04  12,346 tok/s"
@@ -120,35 +121,80 @@ def test_a_line_has_the_numbers_and_the_time_that_is_left(log, clock, capsys):
 def test_numbers_that_were_not_measured_are_left_out(log, clock, capsys):
     shown = Display(log)
     shown.start(step=4, max_steps=5)
-    shown.update({"step": 5})
+    shown.update([{"step": 5}])
     shown.close()
     assert capsys.readouterr().out.split() == ["step", "5/5"]
 
 
+def measured(step: int, seconds: float, waited: float, **more: float) -> dict:
+    """A row of a step of 1,000 tokens."""
+    rate = 1000 / seconds
+    return {"step": step, "tokens": 1000, "tokens_per_second": rate, "data_wait": waited, **more}
+
+
+def last_line(log: Path, calls: list[list[dict]]) -> str:
+    """The line of a validation that is due after these calls."""
+    shown = Display(log)
+    shown.start(step=0, max_steps=500)
+    for rows in calls[:-1]:
+        shown.update(rows)
+    *others, last = calls[-1]
+    shown.update([*others, {**last, **VALIDATION}])
+    shown.close()
+    return logged(log)[-1]
+
+
 @pytest.mark.parametrize(
-    ("changes", "end"),
+    ("row", "end"),
     [
-        ({"mfu": 0.4123}, "12,000 tok/s  41.2% MFU"),
-        ({"tokens": 6000, "data_wait": 0.0049}, "12,000 tok/s"),
-        ({"tokens": 6000, "data_wait": 0.1}, "12,000 tok/s  20% waiting for data"),
-        ({"tokens": 6000, "data_wait": 0.1, "mfu": 0.5}, "50.0% MFU  20% waiting for data"),
+        (measured(1, 0.5, 0.0), "2,000 tok/s"),
+        (measured(1, 0.5, 0.0049), "2,000 tok/s"),
+        (measured(1, 0.5, 0.1), "2,000 tok/s  20% waiting for data"),
+        (measured(1, 0.5, 0.5), "2,000 tok/s  100% waiting for data"),
+        (measured(1, 0.5, 0.0, mfu=0.4123), "2,000 tok/s  41.2% MFU"),
+        (measured(1, 0.5, 0.1, mfu=0.5), "2,000 tok/s  50.0% MFU  20% waiting for data"),
     ],
 )
-def test_utilisation_and_a_wait_that_matters_are_shown(log, clock, changes, end):
+def test_utilisation_and_a_wait_that_matters_are_shown(log, clock, row, end):
+    assert last_line(log, [[row]]).endswith(end)
+
+
+def test_speed_utilisation_and_waits_are_means_over_the_same_five_seconds(log, clock):
+    calls = [[measured(1, 100.0, 90.0, mfu=0.9)]]  # is forgotten once there are others
+    calls += [[measured(step, 1 / 128, 0.0, mfu=0.5)] for step in range(2, 130)]
+    calls += [[measured(130, 4.5, 4.0, mfu=0.01)]]  # a call that waited
+    assert last_line(log, calls[:1]).endswith("10 tok/s  90.0% MFU  90% waiting for data")
+    # the last 64 short calls, of half a second, and the long one
+    assert last_line(log, calls).endswith("13,000 tok/s  5.9% MFU  80% waiting for data")
+
+
+def test_all_rows_of_a_call_count(log, clock):
+    call = [measured(step, 0.25, 0.125) for step in (1, 2, 3, 4)]
     shown = Display(log)
-    shown.start(step=0, max_steps=5)
-    shown.update({"step": 1, **ROW, "tokens_per_second": 12000.0, **changes})
-    shown.update({"step": 2, **VALIDATION, "tokens": 6000, "data_wait": 9.0})  # rate unknown
+    shown.start(step=0, max_steps=8)
+    shown.update(call)
+    shown.update([{"step": 5, "tokens": 1000, "data_wait": 9.0}])  # was not measured
+    shown.update([measured(6, 1.0, 0.0), {**measured(7, 1.0, 0.0), **VALIDATION}])
     shown.close()
-    first, second = logged(log)
-    assert first.endswith(end)
-    assert "waiting" not in second
+    assert logged(log)[-1].endswith("2,000 tok/s  17% waiting for data")
+
+
+def test_what_is_left_grows_with_the_batch(log, clock):
+    shown = Display(log)
+    shown.start(
+        step=0, max_steps=100, work=lambda step: step if step < 50 else 50 + 3 * (step - 50)
+    )
+    shown.update([{"step": 1}])
+    clock[0] += 48.0
+    shown.update([{"step": 49}])
+    shown.close()
+    assert logged(log)[-1].endswith("left 0:02:31")
 
 
 def test_the_first_step_after_a_start_has_no_time_to_go_by(log, clock):
     shown = Display(log)
     shown.start(step=7, max_steps=9)
-    shown.update({"step": 7, **ROW})
+    shown.update([{"step": 7, **ROW}])
     shown.close()
     assert "left" not in logged(log)[0]
 
@@ -174,7 +220,7 @@ def test_a_terminal_has_a_live_line_and_logs_validations_only(log, clock, capsys
     shown.start(step=0, max_steps=50)
     for step in range(1, 5):
         clock[0] += 10.0
-        shown.update({"step": step, **ROW} | (VALIDATION if step == 2 else {}))
+        shown.update([{"step": step, **ROW} | (VALIDATION if step == 2 else {})])
     shown.stop()
     shown.say("after")
     shown.close()

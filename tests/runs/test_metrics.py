@@ -1,4 +1,4 @@
-"""metrics.jsonl is cut back on resume and never half written; rates leave pauses out."""
+"""metrics.jsonl is cut back on resume and never half written."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptjax.base.errors import UserError
-from gptjax.runs.metrics import MetricsLog, Throughput, read_rows, with_waits
+from gptjax.runs.metrics import MetricsLog, read_rows
 
 ROWS = [{"step": step, "train_loss": 1.0 / step} for step in range(1, 6)]
 
@@ -134,66 +134,6 @@ def test_sync_forces_this_very_file_to_the_disk(path, monkeypatch):
     log.sync()
     log.close()
     assert synced == [path.stat().st_ino]
-
-
-def test_throughput_is_tokens_over_the_time_between_ends(clock):
-    throughput = Throughput()
-    assert throughput.measure(64, clock[0]) == {"tokens_per_second": None, "mfu": None}
-    clock[0] += 2.0
-    assert throughput.measure(64, clock[0]) == {"tokens_per_second": 32.0, "mfu": None}
-    clock[0] += 0.5
-    assert throughput.measure(64, clock[0]) == {"tokens_per_second": 128.0, "mfu": None}
-
-
-def test_utilisation_is_the_share_of_the_peak_rate(clock):
-    throughput = Throughput(peak=320.0)
-    assert throughput.measure(64, clock[0])["mfu"] is None
-    clock[0] += 2.0
-    assert throughput.measure(64, clock[0]) == {"tokens_per_second": 32.0, "mfu": 0.1}
-
-
-def test_after_a_pause_a_call_is_measured_from_its_launch(clock):
-    throughput = Throughput()
-    throughput.measure(64, clock[0])
-    throughput.pause()
-    clock[0] += 1000.0
-    launched = clock[0]
-    clock[0] += 4.0
-    assert throughput.measure(64, launched)["tokens_per_second"] == 16.0
-
-
-def test_a_call_that_was_launched_before_a_pause_is_not_measured(clock):
-    """As the one at whose end a trace is written."""
-    throughput = Throughput()
-    throughput.measure(64, clock[0])
-    launched = clock[0]
-    clock[0] += 1.0
-    throughput.pause()
-    clock[0] += 1000.0
-    assert throughput.measure(64, launched)["tokens_per_second"] is None
-    clock[0] += 4.0
-    assert throughput.measure(64, clock[0])["tokens_per_second"] == 16.0
-
-
-def test_a_launch_that_did_the_work_itself_counts(clock):
-    throughput = Throughput()
-    throughput.measure(64, clock[0])
-    launched = clock[0] - 2.0
-    clock[0] += 0.001  # the last end was noticed only after this launch
-    assert throughput.measure(64, launched, 2.0)["tokens_per_second"] == 32.0
-
-
-def test_waits_are_those_of_the_one_who_asks(clock):
-    def items():
-        for seconds in (3.0, 0.0, 0.25):
-            clock[0] += seconds
-            yield seconds
-
-    seen = []
-    for item, wait in with_waits(items()):
-        seen.append((item, wait))
-        clock[0] += 100.0  # what is done with an item is no waiting
-    assert seen == [(3.0, 3.0), (0.0, 0.0), (0.25, 0.25)]
 
 
 @pytest.mark.parametrize("line", [b"5", b"[]", b"null", b'{"a": 1}', b"\xff\xfe", b'{"step": "1"}'])

@@ -213,7 +213,7 @@ def test_a_run_tells_its_speed_and_looks_at_the_evaluated_parameters(short, tmp_
 
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["tokens"] for row in rows] == [512] * 4
-    assert all(0 < row["data_wait"] < 10 for row in rows)
+    assert all(0 < row["data_wait"] < 10 for row in rows if "data_wait" in row)
     assert not any("mfu" in row for row in rows)  # nobody knows the peak of these processors
     # the trace's start and end are pauses: the steps there have no rate
     assert ["tokens_per_second" in row for row in rows] == [False, True, False, True]
