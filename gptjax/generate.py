@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gptjax.base.errors import ConfigError
 from gptjax.cli import main, parse
+from gptjax.cluster.environment import import_jax
 from gptjax.config import SampleConfig
 from gptjax.config.validation import sample_problems
 from gptjax.runs.directory import RunDir
@@ -42,6 +43,7 @@ def generate(argv: Sequence[str]) -> int:
     )
     _check(command, sample)
     RunDir(command.run).require()
+    import_jax()
 
     from gptjax.cluster.compiler import enable_compilation_cache
     from gptjax.generation.loaded import load_run

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from gptjax.base.errors import StorageError, UserError
 from gptjax.cli import ConfigCommand, main, parse_config
+from gptjax.cluster.environment import check_training, import_jax
 from gptjax.cluster.stop import StopRequest
 from gptjax.config.presets import load_config
-
-IMPORTED = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -38,16 +37,14 @@ def train(argv: Sequence[str]) -> int:
 
     Embedded data is prepared if there is none yet, by process 0, which the others wait for.
     """
+    began = time.perf_counter()
     command = parse_config(TrainCommand, argv, "python -m gptjax.train")
 
     # an interrupt in the midst of importing jax can be lost, or end in a crash
     with StopRequest(answer="stopping before anything began") as stop:
+        import_jax()
         from gptjax.cluster.agreement import BUG, exit_process, require_equal_devices
-        from gptjax.cluster.compiler import (
-            divide_processor,
-            enable_compilation_cache,
-            keep_freed_memory,
-        )
+        from gptjax.cluster.compiler import enable_compilation_cache, start_devices
         from gptjax.cluster.processes import find_launch, initialise
         from gptjax.data.manifest import is_prepared
         from gptjax.model.size import parameter_count
@@ -58,10 +55,13 @@ def train(argv: Sequence[str]) -> int:
     if stop:
         return stop.exit_code
 
-    startup = Startup(process_began(IMPORTED))
+    check_training()
+    startup = Startup(process_began(began) if __name__ == "__main__" else began)
     startup.end("imports")
     launch = find_launch(os.environ, command.coordinator, command.processes, command.process)
     run, data_dir = command.run, Path(command.data.path)
+    if launch is None:  # a mistake is told before the data is prepared
+        start_devices(run.train.cpu_devices, parameter_count(run.model))
     needs_shards = task_of(run).reads_shards and not run.data.mixture
     is_missing = needs_shards and not is_prepared(data_dir)
     if is_missing and (run.data.source is None or run.data.hub):
@@ -78,9 +78,8 @@ def train(argv: Sequence[str]) -> int:
         if launch is not None:
             initialise(launch)
             startup.end("meeting")
-        divide_processor(run.train.cpu_devices)
+            start_devices(run.train.cpu_devices, parameter_count(run.model))
         enable_compilation_cache()
-        keep_freed_memory(parameter_count(run.model))
         require_equal_devices()
         return fit(run, run_path, command.fresh, startup)
     except BaseException as error:

@@ -7,6 +7,7 @@ import platform
 import stat
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import jax
 import jax.monitoring
+
+from gptjax.cluster.environment import find_devices
 
 LARGEST_CACHE = 8 * 2**30  # bytes; GPT-2's step on a GPU takes some ten million
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # glibc's malloc.h
@@ -29,20 +32,26 @@ def enable_compilation_cache() -> Path | None:
 
     `JAX_COMPILATION_CACHE_DIR` decides if it is set. Otherwise programs are kept by type of
     processor, since one compiled for a newer processor may crash on an older one that shares the
-    home directory. A directory that cannot be written costs nothing but a note on standard error.
+    home directory. A directory that cannot be written costs nothing but a note on standard error;
+    jax still reads what is there.
     """
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    if chosen := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation cache entry")
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    if "://" in chosen:  # of another kind than a disk's
         return Path(chosen)
+    directory = None
     try:
-        directory = _cache_home() / "gptjax" / "xla" / host_tag()
+        directory = Path(chosen) if chosen else _cache_home() / "gptjax" / "xla" / host_tag()
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()
-        _prune(directory, LARGEST_CACHE)
+        if not chosen:
+            _prune(directory, LARGEST_CACHE)
     except (OSError, RuntimeError) as error:
         print(f"note: compiled programs are not kept for the next start: {error}", file=sys.stderr)
-        return None
+        if directory is None or not directory.is_dir():
+            return None
     jax.config.update("jax_compilation_cache_dir", str(directory))
     return directory
 
@@ -123,16 +132,32 @@ def compiler_options() -> dict[str, bool | str]:
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
 
+def start_devices(cpu_devices: int, parameters: int) -> None:
+    """Have jax find its devices, for a model of so many parameters. Raises `EnvironmentProblem`."""
+    divide_processor(cpu_devices)
+    keep_freed_memory(parameters)
+    find_devices()
+
+
 def divide_processor(devices: int) -> None:
     """Have the processor count as so many devices, unless the environment says how many.
 
     Each of them computes its share of a small batch alone, where one device would halve every
-    operation between the cores and wait for both, some 500 times a step. To be called before
-    jax looks for devices.
+    operation between the cores and wait for both, some 500 times a step. Where jax has found its
+    devices already, for another run in the same process, they stay as they are; a note says so.
     """
     is_told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if devices > 1 and not is_told and "JAX_NUM_CPU_DEVICES" not in os.environ:
+    if devices <= 1 or is_told or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    try:
         jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:
+        if (found := jax.local_device_count()) != devices:
+            print(
+                f"note: train.cpu_devices {devices} comes too late: jax has {found} already. "
+                "Restart Python to change that",
+                file=sys.stderr,
+            )
 
 
 def keep_freed_memory(parameters: int) -> bool:

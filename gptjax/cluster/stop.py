@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 
@@ -34,7 +35,10 @@ class StopRequest:
         return self.signal is not None
 
     def __enter__(self) -> "StopRequest":
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        # no other thread than the main one may handle signals; what runs there is not interrupted
+        is_main = threading.current_thread() is threading.main_thread()
+        handled = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+        self._before = {s: signal.signal(s, self._note) for s in handled}
         return self
 
     def __exit__(self, *_: object) -> None:

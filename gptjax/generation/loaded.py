@@ -9,6 +9,7 @@ import jax
 
 from gptjax.base.errors import ConfigError
 from gptjax.base.tree import Tree, abstract_tree
+from gptjax.cluster.environment import find_devices
 from gptjax.cluster.mesh import make_mesh, replicated
 from gptjax.config import Config, SampleConfig
 from gptjax.config.validation import sample_problems
@@ -56,7 +57,7 @@ class LoadedRun:
         """Yield the text after `sample.prompt` as it is drawn; each `number` is another text."""
         if problems := sample_problems(sample):
             raise ConfigError([f"{field} {rule}" for field, rule in problems])
-        key = jax.random.fold_in(jax.random.key(seed), number)
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
         return stream_text(self.config.model, self.params, self.tokenizer, key, sample)
 
 
@@ -68,6 +69,7 @@ def load_run(path: str | PathLike[str], checkpoint: str | int = "best") -> Loade
     """
     run_dir = RunDir(Path(path))
     run_dir.require()
+    find_devices()
     config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
     checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
     try:

@@ -8,13 +8,17 @@ out is the same.
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TypeVar
+from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing.process import BaseProcess
+from types import ModuleType
+from typing import Any, TypeVar
 
 from gptjax.base.errors import UserError
 
@@ -29,12 +33,30 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+class _Worker(SpawnProcess):
+    """A process that does not run the caller's script again, as spawned ones do.
+
+    A script without `if __name__ == "__main__"` would prepare once more in each of them.
+    """
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Any:
+        script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process_obj)  # pyright: ignore[reportAttributeAccessIssue]
+        finally:
+            sys.modules["__main__"] = script
+
+
+class _Spawned(SpawnContext):
+    Process = _Worker
+
+
 @contextmanager
 def worker_pool(workers: int, size: int) -> Iterator[Executor]:
     """A pool for `size` bytes of text; drops what has not begun when an error leaves it."""
     if workers > 1 and size >= workers * PROCESS_BYTES:
-        context = multiprocessing.get_context("spawn")
-        pool: Executor = ProcessPoolExecutor(workers, context, _end_with_parent)
+        pool: Executor = ProcessPoolExecutor(workers, _Spawned(), _end_with_parent)
     else:
         pool = ThreadPoolExecutor(workers)
     try:

@@ -80,7 +80,7 @@ class Throughput:
         Small programs on processors run while they are dispatched. If nobody looked before the
         numbers are fetched, one call would seem to take no time and the next one twice its time.
         """
-        if not last.metrics["loss"].is_ready():
+        if not last.metrics["loss"].is_ready():  # pyright: ignore[reportAttributeAccessIssue]
             return previous, last
         if previous is None or previous.interval is not None:
             return previous, last._replace(interval=self.end())

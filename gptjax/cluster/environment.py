@@ -1,0 +1,145 @@
+"""The environment that jax reads, checked as the config is: a mistake is one sentence.
+
+jax answers a variable that it cannot use with an exception of its own, and XLA ends the process.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from gptjax.base.errors import UserError
+
+if TYPE_CHECKING:
+    import jax
+
+FLAGS = "XLA_FLAGS"
+UNKNOWN = "not in the list of known backends"  # jax, of a platform without a driver
+READS_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
+GUARDS = ("jax_transfer_guard", "jax_transfer_guard_host_to_device")
+TRAINING = {
+    "jax_disable_jit": False,
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+}
+"""The settings of jax that decide what a training program is, with the values that ours needs."""
+
+
+class EnvironmentProblem(UserError):
+    """A variable of the environment, or a setting of jax, with which nothing can run."""
+
+    exit_code = 2
+
+
+class DeviceError(UserError):
+    """Devices that are known but do not answer; another start may find them."""
+
+    exit_code = 75  # sysexits.h: EX_TEMPFAIL
+
+
+def import_jax() -> None:
+    """Import jax, which reads most of its variables then. Raises `EnvironmentProblem`."""
+    if "jax" in sys.modules:
+        return
+    _check_xla_flags()
+    try:
+        import jax  # noqa: F401
+    except (ImportError, ValueError, RuntimeError) as error:
+        guilty = [n for n in os.environ if n.startswith("JAX_") and n.lower() in str(error).lower()]
+        if not guilty:
+            raise EnvironmentProblem(
+                f"jax cannot be imported: {_first_line(error)}. Install gptjax again: pip install "
+                "-e ."
+            ) from error
+        name = guilty[0]
+        raise EnvironmentProblem(
+            f"jax does not take {name}={os.environ[name]}: {_first_line(error)}. Correct {name}, "
+            "or unset it"
+        ) from error
+
+
+def _check_xla_flags() -> None:
+    """Let another process read the flags: XLA ends the one that reads a flag it does not know."""
+    if not (flags := os.environ.get(FLAGS)):
+        return
+    asked = subprocess.run([sys.executable, "-c", READS_FLAGS], capture_output=True, text=True)
+    if asked.returncode and FLAGS in asked.stderr:
+        reason = next(line for line in asked.stderr.splitlines() if FLAGS in line)
+        raise EnvironmentProblem(
+            f"XLA does not take {FLAGS}={flags}: {reason.partition('] ')[2] or reason}. Correct "
+            f"{FLAGS}, or unset it"
+        )
+
+
+def find_devices() -> Sequence["jax.Device"]:
+    """The devices that jax finds; a warning of its search becomes a note on standard error.
+
+    Raises `EnvironmentProblem` if it finds none.
+    """
+    import_jax()
+    import jax
+
+    try:
+        with _warnings_as_notes("jax._src.xla_bridge"):
+            devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        reason = _first_line(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+        asked = f"JAX_PLATFORMS={platforms}: " if (platforms := _setting("jax_platforms")) else ""
+        if reason and UNKNOWN not in reason:
+            raise DeviceError(f"{asked}jax finds no device: {reason}") from error
+        raise EnvironmentProblem(
+            f"{asked}jax finds no such device. Unset JAX_PLATFORMS to take what there is, or "
+            f'install what drives them (README, "On a GPU"){". " * bool(reason)}{reason}'
+        ) from error
+    for name in GUARDS:
+        if str(_setting(name)).startswith("disallow"):
+            raise EnvironmentProblem(
+                f"{name.upper()} is {_setting(name)}, but no program starts without copies to "
+                f"its devices. Unset {name.upper()}"
+            )
+    return devices
+
+
+def check_training() -> None:
+    """Raise one `EnvironmentProblem` with every setting of jax that training cannot live with."""
+    wrong = {name: _setting(name) for name in TRAINING if _setting(name) != TRAINING[name]}
+    if wrong:
+        said = ", ".join(f"{name.upper()} is {value}" for name, value in wrong.items())
+        needed = ", ".join(str(TRAINING[name]) for name in wrong)
+        names = ", ".join(name.upper() for name in wrong)
+        raise EnvironmentProblem(f"{said}, but training needs {needed}. Unset {names}")
+
+
+def _setting(name: str) -> Any:
+    """A setting of jax, from its variable or from a call of `jax.config.update`."""
+    import jax
+
+    return getattr(jax.config, name, None)
+
+
+@contextmanager
+def _warnings_as_notes(name: str) -> Iterator[None]:
+    """Show what a library's logger warns of in a line each, without its stack traces."""
+    logger = logging.getLogger(name)
+    handler, propagates = _Notes(logging.WARNING), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"note: {_first_line(record.getMessage())}", file=sys.stderr)
+
+
+def _first_line(said: object) -> str:
+    return (str(said).strip().splitlines() or [""])[0].rstrip(".")
