@@ -23,6 +23,8 @@ class TrainCommand(ConfigCommand):
     """Directory of the run; None means runs/CONFIG_NAME."""
     fresh: bool = False
     """Start over; an older run in the same directory is kept under another name."""
+    report: bool = False
+    """Print versions, devices, config and the end of the log, to send with a question."""
     coordinator: str | None = None
     """HOST:PORT at which process 0 of several listens; None takes what the launcher (Slurm, Open
     MPI, Kubernetes, SkyPilot) says."""
@@ -38,7 +40,15 @@ def train(argv: Sequence[str]) -> int:
     Embedded data is prepared if there is none yet, by process 0, which the others wait for.
     """
     began = time.perf_counter()
-    command = parse_config(TrainCommand, argv, "python -m gptjax.train")
+    is_report = "--report" in argv
+    command = parse_config(TrainCommand, argv, "python -m gptjax.train", required=not is_report)
+    run_path = command.run_dir or Path("runs") / Path(command.config).stem
+    if command.report:
+        from gptjax.runs.report import run_report
+
+        for line in run_report(run_path if command.config or command.run_dir else None, command.run):
+            print(line)
+        return 0
 
     # an interrupt in the midst of importing jax can be lost, or end in a crash
     with StopRequest(answer="stopping before anything began") as stop:
@@ -73,7 +83,6 @@ def train(argv: Sequence[str]) -> int:
     if is_missing and (launch is None or launch.process == 0):
         prepare_with_progress(run.data)
         startup.end("preparation")
-    run_path = command.run_dir or Path("runs") / Path(command.config).stem
     try:
         if launch is not None:
             initialise(launch)

@@ -15,8 +15,6 @@ what is damaged; which step is restored is what it says. A save that fails at on
 the run: the others would wait for it where nobody can call them back.
 """
 
-import errno
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -26,10 +24,11 @@ from typing import NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from gptjax.base.errors import UserError
+from gptjax.base.errors import DISK_ERRORS, UserError
 from gptjax.base.tree import Tree
 from gptjax.cluster.agreement import broadcast_from_0, first_complaint, on_process_0
 from gptjax.runs.integrity import SignedStep, sign_own, signed_content, verify
+from gptjax.runs.quiet import silence_orbax
 from gptjax.runs.ranking import LatestAndBest, Ranking
 
 CURSOR_FILE = "cursor/metadata"
@@ -37,7 +36,7 @@ DAMAGED = "damaged"
 NO_STEP = -1  # what process 0 tells the others if there is none
 WRITTEN = "async_write_complete"  # Orbax: each process has written its part of a step
 PARAMS, AVERAGED = "params", "averaged"
-FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
+REASONS = [os.strerror(number) for number in sorted(DISK_ERRORS)]
 Say = Callable[[str], None]
 
 
@@ -65,8 +64,7 @@ class Checkpointer:
     """The checkpoints of one run directory. Call `poll` at every step and `close` at the end."""
 
     def __init__(self, directory: Path, keep_latest: int = 2, read_only: bool = False):
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).addFilter(_is_not_orbax)
+        silence_orbax()
         self.directory = directory.resolve()
         self.longest_save = 0.0  # seconds from the call of `save` to the commit
         self._read_only, self._keep_latest = read_only, keep_latest
@@ -177,10 +175,9 @@ class Checkpointer:
         if not _several():
             self._manager.close()
             self._open()
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         return SaveError(
             f"the checkpoint of step {step} could not be written to {self.directory}: "
-            f"{reason[-1][:300]}{'; is the disk full?' if _may_be_full(error) else ''}"
+            f"{_save_problem(error)}"
         )
 
     def restore(self, abstract: dict[str, Tree], say: Say) -> Restored | None:
@@ -272,22 +269,16 @@ def _several() -> bool:
     return jax.process_count() > 1
 
 
-def _may_be_full(error: Exception) -> bool:
-    """Whether an error comes of a full disk, or of nobody knows what on a disk."""
+def _save_problem(error: Exception) -> str:
+    """Why a save failed, in one line: tensorstore names the disk's error among many file names."""
+    if known := next((text for text in REASONS if text in str(error)), None):
+        return known
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
     is_unknown = type(error) is OSError and error.errno is None
-    return is_unknown or any(text in str(error) for text in FULL)
+    return f"{reason} (is the disk full?)" if is_unknown else reason
 
 
 def _reason(error: Exception) -> str:
     """Orbax's message, in one line."""
     first_line = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__} on reading it: {first_line[:200]}"
-
-
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-    """False for what Orbax narrates of its threads, and for its errors: `poll` raises those.
-
-    asyncio logs errors of tasks that nobody waits for; Orbax's are known by their traceback.
-    """
-    orbax = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
-    return orbax not in record.pathname and orbax not in logging.Formatter().format(record)

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptjax.runs.metrics import Row
+from gptjax.runs.quiet import silent_matplotlib
 
 TRAIN, VALIDATION, RATE = "#9bb8d3", "#c8553d", "#4a6b57"
 SMOOTH = 0.02  # share of the run that the smoothed training curve averages over
 
 
+@silent_matplotlib()
 def plot_curves(rows: Sequence[Row], tokens_per_step: int | None, title: str, path: Path) -> None:
     """Draw both pictures from the rows of metrics.jsonl, one above the other, into a PNG.
 

@@ -45,7 +45,8 @@ class Display:
     def say(self, text: str) -> None:
         """Print a message and log it with the time."""
         self._console.print(text, soft_wrap=True)
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        indented = text.replace("\n", "\n  ")  # so that a text cannot pass for a message
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {indented}\n")
 
     def table(self, title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         """Print a table and log its rows."""

@@ -66,4 +66,4 @@ class Saving:
         if self.failed or jax.process_count() > 1:
             raise error
         self.failed = True
-        self._display.say(f"{error} Trying once more.")
+        self._display.say(f"{error}. Trying once more")

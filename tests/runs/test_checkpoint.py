@@ -364,19 +364,19 @@ def test_a_damaged_step_stays_where_a_file_is_in_the_way(saved, said):
 
 
 @pytest.mark.parametrize(
-    ("error", "hint"),
+    ("error", "reason"),
     [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), True),
-        (ValueError(f"UNKNOWN: write: {os.strerror(errno.EDQUOT)}"), True),
-        (OSError("of no number"), True),
-        (OSError(errno.EIO, os.strerror(errno.EIO)), False),
-        (ConnectionError("Connection closed by peer"), False),
-        (ValueError("Connection closed by peer"), False),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), os.strerror(errno.ENOSPC)),
+        (ValueError(f"UNKNOWN: {'name ' * 99}: {os.strerror(errno.EDQUOT)} [{'x' * 400}]"),
+         os.strerror(errno.EDQUOT)),
+        (OSError("of no number"), "of no number (is the disk full?)"),
+        (OSError(errno.EIO, os.strerror(errno.EIO)), os.strerror(errno.EIO)),
+        (ConnectionError("Connection closed by peer"), "Connection closed by peer"),
+        (ValueError("first\nConnection closed by peer"), "Connection closed by peer"),
     ],
-)
-def test_a_failed_save_asks_for_a_full_disk_only_where_it_may_be_one(
-    saved, monkeypatch, error, hint
-):
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_a_failed_save_names_the_disk_s_reason_alone(saved, monkeypatch, error, reason):
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
@@ -384,7 +384,7 @@ def test_a_failed_save_asks_for_a_full_disk_only_where_it_may_be_one(
     monkeypatch.setattr(checkpointer._manager, "save", fail)
     with pytest.raises(SaveError) as caught:
         save(checkpointer, 4)
-    assert str(caught.value).endswith("; is the disk full?") == hint
+    assert str(caught.value).endswith(f" could not be written to {saved}: {reason}")
 
 
 def test_several_damaged_steps_are_walked_past_and_none_overwrites_another(saved, said):

@@ -1,0 +1,117 @@
+"""What a question about a run should come with: versions, devices, config, the end of the log.
+
+Nothing private: no sampled text, and no names of users, hosts or homes.
+"""
+
+import getpass
+import os
+import platform
+import re
+import socket
+from collections import deque
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from gptjax.base.errors import UserError
+from gptjax.cluster.environment import find_devices
+from gptjax.config import Config, to_json
+from gptjax.runs.directory import RunDir
+
+PACKAGES = ("gptjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+VARIABLES = ("JAX_PLATFORMS", "JAX_ENABLE_X64", "JAX_DISABLE_JIT", "XLA_FLAGS")
+VARIABLES += ("CUDA_VISIBLE_DEVICES",)
+LAST = 40  # lines of the log
+MESSAGE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")
+SECRET = re.compile("TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+SHORTEST_SECRET = 6  # letters; shorter values are switches and numbers
+ADDRESS = re.compile(r"\b\d{1,3}(\.\d{1,3}){3}\b")
+LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
+
+
+def run_report(run_path: Path | None, config: Config) -> Iterator[str]:
+    """The lines of a report on a run; its own config if there is one, else `config`.
+
+    `run_path` None, or a directory without a run, leaves the log out.
+    """
+    hide = Privacy.of_this_process()
+    yield f"python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    for name in VARIABLES:
+        if name in os.environ:
+            yield hide(f"{name}={os.environ[name]}")
+    yield hide(_devices())
+    found = None if run_path is None else RunDir(run_path)
+    if found is not None and found.config.exists():
+        try:
+            config = found.read_config()
+            yield hide(f"config of the run in {found.path}")
+        except UserError as error:
+            yield hide(str(error))
+    else:
+        yield hide(f"no run in {run_path}; the config as given" if run_path else "no run was named")
+    yield hide(to_json(config))
+    if found is not None:
+        yield from map(hide, last_messages(found.log))
+
+
+def last_messages(log: Path) -> list[str]:
+    """The last messages of a log.txt, without the text of samples; none if there is no log."""
+    try:
+        with log.open(encoding="utf-8", errors="replace") as lines:
+            return [line.rstrip("\n") for line in deque(filter(MESSAGE.match, lines), LAST)]
+    except OSError:
+        return []
+
+
+class Privacy:
+    """Replaces what nobody else should read: the home, names of user and host, secrets."""
+
+    def __init__(self, home: str, user: str, host: str, environment: Mapping[str, str]):
+        self._home = home.rstrip("/")
+        self._names = {user: "USER", host: "HOST", host.partition(".")[0]: "HOST"}
+        self._secrets = [
+            value
+            for name, value in environment.items()
+            if SECRET.search(name) and len(value) >= SHORTEST_SECRET
+        ]
+
+    @classmethod
+    def of_this_process(cls) -> "Privacy":
+        """The names that hold here; unknown ones need no hiding."""
+        try:
+            home, user = str(Path.home()), getpass.getuser()
+        except (KeyError, OSError, RuntimeError):
+            home, user = os.environ.get("HOME", ""), ""
+        return cls(home, user, socket.gethostname(), os.environ)
+
+    def __call__(self, text: str) -> str:
+        """The same text without them."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        if self._home:
+            text = re.sub(rf"{re.escape(self._home)}(?![\w-])", "~", text)
+        for name, word in self._names.items():
+            if name not in ("", "localhost"):
+                # a part of a path or an address: the word alone may be one of ours
+                text = re.sub(rf"(?<=[/@~]){re.escape(name)}(?![\w-])", word, text)
+                text = re.sub(rf"(?<![\w-]){re.escape(name)}(?=[@:]\S)", word, text)
+        return LOGIN.sub("***@", ADDRESS.sub("ADDRESS", text))
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> str:
+    # a look takes no memory from a run on the same GPU
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    try:
+        devices = find_devices()
+    except UserError as error:
+        return f"no devices: {error}"
+    kinds = [f"{device.device_kind} ({device.platform})" for device in devices]
+    return "devices " + ", ".join(f"{kinds.count(k)} x {k}" for k in dict.fromkeys(kinds))
