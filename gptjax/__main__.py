@@ -1,8 +1,9 @@
-"""What there is to run: `python -m gptjax`."""
+"""Every verb with a line: `python -m gptjax`."""
 
+import sys
 from collections.abc import Sequence
 
-from gptjax.base.errors import ConfigError, did_you_mean
+from gptjax.base.errors import did_you_mean
 from gptjax.cli import main
 
 VERBS = {
@@ -14,13 +15,12 @@ VERBS = {
 
 
 def overview(argv: Sequence[str]) -> int:
-    """Print every verb with a line. Raises `ConfigError` for anything but `--help`."""
+    """Print every verb with a line; the exit code is 2 for anything but `--help`."""
     if argv and argv[0] not in ("-h", "--help"):
-        word = argv[0]
-        if word in VERBS:
-            raise ConfigError([f"{word} is a module of its own: write python -m gptjax.{word}"])
-        known = ", ".join(VERBS)
-        raise ConfigError([f"unknown verb {word}{did_you_mean(word, VERBS)}: there are {known}"])
+        word, near = argv[0], did_you_mean(argv[0], VERBS)
+        advice = f"write python -m gptjax.{word}" if word in VERBS else f"expected nothing{near}"
+        print(f"error: unexpected argument {word}: {advice}", file=sys.stderr)
+        return 2
     width = max(map(len, VERBS))
     for verb, purpose in VERBS.items():
         print(f"python -m gptjax.{verb:{width}}  {purpose}")

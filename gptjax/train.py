@@ -46,7 +46,9 @@ def train(argv: Sequence[str]) -> int:
     if command.report:
         from gptjax.runs.report import run_report
 
-        for line in run_report(run_path if command.config or command.run_dir else None, command.run):
+        for line in run_report(
+            run_path if command.config or command.run_dir else None, command.run
+        ):
             print(line)
         return 0
 

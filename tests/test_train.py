@@ -1,5 +1,6 @@
 """`python -m gptjax.train` as a user meets it: files, messages, exit codes of whole processes."""
 
+import asyncio
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import matplotlib.image
@@ -21,6 +23,7 @@ from gptjax.data.shards import HEADER_BYTES
 from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
 from gptjax.runs.directory import LOCK
+from gptjax.train import train
 
 pytestmark = pytest.mark.usefixtures("one_compilation_for_all")
 STEPS = 12
@@ -182,6 +185,23 @@ def test_a_bug_keeps_its_traceback_and_has_an_exit_code_of_its_own(prepared, tmp
     )
     assert result.returncode == 70
     assert result.stderr.rstrip().endswith("ZeroDivisionError: integer division or modulo by zero")
+
+
+@pytest.mark.slow
+def test_the_verb_is_a_function_in_a_thread_and_in_a_running_event_loop(prepared, tmp_path):
+    codes = []
+
+    async def cell(name: str) -> None:
+        flags = ["--config", "tiny", "--data.path", str(prepared.directory)]
+        flags += ["--train.max-steps", "2", "--optim.warmup-steps", "1"]
+        codes.append(train([*flags, "--run-dir", str(tmp_path / name)]))
+
+    for name in ("first", "second"):
+        thread = threading.Thread(target=asyncio.run, args=(cell(name),))
+        thread.start()
+        thread.join()
+    asyncio.run(cell("third"))
+    assert codes == [0, 0, 0]
 
 
 def test_half_of_a_place_among_processes_is_refused_before_anything_starts(tmp_path):

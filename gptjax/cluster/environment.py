@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gptjax.base.errors import UserError
 
 if TYPE_CHECKING:
-    import jax
+    from jax import Device
 
 FLAGS = "XLA_FLAGS"
 UNKNOWN = "not in the list of known backends"  # jax, of a platform without a driver
@@ -76,7 +76,7 @@ def _check_xla_flags() -> None:
         )
 
 
-def find_devices() -> Sequence["jax.Device"]:
+def find_devices() -> Sequence["Device"]:
     """The devices that jax finds; a warning of its search becomes a note on standard error.
 
     Raises `EnvironmentProblem` if it finds none.

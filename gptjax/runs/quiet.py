@@ -38,7 +38,7 @@ class _Hook:
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
-    """False for records of Orbax's own, and for those of asyncio with its files in the traceback."""
+    """False for Orbax's own records, and for asyncio's with Orbax in the traceback."""
     return ORBAX not in record.pathname and ORBAX not in logging.Formatter().format(record)
 
 

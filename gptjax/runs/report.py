@@ -3,13 +3,14 @@
 Nothing private: no sampled text, and no names of users, hosts or homes.
 """
 
-import getpass
 import os
 import platform
+import pwd
 import re
 import socket
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -25,6 +26,7 @@ LAST = 40  # lines of the log
 MESSAGE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")
 SECRET = re.compile("TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 SHORTEST_SECRET = 6  # letters; shorter values are switches and numbers
+COMMON = {"", "root", "localhost"}  # names of nobody
 ADDRESS = re.compile(r"\b\d{1,3}(\.\d{1,3}){3}\b")
 LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
 
@@ -65,11 +67,17 @@ def last_messages(log: Path) -> list[str]:
 
 
 class Privacy:
-    """Replaces what nobody else should read: the home, names of user and host, secrets."""
+    """Replaces what nobody else should read: homes, names of users and hosts, secrets."""
 
-    def __init__(self, home: str, user: str, host: str, environment: Mapping[str, str]):
-        self._home = home.rstrip("/")
-        self._names = {user: "USER", host: "HOST", host.partition(".")[0]: "HOST"}
+    def __init__(
+        self,
+        homes: Iterable[str],
+        users: Iterable[str],
+        hosts: Iterable[str],
+        environment: Mapping[str, str],
+    ):
+        self._words = {home.rstrip("/"): "~" for home in sorted(homes, key=len, reverse=True)}
+        self._words |= dict.fromkeys(users, "USER") | dict.fromkeys(hosts, "HOST")
         self._secrets = [
             value
             for name, value in environment.items()
@@ -78,24 +86,22 @@ class Privacy:
 
     @classmethod
     def of_this_process(cls) -> "Privacy":
-        """The names that hold here; unknown ones need no hiding."""
-        try:
-            home, user = str(Path.home()), getpass.getuser()
-        except (KeyError, OSError, RuntimeError):
-            home, user = os.environ.get("HOME", ""), ""
-        return cls(home, user, socket.gethostname(), os.environ)
+        """The names that hold here; those that cannot be found out need no hiding."""
+        names = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "SUDO_USER")}
+        homes, host = {os.environ.get("HOME", "")}, socket.gethostname()
+        with suppress(KeyError):  # a container may run as a user without a name
+            entry = pwd.getpwuid(os.getuid())
+            names, homes = names | {entry.pw_name}, homes | {entry.pw_dir}
+        homes |= {os.path.realpath(home) for home in homes if home}
+        return cls(homes, names, [host, host.partition(".")[0]], os.environ)
 
     def __call__(self, text: str) -> str:
         """The same text without them."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        if self._home:
-            text = re.sub(rf"{re.escape(self._home)}(?![\w-])", "~", text)
-        for name, word in self._names.items():
-            if name not in ("", "localhost"):
-                # a part of a path or an address: the word alone may be one of ours
-                text = re.sub(rf"(?<=[/@~]){re.escape(name)}(?![\w-])", word, text)
-                text = re.sub(rf"(?<![\w-]){re.escape(name)}(?=[@:]\S)", word, text)
+        for name, word in self._words.items():
+            if name not in COMMON:
+                text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", word, text)
         return LOGIN.sub("***@", ADDRESS.sub("ADDRESS", text))
 
 

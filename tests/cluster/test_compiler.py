@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from conftest import ROOT
 
@@ -75,15 +76,36 @@ def test_a_home_that_cannot_be_written_costs_a_sentence(start, tmp_path):
     assert line.startswith("note: compiled programs are not kept for the next start: ")
 
 
-def test_a_directory_that_is_full_costs_a_sentence(tmp_path, monkeypatch, capsys):
+def test_programs_in_a_directory_that_cannot_be_written_are_read(tmp_path, monkeypatch, capsys):
     def fails(**_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compiler.tempfile, "TemporaryFile", fails)
-    assert enable_compilation_cache() is None
+    set_to: dict[str, object] = {}
+    monkeypatch.setattr(compiler.jax.config, "update", set_to.__setitem__)
+    directory = enable_compilation_cache()
+    assert directory == tmp_path / "gptjax" / "xla" / host_tag()
+    assert set_to["jax_compilation_cache_dir"] == str(directory)
     assert "No space left" in capsys.readouterr().err
+
+
+def test_a_chosen_directory_that_cannot_be_made_costs_the_same_sentence(start, tmp_path):
+    (tmp_path / "file").touch()
+    _, errors = start(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "file" / "cache"))
+    (line,) = errors.splitlines()
+    assert line.startswith("note: compiled programs are not kept for the next start: ")
+
+
+def test_devices_that_jax_has_found_stay_as_they_are(monkeypatch, capsys):
+    monkeypatch.delenv("XLA_FLAGS")
+    for asked, note in ((jax.device_count(), ""), (3, "train.cpu_devices 3 comes too late")):
+        compiler.divide_processor(asked)
+        said = capsys.readouterr().err
+        assert note in said
+        assert bool(said) == bool(note)
+    assert jax.device_count() != 3
 
 
 X86 = "processor\t: 0\nmodel name\t: A\nflags\t\t: sse avx\ncpu MHz\t\t: 2400.1\n\n"
