@@ -9,12 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gptjax.base.errors import UserError
-
-if TYPE_CHECKING:
-    from jax import Device
 
 FLAGS = "XLA_FLAGS"
 UNKNOWN = "not in the list of known backends"  # jax, of a platform without a driver
@@ -76,7 +73,7 @@ def _check_xla_flags() -> None:
         )
 
 
-def find_devices() -> Sequence["Device"]:
+def find_devices() -> Sequence[Any]:
     """The devices that jax finds; a warning of its search becomes a note on standard error.
 
     Raises `EnvironmentProblem` if it finds none.
