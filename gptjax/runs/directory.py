@@ -177,6 +177,8 @@ class RunDir:
         """The run's config; raises `UserError` if there is no run."""
         try:
             return config_from_json(self.config.read_text(), str(self.config))
+        except PermissionError as error:
+            raise UserError(f"{self.config} cannot be read: {error.strerror}") from error
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{self.path} is not a run of gptjax (no config.json); expected the "

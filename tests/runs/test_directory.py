@@ -388,3 +388,12 @@ def test_checkpoints_without_a_config_are_not_taken_for_a_new_run(tmp_path):
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     with pytest.raises(UserError, match=r"checkpoints but no config\.json"):
         RunDir(tmp_path).check()
+
+
+def test_a_config_that_may_not_be_read_is_not_taken_for_a_missing_one(tmp_path, monkeypatch):
+    def refuses(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuses)
+    with pytest.raises(UserError, match=r"config.json cannot be read: Permission denied$"):
+        RunDir(tmp_path).read_config()
