@@ -14,6 +14,7 @@ from typing import Any
 
 from gptjax.base.errors import UserError
 from gptjax.base.terminal import gibibytes
+from gptjax.cluster.environment import check_training, import_jax
 from gptjax.config import Config
 from gptjax.planning.hlo import bytes_by_axes, collectives
 from gptjax.planning.layout import AXES, Layout
@@ -69,6 +70,8 @@ def compare(config: Config, layout: Layout) -> Comparison:
     flags = f"{FASTER} --xla_force_host_platform_device_count={layout.gpus}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     os.environ["JAX_PLATFORMS"] = "cpu"
+    import_jax()
+    check_training()
     began = time.perf_counter()
     compiled = compile_step(config, layout)
     found = compiled.memory_analysis()
