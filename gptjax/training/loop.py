@@ -38,7 +38,7 @@ from gptjax.training.feed import by_call, due, rows_of_call
 from gptjax.training.saving import Saving
 from gptjax.training.setup import Setup
 from gptjax.training.showing import Showing
-from gptjax.training.start import agree_on_program, open_run, restore_or_start
+from gptjax.training.start import agree_on_program, how_to_go_on, open_run, restore_or_start
 from gptjax.training.state import TrainState
 from gptjax.training.step import Metrics
 
@@ -76,16 +76,13 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
         startup.end("setup")
         state, step = restore_or_start(setup, checkpointer, run_dir, display, watchdog)
         startup.end("initialisation" if step == 0 else "restoring")
-        on_process_0(lambda: run_dir.begin(setup.config, setup.tokenizer))
         metrics_path = run_dir.metrics if is_process_0() else None
         log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
         loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup, watchdog)
         loop.validate_if_missed(state, step)
         if step >= setup.config.train.max_steps:
-            display.say(
-                f"{run_dir.path} is complete at step {step}: raise --train.max-steps to "
-                "continue, or start over with --fresh"
-            )
+            how = how_to_go_on(run_dir.read_config(), step)
+            display.say(f"{run_dir.path} is complete at step {step}: {how}")
             return 0
         setup.announce(step, display)
         if stop:
@@ -130,7 +127,7 @@ class _Loop:
     def train(self, state: TrainState, step: int) -> int:
         """Step by step to the end, or to a stop request; returns the exit code."""
         train, display = self.setup.config.train, self.display
-        self.showing.forget_after(step)
+        self._begins = step + 1
         traced = train.profile if is_process_0() else None
         trace = StepTrace(traced, self.run_dir.path / "profile", display.say)
         previous: tuple[_Dispatched, Metrics] | None = None
@@ -160,7 +157,7 @@ class _Loop:
                 self.saving.poll()
                 if trace.after(step, metrics):
                     self.throughput.pause()
-                now = due(train, step, bool(self.stop), self.saving.failed)
+                now = due(train, step, bool(self.stop), self.saving.is_owed)
                 if now:
                     with jax.transfer_guard("allow"):
                         stopping = self._do_what_is_due(now, state, self._rows(*previous))
@@ -183,16 +180,29 @@ class _Loop:
         return rows
 
     def _check(self, step: int, skipped: int) -> None:
+        """Tell of a skipped step; raise `UserError` when it is one of too many in a row."""
+        self._is_skipping = skipped > 0
         if skipped:
             self.display.say(f"step {step} was skipped: its gradients are not finite")
-        if skipped >= GIVE_UP_AFTER:
-            raise UserError(
-                f"{skipped} steps in a row had gradients that are not finite, the last at step "
-                f"{step}. The checkpoints in {self.run_dir.checkpoints} are good: rerun with a "
-                "lower --optim.peak-lr"
-            )
+        if skipped < GIVE_UP_AFTER:
+            return
+        with jax.transfer_guard("allow"):
+            good = self.saving.go_back(step - skipped)  # the last step that was accepted
+        advice = (
+            "No checkpoint is from before that: start over with --fresh and"
+            if good is None
+            else f"The checkpoint of step {good} is from before and was verified now: rerun with"
+        )
+        raise UserError(
+            f"{skipped} steps in a row had gradients that are not finite, the last at step {step}. "
+            f"{advice} a lower --optim.peak-lr"
+        )
 
     def _write(self, rows: list[Row]) -> None:
+        if rows[0]["step"] == self._begins:  # a start that trains nothing leaves the run as it is
+            self.showing.forget_after(rows[0]["step"] - 1)
+            if is_process_0():
+                self.run_dir.begin(self.setup.config, self.setup.tokenizer)
         for row in rows:
             self.log.append(row)
         self.display.update(self.log.rows[-1])
@@ -203,7 +213,7 @@ class _Loop:
         Returns whether a stop request came; then the run is saved, due or not. Samples and plots
         come after the save, so that nothing is lost if they fail.
         """
-        row = rows[-1]
+        row, max_steps = rows[-1], self.setup.config.train.max_steps
         step, is_best = row["step"], False
         validation = self._validate(state) if "validate" in now else None
         if validation is not None:
@@ -214,12 +224,15 @@ class _Loop:
         stopping = bool(self.stop)  # read once: a signal may come at any moment
         if "save" in now or stopping or is_best:
             self.log.sync()
-            self.saving.save(state, validation)
+            if self._is_skipping and not (stopping or is_best or step == max_steps):
+                self.saving.put_off(step)
+            else:
+                self.saving.save(state, validation, keeps_all=self._is_skipping)
         if "sample" in now:
             params = self.setup.evaluated_params(state)
             heartbeat, before_leaving = self.watchdog.heartbeat, self.saving.wait
             self.showing.sample(step, params, self.stop, heartbeat, before_leaving)
-        if "validate" in now and step < self.setup.config.train.max_steps:
+        if "validate" in now and step < max_steps:
             self.showing.plot(self.log.rows)  # after the last step `_end` does
         self.throughput.pause()
         return stopping

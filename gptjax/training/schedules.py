@@ -29,9 +29,7 @@ def learning_rate_schedule(cfg: OptimConfig, max_steps: int) -> optax.Schedule:
     return optax.join_schedules(parts, cfg.rewarm_steps)
 
 
-def _warm_up_and_decay(
-    cfg: OptimConfig, length: int, rate: float
-) -> tuple[optax.Schedule, float]:
+def _warm_up_and_decay(cfg: OptimConfig, length: int, rate: float) -> tuple[optax.Schedule, float]:
     """A schedule that rises from `rate`, over `length` steps; and its last rate."""
     length = max(length, cfg.warmup_steps + 1)
     left = length - cfg.warmup_steps
