@@ -6,7 +6,9 @@ checkpoint) the loop first finishes the call and writes its rows, so that no che
 than metrics.jsonl.
 """
 
+import shlex
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
@@ -46,12 +48,18 @@ NOT_OPENED = "the run's directory was not opened"
 GIVE_UP_AFTER = 20  # steps in a row whose gradients are not finite
 
 
-def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | None = None) -> int:
+def fit(
+    config: Config,
+    run_path: Path,
+    fresh: bool = False,
+    startup: Startup | None = None,
+    notes: Sequence[str] = (),
+) -> int:
     """Train until `max_steps`, resuming the run in `run_path`; returns the exit code.
 
-    `fresh` moves an older run aside first; `startup` holds the phases of the start so far. The exit
-    code is 0 for a complete run, and 128 + signal number for a run that a signal ended, after a
-    save. All processes of a run call this; process 0 writes, prints and decides.
+    `fresh` moves an older run aside first; `startup` holds the phases of the start so far; `notes`
+    are shown. The exit code is 0 for a complete run, and 128 + signal number for one that a signal
+    ended, after a save. All processes of a run call this; process 0 writes, prints and decides.
     """
     run_dir, startup = RunDir(run_path), startup or Startup(time.perf_counter())
     with ExitStack() as stack:
@@ -63,7 +71,7 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
         )
         setup = Setup(config)
         with watchdog.watching(NOT_OPENED):
-            notes = open_run(setup, run_dir, fresh, stack)
+            changes = open_run(setup, run_dir, fresh, stack)
         links = check_links(config)
         agree_on_program(setup)
         display = stack.enter_context(closing(Display(run_dir.log if is_process_0() else None)))
@@ -71,7 +79,7 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
         stack.push(exit_if_distributed)  # before the checkpointer would wait for the others
         stack.callback(display.stop)
-        for line in notes + links:
+        for line in [*changes, *links, *notes]:
             display.say(line)
         startup.end("setup")
         state, step = restore_or_start(setup, checkpointer, run_dir, display, watchdog)
@@ -290,6 +298,6 @@ class _Loop:
             return self.stop.exit_code
         self.display.say(
             f"done: {step} steps; {curves}now try\n  "
-            f'python -m gptjax.generate --run {self.run_dir.path} --prompt "..."'
+            f'python -m gptjax.generate --run {shlex.quote(str(self.run_dir.path))} --prompt "..."'
         )
         return 0
