@@ -102,7 +102,8 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
     if mixture and _flag(argv, "--data.path") is not None:
         problems.append("--data.path and --data.mixture exclude each other: leave one of them out")
     if other_path or mixture not in ((), base.data.mixture):
-        sections["data"] = DataConfig(document_mask=base.data.document_mask)
+        data = base.data
+        sections["data"] = DataConfig(path=data.path, document_mask=data.document_mask)
         sections["model"] = dataclasses.replace(base.model, n_vocab=None)
         sections["sample"] = dataclasses.replace(base.sample, prompt="")
     default = command(**sections, config=name or "")

@@ -195,15 +195,10 @@ class _Loop:
         if skipped < GIVE_UP_AFTER:
             return
         with jax.transfer_guard("allow"):
-            good = self.saving.go_back(step - skipped)  # the last step that was accepted
-        advice = (
-            "No checkpoint is from before that: start over with --fresh and"
-            if good is None
-            else f"The checkpoint of step {good} is from before and was verified now: rerun with"
-        )
+            what_to_do = self.saving.go_back(step - skipped)  # the last step that was accepted
         raise UserError(
             f"{skipped} steps in a row had gradients that are not finite, the last at step {step}. "
-            f"{advice} a lower --optim.peak-lr"
+            f"{what_to_do} a lower --optim.peak-lr"
         )
 
     def _write(self, rows: list[Row]) -> None:

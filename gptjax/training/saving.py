@@ -44,14 +44,14 @@ class Saving:
             self._display.say(f"step {step} was skipped, so its checkpoint is put off")
         self._is_put_off = True
 
-    def go_back(self, before: int) -> int | None:
-        """Set aside the checkpoints from step `before` on; the newest that is left and verifies.
-
-        None, and nothing is moved, if all are from later.
-        """
+    def go_back(self, before: int) -> str:
+        """Set aside the checkpoints from step `before` on, if any is older; what to do then."""
         with suppress(SaveError):
             self.wait()
-        return self._checkpointer.go_back(before, self._display.say)
+        good = self._checkpointer.go_back(before, self._display.say)
+        if good is None:
+            return "No checkpoint is from before that: start over with --fresh and"
+        return f"The checkpoint of step {good} is from before and was verified now: rerun with"
 
     def save(
         self, state: TrainState, validation: Validation | None, keeps_all: bool = False
