@@ -116,7 +116,7 @@ class RunDir:
         if not self.path.is_dir() or self.config.exists():
             return
         # a run that was killed while it started left no more than these
-        own = {LOCK, *(p.name for p in (self.log, self.checkpoints, self.tokenizer))}
+        own = {LOCK, "profile", *(p.name for p in (self.log, self.checkpoints, self.tokenizer))}
         names = {p.name for p in self.path.iterdir() if p.suffix != ".tmp"}
         if names - own:
             raise UserError(
