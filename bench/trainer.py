@@ -120,7 +120,9 @@ def cold_and_warm(scratch: Path, words: Sequence[str]) -> Figures:
     shutil.rmtree(scratch / "cache", ignore_errors=True)
     figures: Figures = {}
     for kind in ("cold", "warm"):
-        run = train(scratch, [*words, *QUIET, "--train.max-steps", "1"])
+        run = train(
+            scratch, [*words, *QUIET, "--train.max-steps", "1", "--optim.warmup-steps", "1"]
+        )
         figures |= {f"reached, {kind}": run.reached, f"done, {kind}": run.first}
     return figures
 

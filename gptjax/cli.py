@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import tyro
 
 from gptjax.base.errors import ConfigError, StorageError, UserError, did_you_mean
-from gptjax.config import Config
+from gptjax.config import Config, DataConfig
+from gptjax.config.origins import Origins
 from gptjax.config.presets import load_config, preset_names
 from gptjax.config.validation import find_problems, type_name
 
@@ -80,8 +81,8 @@ def parse(command: type[T], argv: Sequence[str], prog: str, default: T | None = 
 def parse_config(command: type[C], argv: Sequence[str], prog: str, required: bool = True) -> C:
     """Parse `--config` and its overrides; the result's `run` is checked.
 
-    With another `--data.path` or `--data.mixture` the config file's source, tokenizer and
-    vocabulary no longer apply, since they describe the file's own data; flags typed beside it do.
+    With another `--data.path` or `--data.mixture` the config file's section `data`, vocabulary and
+    prompt no longer apply, since they describe the file's own data; flags typed beside it do.
     """
     problems: list[str] = []
     name, preset = _flag(argv, "--config"), None
@@ -101,10 +102,10 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
     if mixture and _flag(argv, "--data.path") is not None:
         problems.append("--data.path and --data.mixture exclude each other: leave one of them out")
     if other_path or mixture not in ((), base.data.mixture):
-        data = dataclasses.replace(base.data, tokenizer=None, source=None, inputs=(), mixture=())
-        data = dataclasses.replace(data, mixture_changes=(), hub=None)
-        sections["data"] = data
+        data = base.data
+        sections["data"] = DataConfig(path=data.path, document_mask=data.document_mask)
         sections["model"] = dataclasses.replace(base.model, n_vocab=None)
+        sections["sample"] = dataclasses.replace(base.sample, prompt="")
     default = command(**sections, config=name or "")
     try:
         parsed = parse(command, argv, prog, default)
@@ -112,12 +113,12 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
         found, good = _diagnose(command, argv, {"default": default})
         problems += found
         parsed = _quietly(command, good, {"default": default})
+    origins = origins_of(parsed, good)
     # without the preset, a rule can be judged only by fields that were all typed
-    typed = None if preset is not None else _typed(good)
     problems += [
-        problem.message
+        origins.explain(problem.message)
         for problem in find_problems(parsed.run)
-        if typed is None or typed.issuperset(problem.fields)
+        if preset is not None or origins.typed.issuperset(problem.fields)
     ]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
@@ -147,9 +148,11 @@ def _words(argv: Sequence[str], flag: str) -> tuple[str, ...]:
     return tuple(given[-1]) if given else ()
 
 
-def _typed(argv: Sequence[str]) -> set[str]:
-    """Names of the fields that were given on the command line."""
-    return {w.split("=", 1)[0][2:].replace("-", "_") for w in argv if w.startswith("--")}
+def origins_of(command: ConfigCommand, argv: Sequence[str]) -> Origins:
+    """Where the values of a parsed command line come from."""
+    words = [word.split("=", 1)[0][2:].replace("-", "_") for word in argv if word.startswith("--")]
+    switches = {word.replace(".no_", ".") for word in words}  # a switch turned off is its field
+    return Origins(command.run, frozenset({*words, *switches}), command.config or None)
 
 
 def _diagnose(

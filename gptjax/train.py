@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptjax.base.errors import StorageError, UserError
-from gptjax.cli import ConfigCommand, main, parse_config
+from gptjax.cli import ConfigCommand, main, origins_of, parse_config
 from gptjax.cluster.environment import check_training, import_jax
 from gptjax.cluster.stop import StopRequest
+from gptjax.config.effects import Surroundings, note_without_effect
 from gptjax.config.presets import load_config
 
 
@@ -51,10 +52,13 @@ def train(argv: Sequence[str]) -> int:
         ):
             print(line)
         return 0
+    origins = origins_of(command, argv)
 
     # an interrupt in the midst of importing jax can be lost, or end in a crash
     with StopRequest(answer="stopping before anything began") as stop:
         import_jax()
+        import jax
+
         from gptjax.cluster.agreement import BUG, exit_process, require_equal_devices
         from gptjax.cluster.compiler import enable_compilation_cache, start_devices
         from gptjax.cluster.processes import find_launch, initialise
@@ -78,10 +82,9 @@ def train(argv: Sequence[str]) -> int:
     is_missing = needs_shards and not is_prepared(data_dir)
     if is_missing and (run.data.source is None or run.data.hub):
         own = load_config(command.config).data
-        raise UserError(
-            f"there is no prepared data in {data_dir}: run "
-            f"`{how_to_prepare(command.config, run, own)}` first"
-        )
+        how = how_to_prepare(command.config, run, own)
+        missing = f"there is no prepared data in data.path {data_dir}: run `{how}` first"
+        raise UserError(origins.explain(missing))
     if is_missing and (launch is None or launch.process == 0):
         prepare_with_progress(run.data)
         startup.end("preparation")
@@ -92,7 +95,10 @@ def train(argv: Sequence[str]) -> int:
             start_devices(run.train.cpu_devices, parameter_count(run.model))
         enable_compilation_cache()
         require_equal_devices()
-        return fit(run, run_path, command.fresh, startup)
+        here = Surroundings(not is_missing, jax.default_backend(), jax.local_device_count())
+        notes = note_without_effect(run, origins.typed, here)
+        with origins.explained():
+            return fit(run, run_path, command.fresh, startup, notes)
     except BaseException as error:
         if launch is not None:
             exit_process(error)

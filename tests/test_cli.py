@@ -10,6 +10,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,10 @@ from conftest import ROOT, environment_on, run_verb
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.cli import ConfigCommand, main, parse, parse_config
-from gptjax.config import Config
+from gptjax.config import Config, DataConfig
 from gptjax.config.presets import load_config, preset_names
+from gptjax.data.corpus import require_vocabulary
+from gptjax.tokenizers.plain import collect_characters
 
 VERBS = ["train", "prepare", "generate"]
 CONFIG_SOURCE = ast.parse((ROOT / "gptjax" / "config" / "schema.py").read_text())
@@ -228,8 +231,9 @@ def test_other_data_bring_their_own_tokenizer_unless_it_is_typed(
     run = read("--config", str(config), *path, *flags).run
     assert (run.data.tokenizer, run.model.n_vocab) == (tokenizer, n_vocab)
     changes = {
-        "data": {"path": "d", "tokenizer": tokenizer, "source": None, "inputs": ()},
+        "data": {"path": "d", "tokenizer": tokenizer, "source": None, "val_fraction": 0.05},
         "model": {"n_vocab": n_vocab},
+        "sample": {"prompt": ""},
     }
     assert run == overridden(str(config), **changes)
 
@@ -239,13 +243,45 @@ def test_another_mixture_is_other_data_too(mixture, tmp_path):
     config = tmp_path / "named.py"
     config.write_text(NAMED)
     given = tuple(mixture[1:]) if len(mixture) > 1 else ("a=1",)
-    plain = {"tokenizer": None, "source": None, "mixture": given, "mixture_changes": ()}
+    plain = {"tokenizer": None, "source": None, "mixture": given, "val_fraction": 0.05}
     run = read("--config", str(config), *mixture).run
-    assert run == overridden(str(config), data=plain, model={"n_vocab": None})
+    none = {"model": {"n_vocab": None}, "sample": {"prompt": ""}}
+    assert run == overridden(str(config), data=plain, **none)
     typed = read("--config", str(config), *mixture, "--data.tokenizer", "gpt2").run
     assert (typed.data.tokenizer, typed.data.mixture) == ("gpt2", given)
     with pytest.raises(ConfigError, match=r"--data\.path and --data\.mixture exclude each other"):
         read("--config", str(config), *mixture, "--data.path", "data/tiny")
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize(
+    ("tokenizer", "n_vocab"),
+    [
+        ("bytes", 257), ("chars", 12), ("gpt2", 50257), ("gpt1", 40478), ("bpe:300", 300),
+        ("tiktoken:cl100k_base", 100277),
+    ],
+)  # fmt: skip
+def test_a_path_is_enough_for_every_config_and_every_tokenizer(name, tokenizer, n_vocab):
+    manifest: Any = SimpleNamespace(
+        directory="d", tokenizer=tokenizer, tokenizer_fingerprint="f", n_vocab=n_vocab
+    )
+    run = read("--config", name, "--data.path", "d").run
+    assert require_vocabulary(manifest, run.model.n_vocab, run.data.tokenizer) == n_vocab
+    collect_characters(["xyz"]).encode(run.sample.prompt)  # of which no prompt of ours is made
+    mask = load_config(name).data.document_mask
+    assert run.data == DataConfig(path="d", document_mask=mask)
+    typed = read("--config", name, "--data.path", "d", "--sample.prompt", "x").run
+    assert typed.sample.prompt == "x"
+
+
+def test_a_problem_of_values_that_nobody_typed_names_where_they_come_from():
+    (problem,) = problems_of("--config", "tiny", "--train.max-steps", "5")
+    assert "--optim.warmup-steps 10 from --config tiny" in problem
+    assert "--train.max-steps" not in problem
+    (problem,) = problems_of("--config", "gpt2_124m", "--optim.decay-steps=5")
+    assert "--optim.warmup-steps 715 from --config gpt2_124m" in problem
+    (problem,) = problems_of("--config", "tiny", "--train.max-steps=5", "--optim.warmup_steps=6")
+    assert "tiny" not in problem
 
 
 def test_the_config_files_own_mixture_keeps_what_it_says():

@@ -48,7 +48,16 @@ def test_configs_come_without_jax():
 @pytest.fixture(scope="module")
 def run_path(tmp_path_factory, prepared):
     cwd = tmp_path_factory.mktemp("face")
-    flags = ["--data.path", prepared.directory, "--train.max-steps", 2, "--run-dir", "run"]
+    flags = [
+        "--data.path",
+        prepared.directory,
+        "--train.max-steps",
+        2,
+        "--optim.warmup-steps",
+        2,
+        "--run-dir",
+        "run",
+    ]
     result = run_verb("train", "--config", "tiny", *flags, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return cwd / "run"

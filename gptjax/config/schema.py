@@ -127,7 +127,11 @@ class OptimConfig:
     warmup_steps: int = 700
     """Linear warm-up, in steps."""
     decay_steps: int | None = None
-    """Step at which the schedule ends, warm-up included; None means train.max_steps."""
+    """Step at which the schedule ends, warm-up included; None means train.max_steps. The rate stays
+    at final_lr from there on."""
+    rewarm_steps: tuple[int, ...] = ()
+    """Steps after which the schedule begins anew, warm-up and all; one ends where the next
+    begins. For runs that go on after their end."""
     cooldown_fraction: float = 0.2
     """Share of the schedule that cools down at its end (wsd only; 0 to 1)."""
     weight_decay: float = 0.1

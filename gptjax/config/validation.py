@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from gptjax.base.errors import ConfigError, did_you_mean
 from gptjax.config.attention import cudnn_limits
+from gptjax.config.courses import misfits
 from gptjax.config.names import (
     HUB_FORM,
     TOKENIZERS,
@@ -54,7 +55,7 @@ def config_from_json(text: str, name: str) -> Config:
         config = Config(**{k: _section(k, v) for k, v in raw.items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError([f"{name} is not a config that this version wrote: {error}"]) from error
-    if problems := find_problems(config):
+    if problems := find_problems(config, is_new=False):
         raise ConfigError([f"{name}: {problem.message}" for problem in problems])
     return config
 
@@ -66,10 +67,10 @@ def _section(name: str, values: Any) -> Any:
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def find_problems(config: Config) -> list[Problem]:
-    """Every problem of types, ranges and combinations."""
+def find_problems(config: Config, is_new: bool = True) -> list[Problem]:
+    """Every problem of types, ranges and combinations, and of its course unless it was trained."""
     problems = list(_types(config))
-    for rules in (_ranges, _combinations):
+    for rules in (_ranges, _combinations, _course) if is_new else (_ranges, _combinations):
         broken = {name for problem in problems for name in problem.fields}
         sections = {name.split(".")[0] for name in broken if "." not in name}
         problems += [
@@ -154,6 +155,9 @@ def _ranges(c: Config) -> Iterator[Problem]:
     if not 0 <= o.cooldown_fraction <= 1:
         message = f"optim.cooldown_fraction must be in [0, 1], not {o.cooldown_fraction}"
         yield Problem(("optim.cooldown_fraction",), message)
+    if any(step < 1 for step in o.rewarm_steps):
+        message = f"optim.rewarm_steps must be at least 1, not {min(o.rewarm_steps)}"
+        yield Problem(("optim.rewarm_steps",), message)
     if o.ema_decay is not None and not 0 <= o.ema_decay < 1:
         message = f"optim.ema_decay must be in [0, 1), not {o.ema_decay} (None keeps no average)"
         yield Problem(("optim.ema_decay",), message)
@@ -190,12 +194,6 @@ def _combinations(c: Config) -> Iterator[Problem]:
     yield from _batch(c)
     for name, message in mistakes(c.data.mixture, c.data.mixture_changes):
         yield Problem((f"data.{name}",), f"data.{name} {message}")
-    if o.decay_steps is not None and o.warmup_steps > o.decay_steps:
-        yield Problem(
-            ("optim.warmup_steps", "optim.decay_steps"),
-            f"optim.warmup_steps {o.warmup_steps} is longer than the whole schedule, "
-            f"optim.decay_steps {o.decay_steps}",
-        )
     if o.moments_dtype == "bfloat16" and o.name == "adafactor":
         yield Problem(
             ("optim.moments_dtype", "optim.name"),
@@ -220,6 +218,11 @@ def _combinations(c: Config) -> Iterator[Problem]:
             f"model.attention cudnn {reason}: take model.attention blockwise or xla, which do, or "
             f"change {name}",
         )
+
+
+def _course(c: Config) -> Iterator[Problem]:
+    """Rules about the lengths of what follows one another in a run."""
+    return (Problem(fields, message) for fields, message in misfits(c))
 
 
 def _batch(c: Config) -> Iterator[Problem]:

@@ -119,16 +119,18 @@ class Corpus(TaskData):
 
     def validation_sets(self) -> list[ValidationSet]:
         """The validation windows of every source; raises `UserError` if one is empty."""
+        names = self.names if self.mixture is not None else [""]
         sets = [
             ValidationSet(name, share, WindowExamples(TokenWindows(manifest, "val", self._context)))
-            for name, share, manifest in zip(self.names, self.shares(), self.manifests, strict=True)
+            for name, share, manifest in zip(names, self.shares(), self.manifests, strict=True)
         ]
         for (_, _, examples), manifest in zip(sets, self.manifests, strict=True):
             if len(examples) == 0:
                 raise UserError(
                     f"{manifest.directory} has {manifest.splits['val'].tokens} validation tokens, "
-                    f"fewer than one window of {self._context} + 1: prepare with a larger "
-                    "--val-fraction, or train with --train.eval-every-steps 0"
+                    f"fewer than one window of {self._context} + 1 (train.context, or "
+                    "model.n_ctx): prepare with a larger --val-fraction, or train with a shorter "
+                    "--train.context, or with --train.eval-every-steps 0"
                 )
         return sets
 
@@ -190,14 +192,14 @@ def require_vocabulary(manifest: Manifest, n_vocab: int | None, tokenizer: str |
     if tokenizer not in names and tokenizer_identity(tokenizer or "") not in names:
         raise UserError(
             f"{manifest.directory} was tokenised with {manifest.tokenizer}, but the "
-            f"config says data.tokenizer {tokenizer}: leave it out, or prepare the "
+            f"config says data.tokenizer {tokenizer}: take --data.tokenizer None, or prepare the "
             "data with it"
         )
     if n_vocab is not None and n_vocab != manifest.n_vocab:
         raise UserError(
             f"{manifest.directory} has a vocabulary of {manifest.n_vocab} "
             f"({manifest.tokenizer}), but the config says model.n_vocab {n_vocab}: "
-            "leave it out"
+            "take --model.n-vocab None"
         )
     return manifest.n_vocab
 
@@ -213,7 +215,7 @@ def _read_all(directories: list[Path], tokenizer: str | None) -> tuple[Manifest,
             for directory in missing
         ]
         raise UserError(
-            f"the mixture's {', '.join(map(str, missing))} hold no prepared data: run\n  "
+            f"data.mixture names {', '.join(map(str, missing))} without prepared data: run\n  "
             + "\n  ".join(commands)
         )
     manifests = tuple(read_manifest(d) for d in directories)

@@ -32,7 +32,10 @@ class EndlessExamples(Protocol):
 
 
 class ValidationSet(NamedTuple):
-    """A fixed set to validate on, and its share in the loss over all sets."""
+    """A fixed set to validate on, and its share in the loss over all sets.
+
+    The loss of a set with a name is recorded by itself too.
+    """
 
     name: str
     share: float

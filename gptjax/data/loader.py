@@ -51,7 +51,8 @@ class StepSource:
         self._order = data.shuffled(seed)
         if ramp.first % processes:
             raise UserError(
-                f"{ramp.first} sequences a step do not divide among {processes} processes"
+                f"{ramp.first} sequences a step (train.batch_tokens) do not divide among "
+                f"{processes} processes"
             )
         self._ramp, self._steps = ramp, steps
         self._process, self._processes = process, processes

@@ -58,8 +58,8 @@ class TokenWindows:
         if len(self) == 0:
             raise UserError(
                 f"{self.manifest.directory} has too few {self.split} tokens for "
-                f"one window of {self.context} + 1: prepare more text, or train "
-                "with a shorter --train.context"
+                f"one window of {self.context} + 1 (train.context, or model.n_ctx): prepare more "
+                "text, or train with a shorter --train.context"
             )
         return ShuffledExamples(WindowExamples(self), seed)
 

@@ -7,7 +7,7 @@ wherever it is measured.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ class Validation:
     bits_per_byte: float | None
     """Bits per byte of text, which compares models with different tokenizers; None without text."""
     by_source: tuple[tuple[str, float], ...] = ()
-    """Of a mixture: each source's name and its own loss."""
+    """The name of every source that has one, such as those of a mixture, and its own loss."""
 
 
 class ValidationPart(NamedTuple):
@@ -60,8 +60,9 @@ def evaluate_parts(
 ) -> Validation:
     """Evaluate every source by itself, and all of them weighted by their shares."""
     results = [evaluate(step, part.batches, part.target_bytes) for part in parts]
+    by_source = tuple((p.name, r.loss) for p, r in zip(parts, results, strict=True) if p.name)
     if len(parts) == 1:
-        return results[0]
+        return replace(results[0], by_source=by_source)
     shares = [part.share for part in parts]
     loss, bits_per_byte = _weighted(shares, [result.loss for result in results]), None
     if all(result.bits_per_byte for result in results):
@@ -72,7 +73,7 @@ def evaluate_parts(
         loss=loss,
         stderr=math.hypot(*(s * r.stderr for s, r in zip(shares, results, strict=True))),
         bits_per_byte=bits_per_byte,
-        by_source=tuple((p.name, r.loss) for p, r in zip(parts, results, strict=True)),
+        by_source=by_source,
     )
 
 

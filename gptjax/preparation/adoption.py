@@ -5,6 +5,7 @@ without a header; build-nanogpt's are NumPy files. `train` or `val` in a file's 
 split it is. Every token is read once: for its hash, for its range, to count documents and bytes.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,7 +206,7 @@ def adopt_with_progress(directory: Path, tokenizer_name: str, out: Path) -> Mani
         task = bar.add_task("reading", total=total)
         manifest = adopt(directory, tokenizer_name, out, lambda done: bar.advance(task, done))
     print_splits(manifest)
-    print(f"now try: --data.path {out}")
+    print(f"now try: --data.path {shlex.quote(str(out))}")
     return manifest
 
 

@@ -1,5 +1,6 @@
 """Train a tokenizer on text by itself, as one JSON file that any preparation may then use."""
 
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ def train_tokenizer_with_report(inputs: Sequence[Input], n_vocab: int, out: Path
     print(
         f"{out}: {tokenizer.n_vocab:,} tokens, {shown / max(1, tokens):.2f} bytes per token at "
         f"the beginning of the text, fingerprint {fingerprint(tokenizer)}; now try\n"
-        f"  python -m gptjax.prepare --tokenizer {out} --input FILE... --out DIR"
+        f"  python -m gptjax.prepare --tokenizer {shlex.quote(str(out))} --input FILE... --out DIR"
     )
 
 

@@ -15,6 +15,7 @@ what is damaged; which step is restored is what it says. A save that fails at on
 the run: the others would wait for it where nobody can call them back.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -27,12 +28,12 @@ import orbax.checkpoint as ocp
 from gptjax.base.errors import DISK_ERRORS, UserError
 from gptjax.base.tree import Tree
 from gptjax.cluster.agreement import broadcast_from_0, first_complaint, on_process_0
+from gptjax.runs import integrity
 from gptjax.runs.integrity import SignedStep, sign_own, signed_content, verify
 from gptjax.runs.quiet import silence_orbax
 from gptjax.runs.ranking import LatestAndBest, Ranking
 
 CURSOR_FILE = "cursor/metadata"
-DAMAGED = "damaged"
 NO_STEP = -1  # what process 0 tells the others if there is none
 WRITTEN = "async_write_complete"  # Orbax: each process has written its part of a step
 PARAMS, AVERAGED = "params", "averaged"
@@ -67,7 +68,8 @@ class Checkpointer:
         silence_orbax()
         self.directory = directory.resolve()
         self.longest_save = 0.0  # seconds from the call of `save` to the commit
-        self._read_only, self._keep_latest = read_only, keep_latest
+        self._read_only = read_only
+        self._policy = LatestAndBest(keep_latest, lambda: self.ranking)
         self._saving: int | None = None
         self._begun = (NO_STEP, 0.0)  # the last step that was to be saved, and when that began
         self._meet = ocp.multihost.get_barrier_sync_fn()
@@ -78,7 +80,7 @@ class Checkpointer:
             create=not self._read_only,
             read_only=self._read_only,
             cleanup_tmp_directories=not self._read_only,
-            preservation_policy=LatestAndBest(self._keep_latest, lambda: self.ranking),
+            preservation_policy=self._policy,
             temporary_path_class=SignedStep,
             async_options=ocp.AsyncOptions(barrier_sync_fn=self._sign_and_meet),
         )
@@ -122,14 +124,18 @@ class Checkpointer:
             f"latest or one of {', '.join(map(str, steps))}"
         )
 
-    def save(self, step: int, items: dict[str, Tree], config: dict, cursor: dict) -> None:
+    def save(
+        self, step: int, items: dict[str, Tree], config: dict, cursor: dict, keeps_all: bool = False
+    ) -> None:
         """Start writing a step in the background; returns when `items` may be overwritten.
 
-        Does nothing for a step that is there already. Raises `SaveError`.
+        Does nothing for a step that is there already. With `keeps_all` no other step is deleted
+        for it. Raises `SaveError`.
         """
         if step in self._manager.all_steps():
             return
         self.wait()
+        self._policy.keeps_all = keeps_all
         self._begun = step, time.monotonic()
         try:
             self._manager.save(
@@ -187,19 +193,34 @@ class Checkpointer:
         Raises `UserError` if there are steps but none is what was written, or if one that is cannot
         be read: then memory or permissions are short, and the step stays where it is.
         """
+        if (step := self._newest_good(say)) is None:
+            on_process_0(self._refuse_if_lost)
+            return None
+        for doubtful in self.ranking.unknown():
+            say(
+                f"checkpoint of step {doubtful} has a damaged {CURSOR_FILE}: nobody knows its "
+                "validation loss, so it is kept but is not the best"
+            )
+        return self._restore(step, abstract)
+
+    def go_back(self, before: int, say: Say) -> int | None:
+        """Set aside the steps from `before` on, if any is older; the newest that then verifies."""
+        if not broadcast_from_0(any(step < before for step in self.steps())):
+            return None
+        return self._newest_good(say, before)
+
+    def _newest_good(self, say: Say, before: float = math.inf) -> int | None:
+        """The newest step that verifies; what is damaged, or not before `before`, is set aside."""
         while (step := int(broadcast_from_0(max(self.steps(), default=NO_STEP)))) != NO_STEP:
-            problem = first_complaint(self._problem(step))
-            if problem is None:
-                for doubtful in self.ranking.unknown():
-                    say(
-                        f"checkpoint of step {doubtful} has a damaged {CURSOR_FILE}: nobody knows "
-                        "its validation loss, so it is kept but is not the best"
-                    )
-                return self._restore(step, abstract)
-            on_process_0(lambda step=step, problem=problem: self._set_aside(step, problem, say))
+            problem = "no step after it had finite gradients"
+            if step < before and (problem := first_complaint(self._problem(step))) is None:
+                return step
+            place = self.directory / str(step)
+            on_process_0(
+                lambda place=place, problem=problem: say(integrity.set_aside(place, problem))
+            )
             self._manager.reload()
             self.ranking.keep(self.steps())
-        on_process_0(self._refuse_if_lost)
         return None
 
     def _problem(self, step: int) -> str | None:
@@ -209,10 +230,10 @@ class Checkpointer:
 
     def _refuse_if_lost(self) -> None:
         """Raise `UserError` if there were steps and all of them are set aside."""
-        if (self.directory.parent / DAMAGED).is_dir():
+        if (self.directory.parent / integrity.DAMAGED).is_dir():
             raise UserError(
                 f"none of the checkpoints in {self.directory} can be read; they are in "
-                f"{self.directory.parent / DAMAGED} now. Copy one back from a backup, "
+                f"{self.directory.parent / integrity.DAMAGED} now. Copy one back from a backup, "
                 "or start over with --fresh"
             )
 
@@ -245,23 +266,6 @@ class Checkpointer:
             except Exception as error:
                 problem = _reason(error)
         raise UserError(f"checkpoint {self.directory / str(step)} is damaged: {problem}")
-
-    def _set_aside(self, step: int, problem: str, say: Say) -> None:
-        target = self.directory.parent / DAMAGED / str(step)
-        try:
-            target.parent.mkdir(exist_ok=True)
-        except FileExistsError:
-            raise UserError(
-                f"checkpoint of step {step} is damaged ({problem}) and would be moved to "
-                f"{target.parent}, but that is a file: move it away"
-            ) from None
-        while target.exists():
-            target = target.with_name(target.name + "x")
-        (self.directory / str(step)).rename(target)
-        say(
-            f"checkpoint of step {step} is damaged ({problem}): moved to {target}, going back to "
-            "the one before"
-        )
 
 
 def _several() -> bool:

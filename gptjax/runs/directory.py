@@ -29,7 +29,8 @@ FREE = (
     "train.eval_", "train.save_", "train.sample_", "train.keep_", "train.stall_",
     "train.loss_chunk", "train.updates_per_call", "train.wire_dtype", "train.profile",
     "optim.peak_lr", "optim.final_lr", "optim.schedule", "optim.warmup", "optim.decay_steps",
-    "optim.cooldown", "optim.weight_decay", "optim.beta", "optim.eps", "optim.clip_norm",
+    "optim.cooldown", "optim.rewarm", "optim.weight_decay", "optim.beta", "optim.eps",
+    "optim.clip_norm",
     "model.unroll", "model.dtype", "model.float32_matmul", "model.attention", "model.remat",
     "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop",
 )  # fmt: skip
@@ -115,7 +116,7 @@ class RunDir:
         if not self.path.is_dir() or self.config.exists():
             return
         # a run that was killed while it started left no more than these
-        own = {LOCK, *(p.name for p in (self.log, self.checkpoints, self.tokenizer))}
+        own = {LOCK, "profile", *(p.name for p in (self.log, self.checkpoints, self.tokenizer))}
         names = {p.name for p in self.path.iterdir() if p.suffix != ".tmp"}
         if names - own:
             raise UserError(
@@ -163,7 +164,7 @@ class RunDir:
         return differences
 
     def begin(self, config: Config, tokenizer: Tokenizer) -> None:
-        """Write config and tokenizer, once it is certain that the run can go on with them."""
+        """Write config and tokenizer, once a step has been made with them."""
         write_atomically(self.config, to_json(config).encode())
         write_atomically(self.tokenizer, tokenizer.to_json().encode())
 

@@ -15,9 +15,11 @@ from typing import Any
 from etils import epath
 from orbax.checkpoint.path import atomicity, atomicity_types
 
+from gptjax.base.errors import UserError
 from gptjax.base.files import write_atomically
 
 INTEGRITY = "INTEGRITY.json"
+DAMAGED = "damaged"
 UNFINISHED = atomicity_types.TMP_DIR_SUFFIX
 Checksums = dict[str, list[int]]
 
@@ -96,6 +98,25 @@ def verify(
     except OSError as error:
         where = Path(error.filename or step_dir).name
         return f"{where} cannot be read: {error.strerror or error}"
+
+
+def set_aside(step_dir: Path, problem: str) -> str:
+    """Move a damaged step to the directory `damaged` beside all steps; a message about it."""
+    step, target = step_dir.name, step_dir.parent.parent / DAMAGED / step_dir.name
+    try:
+        target.parent.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise UserError(
+            f"checkpoint of step {step} is damaged ({problem}) and would be moved to "
+            f"{target.parent}, but that is a file: move it away"
+        ) from None
+    while target.exists():
+        target = target.with_name(target.name + "x")
+    step_dir.rename(target)
+    return (
+        f"checkpoint of step {step} is damaged ({problem}): moved to {target}, going back to the "
+        "one before"
+    )
 
 
 def signed_content(step_dir: Path, name: str) -> bytes | None:

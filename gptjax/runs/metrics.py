@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 class MetricsLog:
-    """The rows of a run, in memory and on disk."""
+    """The rows of a run, in memory and on disk; the file stays as it is until a row is added."""
 
     def __init__(self, path: Path | None, step: int):
         """Open the log of a run that goes on after `step`; later rows are cut off.
@@ -27,36 +27,39 @@ class MetricsLog:
         known = [] if path is None else read_rows(path)
         self.rows = [row for row in known if row["step"] <= step]
         self._path = path
-        self._file = _rewritten(path, self.rows)
+        self._file: TextIO | None = None
 
     def append(self, row: Row) -> None:
         """Add a row; values that are None or not finite were not measured and are left out."""
         row = {k: v for k, v in row.items() if _is_measured(v)}
+        file = self._file or self._rewrite()
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(row) + "\n")
 
     def amend(self, values: Row) -> None:
         """Add values to the last row, whose validation a stop request cut short."""
         self.rows[-1] |= values
-        self._file.close()
-        self._file = _rewritten(self._path, self.rows)
+        self.close()
+        self._rewrite()
 
     def sync(self) -> None:
         """Force the rows to the disk: called before a checkpoint that relies on them."""
-        if self._path is not None:
+        if self._path is not None and self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
-
-def _rewritten(path: Path | None, rows: list[Row]) -> TextIO:
-    """The file with just these rows, open at its end; nowhere without a path."""
-    if path is None:
-        return open(os.devnull, "w")
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    return path.open("a", buffering=1)
+    def _rewrite(self) -> TextIO:
+        """Replace the file by one with just these rows, open at its end; nowhere without a path."""
+        if self._path is not None:
+            rows = "".join(json.dumps(row) + "\n" for row in self.rows)
+            write_atomically(self._path, rows.encode())
+        path = self._path or Path(os.devnull)
+        self._file = path.open("a", buffering=1)
+        return self._file
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -61,13 +61,17 @@ class Ranking:
 
 
 class LatestAndBest(PreservationPolicy):
-    """Keep the newest `n` steps, the one with the lowest validation loss, those of unknown loss."""
+    """Keep the newest `n` steps, the one with the lowest validation loss, those of unknown loss.
+
+    While `keeps_all` is true, none goes.
+    """
 
     def __init__(self, n: int, ranking: Callable[[], Ranking]):
         self._n, self._ranking = n, ranking
+        self.keeps_all = False
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """Decide for each of `checkpoints`, oldest first."""
         ranking, newest = self._ranking(), len(checkpoints) - self._n
         kept = {ranking.best(), *ranking.unknown()}
-        return [i >= newest or c.step in kept for i, c in enumerate(checkpoints)]
+        return [self.keeps_all or i >= newest or c.step in kept for i, c in enumerate(checkpoints)]

@@ -83,11 +83,11 @@ def steps_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
     return next((s for s in range(step + 1, end) if ramp.rows(s) != rows), end) - step
 
 
-def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set[str]:
+def due(train: TrainConfig, step: int, stopping: bool, save_owed: bool) -> set[str]:
     """The work due after step `step`: any of `validate`, `sample`, `save`.
 
     After the last step of a run all of it is due that the run does at all; after a stop request
-    only a save; a save that failed is tried again.
+    only a save; a save that is owed, as it failed or was put off, comes after every step.
     """
     last = step == train.max_steps
     every = {
@@ -98,7 +98,7 @@ def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set
     now = {name for name, n in every.items() if n and (last or step % n == 0)}
     if stopping and not last:
         return {"save"}
-    return now | {"save"} if last or save_failed else now
+    return now | {"save"} if last or save_owed else now
 
 
 def by_call(

@@ -6,7 +6,9 @@ checkpoint) the loop first finishes the call and writes its rows, so that no che
 than metrics.jsonl.
 """
 
+import shlex
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -38,19 +40,25 @@ from gptjax.training.pace import UNMEASURED, Dispatched, Throughput, with_waits
 from gptjax.training.saving import Saving
 from gptjax.training.setup import Setup
 from gptjax.training.showing import Showing
-from gptjax.training.start import agree_on_program, open_run, restore_or_start
+from gptjax.training.start import agree_on_program, how_to_go_on, open_run, restore_or_start
 from gptjax.training.state import TrainState
 
 NOT_OPENED = "the run's directory was not opened"
 GIVE_UP_AFTER = 20  # steps in a row whose gradients are not finite
 
 
-def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | None = None) -> int:
+def fit(
+    config: Config,
+    run_path: Path,
+    fresh: bool = False,
+    startup: Startup | None = None,
+    notes: Sequence[str] = (),
+) -> int:
     """Train until `max_steps`, resuming the run in `run_path`; returns the exit code.
 
-    `fresh` moves an older run aside first; `startup` holds the phases of the start so far. The exit
-    code is 0 for a complete run, and 128 + signal number for a run that a signal ended, after a
-    save. All processes of a run call this; process 0 writes, prints and decides.
+    `fresh` moves an older run aside first; `startup` holds the phases of the start so far; `notes`
+    are shown. The exit code is 0 for a complete run, and 128 + signal number for one that a signal
+    ended, after a save. All processes of a run call this; process 0 writes, prints and decides.
     """
     run_dir, startup = RunDir(run_path), startup or Startup(time.perf_counter())
     with ExitStack() as stack:
@@ -62,7 +70,7 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
         )
         setup = Setup(config)
         with watchdog.watching(NOT_OPENED):
-            notes = open_run(setup, run_dir, fresh, stack)
+            changes = open_run(setup, run_dir, fresh, stack)
         links = check_links(config)
         agree_on_program(setup)
         display = stack.enter_context(closing(Display(run_dir.log if is_process_0() else None)))
@@ -70,21 +78,18 @@ def fit(config: Config, run_path: Path, fresh: bool = False, startup: Startup | 
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
         stack.push(exit_if_distributed)  # before the checkpointer would wait for the others
         stack.callback(display.stop)
-        for line in notes + links:
+        for line in [*changes, *links, *notes]:
             display.say(line)
         startup.end("setup")
         state, step = restore_or_start(setup, checkpointer, run_dir, display, watchdog)
         startup.end("initialisation" if step == 0 else "restoring")
-        on_process_0(lambda: run_dir.begin(setup.config, setup.tokenizer))
         metrics_path = run_dir.metrics if is_process_0() else None
         log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
         loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup, watchdog)
         loop.validate_if_missed(state, step)
         if step >= setup.config.train.max_steps:
-            display.say(
-                f"{run_dir.path} is complete at step {step}: raise --train.max-steps to "
-                "continue, or start over with --fresh"
-            )
+            how = how_to_go_on(run_dir.read_config(), step)
+            display.say(f"{run_dir.path} is complete at step {step}: {how}")
             return 0
         setup.announce(step, display)
         if stop:
@@ -119,7 +124,7 @@ class _Loop:
     def train(self, state: TrainState, step: int) -> int:
         """Step by step to the end, or to a stop request; returns the exit code."""
         train, display = self.setup.config.train, self.display
-        self.showing.forget_after(step)
+        self._begins = step + 1
         traced = train.profile if is_process_0() else None
         trace = StepTrace(traced, self.run_dir.path / "profile", display.say)
         previous: Dispatched | None = None
@@ -150,7 +155,7 @@ class _Loop:
                 if trace.after(step, metrics):  # which has waited for the call, and then for a disk
                     previous = previous._replace(interval=UNMEASURED)
                     self.throughput.begin()
-                now = due(train, step, bool(self.stop), self.saving.failed)
+                now = due(train, step, bool(self.stop), self.saving.is_owed)
                 if now:
                     with jax.transfer_guard("allow"):
                         stopping = self._do_what_is_due(now, state, self._rows(previous))
@@ -172,16 +177,24 @@ class _Loop:
         return rows
 
     def _check(self, step: int, skipped: int) -> None:
+        """Tell of a skipped step; raise `UserError` when it is one of too many in a row."""
+        self._is_skipping = skipped > 0
         if skipped:
             self.display.say(f"step {step} was skipped: its gradients are not finite")
-        if skipped >= GIVE_UP_AFTER:
-            raise UserError(
-                f"{skipped} steps in a row had gradients that are not finite, the last at step "
-                f"{step}. The checkpoints in {self.run_dir.checkpoints} are good: rerun with a "
-                "lower --optim.peak-lr"
-            )
+        if skipped < GIVE_UP_AFTER:
+            return
+        with jax.transfer_guard("allow"):
+            what_to_do = self.saving.go_back(step - skipped)  # the last step that was accepted
+        raise UserError(
+            f"{skipped} steps in a row had gradients that are not finite, the last at step {step}. "
+            f"{what_to_do} a lower --optim.peak-lr"
+        )
 
     def _write(self, rows: list[Row]) -> None:
+        if rows[0]["step"] == self._begins:  # a start that trains nothing leaves the run as it is
+            self.showing.forget_after(rows[0]["step"] - 1)
+            if is_process_0():
+                self.run_dir.begin(self.setup.config, self.setup.tokenizer)
         for row in rows:
             self.log.append(row)
         self.display.update(self.log.rows[-len(rows) :])
@@ -192,7 +205,7 @@ class _Loop:
         Returns whether a stop request came; then the run is saved, due or not. Samples and plots
         come after the save, so that nothing is lost if they fail.
         """
-        row = rows[-1]
+        row, max_steps = rows[-1], self.setup.config.train.max_steps
         step, is_best = row["step"], False
         validation = self._validate(state) if "validate" in now else None
         if validation is not None:
@@ -203,12 +216,15 @@ class _Loop:
         stopping = bool(self.stop)  # read once: a signal may come at any moment
         if "save" in now or stopping or is_best:
             self.log.sync()
-            self.saving.save(state, validation)
+            if self._is_skipping and not (stopping or is_best or step == max_steps):
+                self.saving.put_off(step)
+            else:
+                self.saving.save(state, validation, keeps_all=self._is_skipping)
         if "sample" in now:
             params = self.setup.evaluated_params(state)
             heartbeat, before_leaving = self.watchdog.heartbeat, self.saving.wait
             self.showing.sample(step, params, self.stop, heartbeat, before_leaving)
-        if "validate" in now and step < self.setup.config.train.max_steps:
+        if "validate" in now and step < max_steps:
             self.showing.plot(self.log.rows)  # after the last step `_end` does
         self.throughput.begin()
         return stopping
@@ -266,6 +282,6 @@ class _Loop:
             return self.stop.exit_code
         self.display.say(
             f"done: {step} steps; {curves}now try\n  "
-            f'python -m gptjax.generate --run {self.run_dir.path} --prompt "..."'
+            f'python -m gptjax.generate --run {shlex.quote(str(self.run_dir.path))} --prompt "..."'
         )
         return 0

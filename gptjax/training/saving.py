@@ -1,7 +1,11 @@
-"""Checkpoints of a run under way: saved in the background, tried once more after a failure."""
+"""Checkpoints of a run under way: saved in the background, tried once more after a failure.
+
+While steps are skipped the parameters may be what is wrong: no checkpoint is deleted for theirs.
+"""
 
 import dataclasses
 import math
+from contextlib import suppress
 
 import jax
 
@@ -16,21 +20,46 @@ NOT_SAVED = "a checkpoint was not saved"
 
 
 class Saving:
-    """Saves one run. `failed` says that the last save did, and is due again after the next step."""
+    """Saves one run. `is_owed` says that the last save failed or was put off: it is due again."""
 
     def __init__(
         self, setup: Setup, checkpointer: Checkpointer, watchdog: Watchdog, display: Display
     ):
         self._setup, self._checkpointer = setup, checkpointer
         self._watchdog, self._display = watchdog, display
-        self.failed = False
+        self._failed = self._is_put_off = False
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether a save is due after the next step."""
+        return self._failed or self._is_put_off
 
     def lowest_loss(self) -> float:
         """The lowest validation loss among those that compare with today's."""
         return self._checkpointer.ranking.lowest(self._setup.data.loss_definition)
 
-    def save(self, state: TrainState, validation: Validation | None) -> None:
-        """Start saving; after a failed save, wait until this one is safe."""
+    def put_off(self, step: int) -> None:
+        """Leave the save after a skipped step to the next one."""
+        if not self._is_put_off:
+            self._display.say(f"step {step} was skipped, so its checkpoint is put off")
+        self._is_put_off = True
+
+    def go_back(self, before: int) -> str:
+        """Set aside the checkpoints from step `before` on, if any is older; what to do then."""
+        with suppress(SaveError):
+            self.wait()
+        good = self._checkpointer.go_back(before, self._display.say)
+        if good is None:
+            return "No checkpoint is from before that: start over with --fresh and"
+        return f"The checkpoint of step {good} is from before and was verified now: rerun with"
+
+    def save(
+        self, state: TrainState, validation: Validation | None, keeps_all: bool = False
+    ) -> None:
+        """Start saving; after a failed save, wait until this one is safe.
+
+        With `keeps_all` no other checkpoint is deleted for this one.
+        """
         step, config = int(state.step), dataclasses.asdict(self._setup.config)
         cursor: dict[str, str | float] = {**self._setup.data_identity(step)}
         if validation is not None and math.isfinite(validation.loss):
@@ -38,11 +67,11 @@ class Saving:
             cursor["val_measure"] = self._setup.data.loss_definition
         try:
             with self._watchdog.watching(NOT_SAVED, self._checkpointer.longest_save):
-                self._checkpointer.save(step, saved_items(state), config, cursor)
-            if self.failed:
+                self._checkpointer.save(step, saved_items(state), config, cursor, keeps_all)
+            if self._failed:
                 self.wait()
                 self._display.say("the checkpoint is written now")
-            self.failed = False
+            self._failed = self._is_put_off = False
         except SaveError as error:
             self._note_failure(error)
 
@@ -63,7 +92,7 @@ class Saving:
 
         Only this process knows of the failure: the others would not join a second try.
         """
-        if self.failed or jax.process_count() > 1:
+        if self._failed or jax.process_count() > 1:
             raise error
-        self.failed = True
+        self._failed = True
         self._display.say(f"{error}. Trying once more")

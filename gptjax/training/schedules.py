@@ -3,6 +3,7 @@
 import optax
 
 from gptjax.config import OptimConfig
+from gptjax.config.courses import cooldown_steps, schedules
 
 
 def learning_rate_schedule(cfg: OptimConfig, max_steps: int) -> optax.Schedule:
@@ -17,21 +18,31 @@ def learning_rate_schedule(cfg: OptimConfig, max_steps: int) -> optax.Schedule:
     - wsd: flat, then a straight line over the last `cooldown_fraction` of the whole schedule, so
       that its length is free until the cooldown starts (Hu et al. 2024, Hägele et al. 2024). The
       warm-up may shorten the cooldown; with no cooldown the rate stays at the peak.
+
+    Each of `cfg.rewarm_steps` ends one such schedule and begins the next, whose warm-up rises from
+    the last rate to the peak (Ibrahim et al. 2024).
     """
-    end = max_steps if cfg.decay_steps is None else cfg.decay_steps
-    end = max(end, cfg.warmup_steps + 1)
-    length = end - cfg.warmup_steps
-    warm_up = optax.linear_schedule(
-        cfg.peak_lr / (cfg.warmup_steps + 1), cfg.peak_lr, cfg.warmup_steps
-    )
+    parts, rate = [], 0.0
+    for begin, end in schedules(cfg, max_steps):
+        part, rate = _warm_up_and_decay(cfg, end - begin, rate)
+        parts.append(part)
+    return optax.join_schedules(parts, cfg.rewarm_steps)
+
+
+def _warm_up_and_decay(cfg: OptimConfig, length: int, rate: float) -> tuple[optax.Schedule, float]:
+    """A schedule that rises from `rate`, over `length` steps; and its last rate."""
+    length = max(length, cfg.warmup_steps + 1)
+    left = length - cfg.warmup_steps
+    first = rate + (cfg.peak_lr - rate) / (cfg.warmup_steps + 1)
+    warm_up = optax.linear_schedule(first, cfg.peak_lr, cfg.warmup_steps)
     if cfg.schedule == "wsd":
-        cooldown = min(round(cfg.cooldown_fraction * end), length)
+        cooldown = min(cooldown_steps(cfg, length), left)
         flat = optax.constant_schedule(cfg.peak_lr)
-        return optax.join_schedules(
-            [warm_up, flat, _line(cfg, cooldown)], [cfg.warmup_steps, end - cooldown]
-        )
-    down = _line(cfg, length) if cfg.schedule == "linear" else _cosine(cfg, length)
-    return optax.join_schedules([warm_up, down], [cfg.warmup_steps])
+        pieces = [warm_up, flat, _line(cfg, cooldown)]
+        whole = optax.join_schedules(pieces, [cfg.warmup_steps, length - cooldown])
+        return whole, cfg.final_lr if cooldown else cfg.peak_lr
+    down = _line(cfg, left) if cfg.schedule == "linear" else _cosine(cfg, left)
+    return optax.join_schedules([warm_up, down], [cfg.warmup_steps]), cfg.final_lr
 
 
 def _line(cfg: OptimConfig, length: int) -> optax.Schedule:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from gptjax.base.errors import UserError
 from gptjax.cluster.mesh import BatchLayout, make_mesh, model_sharding, row_groups, rows_per_device
 from gptjax.config import Config
 from gptjax.config.batches import batch_schedule
@@ -39,7 +40,7 @@ class Setup:
         self.config = config = self.data.resolved(config)
         self.tokenizer, train = self.data.tokenizer, config.train
         if train.sample_every_steps:
-            self.tokenizer.encode(config.sample.prompt)  # fails now, not at the first sample
+            self._require_prompt()  # fails now, not at the first sample
         split = model_sharding(config.mesh, jax.device_count(), jax.local_device_count())
         split.check(config.model)
         self.mesh = make_mesh(split=split)
@@ -57,6 +58,15 @@ class Setup:
             for s in self._sets
         ]
         self._compiled: dict[BatchLayout, jax.stages.Compiled] = {}
+
+    def _require_prompt(self) -> None:
+        prompt = self.config.sample.prompt
+        try:
+            self.tokenizer.encode(prompt)
+        except UserError as error:
+            raise UserError(
+                f"sample.prompt {prompt!r} is not text of this data: {error}"
+            ) from error
 
     @cached_property
     def _attention(self) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from gptjax.base.errors import UserError
 from gptjax.cluster.agreement import on_process_0, require_same, require_shared
 from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config, to_json
+from gptjax.config.courses import schedule_end
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
@@ -19,6 +20,7 @@ from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, items_of, state_of
 
+COURSE = ["peak_lr", "final_lr", "schedule", "warmup_steps", "cooldown_fraction", "rewarm_steps"]
 SAME_ATTENTION = (
     "cuDNN's attention works on some of them only: check driver and cuDNN versions, or pass "
     "--model.attention blockwise"
@@ -74,20 +76,52 @@ def restore_or_start(
             "installed: windows may come in another order from here on"
         )
     display.say(f"resuming {run_dir.path} after step {step}")
-    for line in _rate_jump(run_dir.read_config(), setup.config, step):
-        display.say(line)
-    return setup.adapted(state_of(step, items, abstract)), step
+    state = setup.adapted(state_of(step, items, abstract))
+    accepted = step - int(state.opt_state.total_notfinite)  # skipped steps move no schedule
+    if change := course_change(run_dir.read_config(), setup.config, step, accepted):
+        display.say(f"changed since the last start: {change}")
+    return state, step
 
 
-def _rate_jump(old: Config, new: Config, step: int) -> list[str]:
-    """A note for the user if the next step has another learning rate than at the last start."""
+def course_change(old: Config, new: Config, step: int, accepted: int) -> str | None:
+    """The learning rate after step `step` as it was and as it is now, and how to keep the old one.
+
+    None if neither the rate nor the end of the schedule has changed.
+    """
     before, now = (
-        np.asarray(learning_rate_schedule(config.optim, config.train.max_steps)(step)).item()
-        for config in (old, new)
+        np.asarray(learning_rate_schedule(c.optim, c.train.max_steps)(accepted)).item()
+        for c in (old, new)
     )
-    if math.isclose(before, now, rel_tol=1e-3):
-        return []
-    return [
-        f"changed since the last start: the learning rate of step {step + 1} was {before:.4g}, now "
-        f"{now:.4g}"
+    end, new_end = (schedule_end(c.optim, c.train.max_steps) for c in (old, new))
+    if math.isclose(before, now, rel_tol=1e-3) and end == new_end:
+        return None
+    words = f"the learning rate of step {step + 1} was {before:.4g}, now {now:.4g}"
+    if end != new_end:
+        words += f"; its schedule ended with step {end}, now {new_end}"
+    if new.optim.rewarm_steps and not old.optim.rewarm_steps:  # a jump was asked for
+        return words
+    kept = [
+        f"--optim.{name.replace('_', '-')} {_as_words(getattr(old.optim, name))}"
+        for name in COURSE
+        if getattr(old.optim, name) != getattr(new.optim, name)
     ]
+    kept += [f"--optim.decay-steps {end}"] if end != new_end else []
+    return f"{words}. To keep the old course: {' '.join(kept)}"
+
+
+def how_to_go_on(config: Config, step: int) -> str:
+    """The flags by which a run that is complete at `step` goes on without a jump of its rate."""
+    rewarm = _as_words((*config.optim.rewarm_steps, step))
+    reset = "" if config.optim.decay_steps is None else " --optim.decay-steps None"
+    return (
+        "to go on, rerun the command with a larger --train.max-steps and\n"
+        f"  --optim.decay-steps {schedule_end(config.optim, config.train.max_steps)}"
+        "  to keep to its schedule and then its final learning rate, or\n"
+        f"  --optim.rewarm-steps {rewarm}{reset}  to warm up anew and decay once more.\n"
+        "To start over instead: --fresh"
+    )
+
+
+def _as_words(value: object) -> str:
+    """A value as the command line takes it."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

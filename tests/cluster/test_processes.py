@@ -342,7 +342,16 @@ def test_a_file_that_is_seen_late_is_waited_for(tmp_path):
 def test_a_run_on_disks_of_two_nodes_does_not_start(two_nodes, prepared):
     """Each would write its own half of every checkpoint."""
     flags = ["--config", "tiny", "--data.path", str(prepared.directory), "--run-dir", "r"]
-    flags += ["--coordinator", free_address(), "--processes", "2", "--train.max-steps", "2"]
+    flags += [
+        "--coordinator",
+        free_address(),
+        "--processes",
+        "2",
+        "--train.max-steps",
+        "2",
+        "--optim.warmup-steps",
+        "2",
+    ]
     processes = start_two(lambda i: ["-m", "gptjax.train", *flags, "--process", str(i)], two_nodes)
     try:
         ends = [process.communicate(timeout=120) for process in processes]

@@ -17,6 +17,7 @@ import pytest
 from conftest import environment_on, without_speed
 
 from gptjax.base.errors import UserError
+from gptjax.cli import parse_config
 from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config, DataConfig, to_json
 from gptjax.config.batches import batch_schedule
@@ -29,6 +30,7 @@ from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
 from gptjax.runs.checkpoint import Restored
 from gptjax.runs.directory import RunDir
+from gptjax.train import TrainCommand
 from gptjax.training.setup import Setup
 from gptjax.training.start import restore_or_start
 from gptjax.training.state import items_of
@@ -221,7 +223,7 @@ def test_what_is_missing_or_has_another_tokenizer_is_named(sources, tmp_path, te
     for mixture, words in (
         (
             ("none=1", f"{sources[0]}=1", "no thing=2"),
-            "the mixture's none, no thing hold no prepared data: run\n"
+            "data.mixture names none, no thing without prepared data: run\n"
             f"  {command} {sources[0]}/tokenizer.json --out none\n"
             f"  {command} {sources[0]}/tokenizer.json --out 'no thing'$",
         ),
@@ -231,6 +233,31 @@ def test_what_is_missing_or_has_another_tokenizer_is_named(sources, tmp_path, te
         data = dataclasses.replace(config.data, mixture=mixture)
         with pytest.raises(UserError, match=words):
             Corpus(dataclasses.replace(config, data=data))
+
+
+def test_a_mixture_of_one_validates_its_source_by_name_and_a_path_does_not(sources):
+    alone = dataclasses.replace(config_of(sources).data, mixture=(f"{sources[0]}=1",))
+    config = dataclasses.replace(config_of(sources), data=alone)
+    corpus = Corpus(config)
+    (part,) = corpus.validation_sets()
+    assert {f"epochs/{part.name}"} == set(corpus.progress(1))
+    plain = dataclasses.replace(alone, mixture=(), path=str(sources[0]))
+    (part,) = Corpus(dataclasses.replace(config, data=plain)).validation_sets()
+    assert part.name == ""
+
+
+@pytest.mark.parametrize("name", ["tiny", "quickstart", "shakespeare"])
+def test_a_path_with_characters_of_its_own_is_enough(name, tmp_path):
+    text = tmp_path / "xyz.txt"
+    text.write_text("xyzzy\n" * 3000)  # in which no config's prompt can be written
+    data = DataConfig(str(tmp_path / "d"), "chars", None, (str(text),), 0.2)
+    prepare_shards(data, text_files(data.inputs))
+    words = ["--config", name, "--data.path", data.path, "--train.sample-every-steps", "5"]
+    words += ["--train.batch-tokens", str(2**14), "--train.micro-batch", "1"]
+    made = Setup(parse_config(TrainCommand, words, "train").run)
+    assert made.tokenizer.encode("zyx").tolist() == [3, 2, 1]
+    with pytest.raises(UserError, match=r"sample\.prompt 'ab' "):
+        Setup(parse_config(TrainCommand, [*words, "--sample.prompt", "ab"], "train").run)
 
 
 def test_a_mixture_survives_json(sources):

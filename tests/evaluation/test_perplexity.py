@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gptjax.evaluation.perplexity import Validation, evaluate
+from gptjax.evaluation.perplexity import Validation, ValidationPart, evaluate, evaluate_parts
 
 B, T = 5, 7
 
@@ -79,3 +79,13 @@ def test_one_row_gives_numbers_all_the_same_and_no_bytes_no_bits():
 def test_rounding_never_makes_the_variance_negative():
     third = {"loss": 1.0, "tokens": 3.0, "rows": 3.0, "mean": 1.0, "square": 1 / 3 - 1e-9}
     assert evaluate(lambda _: third, [{}], 1).stderr == 0.0
+
+
+@pytest.mark.parametrize("name", ["", "d"])
+def test_one_source_is_recorded_by_itself_if_it_has_a_name(name):
+    """As those of a mixture do, one of a single directory too."""
+    batches = random_batches(2)
+    result = evaluate_parts(sums, [ValidationPart(name, 1.0, batches, 9)])
+    alone = evaluate(sums, batches, 9)
+    assert (result.loss, result.stderr) == (alone.loss, alone.stderr)
+    assert result.by_source == (((name, alone.loss),) if name else ())

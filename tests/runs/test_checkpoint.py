@@ -164,6 +164,29 @@ def test_the_best_and_the_latest_are_kept_also_after_reopening(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10", "11", "8"]
 
 
+def test_none_goes_for_a_step_that_may_be_bad(tmp_path):
+    checkpointer = Checkpointer(tmp_path / "checkpoints", keep_latest=1)
+    save(checkpointer, 1)
+    for step in (2, 3):
+        checkpointer.save(step, saved_items(some_state(step)), CONFIG, {}, keeps_all=True)
+    checkpointer.wait()
+    assert checkpointer.steps() == [1, 2, 3]
+    save(checkpointer, 4)
+    checkpointer.close()
+    assert checkpointer.steps() == [4]
+
+
+def test_going_back_sets_aside_what_is_later_and_verifies_what_is_left(saved, said):
+    checkpointer = Checkpointer(saved, keep_latest=3)
+    assert checkpointer.go_back(1, said.append) is None
+    assert (checkpointer.steps(), said) == ([1, 2, 3], [])
+    (saved / "2" / INTEGRITY).unlink()
+    assert checkpointer.go_back(3, said.append) == 1
+    checkpointer.close()
+    assert (checkpointer.steps(), len(said)) == ([1], 2)
+    assert sorted(p.name for p in (saved.parent / "damaged").iterdir()) == ["2", "3"]
+
+
 def test_without_validation_losses_only_the_latest_are_kept_and_are_best(tmp_path):
     checkpointer = Checkpointer(tmp_path / "checkpoints", keep_latest=1)
     for step in (1, 2, 3):

@@ -54,10 +54,13 @@ def test_numbers_come_back_exactly(tmp_path):
 
 
 @pytest.mark.parametrize("step", [0, 1, 3, 5, 9])
-def test_opening_at_a_step_cuts_off_what_came_later(path, step):
+def test_the_first_row_after_a_step_cuts_off_what_came_later(path, step):
+    whole = path.read_bytes()
     log = MetricsLog(path, step)
     assert log.rows == ROWS[:step]
-    assert read_rows(path) == ROWS[:step]
+    assert path.read_bytes() == whole  # a start that writes no row changes nothing
+    log.append({"step": step + 1})
+    assert read_rows(path) == [*ROWS[:step], {"step": step + 1}]
     log.close()
 
 
@@ -81,7 +84,6 @@ def test_a_cut_off_line_is_gone_after_reopening(path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
     log = MetricsLog(path, 5)
-    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:-1])
     log.append(ROWS[-1])
     log.close()
     assert path.read_bytes() == whole
@@ -110,8 +112,9 @@ def test_what_was_not_measured_is_left_out(tmp_path):
 def test_reopening_swaps_the_file_under_a_reader_and_leaves_nothing_behind(path):
     whole = path.read_text()
     with path.open() as reader:
-        MetricsLog(path, 2).close()
+        written(path, ROWS[2:3], 2)
         assert reader.read() == whole
+    assert read_rows(path) == ROWS[:3]
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -123,13 +126,15 @@ def test_reopening_that_fails_leaves_the_old_file_as_it_was(path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match="disk full"):
-        MetricsLog(path, 2)
+        MetricsLog(path, 2).append(ROWS[2])
     assert path.read_bytes() == whole
 
 
 def test_sync_forces_this_very_file_to_the_disk(path, monkeypatch):
     synced = []
-    log = MetricsLog(path, 5)
+    log = MetricsLog(path, 4)
+    log.sync()  # there is nothing yet
+    log.append(ROWS[-1])
     monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
     log.sync()
     log.close()

@@ -1,0 +1,60 @@
+"""Fields without effect beside others: a value that was typed for one of them gets a note."""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from gptjax.config.courses import cooldown_steps, schedules
+from gptjax.config.names import parse_change
+from gptjax.config.origins import flag_of
+from gptjax.config.schema import Config
+
+PREPARING = (
+    "data.source data.inputs data.val_fraction data.input_format data.text_field "
+    "data.doc_separator data.hub"
+)
+SAMPLING = "sample.prompt sample.max_new_tokens sample.temperature sample.top_k"
+
+
+class Surroundings(NamedTuple):
+    """What else decides whether a field has an effect."""
+
+    is_prepared: bool
+    """Whether the data was there before the run."""
+    platform: str
+    """jax's name of it, such as cpu or gpu."""
+    devices: int
+    """Devices of this process."""
+
+
+def note_without_effect(c: Config, typed: Collection[str], here: Surroundings) -> list[str]:
+    """One line that names the typed fields, by dotted name, that change nothing; or none."""
+    o, t = c.optim, c.train
+    lengths = [end - begin for begin, end in schedules(o, t.max_steps)]
+    is_flat = o.schedule == "wsd" and not any(cooldown_steps(o, n) for n in lengths)
+    steps = [parse_change(change, len(c.data.mixture))[0] for change in c.data.mixture_changes]
+    on = f"there are {here.devices} devices" if here.platform == "cpu" else "it is for processors"
+    table = [
+        ("optim.beta1 optim.beta2 optim.eps", o.name == "adafactor", "optim.name is adafactor"),
+        ("optim.eps", o.name == "lion", "optim.name is lion"),
+        ("optim.cooldown_fraction", o.schedule != "wsd", f"optim.schedule is {o.schedule}"),
+        ("optim.final_lr optim.decay_steps", is_flat, "a wsd without cooldown stays at the peak"),
+        ("train.eval_tokens", t.eval_every_steps == 0, "train.eval_every_steps is 0"),
+        (SAMPLING, t.sample_every_steps == 0, "train.sample_every_steps is 0"),
+        ("sample.top_k", c.sample.temperature == 0, "sample.temperature is 0"),
+        (PREPARING, here.is_prepared, "the data is prepared already"),
+        (
+            "data.mixture_changes",
+            bool(steps) and max(steps) >= t.max_steps,
+            "the run ends before the last change",
+        ),
+        ("train.cpu_devices", here.devices != t.cpu_devices or here.platform != "cpu", on),
+        ("model.float32_matmul", c.model.dtype != "float32", f"model.dtype is {c.model.dtype}"),
+        ("model.float32_matmul", here.platform == "cpu", "it is for GPUs"),
+    ]
+    reasons: dict[str, str] = {}
+    for names, applies, reason in table:
+        for name in names.split() if applies else ():
+            if name in typed:
+                reasons.setdefault(flag_of(name), reason)
+    listed = "; ".join(f"{flag} ({reason})" for flag, reason in reasons.items())
+    return [f"note     without effect here: {listed}"] if listed else []

@@ -1,0 +1,68 @@
+"""A flag that changes nothing beside others is noted, and no other one."""
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+
+from gptjax.config import Config
+from gptjax.config.effects import PREPARING, SAMPLING, Surroundings, note_without_effect
+
+HERE = Surroundings(is_prepared=False, platform="cpu", devices=1)
+GPU = Surroundings(is_prepared=False, platform="gpu", devices=8)
+EVERY = [
+    f"{section.name}.{field.name}"
+    for section in dataclasses.fields(Config)
+    if dataclasses.is_dataclass(part := getattr(Config(), section.name))
+    for field in dataclasses.fields(part)
+]
+
+
+def flags(here: Surroundings = HERE, **fields: Any) -> set[str]:
+    """The fields that are noted of a run where all were typed."""
+    config = Config()
+    for name, value in fields.items():
+        section, field = name.split("__")
+        part = dataclasses.replace(getattr(config, section), **{field: value})
+        config = dataclasses.replace(config, **{section: part})
+    lines = note_without_effect(config, EVERY, here)
+    assert len(lines) <= 1
+    found = re.findall(r"--([\w.-]+) \(", "".join(lines))
+    return {name.replace("-", "_") for name in found}
+
+
+ALWAYS = {"optim.cooldown_fraction", "model.float32_matmul"}  # of a cosine in bfloat16
+
+
+@pytest.mark.parametrize(
+    ("fields", "noted"),
+    [
+        ({}, set()),
+        ({"optim__name": "adafactor"}, {"optim.beta1", "optim.beta2", "optim.eps"}),
+        ({"optim__name": "lion"}, {"optim.eps"}),
+        ({"optim__name": "muon"}, set()),
+        ({"train__eval_every_steps": 0}, {"train.eval_tokens"}),
+        ({"train__sample_every_steps": 0}, set(SAMPLING.split())),
+        ({"sample__temperature": 0.0}, {"sample.top_k"}),
+        ({"data__mixture": ("a=1",), "data__mixture_changes": ("19073=2",)},
+         {"data.mixture_changes"}),
+        ({"data__mixture": ("a=1",), "data__mixture_changes": ("19072=2",)}, set()),
+        ({"train__cpu_devices": 2}, {"train.cpu_devices"}),
+        ({"here": GPU}, {"train.cpu_devices"}),
+        ({"here": HERE._replace(is_prepared=True)}, set(PREPARING.split())),
+    ],
+)  # fmt: skip
+def test_what_has_no_effect_is_noted(fields, noted):
+    assert flags(**fields) == ALWAYS | noted
+
+
+def test_a_flat_schedule_has_no_end():
+    flat = {"optim__schedule": "wsd", "optim__cooldown_fraction": 0.0}
+    assert flags(**flat) == {"optim.final_lr", "optim.decay_steps", "model.float32_matmul"}
+    assert flags(optim__schedule="wsd") == {"model.float32_matmul"}
+    assert flags(GPU, model__dtype="float32") == {"optim.cooldown_fraction", "train.cpu_devices"}
+
+
+def test_what_was_not_typed_is_not_noted():
+    assert note_without_effect(Config(), ["optim.beta1"], HERE) == []
