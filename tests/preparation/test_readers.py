@@ -23,7 +23,8 @@ from gptjax.data.manifest import Manifest, read_tokenizer
 from gptjax.preparation import documents, readers, units
 from gptjax.preparation.documents import Document
 from gptjax.preparation.pipeline import prepare_shards
-from gptjax.preparation.readers import Oddities, describe_oddities, read_passages
+from gptjax.preparation.oddities import Oddities, describe_oddities
+from gptjax.preparation.readers import read_passages
 from gptjax.preparation.scanning import Digest, Scan, scan
 from gptjax.preparation.sources import Input, find_inputs
 from gptjax.preparation.units import Partition, find_units

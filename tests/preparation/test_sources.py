@@ -21,7 +21,8 @@ from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
 from gptjax.preparation import documents
 from gptjax.preparation.documents import Document
-from gptjax.preparation.readers import Oddities, read_passages
+from gptjax.preparation.oddities import Oddities
+from gptjax.preparation.readers import read_passages
 from gptjax.preparation.scanning import Scan, scan
 from gptjax.preparation.sources import Input, find_inputs, standard_library, text_files
 from gptjax.preparation.units import find_units
