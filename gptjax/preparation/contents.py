@@ -46,16 +46,14 @@ def contents(path: Path) -> Iterator[bytes]:
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(64)
+        return file.read(4)
 
 
 def _packing(path: Path) -> str | None:
-    """How a file is compressed; a name alone does not make it so if it is plainly text."""
+    """How a file is compressed, by its content or else by its name."""
     head, suffix = _head(path), path.suffix.lower()
-    for magic, packing in _MAGIC.items():
-        if head.startswith(magic):
-            return packing
-    return None if suffix not in PACKED or (head.isascii() and b"\0" not in head) else suffix
+    found = (packing for magic, packing in _MAGIC.items() if head.startswith(magic))
+    return next(found, suffix if suffix in PACKED else None)
 
 
 def _encoding(head: bytes) -> str | None:

@@ -140,8 +140,8 @@ def _as_json(source: Input, head: bytes, wanted: str | None, oddities: Oddities)
 def _as_csv(source: Input, wanted: str | None, oddities: Oddities) -> Input | None:
     """The input as CSV with the delimiter that fits the most rows, if it is a table with a header.
 
-    Without a name that says so, it is one only if all rows fit and there is no doubt which column
-    is the text.
+    Without a name that says so, it is one only if its header names the text, or all rows fit and
+    one column alone is text.
     """
     looks = []
     for delimiter in "\t" if source.kind == "tsv" else DELIMITERS:
@@ -161,10 +161,10 @@ def _as_csv(source: Input, wanted: str | None, oddities: Oddities) -> Input | No
                 f"{source.label} has no header: its first row is {', '.join(names)}. Expected the "
                 "names of the columns there; --format text takes the file as it is"
             )
-    elif len(names) < 2 or share < 1 or not well_named:
+    elif len(names) < 2 or share < 0.5 or not found.total or not well_named:
         return None
     elif (source.field or "text") not in names and (
-        source.field or found.total < 2 or sum(found.fields.values()) != 1
+        source.field or found.total < 2 or share < 1 or sum(found.fields.values()) != 1
     ):
         oddities.add("looks_like", source.label)
         return None

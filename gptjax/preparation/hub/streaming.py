@@ -104,10 +104,11 @@ def _stream(source: Input, stored: _Stored, spool: Path, progress: Progress) -> 
 
     for left in spool.glob(".*.tmp"):  # by a kill
         left.unlink()
-    data, field = _open(source, stored.commit)
+    data = _open(source, stored.commit)
     if stored.place is not None:
         data.load_state_dict(stored.place)
     schema = pa.schema([("text", pa.string())])
+    field = next(iter(data.features)) if data.features else source.field or "text"
     groups = _groups(replace(source, field=field), data)
     while not stored.is_whole:
         target = _part(spool, stored.commit, stored.parts)
@@ -145,16 +146,15 @@ def _groups(source: Input, data: Any) -> Iterator[list[str | None]]:
         yield texts
 
 
-def _open(source: Input, commit: str) -> tuple[Any, str]:
-    """The stream of the records' texts from its beginning, and their field."""
+def _open(source: Input, commit: str) -> Any:
+    """The stream of the records' texts from its beginning."""
     name = hub_name(str(source.path))
     data = _builder(name, commit).as_streaming_dataset(split=name.split)
     if data.features is None:
-        return data, source.field or "text"
+        return data
     types = ("string", "large_string")
     fields = {n: getattr(kind, "dtype", None) in types for n, kind in data.features.items()}
-    field = choose_field(str(source.path), source.field, fields)
-    return data.select_columns([field]), field
+    return data.select_columns([choose_field(str(source.path), source.field, fields)])
 
 
 @lru_cache(1)
