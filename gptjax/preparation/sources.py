@@ -19,7 +19,7 @@ from gptjax.base.files import unique_name
 from gptjax.config import DataConfig
 from gptjax.preparation.contents import CHUNK_BYTES, contents, is_plain
 from gptjax.preparation.oddities import Oddities, describe_oddities
-from gptjax.preparation.walking import expand
+from gptjax.preparation.walking import LeftOut, expand
 
 STDIN = "-"
 HUB = "hub"
@@ -81,15 +81,17 @@ def find_inputs(data: DataConfig, oddities: Oddities | None = None) -> list[Inpu
             return standard_library()
         raise UserError("there is nothing to prepare: give text files with --input FILE...")
     out = Path(data.path).absolute()
-    left_out = Oddities() if oddities is None else oddities
+    left_out: LeftOut = {}
     expanded = {
-        given: [Path(given)]
-        if given == STDIN
-        else list(dict.fromkeys(expand(given, out, left_out)))
+        given: list(dict.fromkeys(expand(given, out, left_out)))
         for given in data.inputs
+        if given != STDIN
     }
+    oddities = Oddities() if oddities is None else oddities
+    for path, kind in left_out.items():
+        oddities.add(kind, str(path))
     if bad := [given for given, paths in expanded.items() if not paths]:
-        found = "; ".join(describe_oddities(left_out.counts, left_out.first))
+        found = "; ".join(describe_oddities(oddities.counts, oddities.first))
         raise UserError(
             f"no such text file: {', '.join(bad)}; expected files, directories with files in them, "
             f"patterns that match any, or - for standard input{found and f'. Found: {found}'}"

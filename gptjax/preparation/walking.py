@@ -14,13 +14,13 @@ from gptjax.base.errors import UserError
 from gptjax.data.manifest import MANIFEST
 from gptjax.preparation.contents import PACKED, contents
 from gptjax.preparation.documents import HASHED_BYTES
-from gptjax.preparation.oddities import Oddities
 
 KINDS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
     ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",
 }  # fmt: skip
 PREPARING = ".preparing"
+LeftOut = dict[Path, str]
 
 
 def kind_named(path: Path) -> str | None:
@@ -29,23 +29,23 @@ def kind_named(path: Path) -> str | None:
     return KINDS.get(plain.suffix.lower())
 
 
-def expand(given: str, out: Path, oddities: Oddities) -> Iterator[Path]:
+def expand(given: str, out: Path, left_out: LeftOut) -> Iterator[Path]:
     """The files of one path, directory or pattern, sorted; never what is being prepared in `out`.
 
-    `oddities` is told what a walk leaves out.
+    `left_out` gets what a walk leaves out, each with its kind of oddity.
     """
     path = Path(given)
     if path.is_file():
         yield path
         return
-    for match in [path] if path.is_dir() else _matches(given, out, oddities):
+    for match in [path] if path.is_dir() else _matches(given, out, left_out):
         if match.is_file():
             yield match
         else:
-            yield from sorted(_walk(match, out, oddities))
+            yield from sorted(_walk(match, out, left_out))
 
 
-def _matches(pattern: str, out: Path, oddities: Oddities) -> list[Path]:
+def _matches(pattern: str, out: Path, left_out: LeftOut) -> list[Path]:
     """The matches of a pattern, sorted; ** follows no links, which may go round in circles."""
     parts = Path(pattern).parts
     if "**" not in parts:
@@ -61,15 +61,15 @@ def _matches(pattern: str, out: Path, oddities: Oddities) -> list[Path]:
             for folder in set(above) - set(own):
                 own[folder] = _is_own(folder)
                 if own[folder] and folder.absolute() not in _making(out):
-                    oddities.add("own_products", str(folder))
+                    left_out[folder] = "own_products"
             if not is_hidden and not is_linked_directory and not any(own[f] for f in above):
                 found.append(path)
     return sorted(found)
 
 
-def _walk(directory: Path, out: Path, oddities: Oddities) -> Iterator[Path]:
+def _walk(directory: Path, out: Path, left_out: LeftOut) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
-        oddities.add("unreadable", str(error.filename))
+        left_out[Path(error.filename)] = "unreadable"
 
     for folder, names, files in os.walk(directory, onerror=unreadable):
         here = Path(folder)
@@ -77,18 +77,18 @@ def _walk(directory: Path, out: Path, oddities: Oddities) -> Iterator[Path]:
         if _making(out) & {here.absolute(), *here.absolute().parents}:
             names.clear()
         elif _is_own(here):
-            oddities.add("own_products", folder)
+            left_out[here] = "own_products"
             names.clear()
         else:
             for path in [here / name for name in names]:
                 if path.name.startswith(".") or path.is_symlink():
-                    oddities.add("hidden" if path.name.startswith(".") else "linked", str(path))
+                    left_out[path] = "hidden" if path.name.startswith(".") else "linked"
             names[:] = [name for name in names if not name.startswith(".")]
             for path in sorted(here / name for name in files):
                 if (reason := _reason_to_leave_out(path)) is None:
                     yield path
                 elif path.absolute() not in _making(out):
-                    oddities.add(reason, str(path))
+                    left_out[path] = reason
 
 
 def _making(out: Path) -> set[Path]:
@@ -113,12 +113,11 @@ def _reason_to_leave_out(path: Path) -> str | None:
 
 def _is_own(directory: Path) -> bool:
     """Whether gptjax made a directory: data, a preparation, a run or a checkpoint."""
-    if (directory / "_CHECKPOINT_METADATA").exists():
-        return True
-    if directory.name.endswith(PREPARING) and (directory / "plan.json").exists():
-        return True
-    return _has_fields(directory / MANIFEST, {"tokenizer_fingerprint", "splits"}) or _has_fields(
-        directory / "config.json", {"model", "data", "optim", "train"}
+    return (
+        directory.name.endswith(PREPARING)
+        or (directory / "_CHECKPOINT_METADATA").exists()
+        or _has_fields(directory / MANIFEST, {"tokenizer_fingerprint", "splits"})
+        or _has_fields(directory / "config.json", {"model", "data", "optim", "train"})
     )
 
 

@@ -1,14 +1,22 @@
 """Files as people have them, in tests/cases: the right documents, and the right notes."""
 
+import csv
+import io
+import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
 from gptjax.base.errors import UserError
-from gptjax.config import DataConfig
+from gptjax.config import Config, DataConfig, to_json
 from gptjax.data.manifest import read_tokenizer
 from gptjax.data.shards import open_shard
+from gptjax.preparation import readers, units
 from gptjax.preparation.oddities import Oddities
 from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import find_inputs
@@ -51,11 +59,13 @@ TABLE = {
 }
 
 
-def read(given: Path, directory: Path, **options) -> tuple[list[str], dict[str, int]]:
+def read(
+    given: Path | str, directory: Path, workers: int = 2, **options
+) -> tuple[list[str], dict[str, int]]:
     """The documents that a preparation makes of a file, and its notes."""
     data = DataConfig(str(directory / "out"), "bytes", None, (str(given),), 0.0, **options)
     oddities = Oddities()
-    manifest = prepare_shards(data, find_inputs(data, oddities), oddities=oddities)
+    manifest = prepare_shards(data, find_inputs(data, oddities), oddities=oddities, workers=workers)
     split, tokenizer = manifest.splits["train"], read_tokenizer(manifest)
     ids = [
         token
@@ -72,7 +82,7 @@ def read(given: Path, directory: Path, **options) -> tuple[list[str], dict[str, 
         else:
             text.append(token)
     assert split.documents == len(texts)
-    assert split.bytes == sum(len(text.encode()) for text in texts)
+    assert "not_utf8" in manifest.notes or split.bytes == len("".join(texts).encode())
     return texts, manifest.notes
 
 
@@ -122,3 +132,101 @@ def test_a_format_that_a_file_does_not_have_is_refused(tmp_path: Path, name: str
 def test_text_is_what_format_says_is_text(tmp_path: Path):
     raw = (CASES / "lines.json").read_text()
     assert read(CASES / "lines.json", tmp_path, input_format="text") == ([raw], {})
+
+
+ROWS = ["one", 'two, "so"\n\nlines', "", "drei ü 漢"] * 60
+WRITTEN = {
+    "json": lambda file: json.dump([{"text": text} for text in ROWS], file),
+    "csv": lambda file: csv.writer(file).writerows([["text", "n"], *([t, 1] for t in ROWS)]),
+}
+
+
+@pytest.mark.parametrize("form", WRITTEN)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_arrays_and_tables_are_read_in_small_pieces_by_any_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, workers: int
+):
+    monkeypatch.setattr(readers, "READ_BYTES", 7)
+    monkeypatch.setattr(units, "SMALLEST_UNIT", 500)
+    for name in "ab":
+        with (tmp_path / name).open("w", newline="") as file:
+            WRITTEN[form](file)
+    texts, notes = read(tmp_path / "[ab]", tmp_path, workers=workers)
+    assert texts == [text for text in ROWS if text] * 2
+    assert notes == {"empty": 120}
+
+
+@pytest.mark.parametrize(("form", "note"), [("json", "broken_json"), ("csv", "bad_rows")])
+def test_a_record_that_memory_should_not_hold_is_left_out_and_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, note: str
+):
+    monkeypatch.setattr(readers, "READ_BYTES", 64)
+    monkeypatch.setattr(readers, "RECORD_BYTES", 4000)
+    monkeypatch.setattr("test_cases.ROWS", [*ROWS, "x" * 9000, "last"])
+    with (tmp_path / f"a.{form}").open("w", newline="") as file:
+        WRITTEN[form](file)
+    texts, notes = read(tmp_path / f"a.{form}", tmp_path)
+    assert texts[:180] == [text for text in ROWS[:240] if text]
+    assert notes[note] >= 1
+
+
+def parquet(table: dict) -> bytes:
+    pq.write_table(pa.table(table), sink := io.BytesIO())
+    return sink.getvalue()
+
+
+AS_FILES = {
+    "a.jsonl": b'{"n": 1, "title": "t", "body": "b"}\n',
+    "a.json": b'[{"n": 1, "title": "t", "body": "b"}]',
+    "a.csv": b"n,title,body\n1,t,b\n",
+    "a.tsv": b"n\ttitle\tbody\n1\tt\tb\n",
+    "a.parquet": parquet({"n": [1], "title": ["t"], "body": ["b"]}),
+}
+
+
+@pytest.mark.parametrize("name", AS_FILES)
+def test_the_field_is_the_one_given_or_is_asked_for(tmp_path: Path, name: str):
+    path = tmp_path / name
+    path.write_bytes(AS_FILES[name])
+    assert read(path, tmp_path / "1", text_field="body") == (["b"], {})
+    for given, missing in ((None, "text"), ("author", "author")):
+        says = f"has no field '{missing}'; its fields are n, title, body: name the one"
+        with pytest.raises(UserError, match=says):
+            read(path, tmp_path, text_field=given)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["1", name])
+
+
+def test_a_table_without_a_header_is_refused(tmp_path: Path):
+    (tmp_path / "a.csv").write_text('"3","a title","a text"\n"4","another","b text"\n')
+    with pytest.raises(UserError, match=r"a.csv has no header: its first row is 3, a title"):
+        read(tmp_path / "a.csv", tmp_path)
+
+
+def test_a_compressed_table_from_standard_input_is_read_for_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    raw = (CASES / "gzip_inside.txt").read_bytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(raw)))
+    assert read("-", tmp_path) == (["one", "two"], {})
+
+
+def test_what_is_no_utf16_becomes_a_mark_and_is_counted(tmp_path: Path):
+    (tmp_path / "a").write_bytes("\ufeffab\ud800c".encode("utf-16-le", "surrogatepass") + b"x")
+    assert read(tmp_path / "a", tmp_path) == (["ab\ufffdc\ufffd"], {"not_utf8": 1})
+
+
+def test_a_walk_leaves_out_what_gptjax_made_and_a_product_alone_is_no_text(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("text")
+    data = DataConfig(str(tmp_path / "in" / "data"), "bytes", None, (str(tmp_path / "in"),), 0.0)
+    assert prepare_shards(data, find_inputs(data)).notes == {}  # nor is what it makes itself
+    for made in (tmp_path / "in" / "run", tmp_path / "in" / "checkpoints" / "5"):
+        made.mkdir(parents=True)
+        (made / "log.txt").write_text("step 1")
+    (tmp_path / "in" / "run" / "config.json").write_text(to_json(Config()))
+    (tmp_path / "in" / "checkpoints" / "5" / "_CHECKPOINT_METADATA").write_text("{}")
+    for number, given in enumerate(("in", "in/**/*", "i*")):
+        made = read(tmp_path / given, tmp_path / str(number))
+        assert made == (["text"], {"own_products": 3}), given
+    with pytest.raises(UserError, match=r"no such text file.*1 prepared directories, runs"):
+        read(tmp_path / "in" / "run", tmp_path)

@@ -23,8 +23,8 @@ from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest, read_tokenizer
 from gptjax.preparation import documents, readers, units
 from gptjax.preparation.documents import Document
-from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.oddities import Oddities, describe_oddities
+from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.readers import read_passages
 from gptjax.preparation.recognition import recognise
 from gptjax.preparation.scanning import Digest, Scan, scan
