@@ -118,10 +118,10 @@ def json_values(source: Input) -> Iterator[Any]:
             else:
                 try:
                     value, at = decoder.raw_decode(held, at)
-                except (ValueError, RecursionError):
+                except (ValueError, RecursionError) as error:
                     left = len(held) - at
                     more = file.read(max(READ_BYTES, left)) if left < RECORD_BYTES else ""
-                    if not more:
+                    if not more or _is_malformed(error, len(held)):
                         yield BROKEN
                         return
                     held, at = held[at:] + more, 0
@@ -129,6 +129,13 @@ def json_values(source: Input) -> Iterator[Any]:
                     yield value
     if is_in_array:
         yield BROKEN
+
+
+def _is_malformed(error: Exception, length: int) -> bool:
+    """Whether JSON of a length is wrong itself, and not only cut short."""
+    if not isinstance(error, json.JSONDecodeError):
+        return True
+    return error.pos < length - 16 and not error.msg.startswith("Unterminated string")
 
 
 def csv_rows(source: Input) -> Iterator[tuple[int, list[str] | None]]:

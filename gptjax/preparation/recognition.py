@@ -20,7 +20,7 @@ from gptjax.preparation.sources import Input
 from gptjax.preparation.walking import kind_named
 
 LOOKED = 100  # records, which tell what a file is and which fields it has
-JSON = ("json", "jsonl")
+JSON, TABLES = ("json", "jsonl"), ("csv", "tsv")
 DELIMITERS = ",\t;|"
 # as people name columns; in prose a blank follows a comma
 _COLUMN_NAME = re.compile(r"(?=.*[^\W\d_])\w(?:[\w .:/#%()-]{0,62}[\w)%])?")
@@ -46,7 +46,8 @@ def recognise(source: Input, oddities: Oddities) -> Input:
         begins_as_json = head[:1] in (b"{", b"[")
         if kind in ("auto", *JSON) and (begins_as_json or wanted in JSON):
             found = _as_json(source, head, wanted, oddities)
-        if found is None and kind in ("auto", "csv", "tsv"):
+        has_lines = b"\n" in head or b"\r" in head or wanted in TABLES
+        if found is None and kind in ("auto", *TABLES) and has_lines:
             found = _as_csv(source, wanted, oddities)
         if found is None and kind != "auto":
             begins = head[:40].decode("utf-8", "replace")
@@ -153,7 +154,7 @@ def _as_csv(source: Input, wanted: str | None, oddities: Oddities) -> Input | No
     _, share, best, found = max(looks, key=lambda look: look[:2])
     names = list(found.fields)
     well_named = all(_COLUMN_NAME.fullmatch(name) for name in names if name)
-    if wanted in ("csv", "tsv"):
+    if wanted in TABLES:
         if share < 0.5 or (len(names) < 2 and not (share == 1 and re.fullmatch(r"\w+", *names))):
             return None
         if not all(_LETTER.search(name) for name in names if name):
@@ -166,7 +167,8 @@ def _as_csv(source: Input, wanted: str | None, oddities: Oddities) -> Input | No
     elif (source.field or "text") not in names and (
         source.field or found.total < 2 or share < 1 or sum(found.fields.values()) != 1
     ):
-        oddities.add("looks_like", source.label)
+        if share > 0.9:
+            oddities.add("looks_like", source.label)
         return None
     return replace(best, field=choose_field(source.label, source.field, found.fields, oddities))
 
