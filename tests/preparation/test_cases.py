@@ -17,8 +17,8 @@ from gptjax.config import Config, DataConfig, to_json
 from gptjax.data.manifest import read_tokenizer
 from gptjax.data.shards import open_shard
 from gptjax.preparation import readers, units
-from gptjax.preparation.oddities import Oddities
-from gptjax.preparation.pipeline import prepare_shards
+from gptjax.preparation.oddities import ODDITIES, Oddities
+from gptjax.preparation.pipeline import prepare_shards, prepare_with_progress
 from gptjax.preparation.sources import find_inputs
 
 CASES = ROOT / "tests" / "cases"
@@ -194,6 +194,17 @@ def test_the_field_is_the_one_given_or_is_asked_for(tmp_path: Path, name: str):
         with pytest.raises(UserError, match=says):
             read(path, tmp_path, text_field=given)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["1", name])
+
+
+def test_what_is_odd_is_said_on_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture):
+    inputs = tuple(str(CASES / name) for name in ("folder", "pretty.json", "words.txt"))
+    prepare_with_progress(DataConfig(str(tmp_path / "out"), "bytes", None, inputs, 0.0))
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    expected = ["hidden", "binary", "linked", "own_products", "looks_like", "other_field"]
+    assert [kind for kind, line in zip(expected, notes, strict=True) if ODDITIES[kind] in line] == (
+        expected
+    )
+    assert notes[-1].endswith(f"(first: {CASES / 'pretty.json'}: body)")
 
 
 def test_a_table_without_a_header_is_refused(tmp_path: Path):
