@@ -24,6 +24,7 @@ JSON, TABLES = ("json", "jsonl"), ("csv", "tsv")
 DELIMITERS = ",\t;|"
 # as people name columns; in prose a blank follows a comma
 _COLUMN_NAME = re.compile(r"(?=.*[^\W\d_])\w(?:[\w .:/#%()-]{0,62}[\w)%])?")
+_TEXT_TYPE = re.compile(r"(dictionary<values=)?(large_)?(string|binary)")
 _LETTER = re.compile(r"[^\W\d_]")
 # a number, a date, a truth value: no text
 _NO_TEXT = re.compile(r"[\W\d_]*(?:[TZEe][\W\d_]*)*|(?i:true|false|yes|no|null|none|nan|n/a)")
@@ -105,11 +106,8 @@ class _Look:
 
 
 def _as_parquet(source: Input, oddities: Oddities) -> Input:
-    types = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
-    fields = {}
     with parquet_file(source) as file:
-        for column in file.schema_arrow:
-            fields[column.name] = str(getattr(column.type, "value_type", column.type)) in types
+        fields = {c.name: bool(_TEXT_TYPE.match(str(c.type))) for c in file.schema_arrow}
     chosen = choose_field(source.label, source.field, fields, oddities)
     return replace(source, kind="parquet", field=chosen, separator=None)
 
@@ -118,7 +116,7 @@ def _as_json(source: Input, head: bytes, wanted: str | None, oddities: Oddities)
     """The input as JSON lines, or as an array or objects over many lines, if those are records."""
     lines, kind = _look_at(_line_values(source)), "jsonl"
     found, whole = lines, lines.total
-    begins_well = not _look_at(_line_values(source), 2).broken
+    begins_well = next(_line_values(source), BROKEN) is not BROKEN
     some = lines.tables + lines.strings if wanted == "jsonl" else 2 * lines.tables > lines.total
     if not (begins_well and some):
         found, kind = _look_at(json_values(source)), "json"
@@ -155,7 +153,8 @@ def _as_csv(source: Input, wanted: str | None, oddities: Oddities) -> Input | No
     names = list(found.fields)
     well_named = all(_COLUMN_NAME.fullmatch(name) for name in names if name)
     if wanted in TABLES:
-        if share < 0.5 or (len(names) < 2 and not (share == 1 and re.fullmatch(r"\w+", *names))):
+        is_column = len(names) == 1 and share == 1 and re.fullmatch(r"\w+", names[0])
+        if share < 0.5 or (len(names) < 2 and not is_column):
             return None
         if not all(_LETTER.search(name) for name in names if name):
             raise UserError(
@@ -194,9 +193,9 @@ def _line_values(source: Input) -> Iterator[Any]:
                     yield BROKEN
 
 
-def _look_at(values: Iterable[Any], most: int = LOOKED) -> _Look:
+def _look_at(values: Iterable[Any]) -> _Look:
     found = _Look()
-    for value in islice(values, most):
+    for value in islice(values, LOOKED):
         found.total += 1
         found.broken += value is BROKEN
         found.strings += isinstance(value, str)

@@ -207,6 +207,22 @@ def test_what_is_odd_is_said_on_the_screen(tmp_path: Path, capsys: pytest.Captur
     assert notes[-1].endswith(f"(first: {CASES / 'pretty.json'}: body)")
 
 
+def test_a_damaged_line_makes_json_lines_nothing_else(tmp_path: Path):
+    (tmp_path / "a.json").write_text('{"text": "a"}\n{"text": "b\n{"text": "c"}\n')
+    assert read(tmp_path / "a.json", tmp_path) == (["a", "c"], {"bad_records": 1})
+
+
+def test_a_damaged_header_makes_a_table_text(tmp_path: Path):
+    (tmp_path / "a.csv").write_text('"a"b\n')
+    assert read(tmp_path / "a.csv", tmp_path) == (['"a"b\n'], {"looks_like": 1})
+
+
+def test_a_list_of_strings_is_no_text_of_parquet(tmp_path: Path):
+    raw = parquet({"tags": [["t"]], "body": pa.array(["b"]).dictionary_encode()})
+    (tmp_path / "a").write_bytes(raw)
+    assert read(tmp_path / "a", tmp_path) == (["b"], {"other_field": 1})
+
+
 def test_a_table_without_a_header_is_refused(tmp_path: Path):
     (tmp_path / "a.csv").write_text('"3","a title","a text"\n"4","another","b text"\n')
     with pytest.raises(UserError, match=r"a.csv has no header: its first row is 3, a title"):
