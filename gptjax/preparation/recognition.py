@@ -30,7 +30,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 _NO_TEXT = re.compile(r"[\W\d_]*(?:[TZEe][\W\d_]*)*|(?i:true|false|yes|no|null|none|nan|n/a)")
 
 
-def recognise(source: Input, oddities: Oddities) -> Input:
+def recognise_input(source: Input, oddities: Oddities) -> Input:
     """The input, a plain file, with its kind, text field and delimiter.
 
     Raises `UserError` if the file is not what --format says, or if it is not clear which of its

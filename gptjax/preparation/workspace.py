@@ -22,7 +22,7 @@ from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepa
 from gptjax.preparation.oddities import Oddities, describe_oddities
 from gptjax.preparation.pool import cores, ordered_map, worker_pool
 from gptjax.preparation.readers import passages_of
-from gptjax.preparation.recognition import recognise
+from gptjax.preparation.recognition import recognise_input
 from gptjax.preparation.scanning import Scan, look
 from gptjax.preparation.sources import HUB, Input, Progress, silent, unpack
 from gptjax.preparation.tokenising import UNITS, UnitTokeniser, UnitTokens
@@ -183,7 +183,7 @@ def store_plain_files(
 
             plain += store_stream(source, directory, progress)
         else:
-            plain.append(recognise(unpack(source, directory), oddities))
+            plain.append(recognise_input(unpack(source, directory), oddities))
     return plain
 
 

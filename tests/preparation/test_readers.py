@@ -26,7 +26,7 @@ from gptjax.preparation.documents import Document
 from gptjax.preparation.oddities import Oddities, describe_oddities
 from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.readers import read_passages
-from gptjax.preparation.recognition import recognise
+from gptjax.preparation.recognition import recognise_input
 from gptjax.preparation.scanning import Digest, Scan, scan
 from gptjax.preparation.sources import Input, find_inputs
 from gptjax.preparation.units import Partition, find_units
@@ -297,7 +297,7 @@ def test_rows_without_text_are_counted_and_a_missing_column_is_named(tmp_path: P
     found, notes = passages(Input(path, "parquet", "raw"))
     assert (found[1], notes.counts) == (b"\xff", {"empty": 1})  # as in a text file
     with pytest.raises(UserError, match="no field 'text'; its fields are body, raw"):
-        recognise(Input(path, "parquet", None), Oddities())
+        recognise_input(Input(path, "parquet", None), Oddities())
 
 
 def test_text_in_parquet_may_be_of_any_type_and_need_not_be_utf8(tmp_path: Path):
