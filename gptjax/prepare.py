@@ -36,11 +36,13 @@ def prepare(argv: Sequence[str]) -> int:
     data = data_of(command, config)
     check(command, dataclasses.replace(config, data=data))
     if command.train_tokenizer:
+        from gptjax.preparation.oddities import Oddities
         from gptjax.preparation.sources import find_inputs
         from gptjax.preparation.vocabulary import train_tokenizer_with_report
 
-        out = check_vocabulary(command)
-        train_tokenizer_with_report(find_inputs(data), command.vocab_size, out)
+        out, oddities = check_vocabulary(command), Oddities()
+        inputs = find_inputs(data, oddities)
+        train_tokenizer_with_report(inputs, command.vocab_size, out, oddities)
         return 0
     if data.hub is not None:
         from gptjax.preparation.fetching import prepare_from_hub

@@ -87,14 +87,15 @@ class DataConfig:
     source: Literal["stdlib"] | None = None
     """Corpus that is on every machine: stdlib is Python's own standard library."""
     inputs: tuple[str, ...] = ()
-    """Files, directories and patterns to prepare, or - for standard input: UTF-8 text, JSON lines
-    (.jsonl), Parquet (.parquet), each also compressed (.gz, .zst)."""
+    """Files, directories and patterns to prepare, or - for standard input: text, JSON (lines or
+    arrays), CSV, TSV or Parquet, each also compressed (gzip, zstd)."""
     val_fraction: float = 0.05
     """Share of the text held out for validation, chosen by document hash (0 to 0.5)."""
-    input_format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
-    """What the inputs are; auto goes by the ends of their names, and takes the rest for text."""
-    text_field: str = "text"
-    """Field of JSON lines, or column of Parquet, that holds the text."""
+    input_format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] = "auto"
+    """What the inputs are; auto goes by the content of each, json is lines or arrays."""
+    text_field: str | None = None
+    """Field of JSON, or column of CSV, TSV or Parquet, that holds the text; None: text, or else the
+    only one of strings."""
     doc_separator: str | None = None
     r"""What stands between the documents of a text file (\n is a line end); None: a file is one."""
     hub: str | None = None

@@ -18,8 +18,9 @@ class PrepareCommand:
     config: str | None = None
     """Name or path of a config whose data is to be prepared."""
     input: tuple[str, ...] = ()
-    """Files, directories and patterns, or - for standard input: UTF-8 text, JSON lines (.jsonl),
-    Parquet (.parquet), each also compressed (.gz, .zst)."""
+    """Files, directories and patterns, or - for standard input: text (UTF-8, or UTF-16 or UTF-32
+    with a byte-order mark), JSON (lines or arrays), CSV, TSV or Parquet, each also compressed
+    (gzip, zstd)."""
     hub: str | None = None
     """Data set of the Hugging Face hub: OWNER/NAME, OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT
     (train, unless it says another), with @REVISION after NAME or not. Ready token files of llm.c's
@@ -27,10 +28,12 @@ class PrepareCommand:
     tokens: int | None = None
     """Tokens to train on, of ready token files: only as many files as hold them are fetched. By
     default those that the config's run reads, and without --config all."""
-    format: Literal["auto", "text", "jsonl", "parquet"] | None = None
-    """What the inputs are; by default the ends of their names say it, and the rest is text."""
+    format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] | None = None
+    """What the inputs are; by default (auto) the content of each file tells. json is lines or
+    arrays; the delimiter of csv is found out."""
     text_field: str | None = None
-    """Field of JSON lines, or column of Parquet, that holds the text; the default is text."""
+    """Field of JSON, or column of CSV, TSV or Parquet, that holds the text; by default text, or
+    else the only one of strings."""
     doc_separator: str | None = None
     """What stands between the documents of a text file, such as '<|endoftext|>' or '\\n\\n'; by
     default a file is one document."""

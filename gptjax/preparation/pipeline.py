@@ -18,8 +18,8 @@ from gptjax.base.errors import ConfigError, UserError
 from gptjax.config import Config, DataConfig
 from gptjax.data.manifest import SPLITS, Manifest, Split, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.shards import SHARD_TOKENS, ShardInfo, token_dtype, write_shard
+from gptjax.preparation.oddities import Oddities, describe_oddities
 from gptjax.preparation.progress import progress_bars
-from gptjax.preparation.readers import Oddities, describe_oddities
 from gptjax.preparation.scanning import Scan
 from gptjax.preparation.sources import HUB, STDIN, Input, Progress, find_inputs, silent
 from gptjax.preparation.tokenising import SplitCounts
@@ -84,20 +84,21 @@ def prepare_shards(
 ) -> Manifest:
     """Prepare `inputs` as `data` says, into `data.path`; returns the manifest.
 
-    `oddities` is told what is odd about the text, and where.
+    `oddities` has what `find_inputs` found odd, and is told what else is, and where.
 
     A finished data set made with the same settings is returned as it is. What a killed preparation
     or partitions have finished is used; with `merge` all of it has to be there. Raises `UserError`
     if `data.path` holds anything else.
     """
     name = data.tokenizer or "bytes"
+    odd = Oddities() if oddities is None else oddities
     with open_workspace(data, inputs, workers, merge, progress=progress) as work:
+        odd.merge(work.oddities)
         if is_prepared(work.out):
             found = work.scan(progress)
             existing = _require_same(work.out, _settings(data, found, shard_tokens))
             shutil.rmtree(work.directory)
-            if oddities is not None:
-                oddities.merge(found.oddities)
+            odd.merge(found.oddities)
             return existing
         if merge:
             work.require_every_unit()
@@ -109,8 +110,7 @@ def prepare_shards(
             work.worker.ends = ends
             found, splits = _write_shards(work, dtype, shard_tokens, progress)
         work.require_unchanged()
-        if oddities is not None:
-            oddities.merge(found.oddities)
+        odd.merge(found.oddities)
         manifest = Manifest(
             directory=work.directory,
             source=_name(data, inputs, work.directory / INPUTS),
@@ -120,7 +120,7 @@ def prepare_shards(
             dtype=dtype,
             splits=splits,
             settings=_settings(data, found, shard_tokens),
-            notes={kind: n for kind, n in sorted(found.oddities.counts.items()) if n},
+            notes={kind: n for kind, n in sorted(odd.counts.items()) if n},
         )
         manifest.write()
         publish(work.directory, work.out, manifest)
@@ -186,7 +186,8 @@ def prepare_with_progress(
     merge: bool = False,
 ) -> None:
     """Prepare on a terminal: progress while it runs; what was odd, and totals, when it is done."""
-    inputs = find_inputs(data)
+    oddities = Oddities()
+    inputs = find_inputs(data, oddities)
     total = sum(d.size for d in inputs if not d.is_stream)
     share = f", partition {partition.index}/{partition.count}" if partition else ""
     what = data.hub or f"{len(inputs):,} files, {total / 1e6:,.1f} MB"
@@ -197,7 +198,6 @@ def prepare_with_progress(
         from gptjax.preparation.hub.streaming import announce
 
         announce(data, inputs[0], preparing(data.path) / INPUTS)
-    oddities = Oddities()
     with progress_bars(total, partition.count if partition else 1) as progress:
         if partition is not None:
             tokens = prepare_partition(data, inputs, partition, progress, workers)

@@ -1,43 +1,27 @@
-"""Documents out of files: text, text with separators, JSON lines, Parquet.
+"""Documents out of files: text, text with separators, JSON, CSV, Parquet.
 
 A `Span` is a stretch of one file that is read by itself; a file's spans, one after the other, give
-the file's documents in order. Nothing in a text ends a preparation: unreadable records are left
-out and counted in `Oddities`, and nothing that is left out or changed goes unsaid.
+the file's documents in order. Records that cannot be read are left out and counted in `Oddities`.
+A JSON array and a CSV file are one span: only who reads them from the beginning knows whether a
+line end is within a text.
 """
 
+import csv
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from gptjax.base.errors import UserError
 from gptjax.preparation.documents import BYTE_ORDER_MARK, Document, Passage
+from gptjax.preparation.oddities import Oddities
 from gptjax.preparation.sources import Input
 
 READ_BYTES = 2**20
-RECORD_BYTES = 2**25  # a longer JSON line is left out: it has to be held in memory as a whole
+RECORD_BYTES = 2**25  # a longer record is left out: it has to be held in memory as a whole
+BROKEN = object()  # stands for the rest of a JSON file that cannot be read
 _SURROGATES = re.compile("[\ud800-\udfff]")
-ODDITIES = {
-    "not_utf8": "parts with bytes that are no UTF-8, which became U+FFFD",
-    "nul": "parts with NUL characters, kept: is this text?",
-    "empty": "empty documents, left out",
-    "long_lines": "stretches of 1 MiB without a line end, kept",
-    "long_records": "JSON lines of over 32 MiB, left out",
-    "bad_records": "lines that are no JSON, left out",
-    "no_text": "records without text in the field that --text-field names, left out",
-    "cut_blanks": "parts with more blanks in a row than the tokenizer takes, cut every 65,536",
-    "cut_tokens": "places where a long document was cut within a token, for lack of a better one",
-}
-
-
-def describe_oddities(counts: Mapping[str, int], first: Mapping[str, str]) -> Iterator[str]:
-    """One sentence a kind: how many, what became of them, where the first is."""
-    for kind, meaning in ODDITIES.items():
-        if count := counts.get(kind, 0):
-            where = f" (first: {first[kind]})" if kind in first else ""
-            yield f"{count:,} {meaning}{where}"
 
 
 @dataclass(frozen=True)
@@ -51,24 +35,6 @@ class Span:
     """About how many bytes of text it holds."""
 
 
-@dataclass
-class Oddities:
-    """Oddities of the text: how often each occurs, and where first."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
-
-    def add(self, kind: str, where: str) -> None:
-        """Count one finding."""
-        self.counts[kind] += 1
-        self.first.setdefault(kind, where)
-
-    def merge(self, later: "Oddities") -> None:
-        """Add the findings of a later part of the text."""
-        self.counts.update(later.counts)
-        self.first = {**later.first, **self.first}
-
-
 def read_passages(span: Span, oddities: Oddities) -> Iterator[Passage]:
     """The documents of a span, or the passage of one that it holds; empty ones are counted."""
     source = span.input
@@ -79,7 +45,10 @@ def read_passages(span: Span, oddities: Oddities) -> Iterator[Passage]:
         else:
             oddities.add("empty", source.label)
         return
-    readers = {"text": _separated, "jsonl": _json_lines, "parquet": _parquet_rows}
+    readers = {
+        "text": _separated, "jsonl": _json_lines, "json": _json_records, "csv": _csv_records,
+        "parquet": _parquet_rows,
+    }  # fmt: skip
     try:
         for document in readers[source.kind](span, oddities):
             if document.size:
@@ -129,12 +98,63 @@ def parquet_file(source: Input) -> Any:
         file = pq.ParquetFile(source.path, buffer_size=READ_BYTES, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{source.label} is no readable Parquet file: {error}") from error
-    if source.field not in file.schema_arrow.names:
-        raise UserError(
-            f"{source.label} has no column {source.field!r}; its columns are "
-            f"{', '.join(file.schema_arrow.names)}: name the one with the text by --text-field"
-        )
     return file
+
+
+def json_values(source: Input) -> Iterator[Any]:
+    """The values in a JSON file, of an array its elements; `BROKEN` where the file breaks off."""
+    decoder, blanks = json.JSONDecoder(strict=False), re.compile(r"[\s,]*")
+    with source.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        held, is_in_array = file.read(READ_BYTES), False
+        at = 0
+        while True:
+            at = blanks.match(held, at).end()  # pyright: ignore[reportOptionalMemberAccess]
+            if at == len(held):
+                held, at = file.read(READ_BYTES), 0
+                if not held:
+                    break
+            elif held[at] == "[]"[is_in_array]:
+                is_in_array, at = not is_in_array, at + 1
+            else:
+                try:
+                    value, at = decoder.raw_decode(held, at)
+                except (ValueError, RecursionError) as error:
+                    left = len(held) - at
+                    more = file.read(max(READ_BYTES, left)) if left < RECORD_BYTES else ""
+                    if not more or _is_malformed(error, len(held)):
+                        yield BROKEN
+                        return
+                    held, at = held[at:] + more, 0
+                else:
+                    yield value
+    if is_in_array:
+        yield BROKEN
+
+
+def _is_malformed(error: Exception, length: int) -> bool:
+    """Whether JSON of a length is wrong itself, and not only cut short."""
+    if not isinstance(error, json.JSONDecodeError):
+        return True
+    return error.pos < length - 16 and not error.msg.startswith("Unterminated string")
+
+
+def csv_rows(source: Input) -> Iterator[tuple[int, list[str] | None]]:
+    """The rows of a CSV file with the number of the line that each begins at; None: malformed."""
+    csv.field_size_limit(RECORD_BYTES)
+    quoting = csv.QUOTE_MINIMAL if source.has_quotes else csv.QUOTE_NONE
+    with source.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        lines = iter(lambda: file.readline(RECORD_BYTES), "")
+        rows = csv.reader(lines, delimiter=source.delimiter, quoting=quoting, strict=True)
+        while True:
+            line = rows.line_num + 1
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error:
+                row = None
+            if row != []:  # of a blank line
+                yield line, row
 
 
 def _separated(span: Span, oddities: Oddities) -> Iterator[Document]:
@@ -184,12 +204,39 @@ def _from_json(line: str, source: Input, where: str, oddities: Oddities) -> Docu
     except (ValueError, RecursionError):
         oddities.add("bad_records", where)
         return None
-    text = record.get(source.field) if isinstance(record, dict) else None
+    return _from_record(record, source, where, oddities)
+
+
+def _from_record(record: Any, source: Input, where: str, oddities: Oddities) -> Document | None:
+    is_table = isinstance(record, dict)
+    text = record if source.field is None else record.get(source.field) if is_table else None
     if not isinstance(text, str):
-        fields = f" (it has {', '.join(record)})" if isinstance(record, dict) else ""
+        fields = f" (it has {', '.join(record)})" if is_table else ""
         oddities.add("no_text", where + fields)
         return None
-    return _text_document(text, str(record.get("id", where)), source, where, oddities)
+    id = str(record.get("id", where)) if is_table else where
+    return _text_document(text, id, source, where, oddities)
+
+
+def _json_records(span: Span, oddities: Oddities) -> Iterator[Document]:
+    for number, record in enumerate(json_values(span.input), 1):
+        where = f"{span.input.label}, record {number}"
+        if record is BROKEN:
+            oddities.add("broken_json", where)
+        elif document := _from_record(record, span.input, where, oddities):
+            yield document
+
+
+def _csv_records(span: Span, oddities: Oddities) -> Iterator[Document]:
+    rows, source = csv_rows(span.input), span.input
+    header = next(rows)[1] or []
+    column = header.index(source.field or "")
+    for line, row in rows:
+        where = f"{source.label}, line {line}"
+        if row is None or len(row) != len(header):
+            oddities.add("bad_rows", where)
+        else:
+            yield _text_document(row[column], where, source, where, oddities)
 
 
 def _parquet_rows(span: Span, oddities: Oddities) -> Iterator[Document]:

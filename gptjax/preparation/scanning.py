@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from gptjax.preparation.documents import PART_BYTES, Passage
-from gptjax.preparation.readers import Oddities, passages_of
+from gptjax.preparation.oddities import Oddities
+from gptjax.preparation.readers import passages_of
 from gptjax.preparation.units import Unit
 
 MANY = 100  # documents

@@ -1,32 +1,28 @@
 """Where text comes from: files, directories, patterns, standard input, Python's own library.
 
-Every source becomes a list of `Input`s: plain files of one kind each. What is compressed is
-unpacked, and what comes through standard input is stored, in the directory of the work in hand,
-since only a plain file can be read from any place by any worker.
+Every source becomes a list of `Input`s. What is compressed is unpacked, UTF-16 becomes UTF-8, and
+what comes through standard input is stored, in the directory of the work in hand, since only a
+plain file can be read from any place by any worker. Only then is it known what a file is: see
+`recognition`.
 """
 
-import glob
-import gzip
 import hashlib
-import os
 import shutil
 import sys
 import sysconfig
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptjax.base.errors import UserError
 from gptjax.base.files import unique_name
 from gptjax.config import DataConfig
-from gptjax.preparation.documents import HASHED_BYTES
+from gptjax.preparation.contents import CHUNK_BYTES, contents, is_plain
+from gptjax.preparation.oddities import Oddities, describe_oddities
+from gptjax.preparation.walking import LeftOut, expand
 
 STDIN = "-"
 HUB = "hub"
-KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-PACKED = (".gz", ".zst", ".zstd")
-CHUNK_BYTES = 2**20
 # called with the stage (streaming, reading or tokenising) and the bytes and tokens just finished
 Progress = Callable[[str, int, int], None]
 
@@ -37,17 +33,24 @@ def silent(stage: str, size: int, tokens: int) -> None:
 
 @dataclass(frozen=True)
 class Input:
-    """One file of documents: `text` (one, or many by `separator`), `jsonl` or `parquet`.
+    """One file of documents: `text` (one, or many by `separator`) or records.
 
-    Of kind `hub` it is no file yet: `path` is then the name of a data set to be streamed.
+    Records are `jsonl` (lines), `json` (arrays, or objects over several lines), `csv` or `parquet`.
+    Until its content is known an input has the kind that --format names. Of kind `hub` it is no
+    file yet: `path` is then the name of a data set to be streamed.
     """
 
     path: Path
     kind: str = "text"
-    field: str = "text"
+    field: str | None = "text"
+    """The field with the text; None: not chosen yet, or the records are texts themselves."""
     separator: str | None = None
     name: str = ""
     """The user's name for it, if it is not the path."""
+    delimiter: str = ""
+    """What stands between the fields of a row of CSV."""
+    has_quotes: bool = True
+    """Whether quotation marks around a field of CSV are no part of it."""
 
     @property
     def size(self) -> int:
@@ -60,21 +63,16 @@ class Input:
         return self.name or str(self.path)
 
     @property
-    def is_packed(self) -> bool:
-        """Whether it has to be unpacked, or stored, before it can be read."""
-        return self.is_stream or self.path.suffix.lower() in PACKED
-
-    @property
     def is_stream(self) -> bool:
         """Whether it is no file yet, so that nobody knows its size."""
         return str(self.path) == STDIN or self.kind == HUB
 
 
-def find_inputs(data: DataConfig) -> list[Input]:
+def find_inputs(data: DataConfig, oddities: Oddities | None = None) -> list[Input]:
     """The input files of a config in their order, or its hub data set, or its built-in corpus.
 
-    Raises `UserError` that names every missing path, or every path if all are empty, or a path
-    that may not be read.
+    `oddities` is told what a walk over a directory leaves out. Raises `UserError` that names every
+    path without files, or every path if all files are empty.
     """
     if data.hub is not None:
         return [Input(Path(data.hub), HUB, data.text_field)]
@@ -83,19 +81,29 @@ def find_inputs(data: DataConfig) -> list[Input]:
             return standard_library()
         raise UserError("there is nothing to prepare: give text files with --input FILE...")
     out = Path(data.path).absolute()
-    try:
-        expanded = {given: list(dict.fromkeys(_expand(given, out))) for given in data.inputs}
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    left_out: LeftOut = {}
+    expanded = {
+        given: list(dict.fromkeys(expand(given, out, left_out)))
+        for given in data.inputs
+        if given != STDIN
+    }
+    oddities = Oddities() if oddities is None else oddities
+    for path, kind in left_out.items():
+        oddities.add(kind, str(path))
     if bad := [given for given, paths in expanded.items() if not paths]:
+        found = "; ".join(describe_oddities(oddities.counts, oddities.first))
         raise UserError(
             f"no such text file: {', '.join(bad)}; expected files, directories with files in them, "
-            "patterns that match any, or - for standard input"
+            f"patterns that match any, or - for standard input{found and f'. Found: {found}'}"
         )
     if sum(given == STDIN for given in data.inputs) > 1:
         raise UserError("standard input (-) can be read once only, but is given twice")
-    inputs = [_input(path, data) for paths in expanded.values() for path in paths]
-    if not any(i.is_packed or i.size for i in inputs):
+    inputs = [
+        Input(path, data.input_format, data.text_field, data.doc_separator)
+        for given in dict.fromkeys(data.inputs)
+        for path in expanded.get(given, [Path(STDIN)])
+    ]
+    if not any(i.is_stream or i.size for i in inputs):
         raise UserError(f"there is no text in {', '.join(data.inputs)}: every file is empty")
     return inputs
 
@@ -128,97 +136,36 @@ def standard_library() -> list[Input]:
 def unpack(source: Input, directory: Path) -> Input:
     """The input as a plain file: itself, or one in `directory`, which is complete if it is there.
 
-    Raises `UserError` if what is compressed is damaged.
+    Raises `UserError` if it cannot be read, or if what is compressed is damaged.
     """
-    if not source.is_packed:
-        return source
-    directory.mkdir(parents=True, exist_ok=True)
     if str(source.path) == STDIN:
         # another text each time: known by what is in it
+        directory.mkdir(parents=True, exist_ok=True)
         path = unique_name(directory / "stdin")
         with path.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file, CHUNK_BYTES)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "blake2b").hexdigest()[:16]
         target = path.rename(directory / f"stdin-{digest}")
-        return replace(source, path=target, name="standard input")
+        return unpack(replace(source, path=target, name="standard input"), directory)
+    if is_plain(source.path):
+        return source
+    directory.mkdir(parents=True, exist_ok=True)
     status = source.path.stat()
-    key = f"{source.path.absolute()} {status.st_size} {status.st_mtime_ns}"
+    when = 0 if source.name else status.st_mtime_ns
+    key = f"{source.path.absolute()} {status.st_size} {when}"
     name = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     target = directory / f"{name}-{source.path.stem}"
     if not target.exists():
         temporary = unique_name(target)
         try:
             with temporary.open("wb") as file:
-                file.writelines(_unpacked(source.path))
-        except (EOFError, OSError, zlib.error, _zstd_error()) as error:
+                file.writelines(contents(source.path))
+        except UserError:
             temporary.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno:
-                raise
-            raise UserError(
-                f"{source.path} cannot be unpacked, it is damaged or cut short: {error}"
-            ) from error
+            raise
         temporary.rename(target)
-    return replace(source, path=target, name=str(source.path))
-
-
-def _expand(given: str, out: Path) -> Iterator[Path]:
-    """The files of one path, directory or pattern, sorted; never what is being prepared."""
-    path = Path(given)
-    if given == STDIN or path.is_file():
-        yield path
-        return
-    for match in [path] if path.is_dir() else _matches(given):
-        if match.is_file():
-            yield match
-            continue
-        for file in sorted(_files_below(match)):
-            own = {out, out.with_name(out.name + ".preparing")}
-            is_own = own & {file.absolute(), *file.absolute().parents}
-            if not is_own and file.is_file() and _may_be_text(file):
-                yield file
-
-
-def _matches(pattern: str) -> list[Path]:
-    """The matches of a pattern, sorted; ** follows no links, which may go round in circles."""
-    parts = Path(pattern).parts
-    if "**" not in parts:
-        return [Path(p) for p in sorted(glob.glob(pattern))]
-    at, found = parts.index("**"), []
-    for root in glob.glob(str(Path(*parts[:at]))):
-        for path in Path(root).glob(str(Path(*parts[at:]))):
-            is_hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-            # which Python 3.13 has among what ** matches
-            is_linked_directory = path.is_symlink() and path.is_dir()
-            if not is_hidden and not is_linked_directory:
-                found.append(path)
-    return sorted(found)
-
-
-def _files_below(directory: Path) -> Iterator[Path]:
-    """All files but hidden ones; raises OSError at a directory that may not be read."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for folder, names, files in os.walk(directory, onerror=refuse):
-        names[:] = [name for name in names if not name.startswith(".")]
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
-
-
-def _may_be_text(path: Path) -> bool:
-    """Whether a file found in a directory is worth reading: by its name, or no NUL at its start."""
-    if {path.suffix.lower()} & {*KINDS, *PACKED}:
-        return True
-    with path.open("rb") as file:
-        return b"\0" not in file.read(HASHED_BYTES)
-
-
-def _input(path: Path, data: DataConfig) -> Input:
-    is_packed = path.suffix.lower() in PACKED
-    suffix = Path(path.stem).suffix if is_packed else path.suffix
-    kind = KINDS.get(suffix.lower(), "text") if data.input_format == "auto" else data.input_format
-    return Input(path, kind, data.text_field, data.doc_separator if kind == "text" else None)
+    return replace(source, path=target, name=source.label)
 
 
 def _is_utf8(path: Path) -> bool:
@@ -227,33 +174,3 @@ def _is_utf8(path: Path) -> bool:
     except (UnicodeDecodeError, OSError):
         return False
     return True
-
-
-def _unpacked(path: Path) -> Iterator[bytes]:
-    """The contents of a compressed file, chunk by chunk; raises `EOFError` if it is cut short."""
-    if path.suffix.lower() == ".gz":
-        with gzip.open(path, "rb") as packed:
-            while raw := packed.read(CHUNK_BYTES):
-                yield raw
-        return
-    try:
-        import zstandard
-    except ModuleNotFoundError:
-        raise UserError(f"{path} needs zstandard: pip install 'gptjax[hub]'") from None
-    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-    frame = None  # a file may hold many, one after the other
-    with path.open("rb") as packed:
-        while raw := packed.read(2**16):
-            while raw:
-                frame = frame or decompressor.decompressobj()
-                yield frame.decompress(raw)
-                raw = frame.unused_data
-                frame = None if frame.eof else frame
-    if frame is not None:
-        raise EOFError("it ends within a frame")
-
-
-def _zstd_error() -> type[Exception]:
-    """What a damaged zstd file raises; it can only be raised where zstandard is loaded."""
-    module = sys.modules.get("zstandard")
-    return EOFError if module is None else module.ZstdError

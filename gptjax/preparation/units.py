@@ -65,7 +65,9 @@ def inputs_digest(inputs: Sequence[Input]) -> str:
         when = 0 if source.name else status.st_mtime_ns
         name = source.path.name if source.name else source.path.absolute()
         digest.update(
-            f"{name}\0{status.st_size}\0{when}\0{source.kind}\n".encode("utf-8", "replace")
+            f"{name}\0{status.st_size}\0{when}\0{source.kind}{source.delimiter}\n".encode(
+                "utf-8", "replace"
+            )
         )
     return digest.hexdigest()
 
@@ -83,7 +85,7 @@ def _spans(source: Input, size: int) -> Iterator[Span]:
                     start, total = group + 1, 0
         return
     start, end = 0, source.size
-    if end <= size:
+    if end <= size or source.kind in ("json", "csv"):
         yield Span(source, 0, end, end)
         return
     for cut in _cuts(source, size):

@@ -10,7 +10,8 @@ from pathlib import Path
 from gptjax.base.errors import UserError
 from gptjax.base.files import write_atomically
 from gptjax.preparation.documents import PART_BYTES
-from gptjax.preparation.readers import Oddities, describe_oddities, passages_of
+from gptjax.preparation.oddities import Oddities, describe_oddities
+from gptjax.preparation.readers import passages_of
 from gptjax.preparation.sources import Input
 from gptjax.preparation.units import find_units
 from gptjax.preparation.workspace import store_plain_files
@@ -23,14 +24,16 @@ def train_tokenizer(inputs: Sequence[Input], n_vocab: int, out: Path) -> BPEToke
 
     Raises `UserError` if `out` is there already, or cannot be written, or without any text.
     """
-    with _plain_files(inputs, out) as plain:
-        return _train(plain, n_vocab, out, Oddities())
+    with _plain_files(inputs, out, found := Oddities()) as plain:
+        return _train(plain, n_vocab, out, found)
 
 
-def train_tokenizer_with_report(inputs: Sequence[Input], n_vocab: int, out: Path) -> None:
+def train_tokenizer_with_report(
+    inputs: Sequence[Input], n_vocab: int, out: Path, oddities: Oddities
+) -> None:
     """Train on a terminal: what is trained on before, what came of it after."""
-    with _plain_files(inputs, out) as plain:
-        size, oddities = sum(source.size for source in plain), Oddities()
+    with _plain_files(inputs, out, oddities) as plain:
+        size = sum(source.size for source in plain)
         print(f"training a BPE of {n_vocab:,} tokens on {size / 1e6:,.1f} MB", flush=True)
         tokenizer = _train(plain, n_vocab, out, oddities)
         for note in describe_oddities(oddities.counts, oddities.first):
@@ -49,7 +52,7 @@ def train_tokenizer_with_report(inputs: Sequence[Input], n_vocab: int, out: Path
 
 
 @contextmanager
-def _plain_files(inputs: Sequence[Input], out: Path) -> Iterator[list[Input]]:
+def _plain_files(inputs: Sequence[Input], out: Path, oddities: Oddities) -> Iterator[list[Input]]:
     """The inputs as plain files, for a while; what has to be unpacked lies beside `out`."""
     if out.suffix != ".json":
         raise UserError(f"--out {out} is no .json file: a tokenizer is stored as one, TOK.json")
@@ -58,7 +61,7 @@ def _plain_files(inputs: Sequence[Input], out: Path) -> Iterator[list[Input]]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as directory:
-            yield store_plain_files(inputs, Path(directory))
+            yield store_plain_files(inputs, Path(directory), oddities)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
 

@@ -19,12 +19,15 @@ from gptjax.base.errors import UserError
 from gptjax.base.files import locked, write_atomically
 from gptjax.config import DataConfig
 from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepared
+from gptjax.preparation.oddities import Oddities, describe_oddities
 from gptjax.preparation.pool import cores, ordered_map, worker_pool
-from gptjax.preparation.readers import Oddities, describe_oddities, passages_of
+from gptjax.preparation.readers import passages_of
+from gptjax.preparation.recognition import recognise_input
 from gptjax.preparation.scanning import Scan, look
 from gptjax.preparation.sources import HUB, Input, Progress, silent, unpack
 from gptjax.preparation.tokenising import UNITS, UnitTokeniser, UnitTokens
 from gptjax.preparation.units import Unit, find_units, inputs_digest
+from gptjax.preparation.walking import PREPARING
 from gptjax.tokenizers.bpe import train_bpe
 from gptjax.tokenizers.plain import Tokenizer, collect_characters
 from gptjax.tokenizers.registry import make_tokenizer, tokenizer_from_json, tokenizer_identity
@@ -43,6 +46,8 @@ class Workspace:
     pool: Executor
     workers: int
     inputs: list[Input]
+    oddities: Oddities
+    """What was odd about the files, before any was read."""
 
     def scan(self, progress: Progress) -> Scan:
         """Read all units, or recall what was found in them."""
@@ -154,11 +159,13 @@ def open_workspace(
     workers = workers or cores()
     with locked_workspace(data.path, shared) as (out, directory):
         try:
-            inputs = store_plain_files(given, directory / INPUTS, progress)
+            oddities = Oddities()
+            inputs = store_plain_files(given, directory / INPUTS, oddities, progress)
             _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
             worker = UnitTokeniser(directory, data.val_fraction)
             with worker_pool(workers, sum(i.size for i in inputs)) as pool:
-                yield Workspace(out, directory, find_units(inputs), worker, pool, workers, inputs)
+                units = find_units(inputs)
+                yield Workspace(out, directory, units, worker, pool, workers, inputs, oddities)
         except UserError:
             if not (merge or shared or _is_begun(directory)):
                 shutil.rmtree(directory, ignore_errors=True)
@@ -166,9 +173,9 @@ def open_workspace(
 
 
 def store_plain_files(
-    inputs: Sequence[Input], directory: Path, progress: Progress = silent
+    inputs: Sequence[Input], directory: Path, oddities: Oddities, progress: Progress = silent
 ) -> list[Input]:
-    """Inputs as plain files; those that are none yet are stored or unpacked in `directory`."""
+    """Inputs as plain files of known kinds; `directory` takes what has to be stored or unpacked."""
     plain: list[Input] = []
     for source in inputs:
         if source.kind == HUB:
@@ -176,7 +183,7 @@ def store_plain_files(
 
             plain += store_stream(source, directory, progress)
         else:
-            plain.append(unpack(source, directory))
+            plain.append(recognise_input(unpack(source, directory), oddities))
     return plain
 
 
@@ -189,7 +196,7 @@ def _is_begun(directory: Path) -> bool:
 def preparing(path: str) -> Path:
     """The directory where the data set `path` is made."""
     out = Path(path).resolve()
-    return out.with_name(out.name + ".preparing")
+    return out.with_name(out.name + PREPARING)
 
 
 @contextmanager
@@ -254,7 +261,7 @@ def _plan(data: DataConfig, inputs: Sequence[Input]) -> dict[str, Any]:
         "names and times": inputs_digest(inputs),
         "tokenizer": tokenizer_identity(data.tokenizer or "bytes"),
         "val_fraction": data.val_fraction,
-        "text_field": data.text_field,
+        "text_field": data.text_field or "text",
         "doc_separator": data.doc_separator,
     }
 

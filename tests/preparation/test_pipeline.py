@@ -18,9 +18,10 @@ from gptjax.config import DataConfig
 from gptjax.config.presets import load_config
 from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
 from gptjax.preparation import documents, workspace
+from gptjax.preparation.oddities import Oddities
 from gptjax.preparation.pipeline import how_to_prepare, prepare_shards
 from gptjax.preparation.sources import find_inputs, text_files
-from gptjax.preparation.workspace import locked_workspace
+from gptjax.preparation.workspace import locked_workspace, store_plain_files
 from gptjax.tokenizers.bpe import BPETokenizer
 from gptjax.tokenizers.plain import ByteTokenizer, Tokenizer
 
@@ -279,7 +280,8 @@ def test_a_tiny_share_of_many_documents_is_nothing(data: DataConfig):
 
 def test_endings_are_known_in_capitals_too(tmp_path: Path):
     (tmp_path / "A.JSONL").write_text('{"text": "one"}\n')
-    found = find_inputs(DataConfig(inputs=(str(tmp_path),)))
+    inputs = find_inputs(DataConfig(inputs=(str(tmp_path),)))
+    found = store_plain_files(inputs, tmp_path / "stored", Oddities())
     assert [d.kind for d in found] == ["jsonl"]
 
 
@@ -386,7 +388,7 @@ def test_the_command_line_prepares_and_says_what_came_of_it(texts: list[str], tm
         ("--inspect thesis", 1, ["no prepared data in thesis (no manifest.json)"]),
         ("--inspect thesis --input a.txt", 2, ["--inspect does not read --input"]),
         ("--adopt thesis --out a --val-fraction 0.1 --merge", 2, ["--val-fraction, --merge"]),
-        ("--input a.txt --out out --format jsonl", 1, ["no text", "50 lines that are no JSON"]),
+        ("--input a.txt --out out --format jsonl", 1, ["a.txt is no jsonl"]),
         ("--input a.txt --out out --format parquet", 1, ["a.txt is no readable Parquet file"]),
         ("--input broken.gz --out out", 1, ["broken.gz cannot be unpacked"]),
         ("--input broken.zst --out out", 1, ["broken.zst cannot be unpacked"]),

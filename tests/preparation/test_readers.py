@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +23,10 @@ from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest, read_tokenizer
 from gptjax.preparation import documents, readers, units
 from gptjax.preparation.documents import Document
+from gptjax.preparation.oddities import Oddities, describe_oddities
 from gptjax.preparation.pipeline import prepare_shards
-from gptjax.preparation.readers import Oddities, describe_oddities, read_passages
+from gptjax.preparation.readers import read_passages
+from gptjax.preparation.recognition import recognise_input
 from gptjax.preparation.scanning import Digest, Scan, scan
 from gptjax.preparation.sources import Input, find_inputs
 from gptjax.preparation.units import Partition, find_units
@@ -293,8 +296,8 @@ def test_rows_without_text_are_counted_and_a_missing_column_is_named(tmp_path: P
     assert (found, notes.counts) == ([b"one", b"two"], {"no_text": 1, "empty": 1})
     found, notes = passages(Input(path, "parquet", "raw"))
     assert (found[1], notes.counts) == (b"\xff", {"empty": 1})  # as in a text file
-    with pytest.raises(UserError, match="no column 'text'; its columns are body, raw"):
-        find_units([Input(path, "parquet")])
+    with pytest.raises(UserError, match="no field 'text'; its fields are body, raw"):
+        recognise_input(Input(path, "parquet", None), Oddities())
 
 
 def test_text_in_parquet_may_be_of_any_type_and_need_not_be_utf8(tmp_path: Path):
@@ -387,12 +390,13 @@ def test_unpacked_files_are_cut_short_or_damaged_and_said_to_be(tmp_path: Path):
 
 
 def test_the_command_line_reads_json_lines_and_says_what_was_odd(tmp_path: Path):
-    (tmp_path / "a.jsonl").write_bytes(lines_of(TEXTS).replace(b'"text"', b'"body"') + b"oops\n")
+    lines = lines_of(TEXTS).replace(b'"text"', b'"title": "a", "body"')
+    (tmp_path / "a.jsonl").write_bytes(lines + b"oops\n")
     arguments = ["--input", "a.jsonl", "--out", "out", "--workers", 2]
     done = run_verb("prepare", *arguments, cwd=tmp_path)
     assert done.returncode == 1
-    assert "60 records without text in the field that --text-field names" in done.stderr
-    assert "(it has n, body)" in done.stderr
+    assert "its fields are n, title, body: name the one with the text" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl"]
     done = run_verb("prepare", *arguments, "--text-field", "body", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     where = (tmp_path / "a.jsonl").stat().st_size - len("oops\n")

@@ -21,7 +21,8 @@ from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
 from gptjax.preparation import documents
 from gptjax.preparation.documents import Document
-from gptjax.preparation.readers import Oddities, read_passages
+from gptjax.preparation.oddities import Oddities
+from gptjax.preparation.readers import read_passages
 from gptjax.preparation.scanning import Scan, scan
 from gptjax.preparation.sources import Input, find_inputs, standard_library, text_files
 from gptjax.preparation.units import find_units
@@ -390,7 +391,7 @@ def test_no_file_comes_twice_by_directories_or_links_within_a_pattern(tmp_path: 
 
 
 @pytest.mark.parametrize("kept", ["in/locked", "in/a"])
-def test_what_may_not_be_read_is_named_and_not_passed_over(
+def test_what_may_not_be_read_is_left_out_of_a_walk_and_said_to_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
 ):
     (tmp_path / "in" / "locked").mkdir(parents=True)
@@ -407,5 +408,10 @@ def test_what_may_not_be_read_is_named_and_not_passed_over(
 
     monkeypatch.setattr(os, "scandir", refusing(os.scandir))  # as for a user who is not root
     monkeypatch.setattr(Path, "open", refusing(Path.open))
-    with pytest.raises(UserError, match=f"cannot read {tmp_path / kept}: Permission denied"):
-        find_inputs(DataConfig(inputs=(str(tmp_path / "in"),)))
+    oddities = Oddities()
+    found = find_inputs(DataConfig(inputs=(str(tmp_path / "in"),)), oddities)
+    assert [i.path.name for i in found] == ["b" if kept == "in/a" else "a"]
+    assert (oddities.counts, oddities.first["unreadable"]) == (
+        {"unreadable": 1},
+        str(tmp_path / kept),
+    )

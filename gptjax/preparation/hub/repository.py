@@ -140,5 +140,5 @@ def require_disk(where: Path, needed: int) -> int:
 
 def source_name(data: DataConfig, commit: str | None = None) -> str:
     """The name of a hub data set in a manifest."""
-    field = "" if data.text_field == "text" else f" ({data.text_field})"
+    field = "" if data.text_field in (None, "text") else f" ({data.text_field})"
     return f"{data.hub}{field}" + (f" at {commit}" if commit else "")

@@ -20,6 +20,7 @@ from gptjax.base.terminal import how_long
 from gptjax.config import DataConfig
 from gptjax.config.names import HubName
 from gptjax.preparation.hub.repository import find_repository, hub_errors, hub_name, require_disk
+from gptjax.preparation.recognition import choose_field
 from gptjax.preparation.sources import Input, Progress, silent
 
 STREAM_PART_BYTES = 2**27  # of text: what a kill can lose
@@ -107,7 +108,8 @@ def _stream(source: Input, stored: _Stored, spool: Path, progress: Progress) -> 
     if stored.place is not None:
         data.load_state_dict(stored.place)
     schema = pa.schema([("text", pa.string())])
-    groups = _groups(source, data)
+    field = next(iter(data.features)) if data.features else source.field or "text"
+    groups = _groups(replace(source, field=field), data)
     while not stored.is_whole:
         target = _part(spool, stored.commit, stored.parts)
         temporary, size = unique_name(target), 0
@@ -134,9 +136,7 @@ def _groups(source: Input, data: Any) -> Iterator[list[str | None]]:
     texts: list[str | None] = []
     size = 0
     for record in data:
-        if source.field not in record:
-            raise UserError(_no_field(source, list(record)))
-        text = record[source.field]
+        text = record[choose_field(str(source.path), source.field, dict.fromkeys(record, True))]
         texts.append(text if isinstance(text, str) else None)
         size += len(texts[-1] or "")
         if size >= GROUP_BYTES or len(texts) >= GROUP_BYTES // 64:
@@ -152,9 +152,9 @@ def _open(source: Input, commit: str) -> Any:
     data = _builder(name, commit).as_streaming_dataset(split=name.split)
     if data.features is None:
         return data
-    if source.field not in data.features:
-        raise UserError(_no_field(source, list(data.features)))
-    return data.select_columns([source.field])
+    types = ("string", "large_string")
+    fields = {n: getattr(kind, "dtype", None) in types for n, kind in data.features.items()}
+    return data.select_columns([choose_field(str(source.path), source.field, fields)])
 
 
 @lru_cache(1)
@@ -185,16 +185,9 @@ def _files(name: HubName, commit: str) -> dict[str, int]:
     return {file.path: file.size for file in found}
 
 
-def _no_field(source: Input, fields: list[str]) -> str:
-    return (
-        f"{source.path} has no field {source.field!r}; its fields are {', '.join(fields)}: name "
-        "the one with the text by --text-field"
-    )
-
-
 def _spool(source: Input, directory: Path) -> Path:
     """Where a stream is stored: another data set, or field, is another stream."""
-    key = hashlib.blake2b(f"{source.path} {source.field}".encode(), digest_size=8)
+    key = hashlib.blake2b(f"{source.path} {source.field or 'text'}".encode(), digest_size=8)
     return directory / f"hub-{key.hexdigest()}"
 
 

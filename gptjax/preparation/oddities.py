@@ -1,0 +1,57 @@
+"""Oddities of the text: what was left out, changed or doubtful, how often, and where first.
+
+Nothing in a text ends a preparation, and nothing that is left out or changed goes unsaid.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+ODDITIES = {
+    "hidden": "hidden files and directories, left out",
+    "binary": "binary files, left out",
+    "linked": "links to directories or to nothing, left out",
+    "unreadable": "files and directories that cannot be read, left out",
+    "own_products": "prepared directories, runs and checkpoints, left out",
+    "looks_like": "files that look like JSON, CSV or TSV but hold no records with text, "
+    "read as plain text",
+    "other_field": "files without a field 'text', read from their only field of strings",
+    "not_utf8": "parts with bytes that are no UTF-8, which became U+FFFD",
+    "nul": "parts with NUL characters, kept: is this text?",
+    "empty": "empty documents, left out",
+    "long_lines": "stretches of 1 MiB without a line end, kept",
+    "long_records": "JSON lines of over 32 MiB, left out",
+    "bad_records": "lines that are no JSON, left out",
+    "bad_rows": "rows of CSV or TSV that are malformed or do not fit their header, left out",
+    "broken_json": "JSON files that break off, are malformed or have a record of over 32 MiB, "
+    "read up to there",
+    "no_text": "records without text in the field that --text-field names, left out",
+    "cut_blanks": "parts with more blanks in a row than the tokenizer takes, cut every 65,536",
+    "cut_tokens": "places where a long document was cut within a token, for lack of a better one",
+}
+
+
+def describe_oddities(counts: Mapping[str, int], first: Mapping[str, str]) -> Iterator[str]:
+    """One sentence a kind: how many, what became of them, where the first is."""
+    for kind, meaning in ODDITIES.items():
+        if count := counts.get(kind, 0):
+            where = f" (first: {first[kind]})" if kind in first else ""
+            yield f"{count:,} {meaning}{where}"
+
+
+@dataclass
+class Oddities:
+    """Oddities of the text: how often each occurs, and where first."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, where: str) -> None:
+        """Count one finding."""
+        self.counts[kind] += 1
+        self.first.setdefault(kind, where)
+
+    def merge(self, later: "Oddities") -> None:
+        """Add the findings of a later part of the text."""
+        self.counts.update(later.counts)
+        self.first = {**later.first, **self.first}

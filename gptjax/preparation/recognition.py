@@ -1,0 +1,204 @@
+"""What a file is: known by its content, with its name as a hint where the content leaves a doubt.
+
+JSON, CSV and TSV are read for what they are only if the file begins with records; what merely looks
+like them is plain text, and that is noted. A format that --format names is taken or refused.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gptjax.base.errors import UserError
+from gptjax.preparation.documents import BYTE_ORDER_MARK, HASHED_BYTES
+from gptjax.preparation.oddities import Oddities
+from gptjax.preparation.readers import BROKEN, RECORD_BYTES, csv_rows, json_values, parquet_file
+from gptjax.preparation.sources import Input
+from gptjax.preparation.walking import kind_named
+
+LOOKED = 100  # records, which tell what a file is and which fields it has
+JSON, TABLES = ("json", "jsonl"), ("csv", "tsv")
+DELIMITERS = ",\t;|"
+# as people name columns; in prose a blank follows a comma
+_COLUMN_NAME = re.compile(r"(?=.*[^\W\d_])\w(?:[\w .:/#%()-]{0,62}[\w)%])?")
+_TEXT_TYPE = re.compile(r"(dictionary<values=)?(large_)?(string|binary)")
+_LETTER = re.compile(r"[^\W\d_]")
+# a number, a date, a truth value: no text
+_NO_TEXT = re.compile(r"[\W\d_]*(?:[TZEe][\W\d_]*)*|(?i:true|false|yes|no|null|none|nan|n/a)")
+
+
+def recognise_input(source: Input, oddities: Oddities) -> Input:
+    """The input, a plain file, with its kind, text field and delimiter.
+
+    Raises `UserError` if the file is not what --format says, or if it is not clear which of its
+    fields is the text.
+    """
+    kind, named = source.kind, kind_named(Path(source.label))
+    wanted = named if kind == "auto" else kind
+    with source.path.open("rb") as file:
+        head = file.read(HASHED_BYTES).removeprefix(BYTE_ORDER_MARK).lstrip()
+    if wanted == "parquet" or (kind == "auto" and head.startswith(b"PAR1")):
+        return _as_parquet(source, oddities)
+    found = None
+    if kind != "text" and head:
+        begins_as_json = head[:1] in (b"{", b"[")
+        if kind in ("auto", *JSON) and (begins_as_json or wanted in JSON):
+            found = _as_json(source, head, wanted, oddities)
+        has_lines = b"\n" in head or b"\r" in head or wanted in TABLES
+        if found is None and kind in ("auto", *TABLES) and has_lines:
+            found = _as_csv(source, wanted, oddities)
+        if found is None and kind != "auto":
+            begins = head[:40].decode("utf-8", "replace")
+            raise UserError(
+                f"{source.label} is no {kind}: it begins with {begins!r}; leave out --format to "
+                "have it recognised, or give --format text"
+            )
+        if found is None and (named or begins_as_json):
+            oddities.add("looks_like", source.label)
+    elif wanted == "jsonl":  # of which an empty file is no empty document
+        found = replace(source, kind="jsonl")
+    return replace(source, kind="text") if found is None else replace(found, separator=None)
+
+
+def choose_field(
+    label: str, given: str | None, fields: Mapping[str, bool], oddities: Oddities | None = None
+) -> str:
+    """The field with the text, of `fields` and whether they hold strings.
+
+    It is the one given, else `text`, else the only one of strings, of which `oddities` is told.
+    Raises `UserError` that names the fields there are.
+    """
+    strings = [name for name, is_text in fields.items() if is_text]
+    if given is not None and given in fields:
+        return given
+    if given is None and "text" in (strings or fields):
+        return "text"
+    if given is None and len(strings) == 1:
+        if oddities is not None:
+            oddities.add("other_field", f"{label}: {strings[0]}")
+        return strings[0]
+    raise UserError(
+        f"{label} has no field {given or 'text'!r}; its fields are {', '.join(fields)}: name the "
+        "one with the text by --text-field"
+    )
+
+
+@dataclass
+class _Look:
+    """The first values of a JSON file, or rows of a CSV file."""
+
+    total: int = 0
+    tables: int = 0
+    """Objects, or rows that fit the header."""
+    strings: int = 0
+    broken: int = 0
+    fields: dict[str, bool] = field(default_factory=dict)
+    """Fields, and whether they hold strings."""
+
+    def add(self, table: Mapping[str, bool]) -> None:
+        """Count one more table, of fields that hold strings or not."""
+        self.tables += 1
+        for name, is_text in table.items():
+            self.fields[name] = is_text or self.fields.get(name, False)
+
+
+def _as_parquet(source: Input, oddities: Oddities) -> Input:
+    with parquet_file(source) as file:
+        fields = {c.name: bool(_TEXT_TYPE.match(str(c.type))) for c in file.schema_arrow}
+    chosen = choose_field(source.label, source.field, fields, oddities)
+    return replace(source, kind="parquet", field=chosen, separator=None)
+
+
+def _as_json(source: Input, head: bytes, wanted: str | None, oddities: Oddities) -> Input | None:
+    """The input as JSON lines, or as an array or objects over many lines, if those are records."""
+    lines, kind = _look_at(_line_values(source)), "jsonl"
+    found, whole = lines, lines.total
+    begins_well = next(_line_values(source), BROKEN) is not BROKEN
+    some = lines.tables + lines.strings if wanted == "jsonl" else 2 * lines.tables > lines.total
+    if not (begins_well and some):
+        found, kind = _look_at(json_values(source)), "json"
+        whole = found.total - found.broken
+        are_records = 2 * found.tables > whole or 0 < whole == found.strings
+        # a name is believed of a file that breaks off soon
+        if source.kind == "jsonl" or not are_records or (found.broken and wanted not in JSON):
+            if wanted != "jsonl" or (source.kind == "jsonl" and not lines.tables):
+                return None
+            found, kind = lines, "jsonl"
+    if not found.tables:
+        return replace(source, kind=kind, field=None if found.strings else source.field or "text")
+    is_lone = whole == 1 and head.startswith(b"{") and source.kind == "auto" and wanted != "jsonl"
+    if is_lone and not found.fields.get(source.field or "text"):
+        return None  # a configuration, say
+    chosen = choose_field(source.label, source.field, found.fields, oddities)
+    return replace(source, kind=kind, field=chosen)
+
+
+def _as_csv(source: Input, wanted: str | None, oddities: Oddities) -> Input | None:
+    """The input as CSV with the delimiter that fits the most rows, if it is a table with a header.
+
+    Without a name that says so, it is one only if its header names the text, or all rows fit and
+    one column alone is text.
+    """
+    looks = []
+    for delimiter in "\t" if source.kind == "tsv" else DELIMITERS:
+        for has_quotes in (True, False):
+            tried = replace(source, kind="csv", delimiter=delimiter, has_quotes=has_quotes)
+            found = _look_at_rows(tried)
+            share = found.tables / found.total if found.total else 1.0
+            looks.append((share * (len(found.fields) > 1), share, tried, found))
+    _, share, best, found = max(looks, key=lambda look: look[:2])
+    names = list(found.fields)
+    well_named = all(_COLUMN_NAME.fullmatch(name) for name in names if name)
+    if wanted in TABLES:
+        is_column = len(names) == 1 and share == 1 and re.fullmatch(r"\w+", names[0])
+        if share < 0.5 or (len(names) < 2 and not is_column):
+            return None
+        if not all(_LETTER.search(name) for name in names if name):
+            raise UserError(
+                f"{source.label} has no header: its first row is {', '.join(names)}. Expected the "
+                "names of the columns there; --format text takes the file as it is"
+            )
+    elif len(names) < 2 or share < 0.5 or not found.total or not well_named:
+        return None
+    elif (source.field or "text") not in names and (
+        source.field or found.total < 2 or share < 1 or sum(found.fields.values()) != 1
+    ):
+        if share > 0.9:
+            oddities.add("looks_like", source.label)
+        return None
+    return replace(best, field=choose_field(source.label, source.field, found.fields, oddities))
+
+
+def _look_at_rows(source: Input) -> _Look:
+    found, rows = _Look(), csv_rows(source)
+    header = next(rows)[1] or []
+    found.fields = dict.fromkeys(header, False)
+    for _, row in islice(rows, LOOKED):
+        found.total += 1
+        if row is not None and len(row) == len(header):
+            found.add({n: not _NO_TEXT.fullmatch(v[:64]) for n, v in zip(header, row, strict=True)})
+    return found
+
+
+def _line_values(source: Input) -> Iterator[Any]:
+    with source.path.open("rb") as file:
+        for line in iter(lambda: file.readline(RECORD_BYTES), b""):
+            if line := line.removeprefix(BYTE_ORDER_MARK).strip():
+                try:
+                    yield json.loads(line)
+                except (ValueError, RecursionError):
+                    yield BROKEN
+
+
+def _look_at(values: Iterable[Any]) -> _Look:
+    found = _Look()
+    for value in islice(values, LOOKED):
+        found.total += 1
+        found.broken += value is BROKEN
+        found.strings += isinstance(value, str)
+        if isinstance(value, dict):
+            found.add({name: isinstance(text, str) for name, text in value.items()})
+    return found

@@ -1,0 +1,128 @@
+"""The files of directories and patterns, and a count of everything that a walk leaves out.
+
+A walk leaves out what is hidden, binary, linked or unreadable, and what gptjax made itself:
+prepared directories, preparations under way, runs and checkpoints. A file that is named is taken.
+"""
+
+import glob
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from gptjax.base.errors import UserError
+from gptjax.data.manifest import MANIFEST
+from gptjax.preparation.contents import PACKED, contents
+from gptjax.preparation.documents import HASHED_BYTES
+
+KINDS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
+    ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",
+}  # fmt: skip
+PREPARING = ".preparing"
+LeftOut = dict[Path, str]
+
+
+def kind_named(path: Path) -> str | None:
+    """What the name of a file says that it is; None for plain text."""
+    plain = Path(path.stem) if path.suffix.lower() in PACKED else path
+    return KINDS.get(plain.suffix.lower())
+
+
+def expand(given: str, out: Path, left_out: LeftOut) -> Iterator[Path]:
+    """The files of one path, directory or pattern, sorted; never what is being prepared in `out`.
+
+    `left_out` gets what a walk leaves out, each with its kind of oddity.
+    """
+    path = Path(given)
+    if path.is_file():
+        yield path
+        return
+    for match in [path] if path.is_dir() else _matches(given, out, left_out):
+        if match.is_file():
+            yield match
+        else:
+            yield from sorted(_walk(match, out, left_out))
+
+
+def _matches(pattern: str, out: Path, left_out: LeftOut) -> list[Path]:
+    """The matches of a pattern, sorted; ** follows no links, which may go round in circles."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return [Path(p) for p in sorted(glob.glob(pattern))]
+    at, found = parts.index("**"), []
+    own: dict[Path, bool] = {}
+    for root in glob.glob(str(Path(*parts[:at]))):
+        for path in Path(root).glob(str(Path(*parts[at:]))):
+            is_hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+            # which Python 3.13 has among what ** matches
+            is_linked_directory = path.is_symlink() and path.is_dir()
+            above = [folder for folder in path.parents if folder.is_relative_to(root)]
+            for folder in set(above) - set(own):
+                own[folder] = _is_own(folder)
+                if own[folder] and folder.absolute() not in _making(out):
+                    left_out[folder] = "own_products"
+            if not is_hidden and not is_linked_directory and not any(own[f] for f in above):
+                found.append(path)
+    return sorted(found)
+
+
+def _walk(directory: Path, out: Path, left_out: LeftOut) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        left_out[Path(error.filename)] = "unreadable"
+
+    for folder, names, files in os.walk(directory, onerror=unreadable):
+        here = Path(folder)
+        names.sort()
+        if _making(out) & {here.absolute(), *here.absolute().parents}:
+            names.clear()
+        elif _is_own(here):
+            left_out[here] = "own_products"
+            names.clear()
+        else:
+            for path in [here / name for name in names]:
+                if path.name.startswith(".") or path.is_symlink():
+                    left_out[path] = "hidden" if path.name.startswith(".") else "linked"
+            names[:] = [name for name in names if not name.startswith(".")]
+            for path in sorted(here / name for name in files):
+                if (reason := _reason_to_leave_out(path)) is None:
+                    yield path
+                elif path.absolute() not in _making(out):
+                    left_out[path] = reason
+
+
+def _making(out: Path) -> set[Path]:
+    """The paths of the preparation itself: not even counted, as it may find them after a kill."""
+    return {out, out.with_name(out.name + PREPARING), out.with_name(f".{out.name}.lock")}
+
+
+def _reason_to_leave_out(path: Path) -> str | None:
+    if path.name.startswith("."):
+        return "hidden"
+    try:
+        if not path.is_file():
+            return "linked" if path.is_symlink() else "unreadable"
+        head = next(contents(path), b"")[:HASHED_BYTES]
+        is_parquet = head.startswith(b"PAR1") or kind_named(path) == "parquet"
+        return "binary" if b"\0" in head and not is_parquet else None
+    except OSError:
+        return "unreadable"
+    except UserError:  # damaged, or a package is missing: whoever reads it says so
+        return None
+
+
+def _is_own(directory: Path) -> bool:
+    """Whether gptjax made a directory: data, a preparation, a run or a checkpoint."""
+    return (
+        directory.name.endswith(PREPARING)
+        or (directory / "_CHECKPOINT_METADATA").exists()
+        or _has_fields(directory / MANIFEST, {"tokenizer_fingerprint", "splits"})
+        or _has_fields(directory / "config.json", {"model", "data", "optim", "train"})
+    )
+
+
+def _has_fields(path: Path, names: set[str]) -> bool:
+    try:
+        return names <= set(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
