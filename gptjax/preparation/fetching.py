@@ -15,9 +15,10 @@ import numpy as np
 from gptjax.base.errors import ConfigError
 from gptjax.base.terminal import ByteProgress, byte_bars, how_long
 from gptjax.config import DataConfig
+from gptjax.data.foreign import recognise_all, split_of
 from gptjax.data.manifest import Manifest, is_prepared, read_manifest
 from gptjax.data.shards import HEADER_BYTES, token_dtype
-from gptjax.preparation.adoption import print_splits, recognise_all, split_of, write_manifest
+from gptjax.preparation.adoption import print_splits, write_manifest
 from gptjax.preparation.hub.downloading import arrived, download
 from gptjax.preparation.hub.repository import (
     RemoteFile,

@@ -27,7 +27,7 @@ HUB = "hub"
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 PACKED = (".gz", ".zst", ".zstd")
 CHUNK_BYTES = 2**20
-# called with the stage (streaming, reading or tokenising) and the bytes and tokens just finished
+# called with the stage (streaming, reading, tokenising, writing), bytes and tokens just finished
 Progress = Callable[[str, int, int], None]
 
 
