@@ -1,4 +1,4 @@
-"""Token files of other trainers: which split, which layout, and whether they are token files at all.
+"""Token files of other trainers: which split, which layout, and whether they are tokens at all.
 
 Nothing in a file of bare tokens says what it is, and any file of an even number of bytes could be
 one. What no tokenizer makes is refused, before a model is trained on it.

@@ -8,16 +8,16 @@ directory from several machines.
 
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.config import Config, DataConfig
 from gptjax.data.manifest import SPLITS, Manifest, Split, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.shards import SHARD_TOKENS, token_dtype, write_shards
+from gptjax.preparation.options import needs_text
 from gptjax.preparation.progress import progress_bars
 from gptjax.preparation.readers import Oddities, describe_oddities
 from gptjax.preparation.scanning import Scan
@@ -84,7 +84,7 @@ def prepare_shards(
             tokenizer_fingerprint=fingerprint(tokenizer),
             dtype=dtype,
             splits={
-                split: _write_split(work, split, counts[split], dtype, shard_tokens, progress)
+                split: _write_split(work, split, counts[split], dtype, shard_tokens)
                 for split in SPLITS
             },
             settings=_settings(data, found, shard_tokens),
@@ -108,22 +108,14 @@ def _tokenise(work: Workspace, progress: Progress) -> tuple[Scan, list[UnitToken
 
 
 def _write_split(
-    work: Workspace,
-    split: str,
-    counts: Sequence[SplitCounts],
-    dtype: str,
-    shard_tokens: int,
-    progress: Progress,
+    work: Workspace, split: str, counts: Sequence[SplitCounts], dtype: str, shard_tokens: int
 ) -> Split:
     """Write the tokens of all units, each with its `counts`, as the shards of a split."""
-
-    def parts() -> Iterator[np.ndarray]:
-        for number, expected in enumerate(counts):
-            yield from work.worker.tokens(number, split, expected, dtype)
-            progress("writing", expected.bytes, 0)
-
+    parts = chain.from_iterable(
+        work.worker.tokens(number, split, expected, dtype) for number, expected in enumerate(counts)
+    )
     total = sum(c.tokens for c in counts)
-    shards = write_shards(work.directory, split, parts(), total, dtype, shard_tokens)
+    shards = write_shards(work.directory, split, parts, total, dtype, shard_tokens)
     return Split(total, sum(c.documents for c in counts), sum(c.bytes for c in counts), shards)
 
 
@@ -166,6 +158,7 @@ def prepare_with_progress(
     workers: int | None = None,
     partition: Partition | None = None,
     merge: bool = False,
+    shard_tokens: int | None = None,
 ) -> None:
     """Prepare on a terminal: progress while it runs; what was odd, and totals, when it is done."""
     inputs = find_inputs(data)
@@ -184,9 +177,8 @@ def prepare_with_progress(
         if partition is not None:
             tokens = prepare_partition(data, inputs, partition, progress, workers)
         else:
-            manifest = prepare_shards(
-                data, inputs, progress, workers=workers, merge=merge, oddities=oddities
-            )
+            size = shard_tokens or SHARD_TOKENS
+            manifest = prepare_shards(data, inputs, progress, size, workers, merge, oddities)
     if partition is not None and is_prepared(Path(data.path)):
         print(f"{data.path} is complete: no partition is left to do")
         return
@@ -213,11 +205,6 @@ def how_to_prepare(config_name: str, config: Config, own: DataConfig) -> str:
     if data.source is None:
         command += f" --input {shlex.join(data.inputs) if data.inputs else 'FILE...'}"
     return command + out
-
-
-def needs_text(tokenizer: str) -> bool:
-    """Whether a tokenizer is made from the text it is to tokenise."""
-    return tokenizer == "chars" or tokenizer.startswith("bpe:")
 
 
 def _settings(data: DataConfig, found: Scan, shard_tokens: int) -> dict[str, Any]:

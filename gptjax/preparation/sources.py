@@ -9,6 +9,7 @@ import glob
 import gzip
 import hashlib
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -27,7 +28,7 @@ HUB = "hub"
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 PACKED = (".gz", ".zst", ".zstd")
 CHUNK_BYTES = 2**20
-# called with the stage (streaming, reading, tokenising, writing), bytes and tokens just finished
+# called with the stage (streaming, reading or tokenising) and the bytes and tokens just finished
 Progress = Callable[[str, int, int], None]
 
 
@@ -82,6 +83,11 @@ def find_inputs(data: DataConfig) -> list[Input]:
         if data.source == "stdlib":
             return standard_library()
         raise UserError("there is nothing to prepare: give text files with --input FILE...")
+    if special := [g for g in data.inputs if is_special(Path(g))]:
+        raise UserError(
+            f"{', '.join(special)} is a pipe or a device, which can be read once only: expected a "
+            f"file; try --input - < {shlex.quote(special[0])}"
+        )
     out = Path(data.path).absolute()
     try:
         expanded = {given: list(dict.fromkeys(_expand(given, out))) for given in data.inputs}
@@ -98,6 +104,11 @@ def find_inputs(data: DataConfig) -> list[Input]:
     if not any(i.is_packed or i.size for i in inputs):
         raise UserError(f"there is no text in {', '.join(data.inputs)}: every file is empty")
     return inputs
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is there, but is neither a file nor a directory."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def text_files(paths: Sequence[str]) -> list[Input]:

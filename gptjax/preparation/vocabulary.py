@@ -58,6 +58,8 @@ def _plain_files(inputs: Sequence[Input], out: Path) -> Iterator[list[Input]]:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as directory:
             yield store_plain_files(inputs, Path(directory))
+    except BrokenPipeError:  # of the terminal
+        raise
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
 

@@ -19,6 +19,7 @@ from gptjax.base.errors import UserError
 from gptjax.base.files import locked, write_atomically
 from gptjax.config import DataConfig
 from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepared
+from gptjax.preparation.options import refuse_unread_fields
 from gptjax.preparation.pool import cores, ordered_map, worker_pool
 from gptjax.preparation.readers import Oddities, describe_oddities, passages_of
 from gptjax.preparation.scanning import Scan, look
@@ -155,6 +156,7 @@ def open_workspace(
     with locked_workspace(data.path, shared) as (out, directory):
         try:
             inputs = store_plain_files(given, directory / INPUTS, progress)
+            refuse_unread_fields(data, {source.kind for source in inputs})
             _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
             worker = UnitTokeniser(directory, data.val_fraction)
             with worker_pool(workers, sum(i.size for i in inputs)) as pool:
