@@ -98,6 +98,9 @@ def adopt(
                 f"{out} holds other data: choose another --out, or move {MANIFEST} away ({found})"
             )
         return manifest
+    stored = out / TOKENIZER
+    if stored.exists() and stored.read_bytes() != tokenizer.to_json().encode():
+        raise UserError(f"{stored} is another tokenizer: choose another --out, or move it away")
     source = f"adopted from {directory.absolute().name}"
     made = partial(write_manifest, files, tokenizer, source=source, settings=settings)
     if shard_tokens is None:

@@ -272,7 +272,7 @@ def test_what_cannot_be_read_is_left_out_counted_and_located(
     assert len(found) == 6
     counts = {"bad_records": 2, "no_text": 3, "empty": 1, "long_records": 1, "not_utf8": 2}
     assert notes.counts == counts
-    assert notes.first["no_text"] == f"{path}:{sum(map(len, lines[:3])) + 3} (it has text)"
+    assert notes.first["no_text"] == f"{path}, byte {sum(map(len, lines[:3])) + 3} (it has text)"
     total = Scan()
     for unit in find_units([Input(path, "jsonl")]):
         total.merge(scan(unit, 0.1))
@@ -396,7 +396,7 @@ def test_the_command_line_reads_json_lines_and_says_what_was_odd(tmp_path: Path)
     done = run_verb("prepare", *arguments, "--text-field", "body", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     where = (tmp_path / "a.jsonl").stat().st_size - len("oops\n")
-    assert f"note: 1 lines that are no JSON, left out (first: a.jsonl:{where})" in done.stdout
+    assert f"note: 1 lines that are no JSON, left out (first: a.jsonl, byte {where})" in done.stdout
     assert "from 56 documents" in done.stdout
 
 
