@@ -5,6 +5,7 @@ one. What no tokenizer makes is refused, before a model is trained on it.
 """
 
 import codecs
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,18 +138,27 @@ def doubt_ids(path: Path, tokens: np.ndarray, tokenizer: str, n_vocab: int) -> N
         )
     if len(tokens) >= 16 and tokens[::2].any() and not tokens[1::2].any():
         kind = "uint32" if tokens[2::4].any() else "uint64"
+        name = repr(str(path))
+        anew = f"np.fromfile({name}, np.{kind}).astype(np.uint16).tofile({name})"
         raise UserError(
-            f"{path}: every second id is 0, so its tokens are {kind}, expected uint16. Save them "
-            f'anew: np.fromfile("{path.name}", np.{kind}).astype(np.uint16).tofile(...)'
+            f"every second id in {path} is 0: its tokens are {kind}, expected uint16. Write them "
+            f"anew by python -c {shlex.quote(f'import numpy as np; {anew}')}"
         )
     least, most = int(tokens.min()), int(tokens.max())
     if len(tokens) >= ENOUGH and least == most:
         raise UserError(f"{path} holds nothing but id {most}: it is damaged, or no token file")
-    if len(tokens) >= ENOUGH and most < 256 and n_vocab > 1024:
+    if len(tokens) < ENOUGH or n_vocab <= 1024:
+        return
+    if most < 256:
         raise UserError(
             f"{path} has no id above {most}, but {tokenizer} has {n_vocab:,}: these are bytes or "
             "characters. Give the --tokenizer that made them (bytes, or chars with nanoGPT's "
             f"meta.pkl beside it); if {tokenizer} made them all the same, save them as {_NPY}"
+        )
+    if int((tokens & 255).max()) < 128:
+        raise UserError(
+            f"no byte in {path} is above 127, as in text, or with one byte a token, and never with "
+            f"two bytes a token of {tokenizer}: save tokens as {_NPY}"
         )
 
 

@@ -13,6 +13,7 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -98,8 +99,8 @@ def adopt(
                 f"{out} holds other data: choose another --out, or move {MANIFEST} away ({found})"
             )
         return manifest
-    stored = out / TOKENIZER
-    if stored.exists() and stored.read_bytes() != tokenizer.to_json().encode():
+    stored, content = out / TOKENIZER, tokenizer.to_json().encode()
+    if (is_there := stored.exists()) and stored.read_bytes() != content:
         raise UserError(f"{stored} is another tokenizer: choose another --out, or move it away")
     source = f"adopted from {directory.absolute().name}"
     made = partial(write_manifest, files, tokenizer, source=source, settings=settings)
@@ -107,14 +108,19 @@ def adopt(
         try:
             made(out, progress=progress)
         except OSError as error:
+            if not is_there:
+                stored.unlink(missing_ok=True)
+            with suppress(OSError):
+                out.rmdir()  # if nothing is in it
             raise UserError(f"cannot adopt {directory}: {error}") from error
         return read_manifest(out)
     with locked_workspace(str(out)) as (out, work):
         try:
             publish(work, out, made(work, progress=progress, shard_tokens=shard_tokens))
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
+        except OSError as error:
+            raise UserError(f"cannot adopt {directory}: {error}") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)  # if it was not published
     return read_manifest(out)
 
 

@@ -12,6 +12,8 @@ from gptjax.config.names import is_tokenizer_name
 from gptjax.config.validation import validate
 from gptjax.data.shards import MOST_SHARD_TOKENS
 
+TOKENIZER_FORM = "gpt2, gpt1, bytes, tiktoken:ENCODING or a tokenizer's JSON file"
+
 
 @dataclass(frozen=True)
 class PrepareCommand:
@@ -182,7 +184,7 @@ def check_adoption(command: PrepareCommand) -> None:
     name, size = command.tokenizer, command.shard_tokens
     problems = []
     if name is not None and not is_tokenizer_name(name):
-        problems.append(f"--tokenizer must be gpt2, tiktoken:ENCODING or a JSON file, not {name!r}")
+        problems.append(f"--tokenizer must be {TOKENIZER_FORM}, not {name!r}")
     if size is not None and not 1 <= size <= MOST_SHARD_TOKENS:
         problems.append(f"--shard-tokens must be 1 to 2**30, not {size}")
     if size is not None and command.out in (None, command.adopt):
