@@ -155,7 +155,7 @@ def doubt_ids(path: Path, tokens: np.ndarray, tokenizer: str, n_vocab: int) -> N
             "characters. Give the --tokenizer that made them (bytes, or chars with nanoGPT's "
             f"meta.pkl beside it); if {tokenizer} made them all the same, save them as {_NPY}"
         )
-    if int((tokens & 255).max()) < 128:
+    if int((tokens & 255 | tokens >> 8).max()) < 128:
         raise UserError(
             f"no byte in {path} is above 127, as in text, or with one byte a token, and never with "
             f"two bytes a token of {tokenizer}: save tokens as {_NPY}"

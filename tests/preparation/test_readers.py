@@ -423,3 +423,29 @@ def test_a_document_cut_within_tokens_is_counted_where_its_tokenizer_has_no_plac
     cut = sum(part.endswith(b"the") for part in parts[:-1])
     assert found == {"known": (0, True), "unknown": (cut, False)}
     assert cut > 9
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "found"),
+    [
+        ("a\r\n\r\nb", "\\n\\n", r", which has '\r\n\r\n'"),
+        ("a\n\nb", "\\r\\n\\r\\n", r", which has '\n\n'"),
+        ("a\r\nb", "\n", None),
+        ("a<|endoftext|>b", "<|endoftext|>\\n", ", which has '<|endoftext|>'"),
+        ("a\n\nb", "---", r", which has '\n\n'"),
+        ("a b", "---", ""),
+    ],
+)
+def test_a_separator_that_does_not_occur_is_said_with_what_does(
+    tmp_path: Path, text: str, separator: str, found: str | None
+):
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode())
+    documents, notes = passages(Input(path, separator=separator))
+    said = None if found is None else f"{path}{found}"
+    assert notes.first.get("no_separator") == said
+    assert len(documents) == (2 if found is None else 1)
+    if found:  # what is said can be given
+        again = found.split("'")[1]
+        documents, notes = passages(Input(path, separator=again))
+        assert (len(documents), notes.first) == (2, {})
