@@ -65,7 +65,7 @@ def recognise_all(paths: Sequence[Path]) -> list[ForeignFile]:
             f"{', '.join(unclear)} in {paths[0].parent}: expected train or val in the name of "
             "every token file, to tell which split it is; rename or move what is no token file"
         )
-    files = [recognise(path, split) for path, split in splits.items() if split is not None]
+    files = [_recognise(path, split) for path, split in splits.items() if split is not None]
     if len(types := {file.dtype for file in files}) > 1:
         raise UserError(f"{paths[0].parent} mixes files of {' and '.join(sorted(types))} tokens")
     return files
@@ -77,7 +77,7 @@ def split_of(name: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def recognise(path: Path, split: str) -> ForeignFile:
+def _recognise(path: Path, split: str) -> ForeignFile:
     """Tell the layout of a token file; raises `UserError` if it is none of those known."""
     size = path.stat().st_size
     if path.suffix == ".npy":
