@@ -141,6 +141,8 @@ def check(command: PrepareCommand, config: Config) -> None:
         ),
     ]
     problems = [message for bad, message in rules if bad]
+    if data.hub is None and data.input_format != "auto":
+        problems += unread_fields(data, {data.input_format})
     try:
         validate(config)
     except ConfigError as error:
@@ -211,19 +213,17 @@ def needs_text(tokenizer: str) -> bool:
     return tokenizer == "chars" or tokenizer.startswith("bpe:")
 
 
-def refuse_unread_fields(data: DataConfig, kinds: Set[str]) -> None:
-    """Raise `ConfigError` for what none of the input's `kinds`, once they are known, would read."""
+def unread_fields(data: DataConfig, kinds: Set[str]) -> list[str]:
+    """What is wrong with fields of `data` that inputs of these `kinds` alone would pass over."""
+    problems = []
     if data.doc_separator is not None and "text" not in kinds:
-        raise ConfigError(
-            [
-                f"--doc-separator (data.doc_separator) is for text, and all input is "
-                f"{' and '.join(sorted(kinds))}, whose records are the documents: leave it out"
-            ]
+        problems.append(
+            f"--doc-separator (data.doc_separator) is for text, and all input is "
+            f"{' and '.join(sorted(kinds))}, whose records are the documents: leave it out"
         )
     if data.text_field not in (None, "text") and kinds == {"text"}:
-        raise ConfigError(
-            [
-                f"--text-field (data.text_field) {data.text_field} is for records, and all input "
-                "is text: leave it out, or say by --format what the input is"
-            ]
+        problems.append(
+            f"--text-field (data.text_field) {data.text_field} is for records, and all input "
+            "is text: leave it out, or say by --format what the input is"
         )
+    return problems

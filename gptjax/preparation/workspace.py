@@ -15,11 +15,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gptjax.base.errors import UserError
+from gptjax.base.errors import ConfigError, UserError
 from gptjax.base.files import locked, write_atomically
 from gptjax.config import DataConfig
 from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepared
-from gptjax.preparation.options import refuse_unread_fields
+from gptjax.preparation.options import unread_fields
 from gptjax.preparation.pool import cores, ordered_map, worker_pool
 from gptjax.preparation.readers import Oddities, describe_oddities, passages_of
 from gptjax.preparation.scanning import Scan, look
@@ -156,7 +156,9 @@ def open_workspace(
     with locked_workspace(data.path, shared) as (out, directory):
         try:
             inputs = store_plain_files(given, directory / INPUTS, progress)
-            refuse_unread_fields(data, {source.kind for source in inputs})
+            problems = unread_fields(data, {source.kind for source in inputs})
+            if problems and data.input_format == "auto":  # else it was known from the start
+                raise ConfigError(problems)
             _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
             worker = UnitTokeniser(directory, data.val_fraction)
             with worker_pool(workers, sum(i.size for i in inputs)) as pool:
