@@ -1,12 +1,15 @@
 """A character-class model of Shakespeare that a laptop trains in minutes.
 
-The numbers are nanoGPT's CPU recipe for its character-level Shakespeare, but for the seed, the
-tokenizer and how often it is validated: 4 layers, 4 heads, 128
-wide, context 64, batch 12 x 64 = 768 tokens, 2,000 steps, learning rate 1e-3 to 1e-4 with 100
-of warm-up, beta2 0.99, no biases, no dropout, the last tenth of the file for validation.
+The numbers are nanoGPT's CPU recipe for its character-level Shakespeare: 4 layers, 4 heads, 128
+wide, context 64, batch 12 x 64 = 768 tokens, 2,000 steps, learning rate 1e-3 to 1e-4 with 100 of
+warm-up, beta2 0.99, no biases, no dropout, the last tenth of the file for validation. 1,536,000
+tokens, 1.5 epochs. The seed, the tokenizer and how often it is validated differ, and two things
+more: GELU is GPT-2's, by tanh, and nanoGPT's by erf; nanoGPT counts to 2,000 from 0, and so makes
+2,001 updates.
+
 Tokens are bytes, which in this text are characters. By its 65 characters alone (`--tokenizer
 chars`) a step is a little faster, but the loss ends 0.02 higher, as a torch loop's does:
-rows of the tied embedding that no token uses seem to help. 1,536,000 tokens, 1.5 epochs.
+rows of the tied embedding that no token uses seem to help.
 Expected: 1.88 nats a character over the whole validation text (1.880, 1.885 and 1.891 with seeds 0,
 1 and 1337). nanoGPT reports 1.88, from 20 random batches.
 

@@ -43,6 +43,8 @@ def generate(argv: Sequence[str]) -> int:
     )
     _check(command, sample)
     RunDir(command.run).require()
+    if idle := _idle_flags(command):
+        print(f"note: only the likeliest token is drawn, so {idle} has no effect", file=sys.stderr)
     import_jax()
 
     from gptjax.cluster.compiler import enable_compilation_cache
@@ -60,6 +62,16 @@ def generate(argv: Sequence[str]) -> int:
             print(text, end="", flush=True)
         print()
     return 0
+
+
+def _idle_flags(command: GenerateCommand) -> str:
+    """The given flags that change nothing because only one token can be drawn."""
+    defaults, coldest = GenerateCommand(), command.temperature == 0
+    if not coldest and command.top_k != 1:
+        return ""
+    names = ["seed", "num_samples", "top_k" if coldest else "temperature"]
+    idle = [name for name in names if getattr(command, name) != getattr(defaults, name)]
+    return " and ".join("--" + name.replace("_", "-") for name in idle)
 
 
 def _check(command: GenerateCommand, sample: SampleConfig) -> None:

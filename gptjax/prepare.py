@@ -13,6 +13,7 @@ from gptjax.preparation.options import (
     check_adoption,
     check_vocabulary,
     data_of,
+    flags_given,
     refuse_unread_flags,
 )
 
@@ -29,8 +30,9 @@ def prepare(argv: Sequence[str]) -> int:
     if command.adopt is not None:
         from gptjax.preparation.adoption import adopt_with_progress
 
-        tokenizer = check_adoption(command)
-        adopt_with_progress(command.adopt, tokenizer, command.out or command.adopt)
+        check_adoption(command)
+        out = command.out or command.adopt
+        adopt_with_progress(command.adopt, command.tokenizer, out, command.shard_tokens)
         return 0
     config = load_config(command.config) if command.config else Config()
     data = data_of(command, config)
@@ -40,23 +42,24 @@ def prepare(argv: Sequence[str]) -> int:
         from gptjax.preparation.sources import find_inputs
         from gptjax.preparation.vocabulary import train_tokenizer_with_report
 
-        out, oddities = check_vocabulary(command), Oddities()
+        (out, n_vocab), oddities = check_vocabulary(command), Oddities()
         inputs = find_inputs(data, oddities)
-        train_tokenizer_with_report(inputs, command.vocab_size, out, oddities)
+        train_tokenizer_with_report(inputs, n_vocab, out, oddities)
         return 0
     if data.hub is not None:
         from gptjax.preparation.fetching import prepare_from_hub
 
         rows = batch_schedule(config).rows_before(config.train.max_steps)
         read = rows * config.context + 1 if command.config else None
-        prepare_from_hub(data, command.tokens, read, command.workers)
+        unread = flags_given(command, ("text_field", "val_fraction", "workers", "shard_tokens"))
+        prepare_from_hub(data, command.tokens, read, command.workers, command.shard_tokens, unread)
         return 0
 
     from gptjax.preparation.pipeline import prepare_with_progress
     from gptjax.preparation.units import Partition
 
     partition = Partition.parse(command.partition) if command.partition else None
-    prepare_with_progress(data, command.workers, partition, command.merge)
+    prepare_with_progress(data, command.workers, partition, command.merge, command.shard_tokens)
     return 0
 
 

@@ -80,6 +80,24 @@ def test_at_temperature_zero_the_seed_does_not_matter(text):
     assert text("--top-k", 1, "--seed", 6) == coldest
 
 
+@pytest.mark.parametrize(
+    ("flags", "idle"),
+    [
+        ("--temperature 0 --seed 5 --num-samples 2", "--seed and --num-samples"),
+        ("--temperature 0 --top-k 3", "--top-k"),
+        ("--top-k 1 --temperature 2", "--temperature"),
+        ("--temperature 0", ""),
+        ("--seed 5 --num-samples 2 --top-k 3", ""),
+    ],
+)
+def test_flags_without_effect_are_named(run, capsys, flags: str, idle: str):
+    assert generate(["--run", str(run), "--max-new-tokens", "1", *flags.split()]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert [line.partition(", so ")[2] for line in notes] == (
+        [f"{idle} has no effect"] * bool(idle)
+    )
+
+
 def greedy(run: Path, step: int, prompt: str, n: int) -> str:
     """The likeliest continuation, by running the model over everything for each byte."""
     config = RunDir(run).read_config()

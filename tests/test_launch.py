@@ -126,6 +126,9 @@ def test_a_pod_finds_the_others_by_its_manifest():
     where = f"{host}:{service['spec']['ports'][0]['port']}"
     last = spec["completions"] - 1
     environment["JOB_COMPLETION_INDEX"] = str(last)
+    conditions = [c for rule in spec["podFailurePolicy"]["rules"] for c in
+                  rule.get("onPodConditions", [])]  # fmt: skip
+    assert conditions == [{"type": "DisruptionTarget", "status": "True"}]  # both are required
     assert find_launch(environment) == Launch(where, spec["parallelism"], last)
     config, *flags = container["args"]
     assert parse_config(TrainCommand, ["--config", config, *flags], "train").run_dir

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 HASHED_AT_ONCE = 2**22  # bytes
 
@@ -16,14 +17,28 @@ def unique_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` such that no reader and no crash ever sees half of it."""
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when all of it is on the disk.
+
+    No reader and no crash ever sees half of it, and an error, as of a full disk, leaves nothing.
+    """
     temporary = unique_name(path)
-    with temporary.open("wb") as file:
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, as `replaced` does."""
+    with replaced(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def sha256_of(path: Path, progress: Callable[[int], None]) -> str:

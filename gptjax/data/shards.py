@@ -9,6 +9,7 @@ else (nanoGPT), and `npy`, a one-dimensional NumPy file (build-nanogpt).
 """
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError  # of a header, which NumPy reads as Python
@@ -16,11 +17,11 @@ from tokenize import TokenError  # of a header, which NumPy reads as Python
 import numpy as np
 
 from gptjax.base.errors import UserError
-from gptjax.base.files import write_atomically
+from gptjax.base.files import replaced
 
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
-SHARD_TOKENS = 2**20
+SHARD_TOKENS, MOST_SHARD_TOKENS = 2**20, 2**30  # the header counts up to 2**31 - 1
 _FORMATS: dict[str, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 DTYPES = tuple(_FORMATS)
 LAYOUTS = ("llm.c", "raw", "npy")
@@ -41,16 +42,56 @@ def token_dtype(n_vocab: int) -> str:
     return "uint16" if n_vocab <= 2**16 else "uint32"
 
 
-def write_shard(path: Path, tokens: np.ndarray, dtype: str) -> ShardInfo:
-    """Write one shard to a temporary name, flush it to the disk, rename it into place."""
-    if len(tokens) and tokens.max() > np.iinfo(dtype).max:
-        raise ValueError(f"token id {tokens.max()} does not fit {dtype}")
+def write_shard(
+    path: Path, tokens: np.ndarray | Iterable[np.ndarray], dtype: str, count: int | None = None
+) -> ShardInfo:
+    """Write one shard, atomically: an array of tokens, or many arrays with `count` in all."""
+    parts = [tokens] if isinstance(tokens, np.ndarray) else tokens
+    count = len(tokens) if isinstance(tokens, np.ndarray) else count
     header = np.zeros(HEADER_INTS, dtype="<i4")
-    header[0], header[1] = _FORMATS[dtype]
-    header[2] = len(tokens)
-    content = header.tobytes() + tokens.astype(np.dtype(dtype).newbyteorder("<")).tobytes()
-    write_atomically(path, content)
-    return ShardInfo(path.name, len(tokens), hashlib.sha256(content).hexdigest())
+    header[:3] = *_FORMATS[dtype], count
+    digest = hashlib.sha256(header.tobytes())
+    with replaced(path) as file:
+        file.write(header.tobytes())
+        for part in parts:
+            if len(part) and part.max() > np.iinfo(dtype).max:
+                raise ValueError(f"token id {part.max()} does not fit {dtype}")
+            raw = part.astype(np.dtype(dtype).newbyteorder("<"), copy=False).tobytes()
+            file.write(raw)
+            digest.update(raw)
+    return ShardInfo(path.name, int(header[2]), digest.hexdigest())
+
+
+def write_shards(
+    directory: Path,
+    split: str,
+    parts: Iterable[np.ndarray],
+    total: int,
+    dtype: str,
+    shard_tokens: int,
+) -> tuple[ShardInfo, ...]:
+    """Write the `total` tokens of a split as shards of `shard_tokens`, a part at a time.
+
+    The last shard takes what is left over, so it has up to twice as many: other trainers' readers
+    need a whole batch in every shard, and a short one ends them.
+    """
+    parts, part, shards = iter(parts), np.empty(0, dtype), []
+
+    def following(count: int) -> Iterator[np.ndarray]:
+        nonlocal part
+        while count:
+            part = part if len(part) else next(parts)
+            yield part[:count]
+            count, part = count - len(part[:count]), part[count:]
+
+    full = max(1, total // shard_tokens) if total else 0
+    for number in range(full):
+        size = shard_tokens if number + 1 < full else total - shard_tokens * number
+        path = directory / f"{split}_{number:06d}.bin"
+        shards.append(write_shard(path, following(size), dtype, size))
+    if next(parts, None) is not None:
+        raise ValueError(f"there are more than {total} tokens of {split}")
+    return tuple(shards)
 
 
 def format_of(path: Path) -> str | None:

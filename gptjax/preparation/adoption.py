@@ -1,21 +1,30 @@
 """Adopt token files of other trainers: they stay as they are and get a manifest and a tokenizer.
 
 llm.c and modded-nanogpt write our own format. nanoGPT's `train.bin` and `val.bin` are uint16 tokens
-without a header; build-nanogpt's are NumPy files. `train` or `val` in a file's name says which
-split it is. Every token is read once: for its hash, for its range, to count documents and bytes.
+without a header, of characters if there is a `meta.pkl`; build-nanogpt's are NumPy files. `train`
+or `val` in a file's name says which split it is. Every token is read: for its hash, for its range,
+to count documents and bytes.
+
+With `shard_tokens` the tokens are copied into shards of our own.
 """
 
+import dataclasses
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gptjax.base.errors import UserError
+from gptjax.base.errors import ConfigError, UserError
 from gptjax.base.files import sha256_of, write_atomically
 from gptjax.base.terminal import ByteProgress, byte_bars
+from gptjax.data.foreign import ForeignFile, are_even, doubt_ids, find_files
 from gptjax.data.manifest import (
     MANIFEST,
     SPLITS,
@@ -25,123 +34,93 @@ from gptjax.data.manifest import (
     is_prepared,
     read_manifest,
 )
-from gptjax.data.shards import (
-    DTYPES,
-    HEADER_INTS,
-    ShardInfo,
-    check_shard,
-    format_of,
-    npy_header,
-    open_shard,
-    read_header,
-)
+from gptjax.data.shards import ShardInfo, open_shard, token_dtype, write_shards
+from gptjax.preparation.workspace import locked_workspace, publish, settings_diff
+from gptjax.tokenizers.nanogpt import META, read_characters
 from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import bytes_per_token, fingerprint, make_tokenizer
 
 CHUNK_TOKENS = 2**22
 
 
-@dataclass(frozen=True)
-class ForeignFile:
-    """A token file as its beginning and its size describe it."""
+def tokenizer_of(directory: Path, name: str | None) -> Tokenizer:
+    """The tokenizer `name` of token files, or the characters that nanoGPT stored beside them.
 
-    path: Path
-    split: str
-    layout: str
-    dtype: str
-    tokens: int
-
-
-def find_files(directory: Path) -> list[ForeignFile]:
-    """Every token file of a directory, in the order of names, which is that of their tokens.
-
-    Raises `UserError` if there is none, or with every name that tells no split.
+    Raises `UserError` where there is none, or where the two contradict each other.
     """
-    if not directory.is_dir():
-        raise UserError(f"there is no directory {directory} to adopt")
-    paths = sorted(p for p in directory.iterdir() if p.suffix in (".bin", ".npy") and p.is_file())
-    if not paths:
-        raise UserError(f"{directory} has no token files: expected names that end in .bin or .npy")
-    return recognise_all(paths)
-
-
-def recognise_all(paths: Sequence[Path]) -> list[ForeignFile]:
-    """Tell split and layout of each token file of a data set; raises `UserError`."""
-    splits = {path: split_of(path.name) for path in paths}
-    if unclear := [path.name for path, split in splits.items() if split is None]:
+    meta = directory / META
+    if meta.exists():
+        if name not in (None, "chars"):
+            raise UserError(
+                f"{meta} says that the tokens are characters, but --tokenizer says {name}: leave "
+                f"that out, or move {META} away"
+            )
+        return read_characters(meta)
+    if name == "chars":
         raise UserError(
-            f"{', '.join(unclear)} in {paths[0].parent}: expected train or val in the name of "
-            "every token file, to tell which split it is; rename or move what is no token file"
+            f"--tokenizer chars needs the characters of the tokens, which nanoGPT stores in "
+            f"{META}, and {directory} has none: put it there, or give a tokenizer's JSON file"
         )
-    files = [recognise(path, split) for path, split in splits.items() if split is not None]
-    if len(types := {file.dtype for file in files}) > 1:
-        raise UserError(f"{paths[0].parent} mixes files of {' and '.join(sorted(types))} tokens")
-    return files
-
-
-def split_of(name: str) -> str | None:
-    """The split whose name is in a file's; None if neither is, or both are."""
-    found = [split for split in SPLITS if split in name.lower()]
-    return found[0] if len(found) == 1 else None
-
-
-def recognise(path: Path, split: str) -> ForeignFile:
-    """Tell the layout of a token file; raises `UserError` if it is none of those known."""
-    size = path.stat().st_size
-    if path.suffix == ".npy":
-        _, shape, dtype = npy_header(path)
-        if len(shape) != 1 or dtype.byteorder == ">" or dtype.name not in DTYPES:
-            raise UserError(
-                f"{path} has shape {shape} of {dtype}, expected one dimension of "
-                f"{' or '.join(DTYPES)}"
-            )
-        file = ForeignFile(path, split, "npy", dtype.name, shape[0])
-    elif (dtype := format_of(path)) is not None:
-        tokens = int(read_header(path)[2])
-        file = ForeignFile(path, split, "llm.c", dtype, tokens)
-    else:
-        if size % 2 or size == 0:
-            raise UserError(
-                f"{path} has {size} bytes and no header of llm.c: it is neither that format nor "
-                "nanoGPT's, which is two bytes a token"
-            )
-        beginning = read_header(path)
-        if len(beginning) == HEADER_INTS and beginning[0] and not beginning[3:].any():
-            raise UserError(
-                f"{path} has a header with magic number {beginning[0]}, which is none of llm.c's "
-                "for tokens: it is of another format, or damaged"
-            )
-        file = ForeignFile(path, split, "raw", "uint16", size // 2)
-    check_shard(path, file.tokens, file.dtype, file.layout)
-    return file
+    if name is None:
+        raise ConfigError(
+            [
+                "--adopt needs the --tokenizer that made the files (gpt2, or tiktoken:ENCODING, or "
+                f"a tokenizer's JSON file), or nanoGPT's {META} beside them"
+            ]
+        )
+    return make_tokenizer(name)
 
 
 def adopt(
-    directory: Path, tokenizer_name: str, out: Path, progress: ByteProgress = lambda _: None
+    directory: Path,
+    tokenizer_name: str | None,
+    out: Path,
+    progress: ByteProgress = lambda _: None,
+    shard_tokens: int | None = None,
 ) -> Manifest:
     """Write manifest and tokenizer of the token files in `directory` into `out`.
 
-    What was adopted already, from files of the same sizes, is returned as it is. Raises `UserError`
-    for files that are not what the tokenizer makes.
+    With `shard_tokens` also their tokens, as shards of that size. What was adopted already, from
+    files of the same sizes, is returned as it is. Raises `UserError` for files that are not what
+    the tokenizer makes.
     """
     files, out = find_files(directory), out.absolute()
-    tokenizer = make_tokenizer(tokenizer_name)
+    tokenizer = tokenizer_of(directory, tokenizer_name)
     settings = {
         "adopted": str(directory.absolute()),
         "tokenizer": fingerprint(tokenizer),
         "files": [[file.path.name, file.path.stat().st_size] for file in files],
+        "shard_tokens": shard_tokens,
     }
     if is_prepared(out):
         manifest = read_manifest(out)
-        if manifest.settings != settings:
-            raise UserError(f"{out} holds other data: choose another --out, or move {MANIFEST}")
+        if found := settings_diff({"shard_tokens": None, **manifest.settings}, settings):
+            raise UserError(
+                f"{out} holds other data: choose another --out, or move {MANIFEST} away ({found})"
+            )
         return manifest
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        source = f"adopted from {directory.absolute().name}"
-        write_manifest(files, tokenizer, out, source, settings, progress)
-    except OSError as error:
-        raise UserError(f"cannot adopt {directory}: {error}") from error
+    stored, content = out / TOKENIZER, tokenizer.to_json().encode()
+    if (is_there := stored.exists()) and stored.read_bytes() != content:
+        raise UserError(f"{stored} is another tokenizer: choose another --out, or move it away")
+    source = f"adopted from {directory.absolute().name}"
+    made = partial(write_manifest, files, tokenizer, source=source, settings=settings)
+    if shard_tokens is None:
+        try:
+            made(out, progress=progress)
+        except OSError as error:
+            if not is_there:
+                stored.unlink(missing_ok=True)
+            with suppress(OSError):
+                out.rmdir()  # if nothing is in it
+            raise UserError(f"cannot adopt {directory}: {error}") from error
+        return read_manifest(out)
+    with locked_workspace(str(out)) as (out, work):
+        try:
+            publish(work, out, made(work, progress=progress, shard_tokens=shard_tokens))
+        except OSError as error:
+            raise UserError(f"cannot adopt {directory}: {error}") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)  # if it was not published
     return read_manifest(out)
 
 
@@ -152,25 +131,46 @@ def write_manifest(
     source: str,
     settings: dict[str, Any],
     progress: ByteProgress = lambda _: None,
+    shard_tokens: int | None = None,
 ) -> Manifest:
-    """Read every token of `files` and write their manifest and tokenizer into `out`."""
-    table = bytes_per_token(tokenizer)
+    """Read every token of `files` and write their manifest and tokenizer into `out`.
+
+    With `shard_tokens` their tokens too, as shards.
+    """
+    table, notes = bytes_per_token(tokenizer), Counter[str]()
+    of_split = {name: [file for file in files if file.split == name] for name in SPLITS}
+    splits = {
+        name: _split(found, out, tokenizer, table, notes, progress)
+        for name, found in of_split.items()
+    }
+    dtype = files[0].dtype if shard_tokens is None else token_dtype(tokenizer.n_vocab)
+    out.mkdir(parents=True, exist_ok=True)
+    if shard_tokens is not None:
+        for name, found in of_split.items():
+            parts, total = chain.from_iterable(map(_parts, found)), splits[name].tokens
+            shards = write_shards(out, name, parts, total, dtype, shard_tokens)
+            splits[name] = dataclasses.replace(splits[name], shards=shards)
     manifest = Manifest(
         directory=out,
         source=source,
         tokenizer=tokenizer.name,
         n_vocab=tokenizer.n_vocab,
         tokenizer_fingerprint=fingerprint(tokenizer),
-        dtype=files[0].dtype,
-        splits={
-            name: _split([f for f in files if f.split == name], out, tokenizer, table, progress)
-            for name in SPLITS
-        },
+        dtype=dtype,
+        splits=splits,
         settings=settings,
+        notes=dict(notes),
     )
     write_atomically(out / TOKENIZER, tokenizer.to_json().encode())
     manifest.write()
     return manifest
+
+
+def _parts(file: ForeignFile) -> Iterator[np.ndarray]:
+    """The tokens of a file, a few million at a time."""
+    tokens = open_shard(file.path, file.tokens, file.dtype, file.layout)
+    for start in range(0, len(tokens), CHUNK_TOKENS):
+        yield tokens[start : start + CHUNK_TOKENS]
 
 
 def _split(
@@ -178,20 +178,26 @@ def _split(
     out: Path,
     tokenizer: Tokenizer,
     table: np.ndarray,
+    notes: Counter[str],
     progress: ByteProgress,
 ) -> Split:
-    """Read every token of one split; documents are counted by their end-of-text."""
-    shards, documents, size = [], 0, 0
+    """Read every token of one split; documents are the stretches between end-of-texts."""
+    shards, documents, size, is_after_end = [], 0, 0, True
     for file in files:
-        tokens = open_shard(file.path, file.tokens, file.dtype, file.layout)
-        for start in range(0, len(tokens), CHUNK_TOKENS):
-            chunk = tokens[start : start + CHUNK_TOKENS]
+        for number, chunk in enumerate(_parts(file)):
+            if number == 0 and file.layout == "raw":
+                doubt_ids(file.path, chunk, tokenizer.name, tokenizer.n_vocab)
+                if are_even(chunk, tokenizer.n_vocab):
+                    notes["even_ids"] += 1
             if chunk.max() >= tokenizer.n_vocab:
                 raise UserError(
                     f"{file.path} holds token id {chunk.max()}, but {tokenizer.name} ends at "
-                    f"{tokenizer.n_vocab - 1}: another --tokenizer made it, or it is damaged"
+                    f"{tokenizer.n_vocab - 1}: another --tokenizer made it, or it is damaged, or "
+                    "no token file"
                 )
-            documents += int((chunk == tokenizer.eot_id).sum())
+            is_text = chunk != tokenizer.eot_id
+            documents += int((is_text[1:] & ~is_text[:-1]).sum()) + int(is_text[0] & is_after_end)
+            is_after_end = not is_text[-1]
             size += int(table[chunk].sum(dtype=np.int64))
         path = file.path.absolute()
         name = path.name if path.parent == out else str(path)
@@ -199,15 +205,22 @@ def _split(
     return Split(sum(s.tokens for s in shards), documents, size, tuple(shards))
 
 
-def adopt_with_progress(directory: Path, tokenizer_name: str, out: Path) -> Manifest:
+def adopt_with_progress(
+    directory: Path, tokenizer_name: str | None, out: Path, shard_tokens: int | None
+) -> None:
     """Adopt on a terminal: a progress bar while files are read, totals when they are."""
     total = sum(file.path.stat().st_size for file in find_files(directory))
     with byte_bars() as bar:
         task = bar.add_task("reading", total=total)
-        manifest = adopt(directory, tokenizer_name, out, lambda done: bar.advance(task, done))
+        advance = partial(bar.advance, task)
+        manifest = adopt(directory, tokenizer_name, out, advance, shard_tokens)
+    if even := manifest.notes.get("even_ids"):
+        print(
+            f"note: in {even} files without a header all ids are about as frequent, as in noise or "
+            "in a packed file: look at the text of --inspect before you train on them"
+        )
     print_splits(manifest)
     print(f"now try: --data.path {shlex.quote(str(out))}")
-    return manifest
 
 
 def print_splits(manifest: Manifest) -> None:

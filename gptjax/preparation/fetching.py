@@ -15,9 +15,10 @@ import numpy as np
 from gptjax.base.errors import ConfigError
 from gptjax.base.terminal import ByteProgress, byte_bars, how_long
 from gptjax.config import DataConfig
+from gptjax.data.foreign import recognise_all, split_of
 from gptjax.data.manifest import Manifest, is_prepared, read_manifest
 from gptjax.data.shards import HEADER_BYTES, token_dtype
-from gptjax.preparation.adoption import print_splits, recognise_all, split_of, write_manifest
+from gptjax.preparation.adoption import print_splits, write_manifest
 from gptjax.preparation.hub.downloading import arrived, download
 from gptjax.preparation.hub.repository import (
     RemoteFile,
@@ -37,12 +38,17 @@ FETCHERS = 4  # files under way at a time
 
 
 def prepare_from_hub(
-    data: DataConfig, tokens: int | None, read: int | None, workers: int | None = None
+    data: DataConfig,
+    tokens: int | None,
+    read: int | None,
+    workers: int | None = None,
+    shard_tokens: int | None = None,
+    unread: Sequence[str] = (),
 ) -> None:
     """Make `data.path` of `data.hub` on a terminal; what is complete is left as it is.
 
     Of ready token files so many are fetched as hold `tokens` to train on, else the `read` of a run;
-    None is all.
+    None is all. Raises `ConfigError` if flags were given that only text needs, the `unread` ones.
     """
     asked = read if tokens is None else tokens
     if existing := existing_manifest(data, asked):
@@ -54,7 +60,14 @@ def prepare_from_hub(
     if repository is None or not any(map(_is_shard, repository.files)):
         if tokens is not None:
             raise ConfigError([f"--tokens is for ready token files, and {data.hub} holds text"])
-        return prepare_with_progress(data, workers)
+        return prepare_with_progress(data, workers, shard_tokens=shard_tokens)
+    if unread:
+        raise ConfigError(
+            [
+                f"{', '.join(unread)} is for text, and {data.hub} has ready token files, which are "
+                "used as they are: leave it out"
+            ]
+        )
     if data.tokenizer is None:
         raise ConfigError(
             [

@@ -1,5 +1,10 @@
-"""Look into a prepared directory: verify every hash, count, and show what the tokens say."""
+"""Look into a prepared directory: verify every hash, count, and show what the tokens say.
 
+Nothing needs to be written: where the directory is read-only, only the histogram is left out.
+"""
+
+import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.base.errors import UserError
-from gptjax.base.files import sha256_of
+from gptjax.base.files import sha256_of, write_atomically
 from gptjax.base.terminal import ByteProgress, byte_bars
 from gptjax.data.manifest import Manifest, read_manifest, read_tokenizer
 from gptjax.data.shards import open_shard
 from gptjax.data.windows import TokenWindows
 
 SHOWN_TOKENS, SHOWN_WINDOWS, WINDOW = 20, 3, 64
+COUNTED_TOKENS = 2**22  # at a time
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,10 @@ def verify_shards(manifest: Manifest, progress: ByteProgress = lambda _: None) -
 
 
 def count_tokens(manifest: Manifest, split: str, eot_id: int) -> Counts:
-    """Document lengths and token frequencies of a split, shard by shard."""
+    """Document lengths and token frequencies of a split, a few million tokens at a time."""
     frequencies = np.zeros(manifest.n_vocab, dtype=np.int64)
     ends, position = [np.empty(0, dtype=np.int64)], 0
-    for tokens in _shards(manifest, split):
+    for tokens in _parts(manifest, split):
         found = np.bincount(tokens, minlength=manifest.n_vocab)
         if len(found) > manifest.n_vocab:
             raise UserError(f"{manifest.directory} holds token id {len(found) - 1}: it is damaged")
@@ -61,10 +67,11 @@ def count_tokens(manifest: Manifest, split: str, eot_id: int) -> Counts:
     return Counts(lengths[lengths > 0], frequencies)
 
 
-def _shards(manifest: Manifest, split: str) -> Iterator[np.ndarray]:
+def _parts(manifest: Manifest, split: str) -> Iterator[np.ndarray]:
     for shard in manifest.splits[split].shards:
         path = manifest.directory / shard.name
-        yield open_shard(path, shard.tokens, manifest.dtype, shard.layout)
+        tokens = open_shard(path, shard.tokens, manifest.dtype, shard.layout)
+        yield from np.split(tokens, range(COUNTED_TOKENS, len(tokens), COUNTED_TOKENS))
 
 
 def report(manifest: Manifest, split: str, counts: Counts) -> str:
@@ -72,8 +79,9 @@ def report(manifest: Manifest, split: str, counts: Counts) -> str:
     tokenizer, found = read_tokenizer(manifest), manifest.splits[split]
     per_byte = found.tokens / max(1, found.bytes)
     longest = counts.lengths.max(initial=0)
+    documents = found.documents or len(counts.lengths)  # adoption once counted ends alone
     lines = [
-        f"{split}: {found.tokens:,} tokens, {found.documents:,} documents, {found.bytes:,} bytes, "
+        f"{split}: {found.tokens:,} tokens, {documents:,} documents, {found.bytes:,} bytes, "
         f"{per_byte:.3f} tokens per byte, longest document {longest:,} tokens"
     ]
     order = np.argsort(-counts.frequencies, kind="stable")[:SHOWN_TOKENS]
@@ -91,8 +99,10 @@ def report(manifest: Manifest, split: str, counts: Counts) -> str:
     return "\n".join(lines)
 
 
-def plot_lengths(counts: Counts, name: str, path: Path) -> None:
-    """A histogram of document lengths, both axes logarithmic, with their median."""
+def plot_lengths(counts: Counts, name: str, path: Path) -> str:
+    """A histogram of document lengths, both axes logarithmic, with their median; where it is."""
+    if not os.access(path.parent, os.W_OK):
+        return f"not drawn, as {path.parent} is read-only"
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -111,10 +121,13 @@ def plot_lengths(counts: Counts, name: str, path: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend()
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
     try:
-        figure.savefig(path)
+        write_atomically(path, drawn.getvalue())
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        return f"not drawn, as {path} cannot be written: {error.strerror}"
+    return str(path)
 
 
 def inspect_with_report(directory: Path) -> None:
@@ -133,5 +146,5 @@ def inspect_with_report(directory: Path) -> None:
         counts = count_tokens(manifest, split, eot_id)
         print(report(manifest, split, counts))
         if split == "train":
-            plot_lengths(counts, directory.name, directory / "lengths.png")
-    print(f"document lengths: {directory / 'lengths.png'}")
+            lengths = plot_lengths(counts, directory.name, directory / "lengths.png")
+            print(f"  document lengths: {lengths}")

@@ -19,6 +19,7 @@ ODDITIES = {
     "not_utf8": "parts with bytes that are no UTF-8, which became U+FFFD",
     "nul": "parts with NUL characters, kept: is this text?",
     "empty": "empty documents, left out",
+    "no_separator": "text files in which --doc-separator does not occur, each one document",
     "long_lines": "stretches of 1 MiB without a line end, kept",
     "long_records": "JSON lines of over 32 MiB, left out",
     "bad_records": "lines that are no JSON, left out",

@@ -1,6 +1,7 @@
 """The flags of the prepare door, and what must not go together among them."""
 
 import dataclasses
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,9 @@ from gptjax.base.errors import ConfigError, UserError
 from gptjax.config import Config, DataConfig
 from gptjax.config.names import is_tokenizer_name
 from gptjax.config.validation import validate
+from gptjax.data.shards import MOST_SHARD_TOKENS
+
+TOKENIZER_FORM = "gpt2, gpt1, bytes, tiktoken:ENCODING or a tokenizer's JSON file"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ class PrepareCommand:
     """Directory to make."""
     val_fraction: float | None = None
     """Share of the text held out for validation (0 to 0.5); the default is 0.05."""
+    shard_tokens: int | None = None
+    """Tokens of a shard; the last of a split has up to twice as many. The default is 2^20; readers
+    of other trainers need a batch of all processes, and a token more, in every shard."""
     workers: int | None = None
     """Cores to use, all by default; the result is the same."""
     partition: str | None = None
@@ -51,14 +58,16 @@ class PrepareCommand:
     merge: bool = False
     """Put together what all partitions have made; the result is that of one machine."""
     adopt: Path | None = None
-    """Directory of token files of llm.c, modded-nanogpt (.bin), nanoGPT (.bin without a header) or
-    build-nanogpt (.npy): they stay where they are, and --out (or it) gets a manifest."""
+    """Directory of token files of llm.c, modded-nanogpt (.bin), nanoGPT (.bin without a header,
+    meta.pkl if of characters) or build-nanogpt (.npy): they stay where they are, and --out (or it)
+    gets a manifest, and with --shard-tokens also copies of the tokens."""
     inspect: Path | None = None
     """Prepared directory to verify and describe; nothing is prepared."""
     train_tokenizer: bool = False
     """Only train a byte-level BPE on the text and write it to --out, a JSON file."""
-    vocab_size: int = 4096
-    """Tokens of the BPE that --train-tokenizer makes, end-of-text included (257 or more)."""
+    vocab_size: int | None = None
+    """Tokens of the BPE that --train-tokenizer makes, end-of-text included (257 or more); the
+    default is 4096."""
 
 
 def data_of(command: PrepareCommand, config: Config) -> DataConfig:
@@ -98,6 +107,10 @@ def check(command: PrepareCommand, config: Config) -> None:
             command.workers is not None and command.workers < 1,
             f"--workers must be at least 1, not {command.workers}",
         ),
+        (
+            command.shard_tokens is not None and not 1 <= command.shard_tokens <= MOST_SHARD_TOKENS,
+            f"--shard-tokens must be 1 to 2**30, not {command.shard_tokens}",
+        ),
         (data.doc_separator == "", "--doc-separator must not be empty"),
         (
             command.tokens is not None and (data.hub is None or command.tokens < 1),
@@ -108,6 +121,15 @@ def check(command: PrepareCommand, config: Config) -> None:
             "--partition and --merge are two steps: leave out one of them",
         ),
         (
+            bool(command.partition and command.shard_tokens),
+            "--shard-tokens is for --merge, which writes the shards: leave it out here",
+        ),
+        (
+            command.merge and (needs_text(data.tokenizer or "bytes") or "-" in data.inputs),
+            "--merge puts together what --partition made, and that is never of standard input, "
+            "nor with a tokenizer made from the text: leave it out",
+        ),
+        (
             data.hub is not None and bool(command.partition or command.merge),
             "--partition and --merge are for files, and a data set of the hub is one stream: "
             "prepare it on one machine, or download its files and give them by --input",
@@ -116,8 +138,14 @@ def check(command: PrepareCommand, config: Config) -> None:
             data.hub is not None and bool(command.format or command.doc_separator),
             "--format and --doc-separator are for files: --hub knows its records",
         ),
+        (
+            command.vocab_size is not None and not command.train_tokenizer,
+            "--vocab-size is for --train-tokenizer: a BPE made on the way is --tokenizer bpe:N",
+        ),
     ]
     problems = [message for bad, message in rules if bad]
+    if data.hub is None and data.input_format != "auto":
+        problems += unread_fields(data, {data.input_format})
     try:
         validate(config)
     except ConfigError as error:
@@ -130,39 +158,75 @@ def check(command: PrepareCommand, config: Config) -> None:
         )
 
 
+def flags_given(command: PrepareCommand, fields: Iterable[str]) -> list[str]:
+    """The flags among those of `fields` that are not at their defaults."""
+    defaults = PrepareCommand()
+    return [
+        "--" + name.replace("_", "-")
+        for name in fields
+        if getattr(command, name) != getattr(defaults, name)
+    ]
+
+
 def refuse_unread_flags(command: PrepareCommand) -> None:
-    """Raise `ConfigError` for flags that --inspect and --adopt would pass over."""
-    for verb, read in (("inspect", ()), ("adopt", ("tokenizer", "out"))):
-        others = [
-            "--" + field.name.replace("_", "-")
-            for field in dataclasses.fields(command)
-            if getattr(command, field.name) != field.default and field.name not in (verb, *read)
-        ]
-        if getattr(command, verb) is not None and others:
-            raise ConfigError([f"--{verb} does not read {', '.join(others)}: leave that out"])
+    """Raise `ConfigError` for flags that the verb in hand would pass over."""
+    text = ("config", "input", "hub", "format", "text_field", "doc_separator", "out", "vocab_size")
+    verbs = {
+        "inspect": (),
+        "adopt": ("tokenizer", "out", "shard_tokens"),
+        "train_tokenizer": text,
+    }
+    names = [field.name for field in dataclasses.fields(command)]
+    for verb, read in verbs.items():
+        others = flags_given(command, [n for n in names if n not in (verb, *read)])
+        if getattr(command, verb) and others:
+            flag = "--" + verb.replace("_", "-")
+            raise ConfigError([f"{flag} does not read {', '.join(others)}: leave that out"])
 
 
-def check_adoption(command: PrepareCommand) -> str:
-    """The tokenizer of the files to adopt; raises `ConfigError` without one."""
-    if command.tokenizer is None or not is_tokenizer_name(command.tokenizer):
-        raise ConfigError(
-            [
-                "--adopt needs the --tokenizer that made the files (gpt2, or tiktoken:ENCODING, or "
-                f"a tokenizer's JSON file), not {command.tokenizer}"
-            ]
-        )
-    return command.tokenizer
+def check_adoption(command: PrepareCommand) -> None:
+    """Raise `ConfigError` for values that adoption cannot take."""
+    name, size = command.tokenizer, command.shard_tokens
+    problems = []
+    if name is not None and not is_tokenizer_name(name):
+        problems.append(f"--tokenizer must be {TOKENIZER_FORM}, not {name!r}")
+    if size is not None and not 1 <= size <= MOST_SHARD_TOKENS:
+        problems.append(f"--shard-tokens must be 1 to 2**30, not {size}")
+    if size is not None and command.out in (None, command.adopt):
+        problems.append("--adopt with --shard-tokens writes new shards: name a directory by --out")
+    if problems:
+        raise ConfigError(problems)
 
 
-def check_vocabulary(command: PrepareCommand) -> Path:
-    """The file for a trained tokenizer; raises `ConfigError` for flags that do not go with it."""
-    if command.out is None or not is_tokenizer_name(f"bpe:{command.vocab_size}"):
+def check_vocabulary(command: PrepareCommand) -> tuple[Path, int]:
+    """File and size of the tokenizer to train; raises `ConfigError` where they cannot be."""
+    size = 4096 if command.vocab_size is None else command.vocab_size
+    if command.out is None or not is_tokenizer_name(f"bpe:{size}"):
         raise ConfigError(
             [
                 "--train-tokenizer needs --out FILE.json and a --vocab-size of 257 or more, not "
-                f"{command.out} and {command.vocab_size}"
+                f"{command.out} and {size}"
             ]
         )
-    if command.partition or command.merge:
-        raise ConfigError(["--train-tokenizer reads all text at once: leave out --partition"])
-    return command.out
+    return command.out, size
+
+
+def needs_text(tokenizer: str) -> bool:
+    """Whether a tokenizer is made from the text it is to tokenise."""
+    return tokenizer == "chars" or tokenizer.startswith("bpe:")
+
+
+def unread_fields(data: DataConfig, kinds: Set[str]) -> list[str]:
+    """What is wrong with fields of `data` that inputs of these `kinds` alone would pass over."""
+    problems = []
+    if data.doc_separator is not None and "text" not in kinds:
+        problems.append(
+            f"--doc-separator (data.doc_separator) is for text, and all input is "
+            f"{' and '.join(sorted(kinds))}, whose records are the documents: leave it out"
+        )
+    if data.text_field not in (None, "text") and kinds == {"text"}:
+        problems.append(
+            f"--text-field (data.text_field) {data.text_field} is for records, and all input "
+            "is text: leave it out, or say by --format what the input is"
+        )
+    return problems

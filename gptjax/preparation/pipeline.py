@@ -9,20 +9,20 @@ directory from several machines.
 import shlex
 import shutil
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.config import Config, DataConfig
 from gptjax.data.manifest import SPLITS, Manifest, Split, is_prepared, read_manifest, read_tokenizer
-from gptjax.data.shards import SHARD_TOKENS, ShardInfo, token_dtype, write_shard
+from gptjax.data.shards import SHARD_TOKENS, token_dtype, write_shards
 from gptjax.preparation.oddities import Oddities, describe_oddities
+from gptjax.preparation.options import needs_text
 from gptjax.preparation.progress import progress_bars
 from gptjax.preparation.scanning import Scan
 from gptjax.preparation.sources import HUB, STDIN, Input, Progress, find_inputs, silent
-from gptjax.preparation.tokenising import SplitCounts
+from gptjax.preparation.tokenising import SplitCounts, UnitTokens
 from gptjax.preparation.units import Partition
 from gptjax.preparation.workspace import (
     INPUTS,
@@ -35,42 +35,6 @@ from gptjax.preparation.workspace import (
 from gptjax.tokenizers.registry import fingerprint, tokenizer_identity
 
 NAMES_SHOWN = 100  # of the sources, in the manifest
-
-
-class ShardWriter:
-    """Collects the tokens of one split and writes a shard whenever one is full."""
-
-    def __init__(self, directory: Path, split: str, dtype: str, shard_tokens: int):
-        self.directory, self.split, self.dtype = directory, split, dtype
-        self.shards: list[ShardInfo] = []
-        self.documents = self.bytes = 0
-        self._buffer, self._filled = np.empty(shard_tokens, np.dtype(dtype)), 0
-
-    def count(self, counts: SplitCounts) -> None:
-        """Add a unit's documents and bytes to the totals."""
-        self.documents += counts.documents
-        self.bytes += counts.bytes
-
-    def add(self, tokens: np.ndarray) -> None:
-        """Append tokens; they may fill any number of shards."""
-        while len(tokens):
-            take = min(len(tokens), len(self._buffer) - self._filled)
-            self._buffer[self._filled : self._filled + take] = tokens[:take]
-            self._filled, tokens = self._filled + take, tokens[take:]
-            if self._filled == len(self._buffer):
-                self._write()
-
-    def finish(self) -> Split:
-        """Write what is left, as the last and shorter shard."""
-        if self._filled:
-            self._write()
-        total = sum(shard.tokens for shard in self.shards)
-        return Split(total, self.documents, self.bytes, tuple(self.shards))
-
-    def _write(self) -> None:
-        path = self.directory / f"{self.split}_{len(self.shards):06d}.bin"
-        self.shards.append(write_shard(path, self._buffer[: self._filled], self.dtype))
-        self._filled = 0
 
 
 def prepare_shards(
@@ -105,10 +69,11 @@ def prepare_shards(
         work.choose_split(progress, surely=needs_text(name))
         tokenizer = work.make_tokenizer(name)
         dtype = token_dtype(tokenizer.n_vocab)
-        found, splits = _write_shards(work, dtype, shard_tokens, progress)
+        found, made = _tokenise(work, progress)
         if (ends := found.holds_out_ends(data.val_fraction)) != work.worker.ends:
             work.worker.ends = ends
-            found, splits = _write_shards(work, dtype, shard_tokens, progress)
+            found, made = _tokenise(work, progress)
+        counts = {"train": [m.train for m in made], "val": [m.val for m in made]}
         work.require_unchanged()
         odd.merge(found.oddities)
         manifest = Manifest(
@@ -118,7 +83,10 @@ def prepare_shards(
             n_vocab=tokenizer.n_vocab,
             tokenizer_fingerprint=fingerprint(tokenizer),
             dtype=dtype,
-            splits=splits,
+            splits={
+                split: _write_split(work, split, counts[split], dtype, shard_tokens)
+                for split in SPLITS
+            },
             settings=_settings(data, found, shard_tokens),
             notes={kind: n for kind, n in sorted(odd.counts.items()) if n},
         )
@@ -127,22 +95,28 @@ def prepare_shards(
     return read_manifest(work.out)
 
 
-def _write_shards(
-    work: Workspace, dtype: str, shard_tokens: int, progress: Progress
-) -> tuple[Scan, dict[str, Split]]:
-    """Tokenise all units, and write their tokens as shards; what the text is, and the shards."""
-    writers = {s: ShardWriter(work.directory, s, dtype, shard_tokens) for s in SPLITS}
-    total = Scan()
-    for number, (found, made) in enumerate(work.tokenise(range(len(work.units)))):
+def _tokenise(work: Workspace, progress: Progress) -> tuple[Scan, list[UnitTokens]]:
+    """Tokenise all units; what the text is, and what was made of each."""
+    total, units = Scan(), []
+    for found, made in work.tokenise(range(len(work.units))):
         total.merge(found)
-        for split, counts in (("train", made.train), ("val", made.val)):
-            writers[split].count(counts)
-            for tokens in work.worker.tokens(number, split, counts, dtype):
-                writers[split].add(tokens)
+        units.append(made)
         total.oddities.counts["cut_blanks"] += made.cut_blanks
         total.oddities.counts["cut_tokens"] += made.cut_tokens
         progress("tokenising", made.bytes, made.tokens)
-    return total, {split: writer.finish() for split, writer in writers.items()}
+    return total, units
+
+
+def _write_split(
+    work: Workspace, split: str, counts: Sequence[SplitCounts], dtype: str, shard_tokens: int
+) -> Split:
+    """Write the tokens of all units, each with its `counts`, as the shards of a split."""
+    parts = chain.from_iterable(
+        work.worker.tokens(number, split, expected, dtype) for number, expected in enumerate(counts)
+    )
+    total = sum(c.tokens for c in counts)
+    shards = write_shards(work.directory, split, parts, total, dtype, shard_tokens)
+    return Split(total, sum(c.documents for c in counts), sum(c.bytes for c in counts), shards)
 
 
 def prepare_partition(
@@ -184,6 +158,7 @@ def prepare_with_progress(
     workers: int | None = None,
     partition: Partition | None = None,
     merge: bool = False,
+    shard_tokens: int | None = None,
 ) -> None:
     """Prepare on a terminal: progress while it runs; what was odd, and totals, when it is done."""
     oddities = Oddities()
@@ -202,9 +177,8 @@ def prepare_with_progress(
         if partition is not None:
             tokens = prepare_partition(data, inputs, partition, progress, workers)
         else:
-            manifest = prepare_shards(
-                data, inputs, progress, workers=workers, merge=merge, oddities=oddities
-            )
+            size = shard_tokens or SHARD_TOKENS
+            manifest = prepare_shards(data, inputs, progress, size, workers, merge, oddities)
     if partition is not None and is_prepared(Path(data.path)):
         print(f"{data.path} is complete: no partition is left to do")
         return
@@ -231,11 +205,6 @@ def how_to_prepare(config_name: str, config: Config, own: DataConfig) -> str:
     if data.source is None:
         command += f" --input {shlex.join(data.inputs) if data.inputs else 'FILE...'}"
     return command + out
-
-
-def needs_text(tokenizer: str) -> bool:
-    """Whether a tokenizer is made from the text it is to tokenise."""
-    return tokenizer == "chars" or tokenizer.startswith("bpe:")
 
 
 def _settings(data: DataConfig, found: Scan, shard_tokens: int) -> dict[str, Any]:

@@ -82,9 +82,22 @@ def separator_ends(source: Input, start: int, stop: int) -> Iterator[int]:
 
 
 def separator_bytes(source: Input) -> bytes:
-    r"""A text's separator; `\n` and `\t` in it are a line end and a tab."""
+    r"""A text's separator; `\n`, `\r` and `\t` in it are the characters they stand for."""
     separator = source.separator or ""
-    return separator.replace("\\n", "\n").replace("\\t", "\t").encode("utf-8", "surrogateescape")
+    for name, meant in (("\\n", "\n"), ("\\r", "\r"), ("\\t", "\t")):
+        separator = separator.replace(name, meant)
+    return separator.encode("utf-8", "surrogateescape")
+
+
+def _other_separator(source: Input) -> str:
+    """Words that name a usual separator at the beginning of a text that lacks its own."""
+    wanted = separator_bytes(source)
+    bare = wanted.replace(b"\r\n", b"\n")
+    usual = (bare.replace(b"\n", b"\r\n"), bare, wanted.strip(), b"\r\n\r\n", b"\n\n")
+    with source.path.open("rb") as file:
+        raw = file.read(READ_BYTES)
+    found = (s for s in (*usual, b"<|endoftext|>", b"\f") if s and s in raw)
+    return next((f", which has {s.decode('utf-8', 'replace')!a}" for s in found), "")
 
 
 def parquet_file(source: Input) -> Any:
@@ -163,12 +176,14 @@ def _separated(span: Span, oddities: Oddities) -> Iterator[Document]:
     for end in separator_ends(source, span.start, span.stop):
         yield _file_document(source, start, end - length)
         start = end
+    if start == 0 and span.stop == source.size:
+        oddities.add("no_separator", source.label + _other_separator(source))
     if start < span.stop:
         yield _file_document(source, start, span.stop)
 
 
 def _file_document(source: Input, start: int, stop: int) -> Document:
-    return Document(f"{source.label}:{start}", source.label, stop - start, source.path, start)
+    return Document(f"{source.label}, byte {start}", source.label, stop - start, source.path, start)
 
 
 def _json_lines(span: Span, oddities: Oddities) -> Iterator[Document]:
@@ -176,7 +191,7 @@ def _json_lines(span: Span, oddities: Oddities) -> Iterator[Document]:
     with source.path.open("rb") as file:
         file.seek(span.start)
         while (at := file.tell()) < span.stop:
-            where = f"{source.label}:{at}"
+            where = f"{source.label}, byte {at}"
             line = file.readline(RECORD_BYTES)
             if not line:
                 return
@@ -245,7 +260,7 @@ def _parquet_rows(span: Span, oddities: Oddities) -> Iterator[Document]:
     with parquet_file(source) as file:
         for batch in file.iter_batches(64, groups, [source.field], use_threads=False):
             for raw in _raw_texts(batch.column(0)):
-                where = f"{source.label}:{span.start}:{row}"
+                where = f"{source.label}, row {row} from row group {span.start} on"
                 row += 1
                 if raw is None:
                     oddities.add("no_text", where)

@@ -7,6 +7,7 @@ plain file can be read from any place by any worker. Only then is it known what 
 """
 
 import hashlib
+import shlex
 import shutil
 import sys
 import sysconfig
@@ -80,6 +81,11 @@ def find_inputs(data: DataConfig, oddities: Oddities | None = None) -> list[Inpu
         if data.source == "stdlib":
             return standard_library()
         raise UserError("there is nothing to prepare: give text files with --input FILE...")
+    if special := [g for g in data.inputs if is_special(Path(g))]:
+        raise UserError(
+            f"{', '.join(special)} is a pipe or a device, which can be read once only: expected a "
+            f"file; try --input - < {shlex.quote(special[0])}"
+        )
     out = Path(data.path).absolute()
     left_out: LeftOut = {}
     expanded = {
@@ -106,6 +112,11 @@ def find_inputs(data: DataConfig, oddities: Oddities | None = None) -> list[Inpu
     if not any(i.is_stream or i.size for i in inputs):
         raise UserError(f"there is no text in {', '.join(data.inputs)}: every file is empty")
     return inputs
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is there, but is neither a file nor a directory."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def text_files(paths: Sequence[str]) -> list[Input]:

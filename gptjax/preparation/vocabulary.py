@@ -62,6 +62,8 @@ def _plain_files(inputs: Sequence[Input], out: Path, oddities: Oddities) -> Iter
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as directory:
             yield store_plain_files(inputs, Path(directory), oddities)
+    except BrokenPipeError:  # of the terminal
+        raise
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
 

@@ -15,11 +15,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gptjax.base.errors import UserError
+from gptjax.base.errors import ConfigError, UserError
 from gptjax.base.files import locked, write_atomically
 from gptjax.config import DataConfig
 from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepared
 from gptjax.preparation.oddities import Oddities, describe_oddities
+from gptjax.preparation.options import unread_fields
 from gptjax.preparation.pool import cores, ordered_map, worker_pool
 from gptjax.preparation.readers import passages_of
 from gptjax.preparation.recognition import recognise_input
@@ -161,6 +162,9 @@ def open_workspace(
         try:
             oddities = Oddities()
             inputs = store_plain_files(given, directory / INPUTS, oddities, progress)
+            problems = unread_fields(data, {source.kind for source in inputs})
+            if problems and data.input_format == "auto":  # else it was known from the start
+                raise ConfigError(problems)
             _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
             worker = UnitTokeniser(directory, data.val_fraction)
             with worker_pool(workers, sum(i.size for i in inputs)) as pool:

@@ -63,28 +63,34 @@ class ByteTokenizer:
 
 
 class CharTokenizer:
-    """The characters of one corpus in the order of their code points, then end-of-text."""
+    """The characters of an alphabet in its order, then end-of-text.
+
+    Raises ValueError where the alphabet is empty, or has a character twice.
+    """
 
     name = "chars"
 
     def __init__(self, alphabet: str):
-        self.alphabet = "".join(sorted(set(alphabet)))
-        self.eot_id = len(self.alphabet)
-        self.n_vocab = len(self.alphabet) + 1
-        self._codes = _code_points(self.alphabet)
+        codes = _code_points(alphabet)
+        self._order = np.argsort(codes).astype(np.uint32)
+        self._codes = codes[self._order]
+        is_text = bool(alphabet) and utf8(alphabet).decode() == alphabet
+        if not is_text or len(set(alphabet)) < len(alphabet):
+            raise ValueError(f"an alphabet has every character once, not {alphabet!r}")
+        self.alphabet, self.eot_id, self.n_vocab = alphabet, len(alphabet), len(alphabet) + 1
 
     def encode(self, text: str) -> np.ndarray:
         """Places in the alphabet; raises `UserError` at a character that is not in it."""
         codes = _code_points(text)
-        ids = np.searchsorted(self._codes, codes)
-        known = self._codes[np.minimum(ids, len(self._codes) - 1)] == codes
+        places = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
+        known = self._codes[places] == codes
         if not known.all():
             stranger = chr(codes[np.argmin(known)])
             raise UserError(
                 f"{stranger!r} is none of the {len(self.alphabet)} characters of the text that "
                 f"this chars tokenizer was made from: {self.alphabet!r}"
             )
-        return ids.astype(np.uint32)
+        return self._order[places]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids, end-of-text left out."""
@@ -104,8 +110,11 @@ def _code_points(text: str) -> np.ndarray:
 
 
 def collect_characters(texts: Iterable[str]) -> CharTokenizer:
-    """Make the tokenizer of all characters in `texts`; raises `UserError` if there are none."""
+    """Make the tokenizer of all characters in `texts`, in the order of their code points.
+
+    Raises `UserError` if there are none.
+    """
     alphabet = set[str]().union(*(utf8(text).decode() for text in texts))
     if not alphabet:
         raise UserError("the text is empty: there are no characters to make a tokenizer of")
-    return CharTokenizer("".join(alphabet))
+    return CharTokenizer("".join(sorted(alphabet)))

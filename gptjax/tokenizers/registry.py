@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.base.errors import UserError, did_you_mean
+from gptjax.config.names import is_tokenizer_name
 from gptjax.tokenizers.bpe import bpe_from_table, gpt2, tiktoken_encoding
 from gptjax.tokenizers.gpt1 import GPT1Tokenizer, gpt1, gpt1_from_table
 from gptjax.tokenizers.plain import ByteTokenizer, CharTokenizer, Tokenizer
@@ -47,9 +48,10 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def make_tokenizer(name: str) -> Tokenizer:
-    """Make the tokenizer of a name or of a JSON file; not `chars` and `bpe:N`, made from a corpus.
+    """Make the tokenizer of a name or of a JSON file.
 
-    Raises `UserError` if there is none, or where its files cannot be had.
+    Raises `UserError` if there is none, where its files cannot be had, or for `chars` and `bpe:N`,
+    which are made from a text.
     """
     kind, _, encoding = name.partition(":")
     if name in NAMED:
@@ -58,6 +60,11 @@ def make_tokenizer(name: str) -> Tokenizer:
         return tiktoken_encoding(encoding)
     if name.endswith(".json"):
         return read_tokenizer_file(Path(name))
+    if is_tokenizer_name(name):
+        raise UserError(
+            f"tokenizer {name} is made from the text that it is for, and here is no text: give the "
+            "JSON file of the one that made the tokens, such as tokenizer.json of prepared data"
+        )
     known = [*NAMED, "chars", "bpe:4096", "tiktoken:cl100k_base"]
     raise UserError(
         f"unknown tokenizer {name!r}{did_you_mean(name, known)}: expected {', '.join(NAMED)}, "

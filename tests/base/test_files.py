@@ -28,3 +28,14 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
         pass
     message = f"cannot write {tmp_path / 'lock'}: {os.strerror(number)}. Fix this"
     assert message in str(StorageError.of(caught.value))
+
+
+def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files.write_atomically(tmp_path / "a", b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_atomically(tmp_path / "a", b"new")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old"}

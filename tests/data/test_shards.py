@@ -4,13 +4,22 @@ import hashlib
 import os
 import re
 import struct
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gptjax.base.errors import UserError
-from gptjax.data.shards import check_shard, format_of, open_shard, token_dtype, write_shard
+from gptjax.data.shards import (
+    check_shard,
+    format_of,
+    open_shard,
+    token_dtype,
+    write_shard,
+    write_shards,
+)
 
 FORMATS = [("uint16", "H", 20240520, 1), ("uint32", "I", 20240801, 7)]
 
@@ -156,3 +165,46 @@ def test_a_shard_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyte
     for read in (lambda p: check_shard(p, info.tokens, "uint16"), format_of):
         with pytest.raises(UserError, match=r"cannot read .*a\.bin: Permission denied"):
             read(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize(
+    ("total", "size", "counts"),
+    [(0, 4, []), (1, 4, [1]), (3, 4, [3]), (4, 4, [4]), (7, 4, [7]), (8, 4, [4, 4]),
+     (11, 4, [4, 7]), (12, 4, [4, 4, 4]), (12, 1, [1] * 12), (12, 100, [12])],
+)  # fmt: skip
+@pytest.mark.parametrize("part", [1, 3, 5, 100])
+def test_no_shard_is_short_but_a_single_one(
+    tmp_path: Path, total: int, size: int, counts: list[int], part: int
+):
+    tokens = np.arange(total, dtype=np.uint16)
+    parts = (tokens[i : i + part] for i in range(0, total, part))
+    shards = write_shards(tmp_path, "val", parts, total, "uint16", size)
+    assert [s.tokens for s in shards] == counts
+    paths = [tmp_path / f"val_{i:06d}.bin" for i in range(len(counts))]
+    assert sorted(tmp_path.iterdir()) == paths == [tmp_path / s.name for s in shards]
+    read = [open_shard(p, n, "uint16") for p, n in zip(paths, counts, strict=True)]
+    assert [int(t) for shard in read for t in shard] == tokens.tolist()
+    for path, shard in zip(paths, shards, strict=True):
+        check_shard(path, shard.tokens, "uint16")
+        assert shard.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_large_shard_is_written_part_by_part(tmp_path: Path):
+    """Each part is asked for when the one before is in the file, so no two need be held."""
+    held: list[weakref.ref] = []
+
+    def parts() -> Iterator[np.ndarray]:
+        for _ in range(20):
+            assert sum(ref() is not None for ref in held) <= 1
+            made = np.zeros(1000, np.uint16)
+            held.append(weakref.ref(made))
+            yield made
+            del made
+
+    (shard,) = write_shards(tmp_path, "train", parts(), 20_000, "uint16", 20_000)
+    assert shard.tokens == 20_000
+
+
+def test_more_tokens_than_counted_are_a_bug(tmp_path: Path):
+    with pytest.raises(ValueError, match="more than 3 tokens"):
+        write_shards(tmp_path, "train", iter([np.zeros(3, np.uint16)] * 2), 3, "uint16", 3)

@@ -1,8 +1,11 @@
 """Inspecting finds what was prepared, to the token, and every byte that changed."""
 
+import errno
+import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,13 @@ from conftest import run_verb
 from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
 from gptjax.data.manifest import Manifest, read_manifest
-from gptjax.preparation.inspection import count_tokens, report, verify_shards
+from gptjax.preparation import inspection
+from gptjax.preparation.inspection import (
+    count_tokens,
+    inspect_with_report,
+    report,
+    verify_shards,
+)
 from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
 
@@ -56,6 +65,35 @@ def test_every_shard_that_changed_is_named(prepared: Manifest, tmp_path: Path):
             file.write(b"\x01")
     with pytest.raises(UserError, match=f"^{shards[1].name}, {shards[3].name} in .* changed since"):
         verify_shards(copy)
+
+
+def test_a_read_only_directory_is_inspected_and_stays_as_it_is(
+    four: Manifest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """As on a mount that nobody can write, which no permission keeps root from."""
+
+    def before_writing(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opened(path, mode, *args, **kwargs)
+
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", before_writing)
+    before = sorted(four.directory.parent.rglob("*"))
+    inspect_with_report(four.directory)  # it may seem writable, as a full disk does
+    assert "lengths.png cannot be written" in capsys.readouterr().out
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    inspect_with_report(four.directory)
+    assert "not drawn, as" in capsys.readouterr().out
+    assert sorted(four.directory.parent.rglob("*")) == before
+
+
+def test_large_shards_are_counted_in_parts(four: Manifest, monkeypatch: pytest.MonkeyPatch):
+    whole = count_tokens(four, "train", eot_id=256)
+    monkeypatch.setattr(inspection, "COUNTED_TOKENS", 2)
+    parts = count_tokens(four, "train", eot_id=256)
+    assert parts.lengths.tolist() == whole.lengths.tolist()
+    assert parts.frequencies.tolist() == whole.frequencies.tolist()
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_verb
 
-from gptjax.base.errors import UserError
+from gptjax.base.errors import ConfigError, UserError
 from gptjax.cli import ConfigCommand, parse_config
 from gptjax.config import DataConfig
 from gptjax.config.presets import load_config
@@ -22,6 +22,7 @@ from gptjax.preparation.oddities import Oddities
 from gptjax.preparation.pipeline import how_to_prepare, prepare_shards
 from gptjax.preparation.sources import find_inputs, text_files
 from gptjax.preparation.workspace import locked_workspace, store_plain_files
+from gptjax.prepare import prepare
 from gptjax.tokenizers.bpe import BPETokenizer
 from gptjax.tokenizers.plain import ByteTokenizer, Tokenizer
 
@@ -111,14 +112,14 @@ def test_every_token_of_every_document_is_there_in_order_and_closed(
         assert sorted(found["train"] + found["val"]) == sorted(joined)
 
 
-def test_shards_are_full_but_the_last_and_hashed_and_nothing_else_is_there(data: DataConfig):
+def test_shards_are_of_one_size_but_the_last_and_hashed_and_nothing_else_is_there(data: DataConfig):
     manifest = prepared_from(data)
     names = ["manifest.json", "tokenizer.json"]
     for split, listed in manifest.splits.items():
         shards = listed.shards
         names += [f"{split}_{i:06d}.bin" for i in range(len(shards))]
         assert [s.tokens for s in shards[:-1]] == [SHARD] * (len(shards) - 1)
-        assert 0 < shards[-1].tokens <= SHARD
+        assert SHARD <= shards[-1].tokens < 2 * SHARD  # the tail is in it
         assert sum(s.tokens for s in shards) == listed.tokens
         for shard in shards:
             raw = (manifest.directory / shard.name).read_bytes()
@@ -136,8 +137,8 @@ def test_a_document_may_end_anywhere_in_a_shard(tmp_path: Path, size: int):
     data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(tmp_path / "a.txt"),), 0.0)
     manifest = prepared_from(data)
     counts = [shard.tokens for shard in manifest.splits["train"].shards]
-    full, rest = divmod(size + 1, SHARD)
-    assert counts == [SHARD] * full + [rest] * (rest > 0)
+    full = max(1, (size + 1) // SHARD)
+    assert counts == [SHARD] * (full - 1) + [size + 1 - SHARD * (full - 1)]
     assert stream(manifest, "train").tolist() == [ord("x")] * size + [256]
     assert (manifest.splits["val"].tokens, manifest.splits["val"].shards) == (0, ())
 
@@ -385,6 +386,8 @@ def test_the_command_line_prepares_and_says_what_came_of_it(texts: list[str], tm
         ("--input a.txt --out out --merge", 1, ["1 of 1 units", "leave out --merge"]),
         ("--input a.txt --out out --partition 0/2 --tokenizer bpe:300", 2, ["needs all the text"]),
         ("--input - --out out --partition 0/2", 2, ["standard input"]),
+        ("--input - --out out --merge", 2, ["--merge puts together"]),
+        ("--input a.txt --out out --merge --tokenizer chars", 2, ["--merge puts together"]),
         ("--inspect thesis", 1, ["no prepared data in thesis (no manifest.json)"]),
         ("--inspect thesis --input a.txt", 2, ["--inspect does not read --input"]),
         ("--adopt thesis --out a --val-fraction 0.1 --merge", 2, ["--val-fraction, --merge"]),
@@ -416,6 +419,59 @@ def test_a_mistake_on_the_command_line_is_one_message_without_a_traceback(
     assert all(part in done.stderr for part in says)
     kept = ["a.txt", "broken.gz", "broken.zst", "empty.txt", "thesis"]
     assert [n for n in sorted(os.listdir(tmp_path / "work")) if "preparing" not in n] == kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("--input a.txt --out out --vocab-size 4096", "--vocab-size is for --train-tokenizer"),
+        ("--input a.txt --out out --tokens 9", "is for --hub alone"),
+        ("--input a.txt --out out --shard-tokens 0", "--shard-tokens must be 1 to 2"),
+        ("--input a.txt --out out --shard-tokens 9999999999", "--shard-tokens must be 1 to 2"),
+        ("--input a.txt --out out --shard-tokens 9 --partition 0/2", "which writes the shards"),
+        ("--input a.txt --out out --text-field body", "all input is text"),
+        ("--input l.jsonl --out out --doc-separator x", "all input is jsonl"),
+        ("--input a.txt --out out --format jsonl --doc-separator x", "all input is jsonl"),
+        ("--hub a/b --out out --doc-separator x", "--hub knows its records"),
+        ("--inspect out --workers 1", "--inspect does not read --workers"),
+        ("--adopt in --val-fraction 0.1", "--adopt does not read --val-fraction"),
+        ("--adopt in --vocab-size 4096", "--adopt does not read --vocab-size"),
+        ("--adopt in --tokenizer bytes --shard-tokens 9", "name a directory by --out"),
+        ("--adopt in --tokenizer gpt9", "not 'gpt9'"),
+        *(
+            (f"--train-tokenizer --input a.txt --out t.json {flag}", "--train-tokenizer does not")
+            for flag in ("--tokenizer bytes", "--val-fraction 0.1", "--workers 2", "--merge",
+                         "--partition 0/2", "--shard-tokens 9")
+        ),
+    ],
+)  # fmt: skip
+def test_flags_without_effect_are_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, reason: str
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("text\n")
+    Path("l.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(ConfigError, match=reason):
+        prepare(arguments.split())
+    assert sorted(os.listdir()) == ["a.txt", "l.jsonl"]
+
+
+def test_shards_of_another_size_are_made_and_named_and_not_mixed(
+    tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_bytes("".join(texts).encode())
+    words = "--input a.txt --out {} --shard-tokens 5000 --workers {}".format
+    for out, workers in (("one", 1), ("three", 3)):
+        assert prepare(words(out, workers).split()) == 0
+    manifest = read_manifest(tmp_path / "one")
+    assert manifest.settings["shard_tokens"] == 5000
+    assert min(shard.tokens for shard in manifest.splits["train"].shards) >= 5000
+    assert [p.read_bytes() for p in sorted(Path("one").iterdir())] == (
+        [p.read_bytes() for p in sorted(Path("three").iterdir())]
+    )
+    with pytest.raises(UserError, match="shard_tokens was 5000, now 1048576"):
+        prepare(["--input", "a.txt", "--out", "one"])
 
 
 def test_a_text_that_may_not_be_read_is_named(data: DataConfig, monkeypatch: pytest.MonkeyPatch):

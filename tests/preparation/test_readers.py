@@ -275,7 +275,7 @@ def test_what_cannot_be_read_is_left_out_counted_and_located(
     assert len(found) == 6
     counts = {"bad_records": 2, "no_text": 3, "empty": 1, "long_records": 1, "not_utf8": 2}
     assert notes.counts == counts
-    assert notes.first["no_text"] == f"{path}:{sum(map(len, lines[:3])) + 3} (it has text)"
+    assert notes.first["no_text"] == f"{path}, byte {sum(map(len, lines[:3])) + 3} (it has text)"
     total = Scan()
     for unit in find_units([Input(path, "jsonl")]):
         total.merge(scan(unit, 0.1))
@@ -400,7 +400,7 @@ def test_the_command_line_reads_json_lines_and_says_what_was_odd(tmp_path: Path)
     done = run_verb("prepare", *arguments, "--text-field", "body", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     where = (tmp_path / "a.jsonl").stat().st_size - len("oops\n")
-    assert f"note: 1 lines that are no JSON, left out (first: a.jsonl:{where})" in done.stdout
+    assert f"note: 1 lines that are no JSON, left out (first: a.jsonl, byte {where})" in done.stdout
     assert "from 56 documents" in done.stdout
 
 
@@ -427,3 +427,29 @@ def test_a_document_cut_within_tokens_is_counted_where_its_tokenizer_has_no_plac
     cut = sum(part.endswith(b"the") for part in parts[:-1])
     assert found == {"known": (0, True), "unknown": (cut, False)}
     assert cut > 9
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "found"),
+    [
+        ("a\r\n\r\nb", "\\n\\n", r", which has '\r\n\r\n'"),
+        ("a\n\nb", "\\r\\n\\r\\n", r", which has '\n\n'"),
+        ("a\r\nb", "\n", None),
+        ("a<|endoftext|>b", "<|endoftext|>\\n", ", which has '<|endoftext|>'"),
+        ("a\n\nb", "---", r", which has '\n\n'"),
+        ("a b", "---", ""),
+    ],
+)
+def test_a_separator_that_does_not_occur_is_said_with_what_does(
+    tmp_path: Path, text: str, separator: str, found: str | None
+):
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode())
+    documents, notes = passages(Input(path, separator=separator))
+    said = None if found is None else f"{path}{found}"
+    assert notes.first.get("no_separator") == said
+    assert len(documents) == (2 if found is None else 1)
+    if found:  # what is said can be given
+        again = found.split("'")[1]
+        documents, notes = passages(Input(path, separator=again))
+        assert (len(documents), notes.first) == (2, {})

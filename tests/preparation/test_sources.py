@@ -415,3 +415,11 @@ def test_what_may_not_be_read_is_left_out_of_a_walk_and_said_to_be(
         {"unreadable": 1},
         str(tmp_path / kept),
     )
+
+
+def test_a_pipe_or_a_device_is_refused_with_what_works(tmp_path: Path):
+    os.mkfifo(pipe := tmp_path / "a pipe")
+    for path, hint in ((pipe, f"--input - < '{pipe}'"), (Path("/dev/null"), "--input -")):
+        with pytest.raises(UserError, match="is a pipe or a device") as caught:
+            find_inputs(DataConfig(inputs=(str(path),)))
+        assert hint in str(caught.value)

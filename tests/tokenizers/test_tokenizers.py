@@ -340,7 +340,7 @@ def test_asking_for_too_many_tokens_names_the_most_there_can_be():
     [
         ("byte", "did you mean bytes"),
         ("gpt-2", "did you mean gpt2"),
-        ("bpe:512", "expected bytes, gpt1, gpt2, chars, bpe:N"),
+        ("bpe:0", "expected bytes, gpt1, gpt2, chars, bpe:N"),
     ],
 )
 def test_an_unknown_tokenizer_is_answered_with_what_there_is(name: str, hint: str):

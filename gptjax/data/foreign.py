@@ -1,0 +1,176 @@
+"""Token files of other trainers: which split, which layout, and whether they are tokens at all.
+
+Nothing in a file of bare tokens says what it is, and any file of an even number of bytes could be
+one. What no tokenizer makes is refused, before a model is trained on it.
+"""
+
+import codecs
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gptjax.base.errors import UserError
+from gptjax.data.manifest import SPLITS
+from gptjax.data.shards import DTYPES, HEADER_INTS, check_shard, format_of, npy_header, read_header
+
+BEGINNING = 2**12
+ENOUGH = 1000  # tokens to judge by
+_NPY = "a .npy file of uint16 or uint32"
+_FORMATS = {
+    b"\x1f\x8b\x08": "a gzip file",
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"PK\x03\x04": "a zip file, as torch.save and np.savez make them",
+    b"PAR1": "a Parquet file",
+    b"\x93NUMPY": "a NumPy file, whose name should end in .npy",
+    b"\x89HDF": "an HDF5 file",
+    b"\x7fELF": "a program",
+}
+_CONTROLS = bytes({*range(32), 127} - {*b"\t\n\f\r\x1b"})
+
+
+@dataclass(frozen=True)
+class ForeignFile:
+    """A token file as its beginning and its size describe it."""
+
+    path: Path
+    split: str
+    layout: str
+    dtype: str
+    tokens: int
+
+
+def find_files(directory: Path) -> list[ForeignFile]:
+    """Every token file of a directory, in the order of names, which is that of their tokens.
+
+    Raises `UserError` if there is none, or with every name that tells no split.
+    """
+    if not directory.is_dir():
+        raise UserError(f"there is no directory {directory} to adopt")
+    paths = sorted(p for p in directory.iterdir() if p.suffix in (".bin", ".npy") and p.is_file())
+    if not paths:
+        raise UserError(f"{directory} has no token files: expected names that end in .bin or .npy")
+    return recognise_all(paths)
+
+
+def recognise_all(paths: Sequence[Path]) -> list[ForeignFile]:
+    """Tell split and layout of each token file of a data set; raises `UserError`."""
+    splits = {path: split_of(path.name) for path in paths}
+    if unclear := [path.name for path, split in splits.items() if split is None]:
+        raise UserError(
+            f"{', '.join(unclear)} in {paths[0].parent}: expected train or val in the name of "
+            "every token file, to tell which split it is; rename or move what is no token file"
+        )
+    files = [_recognise(path, split) for path, split in splits.items() if split is not None]
+    if len(types := {file.dtype for file in files}) > 1:
+        raise UserError(f"{paths[0].parent} mixes files of {' and '.join(sorted(types))} tokens")
+    return files
+
+
+def split_of(name: str) -> str | None:
+    """The split whose name is in a file's; None if neither is, or both are."""
+    found = [split for split in SPLITS if split in name.lower()]
+    return found[0] if len(found) == 1 else None
+
+
+def _recognise(path: Path, split: str) -> ForeignFile:
+    """Tell the layout of a token file; raises `UserError` if it is none of those known."""
+    size = path.stat().st_size
+    if path.suffix == ".npy":
+        _, shape, dtype = npy_header(path)
+        if len(shape) != 1 or dtype.byteorder == ">" or dtype.name not in DTYPES:
+            raise UserError(
+                f"{path} has shape {shape} of {dtype}, expected one dimension of "
+                f"{' or '.join(DTYPES)}"
+            )
+        file = ForeignFile(path, split, "npy", dtype.name, shape[0])
+    elif (dtype := format_of(path)) is not None:
+        tokens = int(read_header(path)[2])
+        file = ForeignFile(path, split, "llm.c", dtype, tokens)
+    else:
+        _doubt_beginning(path)
+        if size % 2 or size == 0:
+            raise UserError(
+                f"{path} has {size} bytes and no header of llm.c: it is neither that format nor "
+                "nanoGPT's, which is two bytes a token; move it away, or write it again"
+            )
+        beginning = read_header(path)
+        if len(beginning) == HEADER_INTS and beginning[0] and not beginning[3:].any():
+            raise UserError(
+                f"{path} has a header with magic number {beginning[0]}, which is none of llm.c's "
+                "for tokens: it is of another format, or damaged"
+            )
+        file = ForeignFile(path, split, "raw", "uint16", size // 2)
+    check_shard(path, file.tokens, file.dtype, file.layout)
+    if not file.tokens:
+        raise UserError(f"{path} holds no token: move it away")
+    return file
+
+
+def _doubt_beginning(path: Path) -> None:
+    """Raise `UserError` where a file begins like another format, or like text."""
+    with path.open("rb") as file:
+        raw = file.read(BEGINNING)
+    for magic, what in _FORMATS.items():
+        if raw.startswith(magic):
+            raise UserError(f"{path} is {what}, expected tokens: unpack it, or move it away")
+    if len(raw) >= 32 and not set(raw) & set(_CONTROLS) and _is_utf8(raw):
+        raise UserError(
+            f"{path} is text, or has one byte a token; expected two bytes a token: make tokens of "
+            f"text by python -m gptjax.prepare --input, or save tokens as {_NPY}"
+        )
+
+
+def doubt_ids(path: Path, tokens: np.ndarray, tokenizer: str, n_vocab: int) -> None:
+    """Raise `UserError` where uint16 `tokens` of a bare file, [N], are of no such tokenizer.
+
+    `tokens` may be its first few million.
+    """
+    if n_vocab > 2**16:
+        raise UserError(
+            f"{path} has no header and is read as two bytes a token, which hold no id above "
+            f"65,535, but {tokenizer} has {n_vocab:,}: another --tokenizer made it, or the tokens "
+            f"are wider: save them as {_NPY}"
+        )
+    if len(tokens) >= 16 and tokens[::2].any() and not tokens[1::2].any():
+        kind = "uint32" if tokens[2::4].any() else "uint64"
+        name = repr(str(path))
+        anew = f"np.fromfile({name}, np.{kind}).astype(np.uint16).tofile({name})"
+        raise UserError(
+            f"every second id in {path} is 0: its tokens are {kind}, expected uint16. Write them "
+            f"anew by python -c {shlex.quote(f'import numpy as np; {anew}')}"
+        )
+    least, most = int(tokens.min()), int(tokens.max())
+    if len(tokens) >= ENOUGH and least == most:
+        raise UserError(f"{path} holds nothing but id {most}: it is damaged, or no token file")
+    if len(tokens) < ENOUGH or n_vocab <= 1024:
+        return
+    if most < 256:
+        raise UserError(
+            f"{path} has no id above {most}, but {tokenizer} has {n_vocab:,}: these are bytes or "
+            "characters. Give the --tokenizer that made them (bytes, or chars with nanoGPT's "
+            f"meta.pkl beside it); if {tokenizer} made them all the same, save them as {_NPY}"
+        )
+    if int((tokens & 255 | tokens >> 8).max()) < 128:
+        raise UserError(
+            f"no byte in {path} is above 127, as in text, or with one byte a token, and never with "
+            f"two bytes a token of {tokenizer}: save tokens as {_NPY}"
+        )
+
+
+def are_even(tokens: np.ndarray, n_vocab: int) -> bool:
+    """Whether all ids are about as frequent, as in noise and packed files, and in no text."""
+    average = len(tokens) / n_vocab
+    return average >= 16 and int(np.bincount(tokens).max()) < 3 * average
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:  # the last character may be cut
+        codecs.getincrementaldecoder("utf-8")().decode(raw, final=len(raw) < BEGINNING)
+    except UnicodeDecodeError:
+        return False
+    return True
