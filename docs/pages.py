@@ -8,6 +8,7 @@ module and of every file that a text names, to which its name becomes a link.
 import ast
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from posixpath import dirname, relpath
 
@@ -25,6 +26,11 @@ LAST = ["launch/README.md", "bench/RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md
 FENCE = re.compile(r"^(```+).*?^\1$", re.M | re.S)
 CODE = re.compile(r"(?<!\[)`([\w./-]+/[\w.-]+\.\w+)`(?!\])")
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+STYLE = """
+.wy-nav-content { max-width: 64rem; }
+.rst-content div[class^="highlight"] { border: 0; padding: 0; }
+.rst-content details { margin-bottom: 2rem; }
+"""
 
 
 def texts() -> list[str]:
@@ -54,8 +60,9 @@ def page_of(path: str) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Give the site its table of contents."""
+    """Give the site its table of contents and its style."""
     reference = ["reference/gptjax.md", *(f"reference/{room}.md" for room in modules())]
+    config.extra_css = ["site.css"]
     config.nav = [*map(page_of, texts()), {"Reference": reference}]
     return config
 
@@ -71,7 +78,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages |= {f"reference/{name}.md": text.encode() for name, text in reference().items()}
     named = {path for text in pages if text.endswith(".md") for path in named_in(text, pages[text])}
     named |= {f"{name.replace('.', '/')}.py" for names in modules().values() for name in names}
-    pages |= {page_of(path): source(path).encode() for path in named - pages.keys()}
+    pages |= {uri: source(path).encode() for path in named if (uri := page_of(path)) not in pages}
+    pages["site.css"] = (HtmlFormatter().get_style_defs(".highlight") + STYLE).encode()
     for uri, content in pages.items():
         files.append(File.generated(config, uri, content=content))
     return files
@@ -94,7 +102,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return outside_fences(markdown, lambda text: CODE.sub(of_code, LINK.sub(of_link, text)))
 
 
-def outside_fences(markdown: str, change) -> str:
+def outside_fences(markdown: str, change: Callable[[str], str]) -> str:
     """Apply `change` to all of a text but its fenced blocks."""
     parts, end = [], 0
     for fence in FENCE.finditer(markdown):
