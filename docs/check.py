@@ -24,8 +24,6 @@ import zstandard
 
 ROOT = Path(__file__).parent.parent
 TEXTS = ["README.md", "CONTRIBUTING.md", "docs/*.md", "launch/*.md", "configs/*.py"]
-JOBS = 2  # files at a time
-
 VARIABLES = "for the commands after it"
 RUN, SMALL, PARSE, DRY, SKIP = "run", "run with tiny sizes", "parsed", "make -n", "skipped"
 RULES = [  # the first pattern that is found in a command decides
@@ -49,7 +47,6 @@ RULES = [  # the first pattern that is found in a command decides
 REPLACED = [  # in commands that are run with tiny sizes
     (r"--tokenizer gpt2", "--tokenizer bytes"),  # gpt2's file may not be at hand
     (r"data/NAME", "data/tiny"),
-    (r"--max-new-tokens \d+", ""),
 ]
 TINY = {
     "train": "--train.max-steps 2 --optim.warmup-steps 1 --train.batch-tokens 64 "
@@ -103,8 +100,8 @@ def scratch(directory: Path) -> dict[str, str]:
         path.parent.mkdir(exist_ok=True)
         lines = [f"Once upon a time, {name} had the line {i}." for i in range(2000)]
         records = "".join(f'{{"text": "{line}"}}\n' for line in lines).encode()
-        is_text = name.endswith(".txt")
-        path.write_bytes("\n".join(lines).encode() if is_text else zstandard.compress(records))
+        text = "\n".join(lines).encode()
+        path.write_bytes(text if path.suffix == ".txt" else zstandard.compress(records))
     for name, options in (("bin", ""), ("parse", f'"{Path(__file__).resolve()}" --parse')):
         python = directory / name / "python"
         python.parent.mkdir()
@@ -121,12 +118,12 @@ def check_file(path: Path) -> list[tuple[str, str, str]]:
         for command in commands(path):
             how, reason = rule_of(command)
             if how == SKIP:
-                missing = unknown_extras(command)
-                results.append(("FAILED" if missing else SKIP, command, missing or reason))
+                unknown = unknown_names(command)
+                results.append(("FAILED" if unknown else SKIP, command, unknown or reason))
                 continue
             runnable = smaller(command) if how == SMALL else command
             runnable = re.sub("^make ", "make -n ", runnable) if how == DRY else runnable
-            first = Path(name) / ("parse" if how == PARSE else "bin")
+            first = f"{name}/{'parse' if how == PARSE else 'bin'}"
             done = subprocess.run(
                 ["bash", "-c", f"{variables}\n{runnable}"],
                 cwd=name, env={**environment, "PATH": f"{first}:{environment['PATH']}"},
@@ -149,12 +146,16 @@ def smaller(command: str) -> str:
     return f"{command} {TINY[verb[1]]}" if verb and "--inspect" not in command else command
 
 
-def unknown_extras(command: str) -> str:
-    """The extras of a `pip install` that pyproject.toml does not have, as a complaint or ''."""
+def unknown_names(command: str) -> str:
+    """A complaint about extras, files and configs of a command that do not exist, or ''."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = {name for group in re.findall(r"\.\[([\w,]+)\]", command) for name in group.split(",")}
-    unknown = named - project["optional-dependencies"].keys()
-    return f"no such extra: {', '.join(sorted(unknown))}" if unknown else ""
+    extras = [name for group in re.findall(r"\.\[(.*?)\]", command) for name in group.split(",")]
+    paths = re.findall(r"\b(?:bench|launch)/[\w.]+", command)
+    configs = re.findall(r"(?:launch/\S+ |CONFIG=)([a-z]\w+)", command)
+    unknown = [extra for extra in extras if extra not in project["optional-dependencies"]]
+    unknown += [path for path in paths if not (ROOT / path).exists()]
+    unknown += [name for name in configs if not (ROOT / "configs" / f"{name}.py").exists()]
+    return f"there is no {', '.join(unknown)}" if unknown else ""
 
 
 def parse_only(argv: list[str]) -> None:
@@ -183,7 +184,7 @@ def main(argv: list[str]) -> int:
         return 0
     named = argv or [str(p.relative_to(ROOT)) for text in TEXTS for p in sorted(ROOT.glob(text))]
     failed = 0
-    with ThreadPoolExecutor(JOBS) as pool:
+    with ThreadPoolExecutor(2) as pool:
         for name, results in zip(
             named, pool.map(check_file, map(ROOT.joinpath, named)), strict=True
         ):

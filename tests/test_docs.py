@@ -49,6 +49,8 @@ def test_commands_of_a_config_are_those_of_its_docstring(tmp_path):
 BAD = {
     "a target that is not there": "make nothing",
     "an extra that is not there": "pip install -e '.[cuda99]'",
+    "a script that is not there": "launch/nothing.sh tiny",
+    "a config of a script that is not there": "launch/node.sh nothing",
     "a config that is not there": "python -m gptjax.train --config gpt2_nothing",
     "a flag that is not there": "python -m gptjax.prepare --hub a/b --no-such-flag 3 --out d",
     "flags that exclude each other": "python -m gptjax.prepare --hub a/b --input c --out d",
