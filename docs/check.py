@@ -183,18 +183,16 @@ def main(argv: list[str]) -> int:
         parse_only(argv[1:])
         return 0
     named = argv or [str(p.relative_to(ROOT)) for text in TEXTS for p in sorted(ROOT.glob(text))]
+    checked = ThreadPoolExecutor(2).map(check_file, map(ROOT.joinpath, named))
     failed = 0
-    with ThreadPoolExecutor(2) as pool:
-        for name, results in zip(
-            named, pool.map(check_file, map(ROOT.joinpath, named)), strict=True
-        ):
-            for outcome, command, reason in results:
-                print(f"{outcome:20}{name}: {' '.join(command.split())}")
-                if reason:
-                    print(f"{'':20}{reason}")
-                failed += outcome == "FAILED"
+    for name, results in zip(named, checked, strict=True):
+        for outcome, command, reason in results:
+            print(f"{outcome:20}{name}: {' '.join(command.split())}", flush=True)
+            if reason:
+                print(f"{'':20}{reason}")
+            failed += outcome == "FAILED"
     print(f"{failed} failed")
-    return 1 if failed else 0
+    return min(failed, 1)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""The programs of docs/: the check of commands sees what is wrong, and names become links."""
+"""The programs of docs/ find mistakes and make links; the examples in docstrings of config/ hold."""
 
+import doctest
 import importlib
 import json
 import sys
@@ -7,6 +8,8 @@ from types import ModuleType
 
 import pytest
 from conftest import ROOT
+
+from gptjax.config import batches, names
 
 
 def program(name: str) -> ModuleType:
@@ -99,3 +102,10 @@ def test_names_of_files_become_links():
 def test_the_notebook_is_committed_without_outputs():
     cells = json.loads((ROOT / "docs" / "first_hour.ipynb").read_text())["cells"]
     assert [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
+
+
+@pytest.mark.parametrize("module", [names, batches], ids=lambda module: module.__name__)
+def test_the_examples_of_docstrings_hold(module):
+    failures, examples = doctest.testmod(module)
+    assert failures == 0
+    assert examples
