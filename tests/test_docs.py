@@ -1,4 +1,4 @@
-"""The programs of docs/ find mistakes and make links; the examples in docstrings of config/ hold."""
+"""The programs of docs/ find mistakes and make links; the examples of config/ hold."""
 
 import doctest
 import importlib
