@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SLOW ?= slow
 
-.PHONY: setup setup-reference quickstart test test-slow lint clean
+.PHONY: setup setup-reference quickstart test test-slow lint docs docs-check notebook clean
 
 # The stamp is newer than what the environment was made from, or the environment is made again.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -35,5 +35,19 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+docs-check: setup
+	$(BIN)/python docs/check.py
+
+notebook: $(VENV)/installed-docs
+	$(BIN)/jupyter-execute docs/first_hour.ipynb
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -245,7 +245,7 @@ def test_a_public_name_means_one_thing():
 
 TEXTS = sorted(
     path
-    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("launch/**/*")]
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("launch/**/*")]
     if path.is_file()
 )
 

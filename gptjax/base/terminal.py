@@ -11,6 +11,7 @@ ByteProgress = Callable[[int], None]
 
 def byte_bars(rate: str = "") -> Any:
     """A `rich.progress.Progress` of bytes, their speed and the time left; `rate` shows more."""
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -27,6 +28,7 @@ def byte_bars(rate: str = "") -> Any:
         TransferSpeedColumn(),
         TextColumn(rate),
         TimeRemainingColumn(),
+        console=Console(force_jupyter=False),  # rich's bars for notebooks need another package
     )
 
 

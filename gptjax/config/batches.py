@@ -12,7 +12,12 @@ from gptjax.config.schema import Config
 
 
 class BatchSchedule(NamedTuple):
-    """Rows of every step: `first` doubling to `final`, which is reached after `steps` steps."""
+    """Rows of every step: `first` doubling to `final`, which is reached after `steps` steps.
+
+    >>> ramp = BatchSchedule(first=16, final=64, steps=100)
+    >>> [ramp.rows(step) for step in (0, 49, 50, 99, 100)], ramp.rows_before(60)
+    ([16, 16, 32, 32, 64], 1120)
+    """
 
     first: int
     final: int

@@ -27,7 +27,11 @@ class HubName(NamedTuple):
 
 
 def read_hub_name(text: str) -> HubName | None:
-    """Read `HUB_FORM`; None if the text is something else."""
+    """Read `HUB_FORM`; None if the text is something else.
+
+    >>> read_hub_name("owner/name@v2:subset")
+    HubName(repository='owner/name', revision='v2', subset='subset', split='train')
+    """
     found = _NAME.fullmatch(text)
     if found is None:
         return None
@@ -47,6 +51,9 @@ def parse_source(text: str) -> MixtureSource:
     """Read DIR=WEIGHT or DIR=WEIGHT:EPOCHS; raises ValueError that says what is wrong.
 
     A weight of 0 is that of a source which only a change brings in, or which is only validated on.
+
+    >>> parse_source("data/books=30:4")
+    MixtureSource(path='data/books', weight=Fraction(30, 1), max_epochs=4.0)
     """
     path, is_there, numbers = text.rpartition("=")
     weight, is_capped, epochs = numbers.partition(":")
@@ -57,7 +64,11 @@ def parse_source(text: str) -> MixtureSource:
 
 
 def parse_change(text: str, sources: int) -> tuple[int, list[Fraction]]:
-    """Read STEP=WEIGHT,WEIGHT,... with a weight for every source; raises ValueError."""
+    """Read STEP=WEIGHT,WEIGHT,... with a weight for every source; raises ValueError.
+
+    >>> parse_change("9000=50,0.5", sources=2)
+    (9000, [Fraction(50, 1), Fraction(1, 2)])
+    """
     step, _, numbers = text.partition("=")
     weights = [_number(number, text) for number in numbers.split(",")]
     if not step.isdecimal() or int(step) < 1:
@@ -106,7 +117,11 @@ def _positive(text: str, whole: str) -> Fraction:
 
 
 def profile_window(text: str) -> tuple[int, int] | None:
-    """Read STEP:COUNT; None if it is something else."""
+    """Read STEP:COUNT; None if it is something else.
+
+    >>> profile_window("20:5")
+    (20, 5)
+    """
     step, _, count = text.partition(":")
     numbers = [int(n) if n.isdecimal() and len(n) < 16 else -1 for n in (step, count)]
     return None if numbers[0] < 0 or numbers[1] < 1 else (numbers[0], numbers[1])

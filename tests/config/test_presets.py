@@ -5,9 +5,6 @@ import dataclasses
 import importlib
 import re
 import shlex
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import jax
@@ -322,29 +319,3 @@ def test_every_problem_of_a_file_is_listed_with_its_name(tmp_path):
         f"{path}: optim.eps",
         f"{path}: train.seed",
     ]
-
-
-def test_an_unpacked_wheel_brings_the_configs_along(tmp_path):
-    pytest.importorskip("build")
-    pytest.importorskip("hatchling")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("gptjax-*.whl")
-    installed, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    with zipfile.ZipFile(wheel) as archive:
-        names = {n for n in archive.namelist() if ".dist-info/" not in n}
-        archive.extractall(installed)
-    files = [p for p in (ROOT / "gptjax").rglob("*") if p.is_file() and p.suffix != ".pyc"]
-    sources = {str(p.relative_to(ROOT)) for p in files}
-    assert names == sources | {f"gptjax/configs/{path.name}" for path in CONFIGS}
-    look = (
-        "from gptjax.config.presets import load_config, preset_names, presets_dir\n"
-        "print(presets_dir())\n"
-        "for name in preset_names(): load_config(name); print(name)"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", look], cwd=elsewhere, env={"PYTHONPATH": str(installed)},
-        check=True, capture_output=True, text=True,
-    ).stdout.splitlines()  # fmt: skip
-    assert found == [str(installed / "gptjax" / "configs"), *(path.stem for path in CONFIGS)]
