@@ -10,7 +10,7 @@ ByteProgress = Callable[[int], None]
 
 
 def byte_bars(rate: str = "") -> Any:
-    """A `rich.progress.Progress` of bytes, their speed and the time left; `rate` shows more."""
+    """A `rich.progress.Progress` of bytes, speed and time left; `rate` adds a column of text."""
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -31,7 +31,7 @@ def byte_bars(rate: str = "") -> Any:
 
 
 def gibibytes(n: float) -> str:
-    """Bytes as people read them: 3 digits."""
+    """Bytes as GiB, to three digits."""
     size = n / 2**30
     if size >= 1000:
         return f"{size:,.0f} GiB"
@@ -40,7 +40,7 @@ def gibibytes(n: float) -> str:
 
 
 def how_long(size: int) -> str:
-    """The time that so many bytes take on the usual lines."""
+    """The time to fetch `size` bytes over common connections, in words."""
     times = []
     for line, rate in LINES.items():
         minutes = size / rate / 60
