@@ -6,14 +6,14 @@
     python bench/run.py --only train_throughput --against ../other/checkout
     python bench/run.py --quick                          # toy sizes: does every program run?
 
-Each figure stands beside another of the same run: torch, plain XLA, or a floor that the table
-names. Sides take turns, each in its own process. A program that fails is reported, the others run,
-and the exit code is 1. Comparisons with torch need the `reference` extra.
+Each figure has another of the same run beside it: torch's, plain XLA's, or a floor that the table
+names. Sides take turns, each in its own process. If a program fails, the others still run, and the
+exit code is 1. Comparisons with torch need the `reference` extra.
 
-`--against` gives train_throughput another side instead of torch: the train command of another
-checkout of this repository, old or new, whose tree may be another. Both run `shakespeare` and
-`gpt2_124m` (1,024 tokens a step, float32; gpt2's tokenizer is needed) by turns, five runs each, and
-the rates are those of metrics.jsonl after the first steps: a quarter of an hour on two cores.
+With `--against`, train_throughput compares with the train command of another checkout instead of
+torch; that checkout may be older or newer, with another tree. Both run `shakespeare` and
+`gpt2_124m` (1,024 tokens a step, float32; needs gpt2's tokenizer) in turns, five runs each, and the
+rates come from metrics.jsonl after the first steps: a quarter of an hour on two cores.
 """
 
 import signal
@@ -75,9 +75,9 @@ def run_programs(
     seconds: float = FOREVER,
     limit: float = FOREVER,
 ) -> dict[str, dict[str, Any]]:
-    """Run all, or those in `only`, within `seconds`, each within `limit`: every one's outcome.
+    """Run all, or those in `only`, within `seconds`, each within `limit`; return every outcome.
 
-    One that fails or runs over is reported, and the rest go on; none starts with too little left.
+    If one fails or runs over its limit, the rest go on; none starts with too little time left.
     """
     if unknown := set(only) - set(programs):
         names = f"{', '.join(sorted(unknown))}: expected of {', '.join(programs)}"

@@ -292,7 +292,7 @@ def test_a_task_of_an_array_takes_its_share(array_job, fakes):
         assert array_job("--out", "a b", **array, **shows).stdout == f"{verb}{expected}\n"
     refused = array_job("--out", "a", task=3, first=3, last=7, **shows)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "the array has to begin at 0" in refused.stderr
+    assert "must begin at 0" in refused.stderr
 
 
 @pytest.mark.slow

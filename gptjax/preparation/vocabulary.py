@@ -1,4 +1,4 @@
-"""Train a tokenizer on text by itself, as one JSON file that any preparation may then use."""
+"""Trains a tokenizer on text and writes one JSON file, which any preparation can use."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ from gptjax.tokenizers.registry import fingerprint
 def train_tokenizer(inputs: Sequence[Input], n_vocab: int, out: Path) -> BPETokenizer:
     """Train a byte-level BPE of `n_vocab` ids on all documents and write it to `out`.
 
-    Raises `UserError` if `out` is there already, or cannot be written, or without any text.
+    Raises `UserError` if `out` exists or cannot be written, or if there is no text.
     """
     with _plain_files(inputs, out) as plain:
         return _train(plain, n_vocab, out, Oddities())
 
 
 def train_tokenizer_with_report(inputs: Sequence[Input], n_vocab: int, out: Path) -> None:
-    """Train on a terminal: what is trained on before, what came of it after."""
+    """Train, and print the amount of text before and the result afterwards."""
     with _plain_files(inputs, out) as plain:
         size, oddities = sum(source.size for source in plain), Oddities()
         print(f"training a BPE of {n_vocab:,} tokens on {size / 1e6:,.1f} MB", flush=True)
@@ -49,9 +49,9 @@ def train_tokenizer_with_report(inputs: Sequence[Input], n_vocab: int, out: Path
 
 @contextmanager
 def _plain_files(inputs: Sequence[Input], out: Path) -> Iterator[list[Input]]:
-    """The inputs as plain files, for a while; what has to be unpacked lies beside `out`."""
+    """The inputs as plain files, while the context lasts; unpacked ones lie beside `out`."""
     if out.suffix != ".json":
-        raise UserError(f"--out {out} is no .json file: a tokenizer is stored as one, TOK.json")
+        raise UserError(f"--out {out} must end in .json: a tokenizer is stored as one JSON file")
     if out.exists():
         raise UserError(f"{out} exists: choose another --out, or move that file away")
     try:
@@ -65,7 +65,7 @@ def _plain_files(inputs: Sequence[Input], out: Path) -> Iterator[list[Input]]:
 def _train(plain: Sequence[Input], n_vocab: int, out: Path, oddities: Oddities) -> BPETokenizer:
     if next(_texts(plain, found := Oddities()), None) is None:
         why = "; ".join(describe_oddities(found.counts, found.first))
-        raise UserError(f"there is no text in what was given: {why or 'no document at all'}")
+        raise UserError(f"there is no text in the input: {why or 'no document at all'}")
     tokenizer = train_bpe(_texts(plain, oddities), n_vocab)
     write_atomically(out, tokenizer.to_json().encode())
     return tokenizer

@@ -108,9 +108,9 @@ def memory_needed(compiled: jax.stages.Compiled) -> int:
 def largest_micro_batch(rows: int, needed: Callable[[int], int], limit: int) -> int:
     """The largest divisor of `rows` for which `needed` bytes stay within the head-room of `limit`.
 
-    `needed` compiles, so it is asked rarely: memory grows almost linearly with the micro-batch, and
-    the two smallest candidates tell which of the larger ones to try first. If that one fits, the
-    next ones are tried, for logits stop growing at a full chunk; else those below it are bisected.
+    `needed` compiles, so it is called rarely: memory grows almost linearly with the micro-batch, so
+    the two smallest candidates tell which larger one to try first. If that one fits, the next ones
+    are tried, because logits stop growing at a full chunk; otherwise the ones below are bisected.
     Raises `UserError` if not even one row fits.
     """
     allowed = int(limit * HEADROOM)

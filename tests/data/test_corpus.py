@@ -221,7 +221,7 @@ def test_what_is_missing_or_has_another_tokenizer_is_named(sources, tmp_path, te
     for mixture, words in (
         (
             ("none=1", f"{sources[0]}=1", "no thing=2"),
-            "the mixture's none, no thing hold no prepared data: run\n"
+            "there is no prepared data in none, no thing of the mixture: run\n"
             f"  {command} {sources[0]}/tokenizer.json --out none\n"
             f"  {command} {sources[0]}/tokenizer.json --out 'no thing'$",
         ),

@@ -104,7 +104,7 @@ def test_a_task_that_is_in_no_table_is_refused_with_those_that_are(tmp_path):
     with pytest.raises(ConfigError) as caught:
         Setup(config)
     (problem,) = caught.value.problems
-    assert "'labeled' is none of pretrain, labelled" in problem
+    assert "unknown task 'labeled'" in problem
 
 
 def command(run: Path, kill_after: int, *flags: object) -> list[str]:
