@@ -90,7 +90,7 @@ def training(plan: Plan) -> None:
     try:
         prepared = own_text("bytes") if plan.quick else [*text, "--tokenizer", "gpt2"]
         words += prepare(plan.scratch, prepared)
-    except RuntimeError:  # that tokenizer has to be fetched
+    except RuntimeError:  # that tokenizer must be fetched
         words += prepare(plan.scratch, [*text, "--tokenizer", "bpe:16384"])
     if not plan.quick:
         words += ["--train.batch-tokens", str(2**16), "--train.micro-batch", "auto"]
@@ -123,7 +123,7 @@ def main(command: Command) -> int:
     """Run the programs in order; 1 if any failed."""
     command.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gptjax-gpu-") as work:
-        # programs share what was compiled; whole trainings have caches of their own
+        # programs share a cache of compiled programs; whole trainings have their own caches
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(work) / "cache"))
         text = command.text.resolve() if command.text else None
         limit = command.minutes * 60 if command.dry_run else LIMIT

@@ -53,7 +53,7 @@ class Plan:
 
 
 class Worker:
-    """A side in a process of its own, built once; calling it does one round.
+    """A side in its own process, built once; calling it does one round.
 
     `target` is `module.function` of this directory, called with the keywords in `arguments`, which
     must be JSON; it returns a `Round` and a dict of facts. Raises `Skipped` if the side does so,

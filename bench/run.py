@@ -33,7 +33,7 @@ import trainer
 import tyro
 from harness import Plan, Skipped
 
-LEAST_SECONDS = 20  # what a program needs to be worth starting
+LEAST_SECONDS = 20  # a program with less time left is not started
 FOREVER = 1e6
 
 Program = Callable[[Plan], None]
@@ -61,7 +61,7 @@ class Command:
     quick: bool = False
     """Toy sizes and two rounds: shows that the programs run, measures nothing."""
     text: Path | None = None
-    """What the recipe trains on: tinyshakespeare.txt, or any ASCII text."""
+    """Training text of the recipe: tinyshakespeare.txt, or any ASCII text."""
     against: Path | None = None
     """Another checkout, for train_throughput to compare with."""
     out: Path | None = None

@@ -1,7 +1,7 @@
-"""The scripts in launch/: what they say, what they do when a run ends, and that they train.
+"""The scripts in launch/: their settings, their actions when a run ends, and that they train.
 
-Slurm, SkyPilot and nvidia-smi are small programs here that stand first in PATH and do what the real
-ones do for us: start tasks with their variables, run a file's commands, list GPUs.
+Slurm, SkyPilot and nvidia-smi are replaced by small programs that come first in PATH and do the
+same for us: start tasks with their variables, run a file's commands, list GPUs.
 """
 
 import json

@@ -125,7 +125,7 @@ class StepTrace:
             self._say(f"the trace could not be written to {self._directory}: {error}")
             return
         if done == self._first:
-            self._say("stopped before the first step that was to be traced")
+            self._say("stopped before the first step of the trace")
             return
         trace = max(self._directory.glob("plugins/profile/*/perfetto_trace.json.gz"), default=None)
         self._say(

@@ -125,7 +125,7 @@ def gpt2(files: Path | None = None) -> BPETokenizer:
 def tiktoken_encoding(encoding: str) -> BPETokenizer:
     """Any of tiktoken's encodings, with its own ids, from tiktoken's cache or a download.
 
-    Raises `UserError` if there is no such encoding, or if its file cannot be had.
+    Raises `UserError` if there is no such encoding, or if its file is missing.
     """
     import requests
     import tiktoken

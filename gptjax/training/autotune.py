@@ -47,9 +47,9 @@ def choose_attention(
 def choose_layout(
     config: Config, groups: int, compiled: Callable[[BatchLayout], jax.stages.Compiled]
 ) -> tuple[BatchLayout, str | None]:
-    """Choose how a batch is cut; returns it, and a note about memory if the micro-batch is `auto`.
+    """Choose the layout of a batch; returns it, and a note about memory for micro-batch `auto`.
 
-    Raises `UserError` if it cannot be found.
+    Raises `UserError` if there is none.
     """
     micro_batch = config.train.micro_batch
     if micro_batch != "auto":
@@ -60,7 +60,7 @@ def choose_layout(
             "train.micro_batch auto needs the size of a device's memory, and this device does "
             "not report it: give a number as --train.micro-batch"
         )
-    limit = int(broadcast_from_0(limit))  # all processes have to compile the same programs
+    limit = int(broadcast_from_0(limit))  # all processes must compile the same programs
     needs: dict[int, int] = {}
 
     def needed(micro_batch: int) -> int:

@@ -86,8 +86,8 @@ def steps_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
 def due(train: TrainConfig, step: int, stopping: bool, save_failed: bool) -> set[str]:
     """The work due after step `step`: any of `validate`, `sample`, `save`.
 
-    After the last step of a run all of it is due that the run does at all; after a stop request
-    only a save; a save that failed is tried again.
+    After the last step, everything is due that the run ever does; after a stop request, only a
+    save. A failed save is tried again.
     """
     last = step == train.max_steps
     every = {

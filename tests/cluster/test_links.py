@@ -1,4 +1,4 @@
-"""What connects the devices: what is told of it, and what is advised where it is slow."""
+"""The links between devices: the lines about them, and the advice if they are slow."""
 
 import time
 from dataclasses import replace

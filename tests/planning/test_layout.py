@@ -1,4 +1,4 @@
-"""Axes fill nodes from the innermost on; a mesh that cannot be is told in words."""
+"""Axes fill nodes from the innermost on; an impossible mesh is refused in words."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The verb says whether it fits, hours and price, without jax; mistakes in a sentence each."""
+"""The plan command gives fit, hours and price without jax, and one sentence per mistake."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""However text is stored, its documents are the same; what is wrong with it is counted and said."""
+"""Text has the same documents however it is stored; its faults are counted and reported."""
 
 import dataclasses
 import gzip

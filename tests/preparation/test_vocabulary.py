@@ -1,4 +1,4 @@
-"""A tokenizer trained by itself is one JSON file, which preparations and runs then share."""
+"""A trained tokenizer is one JSON file, which preparations and runs then share."""
 
 import gzip
 import json

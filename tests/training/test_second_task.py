@@ -1,4 +1,4 @@
-"""Another kind of training is one file: its batch goes through all that pretraining's does."""
+"""Another kind of training is one file; its batches pass through the same code as pretraining's."""
 
 import dataclasses
 import json
