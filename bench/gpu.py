@@ -56,7 +56,7 @@ def step_variants(quick: bool) -> dict[str, dict[str, Shape]]:
     whole = gpt2("124M", 1024, 32, micro_steps=2, dtype="bfloat16")
     if quick:
         whole = replace(TOY, micro_steps=2, loss_chunk_tokens=32)
-# Half the batch: variants are in memory side by side. Scanned: each variant is compiled.
+    # Half the batch: variants are in memory side by side. Scanned: each variant is compiled.
     half = replace(whole, batch=whole.batch // 2, unroll=1)
     kinds = ["xla", "blockwise"] if quick else ["cudnn", "xla", "blockwise"]
     tiles = replace(half, attention="blockwise")  # cudnn drops no attention weights

@@ -101,9 +101,7 @@ def test_advice_is_given_where_the_reduction_takes_more_than_a_tenth(
 
 def test_processors_get_one_line_and_no_measurement(monkeypatch):
     monkeypatch.setattr(links, "bus_bandwidth", None)
-    assert check_links(load_config("tiny")) == [
-        "links    8 x cpu in 1 process: CPUs, not measured"
-    ]
+    assert check_links(load_config("tiny")) == ["links    8 x cpu in 1 process: CPUs, not measured"]
 
 
 class Device:

@@ -223,9 +223,7 @@ def test_what_the_hub_says_no_to_is_one_clear_error(hub, shards, data, monkeypat
     )
     assert "name the --tokenizer that made them" in said(hub="owner/tokens", tokenizer=None)
     hub.broken = {NAMES[1]: 403}
-    assert "the hub answered 403 about owner/tokens" in (
-        said(hub="owner/tokens")
-    )
+    assert "the hub answered 403 about owner/tokens" in (said(hub="owner/tokens"))
     hub.broken, hub.token = {}, "hf_secret"
     assert "or it is private" in said(hub="owner/tokens")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
