@@ -1,9 +1,9 @@
 """Batches as a pure function of (seed, step): this process's rows of an endless shuffled order.
 
-The rows of each step follow those of the step before in an endless shuffled order of examples, and
-process p of P owns a contiguous P-th of them. So the same global batch appears, bit for bit, on any
-number of processes; any step is reached in O(1); and the only state of the data is the step. A
-batch has the fields of its examples, rows first; the loader does not know them.
+Each step takes the next rows of an endless shuffled order of examples, and process p of P owns a
+contiguous P-th of them. So the same global batch appears, bit for bit, on any number of processes;
+any step is reached in O(1); and the only state of the data is the step. A batch has the fields of
+its examples, rows first; the loader does not know them.
 """
 
 from collections import deque

@@ -157,7 +157,7 @@ def _is_spec(x: Any) -> bool:
 
 
 def _total_over(rows: tuple[str, ...], specs: Tree, wire_dtype: str) -> Callable[[Tree], Tree]:
-    """Add up gradients over all devices that had rows of their own.
+    """Add up gradients over all devices that have their own rows.
 
     The gradient of a leaf divided over `fsdp` was added up along that axis when it was scattered.
     """

@@ -199,7 +199,7 @@ def test_a_disk_that_fills_up_is_told_and_what_arrived_is_kept(hub, shards, data
     (shards / NAMES[1]).write_bytes(header + bytes(2 * tokens))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"write .*out: File too large; what is finished"):
+        with pytest.raises(UserError, match=r"write .*out: File too large; finished work"):
             prepare(data, TOKENS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
