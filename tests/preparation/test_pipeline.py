@@ -211,7 +211,7 @@ def test_a_directory_of_something_else_is_refused_and_untouched(data: DataConfig
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
     before = snapshot(out)
-    with pytest.raises(UserError, match=f"{re.escape(data.path)} exists and is no prepared"):
+    with pytest.raises(UserError, match=f"{re.escape(data.path)} exists"):
         prepared_from(data)
     assert snapshot(out) == before
 
