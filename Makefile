@@ -6,7 +6,7 @@ SLOW ?= slow
 
 .PHONY: setup setup-reference quickstart test test-slow lint docs docs-check notebook clean
 
-# The stamp is newer than what the environment was made from, or the environment is made again.
+# If the stamp is older than one of its sources, the environment is updated.
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt -e '.[dev]'
@@ -14,7 +14,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 setup: $(VENV)/installed
 
-# torch and transformers, for the comparisons that are skipped without them
+# torch and transformers, for comparisons that are otherwise skipped
 setup-reference: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,reference]'
 

@@ -28,7 +28,7 @@ def _train(shape: Shape, steps: int, target: str = "side.train", **more: Any):
 def throughput(plan: Plan, dtype: str) -> None:
     """Tokens per second of training, beside Hugging Face's GPT-2 and a plain torch module.
 
-    In bfloat16 the torch sides use autocast. With `plan.against`, two checkouts instead.
+    In bfloat16 the torch sides use autocast. With `plan.against`, compare two checkouts instead.
     """
     if plan.against is not None:
         return trainer.checkouts(plan)
@@ -67,9 +67,9 @@ def variants(
     steps: int = 1,
     together: bool = True,
 ) -> None:
-    """One row a variant of the same step; one that does not fit is left out.
+    """One row for each variant of the same step; a variant that does not fit is left out.
 
-    Not `together`, each has the device for itself.
+    Unless `together`, each has the device to itself.
     """
     groups = [shapes] if together else [{name: shape} for name, shape in shapes.items()]
     measured, facts = {}, {}
@@ -115,7 +115,7 @@ def _variant_row(
 
 
 def loss(plan: Plan) -> None:
-    """The loss over all logits at once against chunks, for one layer under GPT-2's vocabulary."""
+    """The loss over all logits at once and in chunks, for one layer with GPT-2's vocabulary."""
     shape = replace(gpt2("124M", 256, 16), n_layer=1, loss_chunk_tokens=0)
     chunks = [512, 1024, 2048]
     if plan.quick:
@@ -132,7 +132,7 @@ def in_chunks(shape: Shape, chunks: list[int]) -> dict[str, Shape]:
 
 
 def attention(plan: Plan) -> None:
-    """All T x T weights at once (xla) against tiles of them (blockwise), by context."""
+    """All T x T weights at once (xla) and in tiles (blockwise), by context."""
     shapes = {c: gpt2("124M", c, 2048 // c, n_layer=1, n_vocab=256) for c in (256, 1024, 2048)}
     for context, shape in ({TOY.n_ctx: TOY} if plan.quick else shapes).items():
         report = Report(

@@ -1,17 +1,17 @@
-"""Everything there is to know about gptjax on one GPU, in one command and eight minutes.
+"""Measures gptjax on one GPU, in one command and eight minutes.
 
     python bench/gpu.py --out figures
     python bench/gpu.py --out figures --text corpus.txt --minutes 8
     python bench/gpu.py --dry-run                       # toy sizes, on a CPU
 
-First the step of gpt2_124m (bfloat16, context 1024) with its MFU; flash against other attention;
-the loss in chunks; unrolled against scanned layers; a training on real text with its curve and the
+It measures the step of gpt2_124m (bfloat16, context 1024) with its MFU; flash and other attention;
+the loss in chunks; unrolled and scanned layers; training on real text, with its curve and the
 micro-batch that `auto` takes; cold and warm start; GPT-2 XL; dropout's generators.
 
-These are the programs of run.py by a GPU's shapes, in the order of their importance, each with a
-limit and a JSON file. One that fails or runs over is recorded in gpu.json and the rest go on; none
-starts that has too little time left. The text is `--text`, else the source of Python's standard
-library; its tokens are gpt2's where that tokenizer can be loaded, else a BPE of its own.
+These are the programs of run.py with a GPU's shapes, in order of importance, each with a time limit
+and a JSON file. If one fails or runs over its limit, gpu.json says so and the rest go on; a program
+starts only if enough time is left. The text is `--text`, else the source of Python's standard
+library; its tokens are gpt2's if that tokenizer can be loaded, else those of a BPE trained on it.
 """
 
 import os
@@ -52,11 +52,11 @@ class Command:
 
 
 def step_variants(quick: bool) -> dict[str, dict[str, Shape]]:
-    """Steps by program and variant; a variant differs from the first in what its name says."""
+    """Steps by program and variant; a variant differs from the first one as its name says."""
     whole = gpt2("124M", 1024, 32, micro_steps=2, dtype="bfloat16")
     if quick:
         whole = replace(TOY, micro_steps=2, loss_chunk_tokens=32)
-    # Half the batch: variants are in memory side by side. Scanned: every one is compiled.
+    # Half the batch: variants are in memory side by side. Scanned: each variant is compiled.
     half = replace(whole, batch=whole.batch // 2, unroll=1)
     kinds = ["xla", "blockwise"] if quick else ["cudnn", "xla", "blockwise"]
     tiles = replace(half, attention="blockwise")  # cudnn drops no attention weights
@@ -75,7 +75,7 @@ def step_variants(quick: bool) -> dict[str, dict[str, Shape]]:
 
 
 def steps(plan: Plan, name: str) -> None:
-    """The variants of one name by turns; the larger models one after the other."""
+    """The variants of one name in turns; the larger models one after the other."""
     shapes = step_variants(plan.quick)[name]
     title = f"{name}: steps of {next(iter(shapes.values()))} and its variants"
     report = Report(f"gpu_{name}", title, VARIANT_COLUMNS)
@@ -84,13 +84,13 @@ def steps(plan: Plan, name: str) -> None:
 
 
 def training(plan: Plan) -> None:
-    """200 steps of the train command on real text, with their curve, by the largest micro-batch."""
+    """200 steps of the train command on real text, with the largest micro-batch and the curve."""
     count, words = (6, ["--config", "tiny"]) if plan.quick else (200, ["--config", "gpt2_124m"])
     text = ["--input", str(plan.text)] if plan.text else ["--config", "quickstart"]  # its stdlib
     try:
         prepared = own_text("bytes") if plan.quick else [*text, "--tokenizer", "gpt2"]
         words += prepare(plan.scratch, prepared)
-    except RuntimeError:  # that tokenizer has to be fetched
+    except RuntimeError:  # that tokenizer must be fetched
         words += prepare(plan.scratch, [*text, "--tokenizer", "bpe:16384"])
     if not plan.quick:
         words += ["--train.batch-tokens", str(2**16), "--train.micro-batch", "auto"]
@@ -123,7 +123,7 @@ def main(command: Command) -> int:
     """Run the programs in order; 1 if any failed."""
     command.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gptjax-gpu-") as work:
-        # programs share what was compiled; whole trainings have caches of their own
+        # programs share a cache of compiled programs; whole trainings have their own caches
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(work) / "cache"))
         text = command.text.resolve() if command.text else None
         limit = command.minutes * 60 if command.dry_run else LIMIT

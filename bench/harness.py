@@ -1,9 +1,9 @@
-"""What every measurement shares: workers, turns, medians, one table and one JSON file each.
+"""The frame of every measurement: workers, turns, medians, one table and one JSON file each.
 
-Sides are compared in turns, round by round, so that a machine that changes speed changes it for
-all, and each side lives in a process of its own: allocator options, thread pools and imports of one
-cannot help or hurt another, and one that crashes ends nobody else. Only one side computes at a
-time. This module knows neither jax nor torch.
+Sides take turns, round by round, so a machine that changes speed changes it for all. Each side has
+its own process: its allocator options, thread pools and imports cannot help or hurt another side,
+and if it crashes, no other side ends. Only one side computes at a time. This module knows neither
+jax nor torch.
 """
 
 import json
@@ -34,12 +34,12 @@ Targets = Mapping[str, tuple[str, Mapping[str, Any]]]  # side to function and it
 
 
 class Skipped(Exception):
-    """A measurement that cannot be made here; the message is the reason."""
+    """A measurement that is impossible here; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How thorough to be, where scratch files and figures go, and what to measure on or beside."""
+    """The thoroughness, the places of scratch files and figures, the text, the other checkout."""
 
     quick: bool
     scratch: Path
@@ -48,16 +48,16 @@ class Plan:
     against: Path | None = None
 
     def rounds(self, usual: int) -> int:
-        """`usual`, or as few as have a median."""
+        """`usual`, or the fewest that have a median."""
         return 2 if self.quick else usual
 
 
 class Worker:
-    """A side in a process of its own, built once; calling it does one round.
+    """A side in its own process, built once; calling it does one round.
 
     `target` is `module.function` of this directory, called with the keywords in `arguments`, which
-    must be JSON; it returns a `Round` and a dict of facts. Raises `Skipped` where the side says so,
-    `RuntimeError` with its last words where it dies.
+    must be JSON; it returns a `Round` and a dict of facts. Raises `Skipped` if the side does so,
+    `RuntimeError` with its last words if it dies.
     """
 
     def __init__(self, target: str, **arguments: Any):
@@ -80,7 +80,7 @@ class Worker:
             raise
 
     def __call__(self) -> Figures:
-        """One round; the figures it measured."""
+        """Do one round and return its figures."""
         assert self._process.stdin is not None
         self._process.stdin.write("round\n")
         self._process.stdin.flush()
@@ -99,7 +99,7 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process, by force where it does not end of itself."""
+        """End the process, by force if necessary."""
         try:
             self._process.communicate(timeout=SECONDS_TO_END)
         except subprocess.TimeoutExpired:
@@ -114,7 +114,7 @@ def plain_environment(root: Path = ROOT) -> dict[str, str]:
 
 
 def cores() -> int:
-    """Processors this process may use, which is what both sides are told to use."""
+    """Number of cores that this process may use; all sides are told to use as many."""
     return len(os.sched_getaffinity(0))
 
 
@@ -133,8 +133,8 @@ def compare(
 ) -> tuple[dict[str, list[Figures]], dict[str, dict[str, Any]]]:
     """Start a worker per side, take turns, end them: every round's figures, every side's facts.
 
-    A side that cannot run here is left out, and the report says why; so is one that dies while it
-    is built, where it `may_die` (a variant may need more memory than there is).
+    A side that cannot run here is left out, and the report says why. So is a side that dies while
+    it is built, if it `may_die`: a variant may need more memory than there is.
     """
     workers: dict[str, Worker] = {}
     try:
@@ -206,9 +206,9 @@ class Report:
     def row(
         self, name: str, measured: Mapping[str, Sequence[Figures]], amount: float, pattern: str
     ) -> None:
-        """One case: `amount` a second of every side, then the first side's over each other's.
+        """Add a case: `amount` per second of every side, and the ratio of the first to each other.
 
-        Columns are the case, the sides by name, and a ratio for each but the first.
+        Columns are the case, the sides by name, and a ratio for each side but the first.
         """
         first, *others = sides = self.columns[1 : 1 + len(self.columns) // 2]
         rates = {side: [amount / s for s in column(r)] for side, r in measured.items()}
@@ -248,7 +248,7 @@ class Report:
 
 
 def _command() -> str:
-    """What was typed, from the root of the repository: where that lies is nobody's business."""
+    """The command line, relative to the root of the repository, whose place is private."""
     program, *words = sys.argv
     path = Path(program).resolve()
     name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name
@@ -256,7 +256,7 @@ def _command() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and the versions on which the figures were measured."""
     return {
         "cpu": _processor(),
         "cores": cores(),
@@ -270,7 +270,7 @@ def machine() -> dict[str, Any]:
 
 
 def installed(package: str) -> str | None:
-    """A package's version; None where it is not installed."""
+    """A package's version; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Floors: the same work with nothing around it. Knows neither jax nor torch.
+"""Floors: the same work without a framework. This module knows neither jax nor torch.
 
 Each function builds a side for `worker.py`: it returns a round and a dict of facts.
 """
@@ -16,9 +16,9 @@ from gptjax.data.shards import HEADER_BYTES
 
 
 def load(data: str, context: int, rows: int, steps: int) -> tuple[Round, dict]:
-    """Batches as nanoGPT draws them: the file mapped anew for each, inputs and targets as int64.
+    """Batches as nanoGPT draws them: it maps the file again for each; all tokens become int64.
 
-    Windows are at random places: there are no epochs, and nothing to resume.
+    Windows start at random places: there are no epochs, and there is nothing to resume.
     """
     manifest = read_manifest(Path(data))
     shard = manifest.splits["train"].shards[0]
@@ -86,7 +86,7 @@ def _gpt2():
 
 
 def write(size: int, directory: str) -> tuple[Round, dict]:
-    """So many bytes into one file, and flushed to the disk."""
+    """Write `size` bytes into one file, and flush it to the disk."""
     block = np.random.default_rng(0).bytes(min(size, 2**24))
     path = Path(directory) / "plain"
 

@@ -6,14 +6,14 @@
     python bench/run.py --only train_throughput --against ../other/checkout
     python bench/run.py --quick                          # toy sizes: does every program run?
 
-Each figure stands beside another of the same run: torch, plain XLA, or a floor that the table
-names. Sides take turns, each in its own process. A program that fails is reported, the others run,
-and the exit code is 1. Comparisons with torch need the `reference` extra.
+Each figure has another of the same run beside it: torch's, plain XLA's, or a floor that the table
+names. Sides take turns, each in its own process. If a program fails, the others still run, and the
+exit code is 1. Comparisons with torch need the `reference` extra.
 
-`--against` gives train_throughput another side instead of torch: the train command of another
-checkout of this repository, old or new, whose tree may be another. Both run `shakespeare` and
-`gpt2_124m` (1,024 tokens a step, float32; gpt2's tokenizer is needed) by turns, five runs each, and
-the rates are those of metrics.jsonl after the first steps: a quarter of an hour on two cores.
+With `--against`, train_throughput compares with the train command of another checkout instead of
+torch; that checkout may be older or newer, with another tree. Both run `shakespeare` and
+`gpt2_124m` (1,024 tokens a step, float32; needs gpt2's tokenizer) in turns, five runs each, and the
+rates come from metrics.jsonl after the first steps: a quarter of an hour on two cores.
 """
 
 import signal
@@ -33,7 +33,7 @@ import trainer
 import tyro
 from harness import Plan, Skipped
 
-LEAST_SECONDS = 20  # what a program needs to be worth starting
+LEAST_SECONDS = 20  # a program with less time left is not started
 FOREVER = 1e6
 
 Program = Callable[[Plan], None]
@@ -61,7 +61,7 @@ class Command:
     quick: bool = False
     """Toy sizes and two rounds: shows that the programs run, measures nothing."""
     text: Path | None = None
-    """What the recipe trains on: tinyshakespeare.txt, or any ASCII text."""
+    """Training text of the recipe: tinyshakespeare.txt, or any ASCII text."""
     against: Path | None = None
     """Another checkout, for train_throughput to compare with."""
     out: Path | None = None
@@ -75,9 +75,9 @@ def run_programs(
     seconds: float = FOREVER,
     limit: float = FOREVER,
 ) -> dict[str, dict[str, Any]]:
-    """Run all, or those in `only`, within `seconds`, each within `limit`: every one's outcome.
+    """Run all, or those in `only`, within `seconds`, each within `limit`; return every outcome.
 
-    One that fails or runs over is reported, and the rest go on; none starts with too little left.
+    If one fails or runs over its limit, the rest go on; none starts with too little time left.
     """
     if unknown := set(only) - set(programs):
         names = f"{', '.join(sorted(unknown))}: expected of {', '.join(programs)}"

@@ -1,4 +1,4 @@
-"""What is trained in a measurement, as numbers alone: the sides that are not jax read it too."""
+"""The models and batches of the measurements, without jax: the other sides read them too."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -45,7 +45,7 @@ MAX_STEPS = 10_000
 
 
 class TrainStep:
-    """The trainer's own step on one device, compiled; `run` needs parameters, the rest none."""
+    """The trainer's own step on one device, compiled; only `run` needs parameters."""
 
     def __init__(self, shape: Shape):
         self.shape, model = shape, model_config(shape)
@@ -77,7 +77,7 @@ class TrainStep:
         self._batch = put_rows(self.program.mesh, {"tokens": tokens}, axis=1)
 
     def run(self, steps: int) -> float:
-        """Wall seconds of so many steps, the loss fetched a step late, as the trainer does."""
+        """Wall seconds of `steps` steps, with the loss fetched a step late as in the trainer."""
         if self._state is None:
             self.start()
         started, previous = time.perf_counter(), None
@@ -90,7 +90,7 @@ class TrainStep:
         return time.perf_counter() - started
 
     def facts(self) -> dict[str, Any]:
-        """Bytes of one step by the compiler's account, FLOPs of its products, compile time."""
+        """Bytes of one step as the compiler reports, FLOPs of its products, compile time."""
         memory = self._compiled.memory_analysis()
         assert memory is not None  # CPUs and GPUs tell
         return {
@@ -103,10 +103,10 @@ class TrainStep:
 
 
 def product_flops(jaxpr: Any) -> float:
-    """FLOPs of all matrix products of a jaxpr, those of a scan as often as it runs them.
+    """FLOPs of all matrix products of a jaxpr, with those of a scan times its length.
 
-    XLA's own account takes every loop for one turn. Of branches the dearest counts; a while loop,
-    whose turns nobody knows, counts once.
+    XLA's own count takes every loop as one iteration. Here the most expensive branch counts, and a
+    while loop, whose length is unknown, counts once.
     """
     total = 0.0
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -124,7 +124,7 @@ def product_flops(jaxpr: Any) -> float:
 
 
 def train(shape: dict, steps: int, warm: int = 3) -> tuple[Round, dict]:
-    """`steps` steps a round, after `warm` that nobody times."""
+    """`steps` steps a round, after `warm` untimed ones."""
     keep_freed_memory(parameter_count(model_config(Shape(**shape))))  # as the train verb does
     step = TrainStep(Shape(**shape))
     step.run(warm)
@@ -132,7 +132,7 @@ def train(shape: dict, steps: int, warm: int = 3) -> tuple[Round, dict]:
 
 
 def decode(shape: dict, prompt: int, new_tokens: int) -> tuple[Round, dict]:
-    """Greedy text of random parameters, token by token as the generate verb does it."""
+    """Greedy text of random parameters, token by token as in the generate command."""
     cfg = model_config(Shape(**shape))
     params = init_params(cfg, jax.random.key(0))
     sample = SampleConfig(max_new_tokens=new_tokens, temperature=0.0, top_k=None)
@@ -149,7 +149,7 @@ def decode(shape: dict, prompt: int, new_tokens: int) -> tuple[Round, dict]:
 
 
 def load(data: str, context: int, rows: int, steps: int) -> tuple[Round, dict]:
-    """`steps` shuffled batches of `rows` windows through Grain, as the loop gets them."""
+    """`steps` shuffled batches of `rows` windows through Grain, as in the training loop."""
     windows = TokenWindows(read_manifest(Path(data)), "train", context)
     source = StepSource(windows, BatchSchedule(rows, rows, 0), 2**31, seed=0)
     position = 0
@@ -168,7 +168,7 @@ def load(data: str, context: int, rows: int, steps: int) -> tuple[Round, dict]:
 
 
 def encode(texts: Sequence[str]) -> tuple[Round, dict]:
-    """Documents through the gpt2 tokenizer by a pool of threads, one a core."""
+    """Documents through the gpt2 tokenizer in a pool of threads, one per core."""
     try:
         tokenizer = make_tokenizer("gpt2")
     except UserError as error:
@@ -204,7 +204,7 @@ def prepare_texts(texts: Sequence[str], directory: str) -> tuple[Round, dict]:
 
 
 def prepare_file(path: str, directory: str) -> tuple[Round, dict]:
-    """The verb on one file, start-up included; `memory` is the sum of all its processes' peaks."""
+    """The command on one file, with start-up; `memory` is the sum of its processes' peaks."""
     try:
         make_tokenizer("gpt2")
     except UserError as error:
@@ -248,7 +248,7 @@ def _memory_peaks(pid: int) -> dict[int, int]:
 
 
 def save(shape: dict, directory: str) -> tuple[Round, dict]:
-    """A checkpoint a round: seconds that `save` holds the loop, and until it is safe on disk."""
+    """A checkpoint a round: seconds that `save` delays the loop, and until it is safe on disk."""
     model, optim = model_config(Shape(**shape)), OptimConfig()
     keep_freed_memory(parameter_count(model))  # as the train verb does
     state = initial_state(model, make_optimizer(optim, MAX_STEPS), 0, make_mesh(1))

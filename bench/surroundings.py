@@ -1,4 +1,4 @@
-"""Programs that measure what surrounds the computation: data, tokenizer, checkpoints."""
+"""Programs that measure the work around the computation: data, tokenizer, checkpoints."""
 
 from dataclasses import asdict
 
@@ -14,7 +14,7 @@ TIKTOKEN = "tiktoken encode_ordinary_batch"
 
 
 def loader(plan: Plan) -> None:
-    """Shuffled batches through Grain against nanoGPT's loop over one memory map."""
+    """Shuffled batches through Grain, and nanoGPT's loop over one memory map."""
     inputs = tuple(map(str, sorted(BENCH.glob("*.py"))))
     data = DataConfig(
         path=str(plan.scratch / "loader"), tokenizer="bytes", inputs=inputs if plan.quick else ()
@@ -42,7 +42,7 @@ TEXT_COLUMNS = ("side", "MB/s", "over tiktoken's batch", "memory of all processe
 
 
 def _text_rows(report: Report, measured: dict[str, list[Figures]], size: int) -> None:
-    """One row a side that turned `size` bytes into tokens."""
+    """One row for each side that turned `size` bytes into tokens."""
     for side, rounds in measured.items():
         speed = Spread.of([size / 1e6 / s for s in column(rounds)]).text("{:,.2f}")
         if TIKTOKEN in measured:
@@ -55,7 +55,7 @@ def _text_rows(report: Report, measured: dict[str, list[Figures]], size: int) ->
 
 
 def tokenizer(plan: Plan) -> None:
-    """Text to gpt2 tokens: a pool of threads and the whole preparation, against tiktoken's own."""
+    """Text to gpt2 tokens: a pool of threads, the whole preparation, and tiktoken's own call."""
     documents = (
         sorted((ROOT / "gptjax").rglob("*.py"))
         if plan.quick
@@ -81,7 +81,7 @@ def tokenizer(plan: Plan) -> None:
 
 
 def large_text(plan: Plan) -> None:
-    """One file of 2 GB to shards, and the memory that takes, against tiktoken on the same file."""
+    """One file of 2 GB to shards, with the memory used, and tiktoken on the same file."""
     size = 10**7 if plan.quick else 2 * 10**9
     text = plan.scratch / "text"
     raw = b"".join(d.path.read_bytes() for d in standard_library()[: 200 if plan.quick else None])
@@ -113,10 +113,10 @@ def _is_text(path) -> bool:
 
 
 def checkpoint(plan: Plan) -> None:
-    """Seconds that a save holds up the loop, against writing the same bytes plainly."""
+    """Seconds that a save delays the loop, and those of plainly writing as many bytes."""
     shape = TOY if plan.quick else gpt2("124M", 1024, 1)
     scratch = {"directory": str(plan.scratch)}
-    # parameters and two moments, float32: the plain side only has to write about as much
+    # parameters and two moments, float32: the plain side needs to write only about as much
     size = 12 * parameter_count(model_config(shape))
     report = Report("checkpoint", "", ("side", "holds the loop, s", "until safe on disk, s"))
     targets = {

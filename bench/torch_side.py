@@ -1,4 +1,4 @@
-"""torch's side: Hugging Face's GPT-2 as its users run it, and a plain module that wastes nothing.
+"""torch's sides: Hugging Face's GPT-2 as its users run it, and a plain, efficient module.
 
 Each function builds a side for `worker.py`: it returns a round and a dict of facts. torch runs in a
 process without gptjax, eager, on all cores. Needs the `reference` extra.
@@ -39,7 +39,7 @@ class PlainBlock(nn.Module):
         self.mlp_proj = nn.Linear(4 * width, width, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Attend, then bend."""
+        """Add the attention's output, then the MLP's."""
         batch, time, width = x.shape
         q, k, v = (
             part.view(batch, time, self.n_head, -1).transpose(1, 2)
@@ -97,7 +97,7 @@ def hugging_face(shape: Shape) -> Any:
 
 
 def adamw(model: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW, not fused, that decays matrices by 0.1 and nothing else."""
+    """AdamW, not fused, with decay 0.1 for matrices only."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},
@@ -143,7 +143,7 @@ def train(shape: dict, steps: int, model: str, warm: int = 3) -> tuple[Round, di
 
 
 def decode(shape: dict, prompt: int, new_tokens: int, cache: bool) -> tuple[Round, dict]:
-    """Greedy text by Hugging Face's generate, with its cache of keys and values or without."""
+    """Greedy text by Hugging Face's generate, with or without its cache of keys and values."""
     sizes = Shape(**shape)
     torch.manual_seed(0)
     torch.set_num_threads(cores())
@@ -173,8 +173,8 @@ def decode(shape: dict, prompt: int, new_tokens: int, cache: bool) -> tuple[Roun
 def recipe(text: str, out: str, steps: int, every: int) -> tuple[Round, dict]:
     """nanoGPT's CPU recipe for characters, trained while it is built; a round is its loss.
 
-    Evaluates 20 random batches of each split every so many steps, and writes a checkpoint whenever
-    the validation loss is the best so far and at the end. The loss is over the whole last tenth.
+    Every `every` steps it evaluates 20 random batches of each split, and writes a checkpoint if the
+    validation loss is the best so far, and at the end. The loss is over the whole last tenth.
     """
     torch.manual_seed(1337)
     torch.set_num_threads(cores())

@@ -1,7 +1,7 @@
 """The train command as its users run it, in whole processes: start, recipe, two checkouts.
 
-Nothing of the trainer is imported here. A run is its command line, its metrics.jsonl and what it
-prints, which are the same in every checkout.
+Nothing of the trainer is imported here. A run is its command line, its metrics.jsonl and its
+output, which are the same in every checkout.
 """
 
 import json
@@ -90,7 +90,7 @@ def train(scratch: Path, words: Sequence[str], root: Path = ROOT) -> Run:
 
 
 def prepare(scratch: Path, words: Sequence[str], root: Path = ROOT) -> list[str]:
-    """Prepare text in `scratch`/data by a checkout; flags by which its trainer reads it."""
+    """Prepare text in `scratch`/data by a checkout; return the flags for its trainer."""
     data = scratch / "data"
     command = [sys.executable, "-m", "gptjax.prepare", *words, "--out", str(data)]
     environment = _environment(scratch, root)
@@ -110,7 +110,7 @@ def _environment(scratch: Path, root: Path) -> dict[str, str]:
 
 
 def own_text(tokenizer: str) -> list[str]:
-    """Flags that prepare the programs of this directory as a text."""
+    """Flags that prepare the source of these programs as a text."""
     words = ["--tokenizer", tokenizer, "--val-fraction", "0.2", "--input"]
     return [*words, *map(str, sorted(BENCH.glob("*.py")))]
 
@@ -128,7 +128,7 @@ def cold_and_warm(scratch: Path, words: Sequence[str]) -> Figures:
 
 
 def jax_alone() -> Figures:
-    """What no trainer on jax can be below: import it, find the devices, compile one addition."""
+    """The floor for any trainer on jax: import it, find the devices, compile one addition."""
     script = (
         "import jax, jax.numpy as jnp; jax.jit(lambda x: x + 1)(jnp.ones(8)).block_until_ready()"
     )
@@ -138,7 +138,7 @@ def jax_alone() -> Figures:
 
 
 def start(plan: Plan, rounds: int = 3) -> None:
-    """From Enter to the first step, with no compiled programs at hand and with them."""
+    """From Enter to the first step, without and with compiled programs in the cache."""
     report = Report(
         "startup",
         "Start of `python -m gptjax.train --config CONFIG`, seconds",
@@ -172,13 +172,14 @@ def start(plan: Plan, rounds: int = 3) -> None:
 
 
 def recipe(plan: Plan) -> None:
-    """nanoGPT's CPU recipe, start of the process to last checkpoint, beside a plain torch loop.
+    """nanoGPT's CPU recipe, from process start to last checkpoint, beside a plain torch loop.
 
     4 layers, 4 heads, 128 wide, context 64, batch 12, no dropout, no biases, 2,000 steps at 1e-3
     to 1e-4, AdamW with betas 0.9 and 0.99, the last tenth of the text for validation. The torch
     side is `torch_side.recipe`, until its last checkpoint is written. Ours is the train command
-    with `--config shakespeare` to its end: curves and all, programs compiled anew. Tokens are bytes
-    here and characters there, the same in ASCII. Losses are over the whole validation text.
+    with `--config shakespeare` to its end, with curves and with an empty cache of programs. Tokens
+    are bytes here and characters there, which in ASCII are the same. Losses are over the whole
+    validation text.
     """
     steps, every, text = (20, 20, BENCH / "harness.py") if plan.quick else (2000, 250, plan.text)
     report = Report(
@@ -223,7 +224,7 @@ def recipe(plan: Plan) -> None:
 def checkouts(plan: Plan) -> None:
     """Tokens per second of the train command of this checkout beside that of `plan.against`.
 
-    Each side prepares the same text itself, and each round is a run of its own by each side.
+    Each side prepares the same text itself, and in each round each side does a whole run.
     """
     assert plan.against is not None
     roots = {"this": ROOT, "other": plan.against.resolve()}
@@ -252,7 +253,7 @@ def _second_a_token(scratch: Path, words: list[str], root: Path, warm: int) -> F
 
 
 def version(root: Path) -> str:
-    """A checkout's commit; `RuntimeError` where python finds the package of another."""
+    """A checkout's commit; raises `RuntimeError` if python finds another checkout's package."""
     ask = partial(subprocess.run, check=True, capture_output=True, text=True)
     script = "import gptjax; print(gptjax.__file__)"
     found = ask([sys.executable, "-c", script], cwd="/", env=plain_environment(root)).stdout

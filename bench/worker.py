@@ -1,8 +1,8 @@
-"""One side of a comparison in a process of its own: `python bench/worker.py MODULE.FUNCTION JSON`.
+"""One side of a comparison in its own process: `python bench/worker.py MODULE.FUNCTION JSON`.
 
 The function is called with the JSON's keywords and builds the side: it returns a round and a dict
-of facts. The facts, and jax's device where the side uses one, are printed as one line of JSON, and
-then one line of figures for every line read from standard input, until that ends.
+of facts. The facts, with jax's device if the side uses one, are printed as one line of JSON; then
+each line read from standard input is answered by one line of figures.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from harness import Skipped
 
 def main(target: str, arguments: str) -> None:
     """Build the side, then serve rounds."""
-    # libraries may print what they like: answers have a descriptor of their own
+    # answers have their own descriptor, because libraries may print anything
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     module, _, function = target.partition(".")

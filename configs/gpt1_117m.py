@@ -1,18 +1,18 @@
 """GPT-1: norms after the sums, its own tokenizer, dropout everywhere, float32.
 
 Shape: Radford et al. (2018), section 4.1: 12 layers, 12 heads, 768 wide, context 512, 40,478 tokens
-of GPT-1's BPE. Layer norms follow the residual sums, none closes the stack, and all weights start
-from N(0, 0.02), unscaled. 116,534,784 parameters, as in the released weights.
+of GPT-1's BPE. Layer norms follow the residual sums, no norm closes the stack, and all weights
+start from N(0, 0.02), unscaled. 116,534,784 parameters, as in the released weights.
 Optimizer: section 4.1: Adam (0.9, 0.999, 1e-8), 2,000 steps of warm-up to 2.5e-4, cosine to 0,
-dropout 0.1 at three places, decay 0.01 of everything but biases and norms. Clipping at 1.0 is that
-of the released fine-tuning code. There the embedding's dropout falls on the table; here on the sum.
+dropout 0.1 at three places, decay 0.01 except for biases and norms. Clipping at 1.0 comes from the
+released fine-tuning code. Its embedding dropout applies to the table, ours to the sum.
 Batch: 64 x 512 = 32,768 tokens. Length: 100 epochs of 1e9 tokens = 3,051,758 steps; BooksCorpus
 has 985M words (Zhu et al. 2015, table 2). `--train.max-steps` fits it to other data.
 Arithmetic: float32, matrices in TF32, which the GPUs of 2018 did not have; 7.3e19 FLOP, 102 hours
-of one H100 at 40% of TF32's peak, says the planner; not measured.
-Data: BooksCorpus is no longer distributed. Prepare books of your own, one file each; the tokenizer
-needs ftfy, which `pip install -e '.[gpt1]'` brings.
-Expected: the paper's perplexity on BooksCorpus is 18.4 = 2.91 nats a token. None of ours is known.
+of one H100 at 40% of TF32's peak, by the planner; not measured.
+Data: BooksCorpus is no longer distributed. Prepare your own books, one file each; the tokenizer
+needs ftfy: `pip install -e '.[gpt1]'`.
+Expected: the paper's perplexity on BooksCorpus is 18.4 = 2.91 nats a token. Ours is not measured.
 
     python -m gptjax.plan --config gpt1_117m --gpu h100
     python -m gptjax.prepare --config gpt1_117m --input 'books/*.txt'

@@ -1,13 +1,13 @@
 """GPT-2 small on FineWeb, then on half FineWeb-Edu while the learning rate cools down.
 
-Shape, batch and optimizer are `gpt2_124m`'s, and so are the 19,073 steps. The learning rate stays
-at its peak and falls to 0 in a straight line over the last fifth (Hägele et al. 2024: 20% reaches
-the cosine's loss). With step 15,258, where it begins to fall, the better text comes in, half and
-half: good data last, as in MiniCPM (Hu et al. 2024). Shares and length are our own choice.
+Shape, batch, optimizer and the 19,073 steps are `gpt2_124m`'s. The learning rate stays at its peak
+and falls linearly to 0 over the last fifth (Hägele et al. 2024: 20% reaches the cosine's loss).
+When it begins to fall, at step 15,258, the better text becomes half of the mixture: good data last,
+as in MiniCPM (Hu et al. 2024). Shares and length are our own choice.
 Tokens: 9.0e9 of FineWeb, 1.0e9 of FineWeb-Edu. A run stopped before the cooldown can be resumed
 with another length: only the cooldown moves.
-Expected: not known; nobody has trained this config, and its last validation losses are those of the
-new mixture. 0.71 hours on 8 H100 at 40% of the peak, says the planner; not measured.
+Expected: not known; nobody has trained this config. Its last validation losses are those of the new
+mixture. 0.71 hours on 8 H100 at 40% of the peak, by the planner; not measured.
 
     FINEWEB=kjj0/fineweb10B-gpt2 EDU=HuggingFaceFW/fineweb-edu:sample-10BT
     python -m gptjax.prepare --config gpt2_124m_anneal --hub $FINEWEB --out data/fineweb_10b
@@ -22,7 +22,7 @@ from gptjax.config.presets import load_config
 
 
 def get_config() -> Config:
-    """`gpt2_124m` with another schedule, and a second source for the end."""
+    """`gpt2_124m` with another schedule, and a second source at the end."""
     config = load_config("gpt2_124m")
     data = DataConfig(
         tokenizer="gpt2",

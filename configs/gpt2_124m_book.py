@@ -1,8 +1,8 @@
-"""GPT-2 small as "Build a Large Language Model (From Scratch)" has it: no qkv bias, dropout 0.1.
+"""GPT-2 small as in "Build a Large Language Model (From Scratch)": no qkv bias, dropout 0.1.
 
 Everything else is `gpt2_124m`, whose docstring gives the sources, the tokens and the steps.
-124,412,160 parameters, the book's own count with the tied head: 12 x 3 x 768 biases fewer than
-GPT-2. With `--model.no-tied-head` it is the book's 163,009,536. No public loss is known for this
+It has 124,412,160 parameters, the book's count with the tied head and 12 x 3 x 768 biases fewer
+than GPT-2; with `--model.no-tied-head`, the book's 163,009,536. No public loss is known for this
 variant on this data.
 
     python -m gptjax.prepare --config gpt2_124m_book

@@ -1,18 +1,18 @@
 """GPT-2 small on a quarter of the tokens: Muon, a flat learning rate with a cooldown, an average.
 
-Shape and data are `gpt2_124m`'s, with a head of its own (163,037,184 parameters), attention kept
-inside documents, and the rest modded-nanogpt's of October and November 2024, when its blocks were
-still near GPT-2's: 5,100 steps of 2^19 = 2.67e9 tokens, a linear cooldown over the last 1,450
-(28.4%) to 0, an untied head (record 8), attention inside documents (record 12).
-Learning rate: 1.8e-3 after a warm-up of 250 steps, betas 0.9 and 0.95, from its AdamW baseline;
-our Muon is scaled to AdamW's size (Liu et al. 2025, "Muon is Scalable"), so one rate and decay 0.1
-serve both rules. Validation looks at an average of the parameters (decay 0.99, our own choice):
-before the cooldown that shows part of what it will bring (Hägele et al. 2024).
-Expected: not known, nothing of this has been measured. Record 7, with rotary embeddings, RMSNorm
-and squared ReLU besides, ended at 3.2755 nats after as many tokens; AdamW with GPT-2's blocks needs
-four times as many for 3.28 (llm.c).
-cuDNN's attention takes no document mask; with `--data.no-document-mask` it serves. 0.19 hours on 8
-H100 at 40% of the peak, says the planner, which leaves Newton-Schulz out; not measured.
+Shape and data are `gpt2_124m`'s. The rest is modded-nanogpt's of October and November 2024, when
+its blocks were still near GPT-2's: 5,100 steps of 2^19 = 2.67e9 tokens, a linear cooldown over the
+last 1,450 (28.4%) to 0, an untied head (record 8; 163,037,184 parameters), attention inside
+documents (record 12).
+Learning rate: 1.8e-3 after a warm-up of 250 steps, betas 0.9 and 0.95, from its AdamW baseline.
+Our Muon is scaled to AdamW's size (Liu et al. 2025, "Muon is Scalable"), so one rate and decay 0.1
+serve both rules. Validation uses an average of the parameters (decay 0.99, our own choice), which
+before the cooldown shows part of its gain (Hägele et al. 2024).
+Expected: not known; nothing has been measured. Record 7, which also had rotary embeddings, RMSNorm
+and squared ReLU, ended at 3.2755 nats after as many tokens. AdamW with GPT-2's blocks needs four
+times as many for 3.28 (llm.c).
+cuDNN's attention needs `--data.no-document-mask`. 0.19 hours on 8 H100 at 40% of the peak, by the
+planner, which leaves Newton-Schulz out; not measured.
 
     python -m gptjax.plan --config gpt2_124m_muon --gpu h100 --gpus 8
     python -m gptjax.prepare --config gpt2_124m_muon

@@ -4,14 +4,14 @@ Shape: Radford et al. (2019), table 2, the last: 48 layers, 1600 wide, context 1
 tokens; 25 heads of 64 as in the released model. 1,557,611,200 parameters with the tied head (the
 paper says 1542M). 25 heads and 50,304 rows of vocabulary have no common divisor: `--mesh.fsdp`
 divides this model, `--mesh.tensor` cannot.
-Batch: 2^20 tokens, Brown et al. (2020), table 2.1 (1M for "GPT-3 XL", 1.3B), as is the peak
-learning rate of 2e-4; the cosine to a tenth of it, beta2 0.95, clipping, decay and the warm-up of
-375M tokens = 358 steps are those of its appendix B.
-Data: FineWeb's sample of 100 billion tokens as kjj0/fineweb100B-gpt2 has it, in llm.c's format: the
-first 320 files and that of validation, 64 GB.
-Length: 32e9 / 2^20 = 30,518 steps; table 2.1 trains every size on 300e9 tokens, nine times that.
-Expected: no figure of ours exists yet. Parameters and moments alone are 17.4 GiB, gradients come
-on top: the planner says what that means for a GPU.
+Batch: 2^20 tokens; Brown et al. (2020), table 2.1, has 1M for "GPT-3 XL" (1.3B) and the peak
+learning rate of 2e-4. Cosine to a tenth of it, beta2 0.95, clipping, decay and the warm-up of 375M
+tokens = 358 steps: its appendix B.
+Data: FineWeb's sample of 100 billion tokens in llm.c's format, from kjj0/fineweb100B-gpt2: the
+first 320 files and the validation file, 64 GB.
+Length: 32e9 / 2^20 = 30,518 steps; table 2.1 trains every size on 300e9 tokens, nine times as many.
+Expected: not measured yet. Parameters and moments alone are 17.4 GiB, without gradients: ask the
+planner whether a GPU holds them.
 
     python -m gptjax.plan --config gpt2_1558m --gpu h100 --gpus 8 --price 2.5
     python -m gptjax.prepare --config gpt2_1558m

@@ -3,12 +3,12 @@
 Shape: Radford et al. (2019), table 2, the second: 24 layers, 1024 wide, context 1024, 50,257 BPE
 tokens; 16 heads as in the released model. 354,823,168 parameters with the tied head (the paper
 says 345M).
-Batch: 2^19 tokens, Brown et al. (2020), table 2.1 (0.5M for "GPT-3 Medium", 350M), as is the peak
-learning rate of 3e-4; the cosine to a tenth of it, beta2 0.95, clipping, decay and the warm-up of
-375M tokens = 715 steps are those of its appendix B.
-Length: 10e9 / 2^19 = 19,073 steps; table 2.1 trains every size on 300e9 tokens, 30 times that.
-Expected: no figure of ours exists yet. llm.c's run of this size, on FineWeb, is what public speed
-runs aim at: 2.92 nats on FineWeb's validation set.
+Batch: 2^19 tokens; Brown et al. (2020), table 2.1, has 0.5M for "GPT-3 Medium" (350M) and the peak
+learning rate of 3e-4. Cosine to a tenth of it, beta2 0.95, clipping, decay and the warm-up of 375M
+tokens = 715 steps: its appendix B.
+Length: 10e9 / 2^19 = 19,073 steps; table 2.1 trains every size on 300e9 tokens, 30 times as many.
+Expected: not measured yet. The target of public speed runs is llm.c's run of this size on FineWeb:
+2.92 nats on FineWeb's validation set.
 
     python -m gptjax.plan --config gpt2_355m --gpu a100 --gpus 8 --price 2
     python -m gptjax.prepare --config gpt2_355m

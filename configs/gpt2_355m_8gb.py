@@ -1,12 +1,12 @@
 """GPT-2 medium on one card of 8 GB with float16 but no bfloat16, such as an RTX 2070.
 
 Shape, data, batch and length are `gpt2_355m`'s, whose docstring gives the sources.
-What is for the card: float16 with dynamic loss scaling, attention in blocks, blocks computed again
-in the backward pass, 512 logits at a time, and Adafactor (Shazeer and Stern 2018), whose moments
-are rows and columns. It has no first moment and takes the learning rate of AdamW here: each
+For the card: float16 with dynamic loss scaling, attention in blocks, blocks recomputed in the
+backward pass, logits 512 tokens at a time, and Adafactor (Shazeer and Stern 2018), whose moments
+are row and column means. It has no first moment, and takes AdamW's learning rate here, because each
 direction is clipped to RMS 1. That rate is our own choice.
-Memory: 5.3 GiB by the planner's count, where 6.6 of 8 may be used; AdamW needs 7.9.
-Time: 46 seconds a step on a T4, of the same generation, at 40% of its peak, ten days for all; an
+Memory: 5.3 GiB by the planner, of 6.6 usable; AdamW needs 7.9.
+Time: 46 seconds a step on a T4, of the same generation, at 40% of its peak, and ten days in all; an
 RTX 2070 has about half that peak. Not measured. `--train.max-steps` shortens it.
 Expected: not known; nobody has trained this config.
 
@@ -22,7 +22,7 @@ from gptjax.config.presets import load_config
 
 
 def get_config() -> Config:
-    """`gpt2_355m` with Adafactor, and with what the card needs."""
+    """`gpt2_355m` with Adafactor, adapted to the card."""
     config = load_config("gpt2_355m")
     model = replace(config.model, dtype="float16", attention="blockwise", remat="block")
     optim = replace(config.optim, name="adafactor")

@@ -3,12 +3,12 @@
 Shape: Radford et al. (2019), table 2, the third: 36 layers, 1280 wide, context 1024, 50,257 BPE
 tokens; 20 heads as in the released model. 774,030,080 parameters with the tied head (the paper
 says 762M).
-Batch: 2^19 tokens, Brown et al. (2020), table 2.1 (0.5M for "GPT-3 Large", 760M), as is the peak
-learning rate of 2.5e-4; the cosine to a tenth of it, beta2 0.95, clipping, decay and the warm-up of
-375M tokens = 715 steps are those of its appendix B.
-Length: 10e9 / 2^19 = 19,073 steps; table 2.1 trains every size on 300e9 tokens, 30 times that.
-Norms, GELUs and sums are computed again in the backward pass: a row needs a third less memory.
-Expected: no figure of ours exists yet.
+Batch: 2^19 tokens; Brown et al. (2020), table 2.1, has 0.5M for "GPT-3 Large" (760M) and the peak
+learning rate of 2.5e-4. Cosine to a tenth of it, beta2 0.95, clipping, decay and the warm-up of
+375M tokens = 715 steps: its appendix B.
+Length: 10e9 / 2^19 = 19,073 steps; table 2.1 trains every size on 300e9 tokens, 30 times as many.
+The backward pass recomputes norms, GELUs and sums: a row needs a third less memory.
+Expected: not measured yet.
 
     python -m gptjax.plan --config gpt2_774m --gpu a100 --gpus 8 --price 2
     python -m gptjax.prepare --config gpt2_774m

@@ -1,7 +1,7 @@
 """GPT-3's mixture of five sources, for its smallest model: 125 million parameters, 300e9 tokens.
 
-Brown et al. (2020), table 2.2: share of the training mixture, tokens there are, and epochs that
-300e9 tokens make of them.
+Brown et al. (2020), table 2.2: share of the training mixture, tokens in the source, and its epochs
+in 300e9 tokens.
 
     Common Crawl (filtered)  60 %  410e9 tokens  0.44 epochs
     WebText2                 22 %   19e9         2.9
@@ -9,13 +9,13 @@ Brown et al. (2020), table 2.2: share of the training mixture, tokens there are,
     Books2                    8 %   55e9         0.43
     Wikipedia                 3 %    3e9         3.4
 
-The shares are rounded and add up to 101; by them the epochs are 0.43, 3.44, 1.98, 0.43 and 2.97,
-as the trainer will say. At most four epochs of any source are allowed (Muennighoff et al. 2023:
-up to four are as good as new text). OpenAI never published the five sources: put a prepared
-directory of your own in the place of each.
+The shares are rounded and add up to 101; from them the trainer gets 0.43, 3.44, 1.98, 0.43 and 2.97
+epochs. It allows at most four epochs of any source (Muennighoff et al. 2023: up to four are as good
+as new text). OpenAI never published the five sources: use a prepared directory of your own for
+each.
 Shape and optimizer: table 2.1's first row and appendix B. 12 layers, 12 heads, 768 wide, context
 2048, batch 2^19 tokens, learning rate 6e-4 to a tenth over 260e9 tokens (495,911 steps), warm-up
-over 375M (715 steps). 572,205 steps make 300e9 tokens. The ramp of the batch is left out.
+over 375M (715 steps). 572,205 steps make 300e9 tokens. The batch ramp is left out.
 Expected: 2.3e20 FLOP. Nobody has trained this config.
 
     python -m gptjax.prepare --config gpt3_mixture --input crawl.txt --out data/common_crawl
@@ -29,7 +29,7 @@ from gptjax.config.presets import load_config
 
 
 def get_config() -> Config:
-    """`gpt2_124m` with twice the context, on five sources and for thirty times as long."""
+    """`gpt2_124m` with twice the context, on five sources, for thirty times as many steps."""
     config = load_config("gpt2_124m")
     data = DataConfig(
         tokenizer="gpt2",

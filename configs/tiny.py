@@ -1,8 +1,8 @@
-"""The smallest run that uses every part: for tests, and to see the machinery move.
+"""The smallest run that uses every part: for tests, and to watch the machinery.
 
 Shape and schedule are our own, made to finish 100 steps in seconds on one core: 2 layers, 2
-heads, 32 wide, context 64, two micro-steps of 4 sequences, 51,200 bytes in all. It learns which
-bytes are common (about 2.9 nats per byte) and no more. Any prepared data will do.
+heads, 32 wide, context 64, two micro-steps of 4 sequences, 51,200 bytes in all. It only learns
+which bytes are common (about 2.9 nats per byte). It trains on any prepared data.
 
     python -m gptjax.train --config tiny
     python -m gptjax.train --config tiny --data.path data/NAME

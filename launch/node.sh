@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Train on one machine, with all its devices, and start again until the run is done.
+# Train on one machine, with all its devices, and restart until the run is done.
 #
 #   launch/node.sh CONFIG [any flag of gptjax.train]
 #   PROCESSES=8 launch/node.sh CONFIG ...     several processes, each with its share of the GPUs
 #
-# Arithmetic for gpt2_124m: 124,439,808 parameters, 10e9 tokens in 19,073 steps of 2^19. A token is
-# 6 x 124.4e6 FLOP and 0.06e9 for causal attention: 0.8e9; all are 8.0e18. One H100 (989 TFLOP/s in
+# Arithmetic for gpt2_124m: 124,439,808 parameters, 10e9 tokens in 19,073 steps of 2^19. A token takes
+# 6 x 124.4e6 FLOP, and 0.06e9 for causal attention: 0.8e9; all take 8.0e18. One H100 (989 TFLOP/s in
 # bf16) at an assumed 40% needs 5.6 hours, eight 42 minutes; at 2.50 $ a GPU-hour either costs 14 $.
-# No figure of a GPU is measured yet.
+# No GPU has been measured yet.
 #
-# One process with all devices is the rule, and the fastest way to a small model. Several are for
-# debugging what happens between nodes, and where one process cannot feed all devices.
+# One process with all devices is the rule, and the fastest way to a small model. Several processes
+# help to debug what happens between nodes, or if one process cannot feed all devices.
 #
-# Exit codes of a run: 0 is done; 1 and 2 are mistakes that another attempt repeats; 130 and 143 a stop
-# asked for by Ctrl-C and SIGTERM, after a save. Those end the script. Everything else (a crash, a
-# killed process, a disk or a link that failed) is tried again, from the last checkpoint, up to RETRIES
-# times, PAUSE seconds later. Where one of several processes dies, all are ended and started again.
-set -um # -m: processes of their own group, which Ctrl-C reaches by this script alone
+# Exit codes of a run: 0 is done; 1 and 2 are mistakes that another attempt would repeat; 130 and 143
+# are stops by Ctrl-C and SIGTERM, after a save. These end the script. Everything else (a crash, a
+# killed process, a failed disk or link) is tried again from the last checkpoint, up to RETRIES times,
+# after PAUSE seconds. If one of several processes dies, all are ended and restarted.
+set -um # -m: each process has its own group, so Ctrl-C reaches it only through this script
 
 if [ $# -lt 1 ]; then
   echo "usage: launch/node.sh CONFIG [flags of gptjax.train]" >&2
@@ -36,7 +36,7 @@ if ! command -v "$python" >/dev/null; then
   echo "there is no $python: set PYTHON to the interpreter that gptjax is installed in" >&2
   exit 2
 fi
-grace=5 # seconds for the others to report and end after the first has died
+grace=5 # seconds for the others to report and end after the first one has died
 here=$(dirname "${BASH_SOURCE[0]}")
 # shellcheck source=launch/env.sh
 . "$here/env.sh"
@@ -61,7 +61,7 @@ free_port() {
   "$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# the GPUs of process $1, separated by commas; nothing where there are none
+# the GPUs of process $1, separated by commas; empty without GPUs
 share_of_gpus() {
   local all=() each
   IFS=, read -ra all <<<"${CUDA_VISIBLE_DEVICES:-$(seq -s, 0 $((gpus - 1)))}"
@@ -90,7 +90,7 @@ start_all() {
   done
 }
 
-# Wait until all have ended; `code` is the one that decides what comes next.
+# Wait until all have ended, and set `code`, which decides what comes next.
 wait_for_all() {
   local alive i pid one wanted failed_at=-1 codes=() ended=()
   while true; do
@@ -118,7 +118,7 @@ wait_for_all() {
   for one in "${codes[@]}"; do
     [ "$one" -le "$code" ] || code=$one
   done
-  for wanted in 143 130 2 1; do # a mistake explains what the others died of
+  for wanted in 143 130 2 1; do # a mistake explains why the others died
     for one in "${codes[@]}"; do
       [ "$one" -ne "$wanted" ] || code=$one
     done

@@ -1,4 +1,4 @@
-"""Attention by loops in NumPy, and inputs to hold ways of attending against it."""
+"""Attention by loops in NumPy, and inputs for comparing implementations with it."""
 
 import jax
 import numpy as np

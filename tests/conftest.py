@@ -1,4 +1,4 @@
-"""What every test shares: eight virtual devices in this process, small data, subprocess runs."""
+"""Shared by all tests: eight virtual devices in this process, small data, subprocess runs."""
 
 import os
 import random

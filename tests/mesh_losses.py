@@ -1,4 +1,4 @@
-"""Train twenty steps on one mesh and print what came of it as JSON; for test_parallel.
+"""Train twenty steps on one mesh and print the results as JSON; for test_parallel.
 
     python mesh_losses.py DATA FSDP TENSOR [checkpoint directory]
 

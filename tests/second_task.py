@@ -1,9 +1,9 @@
-"""A second task, none of whose lines is anywhere else; as a program it trains on it.
+"""A second task, complete in this file; run as a program, the file trains on it.
 
     python second_task.py KILL_AFTER [flags of gptjax.train, with --task labelled]
 
-Rows of bytes of which a mask says what counts, another one in each, and a label to say last. With
-KILL_AFTER above 0 the process kills itself from there on, as soon as a checkpoint is signed.
+Its rows are bytes with a mask of targets, different in each row, and a label at the end. With
+KILL_AFTER above 0 the process kills itself after that step, as soon as a checkpoint is signed.
 """
 
 import os

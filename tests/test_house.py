@@ -1,4 +1,4 @@
-"""The rules of the house: imports go to the left, importing does nothing, all is explained."""
+"""The rules of the house: imports go left, importing does nothing, everything has a docstring."""
 
 import ast
 import re

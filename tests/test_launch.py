@@ -1,7 +1,7 @@
-"""The scripts in launch/: what they say, what they do when a run ends, and that they train.
+"""The scripts in launch/: their settings, their actions when a run ends, and that they train.
 
-Slurm, SkyPilot and nvidia-smi are small programs here that stand first in PATH and do what the real
-ones do for us: start tasks with their variables, run a file's commands, list GPUs.
+Slurm, SkyPilot and nvidia-smi are replaced by small programs that come first in PATH and do the
+same for us: start tasks with their variables, run a file's commands, list GPUs.
 """
 
 import json
@@ -295,7 +295,7 @@ def test_a_task_of_an_array_takes_its_share(array_job, fakes):
         assert array_job("--out", "a b", **array, **shows).stdout == f"{verb}{expected}\n"
     refused = array_job("--out", "a", task=3, first=3, last=7, **shows)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "the array has to begin at 0" in refused.stderr
+    assert "must begin at 0" in refused.stderr
 
 
 @pytest.mark.slow

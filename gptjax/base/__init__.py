@@ -1,1 +1,1 @@
-"""What any program has: errors, files, trees, a terminal. Imports nothing of gptjax."""
+"""Errors, files, trees and the terminal, as any program could use. Imports nothing of gptjax."""

@@ -1,4 +1,4 @@
-"""Files that are never half there, hashes of large ones, directories that one process writes in."""
+"""Atomic writes, hashes of large files, and lock files."""
 
 import fcntl
 import hashlib
@@ -42,7 +42,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sha256_of(path: Path, progress: Callable[[int], None]) -> str:
-    """Hexadecimal sha256 of a file of any size; `progress` is told of the bytes just read."""
+    """Hexadecimal sha256 of a file of any size; `progress` gets the number of bytes just read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while raw := file.read(HASHED_AT_ONCE):
@@ -53,10 +53,11 @@ def sha256_of(path: Path, progress: Callable[[int], None]) -> str:
 
 @contextmanager
 def locked(path: Path, shared: bool = False) -> Iterator[bool]:
-    """Hold the lock file `path`, alone or `shared` with others; yields whether that was possible.
+    """Lock the file `path`, exclusively or `shared` with others; yields whether that succeeded.
 
-    The system releases the lock of a process however it ends. Who holds it alone may unlink it: a
-    lock on a file that is no longer the one at `path` keeps nobody out, so the next one is tried.
+    The system releases the lock when the process ends, however it ends. The holder of an exclusive
+    lock may unlink the file. A lock on an unlinked file keeps nobody out, so this then locks the
+    new file at `path`.
     """
     while True:
         with path.open("w") as file:
@@ -65,7 +66,7 @@ def locked(path: Path, shared: bool = False) -> Iterator[bool]:
             except BlockingIOError:
                 yield False
                 return
-            except OSError as error:  # of a file system without locks, for one
+            except OSError as error:  # for example, a file system without locks
                 raise OSError(error.errno, error.strerror, str(path)) from error
             if _is_at(path, file.fileno()):
                 yield True

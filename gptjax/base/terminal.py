@@ -33,7 +33,7 @@ def byte_bars(rate: str = "") -> Any:
 
 
 def gibibytes(n: float) -> str:
-    """Bytes as people read them: 3 digits."""
+    """Bytes as GiB, to three digits."""
     size = n / 2**30
     if size >= 1000:
         return f"{size:,.0f} GiB"
@@ -42,7 +42,7 @@ def gibibytes(n: float) -> str:
 
 
 def how_long(size: int) -> str:
-    """The time that so many bytes take on the usual lines."""
+    """The time to fetch `size` bytes over common connections, in words."""
     times = []
     for line, rate in LINES.items():
         minutes = size / rate / 60

@@ -1,7 +1,7 @@
 """Parameter trees by leaf name: names such as `h/attn/c_attn/kernel`, shapes, counts.
 
-Whatever differs between leaves goes by name and never by rank, because the layer stack gives every
-leaf a leading axis: a stacked bias has two dimensions.
+Rules that differ between leaves go by name and never by rank: stacking layers gives every leaf a
+leading axis, so a stacked bias has two dimensions.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def named_leaves(tree: Tree) -> dict[str, Any]:
 
 
 def abstract_tree(tree: Tree, shardings: Tree) -> Tree:
-    """Shapes and types alone, placed as `shardings` says: one for all leaves, or one for each."""
+    """Shapes and types of a tree, with `shardings`: one for all leaves, or a tree of them."""
     if isinstance(shardings, Sharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(

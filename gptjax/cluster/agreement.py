@@ -1,9 +1,9 @@
-"""How the processes of a run come to agree, and how one that fails leaves.
+"""How the processes of a run agree, and how a failing process exits.
 
-Whatever decides what all do next (a stop request, a checkpoint to restore, a loss to compare) is
-decided once and told to all: processes that take different turns wait for each other for ever.
-With one process nothing here costs anything. Only `exit_process` may be called by one process
-alone.
+Every decision about the next action (a stop request, a checkpoint to restore, a loss to compare) is
+made once and told to all: processes that decide differently wait for each other forever. So all
+processes must call these functions together; only `exit_process` may be called by one alone. With
+one process nothing here costs anything.
 """
 
 import os
@@ -29,9 +29,9 @@ from gptjax.base.errors import StorageError, UserError
 
 T = TypeVar("T")
 BUG = 70  # exit code of an exception other than `UserError` (sysexits.h: EX_SOFTWARE)
-COMPLAINT_BYTES = 1024  # of a text that crosses processes
-SIGHT_SECONDS = 10.0  # within which a network file system shows a new file
-LAST_WORDS_SECONDS = 1.0  # for the others to report before their coordinator leaves
+COMPLAINT_BYTES = 1024  # longest text sent between processes
+SIGHT_SECONDS = 10.0  # time for a network file system to show a new file
+LAST_WORDS_SECONDS = 1.0  # time for the others to report before their coordinator exits
 SAME_START = "start all with the same command, code and files"
 
 
@@ -44,22 +44,22 @@ class Followed(UserError):
 
 
 def is_process_0() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
 def require_equal_devices() -> None:
-    """Raise `UserError` where processes have unequal numbers of devices. Talks to nobody."""
+    """Raise `UserError` if processes have unequal numbers of devices. Sends nothing."""
     counts = Counter(device.process_index for device in jax.devices())
     if others := [f"process {i} has {n}" for i, n in counts.items() if n != counts[0]]:
         raise UserError(
-            f"process 0 has {counts[0]} devices, but {', '.join(others)}: every process needs as "
-            "many, so take out the node with a fault, or set CUDA_VISIBLE_DEVICES"
+            f"process 0 has {counts[0]} devices, but {', '.join(others)}: every process needs the "
+            "same number, so remove the faulty node, or set CUDA_VISIBLE_DEVICES"
         )
 
 
 def broadcast_from_0(value: float) -> float:
-    """Process 0's number, at every process."""
+    """Return process 0's number on every process."""
     if jax.process_count() == 1:
         return value
     # as bytes, since jax would round a float64
@@ -68,9 +68,9 @@ def broadcast_from_0(value: float) -> float:
 
 
 def on_process_0(action: Callable[[], T]) -> T | None:
-    """Have process 0 alone do something; its result there, None at the others.
+    """Run `action` on process 0 alone; return its result there, and None elsewhere.
 
-    They wait for it, and a `UserError` ends all with its exit code.
+    The others wait for it; a `UserError` ends all processes with its exit code.
     """
     if jax.process_count() == 1:
         return action()
@@ -89,7 +89,7 @@ def on_process_0(action: Callable[[], T]) -> T | None:
 
 
 def first_complaint(text: str | None) -> str | None:
-    """The text of the first process that has one, at every process; None if none has."""
+    """Return the text of the first process that has one, on every process; None without any."""
     if jax.process_count() == 1:
         return text
     mine = np.zeros(COMPLAINT_BYTES, np.uint8)
@@ -101,7 +101,7 @@ def first_complaint(text: str | None) -> str | None:
 
 
 def require_same(what: str, value: str, remedy: str = SAME_START) -> None:
-    """Raise `UserError` at every process, naming those whose `value` is not that of process 0."""
+    """Raise `UserError` on every process, naming those whose `value` differs from process 0's."""
     if jax.process_count() == 1:
         return
     sums = _all_say(zlib.crc32(value.encode()))
@@ -113,25 +113,25 @@ def require_same(what: str, value: str, remedy: str = SAME_START) -> None:
 
 
 def _in_words(processes: Sequence[int]) -> str:
-    """Numbers of processes, one or more."""
+    """`process 1`, or `processes 1, 3`."""
     return f"process{'es' * (len(processes) > 1)} {', '.join(map(str, processes))}"
 
 
 def _all_say(number: int) -> list[int]:
-    """The numbers of all processes, each less than 2**32, at every process."""
+    """Return the numbers of all processes, each below 2**32, on every process."""
     return np.ravel(multihost_utils.process_allgather(np.uint32(number))).tolist()
 
 
 def require_shared(directory: Path) -> None:
-    """Raise `UserError` at every process, naming those that do not see process 0's `directory`.
+    """Raise `UserError` on every process, naming those that do not see process 0's `directory`.
 
-    Process 0 writes a token there, which the others read: a directory of the same name, with an
-    older run's files in it, may well lie on each node's own disk.
+    Process 0 writes a token there and the others read it. The mere existence of the directory would
+    prove nothing: each node's own disk may hold one of this name, left by an older run.
     """
     if jax.process_count() == 1:
         return
     token = f"{int(broadcast_from_0(secrets.randbits(52))):x}"
-    path = directory / f".{token}.tmp"  # a new name, of which no file system remembers its absence
+    path = directory / f".{token}.tmp"  # a new name: no file system has cached its absence
     on_process_0(lambda: path.write_text(token))
     blind = [i for i, sees in enumerate(_all_say(_shows(path, token))) if not sees]
     on_process_0(lambda: path.unlink(missing_ok=True))
@@ -143,7 +143,7 @@ def require_shared(directory: Path) -> None:
 
 
 def _shows(path: Path, text: str) -> bool:
-    """Whether a file comes to hold `text` within `SIGHT_SECONDS`."""
+    """Whether the file holds `text` within `SIGHT_SECONDS`."""
     deadline = time.monotonic() + SIGHT_SECONDS
     while True:
         with suppress(OSError):
@@ -153,13 +153,13 @@ def _shows(path: Path, text: str) -> bool:
             return False
         time.sleep(0.2)
         with suppress(OSError):
-            os.listdir(path.parent)  # has a network file system look again
+            os.listdir(path.parent)  # makes a network file system look again
 
 
 def max_over_processes(number: int) -> Callable[[], int]:
-    """Begin to find the largest of all processes' numbers; the result waits for it.
+    """Start a maximum over all processes; calling the result waits for it.
 
-    It is found by the devices after whatever they were given before, so that asking costs no wait.
+    The devices compute it after the work that they already have, so starting it costs no wait.
     """
     sharding, find = _maximum()
     mine = np.full(jax.local_device_count(), number, np.int32)
@@ -180,10 +180,10 @@ def _maximum() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
 
 
 def exit_process(error: BaseException) -> NoReturn:
-    """Report why this process fails and end it now, as one of several.
+    """Report `error` and end this process, one of several, at once.
 
-    Not by way of an exception: on its way out this process would wait for the others, for a save
-    in progress or in jax's shutdown, while those wait for it in a step.
+    Raising the exception would not end it: on its way out this process would wait for the others,
+    for a save in progress or in jax's shutdown, while they wait for it in a step.
     """
     name = "" if is_process_0() else f"process {jax.process_index()}: "
     code = BUG
@@ -209,7 +209,7 @@ def exit_process(error: BaseException) -> NoReturn:
 def exit_if_distributed(
     _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
 ) -> bool:
-    """`exit_process` with what ends a block too early, as the exit of a context; else False."""
+    """As a context's exit: `exit_process` with the block's error if there are several processes."""
     if error is not None and jax.process_count() > 1:
         exit_process(error)
     return False

@@ -1,4 +1,4 @@
-"""Compiled programs are kept from start to start, and freed memory from step to step."""
+"""XLA's cache and options, and an allocator that keeps freed memory from step to step."""
 
 import ctypes
 import hashlib
@@ -28,7 +28,7 @@ HIT = "/jax/compilation_cache/cache_hits"
 
 
 def enable_compilation_cache() -> Path | None:
-    """Let jax keep every compiled program on disk; returns where, or None if it cannot.
+    """Make jax keep every compiled program on disk; returns the directory, or None without one.
 
     `JAX_COMPILATION_CACHE_DIR` decides if it is set. Otherwise programs are kept by type of
     processor, since one compiled for a newer processor may crash on an older one that shares the
@@ -57,13 +57,13 @@ def enable_compilation_cache() -> Path | None:
 
 
 def _cache_home() -> Path:
-    """Where this user's programs keep what they can make again (XDG base directories)."""
+    """The user's cache directory (XDG base directory specification)."""
     chosen = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return chosen if chosen.is_absolute() else Path.home() / ".cache"
 
 
 def host_tag(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """A name for this type of processor: the same wherever compiled programs may move to."""
+    """A name for this type of processor; machines of one name can share compiled programs."""
     kinds = ("model name", "flags", "Features", "CPU implementer", "CPU part")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     known = {line for line in lines if line.startswith(kinds)} or {platform.processor()}
@@ -72,11 +72,11 @@ def host_tag(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def _prune(directory: Path, largest: int) -> None:
-    """Delete the programs that were not used for longest, as far as there are too many.
+    """Delete the least recently used programs until at most `largest` bytes are left.
 
-    jax's own limit needs another package and a lock around every access, and keeps nothing any more
-    once a process was killed between the two files of an entry. A program that another process
-    deletes first, or is about to read, is simply compiled again.
+    jax's own limit needs another package and a lock around every access, and it stops caching once
+    a process has been killed between the two files of an entry. A process that was about to read a
+    deleted program compiles it again.
     """
     found = []
     for path in directory.rglob("*"):
@@ -93,7 +93,7 @@ def _prune(directory: Path, largest: int) -> None:
 
 
 class CacheUse:
-    """Whether what was compiled within `watching_cache` came from the cache."""
+    """Whether the programs compiled within `watching_cache` came from the cache."""
 
     def __init__(self) -> None:
         self.requests = self.hits = 0
@@ -111,7 +111,7 @@ class CacheUse:
 
 @contextmanager
 def watching_cache() -> Iterator[CacheUse]:
-    """Count the programs asked of jax's persistent cache, and those it had."""
+    """Count the requests to jax's persistent cache, and the hits."""
     use = CacheUse()
     listener = use._note
     jax.monitoring.register_event_listener(listener)
@@ -122,10 +122,10 @@ def watching_cache() -> Iterator[CacheUse]:
 
 
 def compiler_options() -> dict[str, bool | str]:
-    """What XLA is told besides its defaults here. docs/performance.md has the evidence.
+    """XLA's options for the devices here, beyond its defaults; see docs/performance.md.
 
-    On processors: not to reorder operations for the sake of running more of them at once, which
-    costs a tenth or more of a step's memory, and no less time.
+    On CPUs XLA would reorder operations to run more of them at once, which costs a tenth or more of
+    a step's memory and saves no time.
     """
     if jax.default_backend() != "cpu":
         return {}
@@ -140,7 +140,7 @@ def start_devices(cpu_devices: int, parameters: int) -> None:
 
 
 def divide_processor(devices: int) -> None:
-    """Have the processor count as so many devices, unless the environment says how many.
+    """Make the CPU count as `devices` devices, unless the environment sets their number.
 
     Each of them computes its share of a small batch alone, where one device would halve every
     operation between the cores and wait for both, some 500 times a step. Where jax has found its
@@ -161,18 +161,18 @@ def divide_processor(devices: int) -> None:
 
 
 def keep_freed_memory(parameters: int) -> bool:
-    """Have glibc keep large blocks that are freed; returns whether it will.
+    """Make glibc keep large freed blocks; returns whether it will.
 
-    XLA asks for its temporary buffers anew at every step. glibc gets blocks of that size from
-    the kernel and gives them back, so each step touches fresh pages and pays a page fault for
-    every one: a quarter of a small model's step on processors. Kept, the same pages serve every
-    step; the process stays as large as it once was. A pool that is empty for a moment is kept as
-    well. Every pool but the first ends at 64 MB, and what is larger would come from the kernel
-    after all: threads share the first, and those of a model with few `parameters`, which would wait
-    for each other, a second one.
+    XLA allocates its temporary buffers anew in every step. glibc would get blocks of this size from
+    the kernel and give them back, so each step would touch fresh pages and pay a page fault for
+    each: a quarter of a small model's step on CPUs. If glibc keeps them, the same pages serve every
+    step, and the process stays as large as it once was. glibc keeps an empty pool as well. Every
+    pool but the first ends at 64 MB, and larger blocks would come from the kernel after all, so all
+    threads share the first pool. With few `parameters` they would wait for each other there, and
+    get a second one.
 
-    Only where steps run on processors, and only with a glibc that takes thresholds this large
-    (2.35); elsewhere this does nothing. To be called before jax starts its threads.
+    This works only if steps run on CPUs, with a glibc that accepts thresholds this large (2.35);
+    elsewhere it does nothing. Call it before jax starts its threads.
     """
     has_accelerator = bool(entry_points(group="jax_plugins"))
     if sys.platform != "linux" or has_accelerator:
@@ -180,7 +180,7 @@ def keep_freed_memory(parameters: int) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # the second alone would end glibc's adaptive thresholds and make things worse
+    # the trim threshold alone would end glibc's adaptive thresholds and make things worse
     if not (mallopt(M_MMAP_THRESHOLD, NEVER) and mallopt(M_TRIM_THRESHOLD, NEVER)):
         return False
     pools = 1 if parameters > LARGE else 2

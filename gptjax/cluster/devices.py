@@ -1,4 +1,4 @@
-"""The peak of each device: figures from data sheets, nothing measured."""
+"""The peak FLOP/s of each device, from data sheets; nothing here is measured."""
 
 import re
 
@@ -9,15 +9,15 @@ HEADROOM = 0.9  # share of a device's memory that a step may need
 
 
 def matmul_dtype(cfg: ModelConfig) -> str:
-    """The type whose peak the model's products are held against: a dtype, or `tf32`."""
+    """The type whose peak applies to the model's matrix products: a dtype, or `tf32`."""
     is_tf32 = cfg.dtype == "float32" and cfg.float32_matmul == "tf32"
     return "tf32" if is_tf32 else cfg.dtype
 
 
 def peak_tokens_per_second(config: Config, device_kind: str, devices: int) -> float | None:
-    """Tokens a second if all devices did the model's arithmetic at their peak; None if unknown.
+    """Tokens per second if all devices computed at their peak; None if the peak is unknown.
 
-    The rate of a run divided by this is its MFU, with causal attention.
+    The rate of a run divided by this is its MFU, counting causal attention.
     """
     peak = peak_flops(device_kind, matmul_dtype(config.model))
     return None if peak is None else devices * peak / flops_per_token(config.model, config.context)
@@ -27,8 +27,8 @@ def _half(flops: float) -> dict[str, float]:
     return {"bfloat16": flops, "float16": flops}
 
 
-# Whole names, so that a laptop's, a cut-down or a partitioned (MIG) relative of a device is unknown
-# rather than wrong. Tera-operations a second.
+# Whole names: a laptop, cut-down or partitioned (MIG) variant of a device is then unknown rather
+# than wrong. Unit: 1e12 operations per second.
 _MEMORY = r"([- ]\d+GB)?( HBM\d+e?)?"
 _PEAKS: dict[str, dict[str, float]] = {
     rf"NVIDIA B200{_MEMORY}": _half(2250) | {"tf32": 1125, "float32": 75},
@@ -54,9 +54,9 @@ _PEAKS: dict[str, dict[str, float]] = {
 def peak_flops(device_kind: str, dtype: str) -> float | None:
     """Dense peak of one device in operations a second; None for an unknown device or type.
 
-    `device_kind` is jax's name of it; `dtype` is bfloat16, float16, tf32 or float32, the last
-    without tensor cores. Half-precision peaks are those with float32 accumulation, without
-    structured sparsity, at boost clock. From NVIDIA's data sheets: "H100 Tensor Core GPU",
+    `device_kind` is jax's name for it; `dtype` is bfloat16, float16, tf32 or float32, the last
+    without tensor cores. Half-precision peaks assume float32 accumulation, boost clock and no
+    structured sparsity. From NVIDIA's data sheets: "H100 Tensor Core GPU",
     "H200 Tensor Core GPU", "HGX B200", "A100 Tensor Core GPU", "A10", "L4", "L40S", "V100" and
     "T4", AWS's notes on A10G, and the white papers of the Ada (GeForce RTX 4090), GA102 (RTX 3090)
     and Pascal (GTX 1070 Ti) architectures.

@@ -1,7 +1,7 @@
-"""Before a run: what connects its devices, measured, and what to do where that is slow.
+"""Measures the links between devices before a run, and advises if they are slow.
 
-One reduction of the size of a bucket of gradients is timed in a thread of its own: where devices
-cannot reach each other, NCCL waits for ever, and the only useful thing left is to say so.
+A separate thread times one reduction as large as a bucket of gradients. If devices cannot reach
+each other, NCCL waits forever in that thread, and the main thread can still say so.
 """
 
 import shutil
@@ -23,26 +23,26 @@ from gptjax.cluster.devices import peak_tokens_per_second
 from gptjax.config import Config
 from gptjax.model.size import parameter_count
 
-PROBE_BYTES = 2**26  # a device reduces; NCCL is near its full rate from there on
+PROBE_BYTES = 2**26  # reduced by each device; NCCL is near its full rate from this size on
 REPEATS = 5
-LINK_SECONDS = 180.0  # seconds for compiling, connecting and reducing
+LINK_SECONDS = 180.0  # for compiling, connecting and reducing
 SLOW = 20e9  # bytes a second of bus bandwidth: PCIe 4.0 x16 gives some 20, NVLink hundreds
-LARGEST_SHARE = 0.1  # of a step's computation that its one reduction should take
+LARGEST_SHARE = 0.1  # that its one reduction should take of a step's computation
 ASSUMED_MFU = 0.4
 AXIS = "device"
 
 
 class LinkError(UserError):
-    """The devices do not reach each other; another start may."""
+    """The devices do not reach each other; another start may succeed."""
 
     exit_code = 75  # sysexits.h: EX_TEMPFAIL
 
 
 def check_links(config: Config) -> list[str]:
-    """What to tell of the devices and their links; nothing of a single device.
+    """Lines about the devices and their links; none for a single device.
 
-    On processors nothing is measured. Raises `LinkError` if a reduction over all devices does not
-    come back. All processes of a run call this.
+    On CPUs nothing is measured. Raises `LinkError` if a reduction over all devices does not come
+    back. All processes of a run must call this.
     """
     devices, processes = jax.devices(), jax.process_count()
     if len(devices) == 1:
@@ -51,7 +51,7 @@ def check_links(config: Config) -> list[str]:
     listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     where = f"links    {listed} in {processes} {'process' if processes == 1 else 'processes'}"
     if devices[0].platform == "cpu":
-        return [f"{where}: processors, not measured"]
+        return [f"{where}: CPUs, not measured"]
     driver = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
     peers = peer_access(nvidia_smi("topo", "-p2p", "r"))
     bandwidth = within(LINK_SECONDS, partial(bus_bandwidth, PROBE_BYTES, REPEATS))
@@ -63,7 +63,7 @@ def check_links(config: Config) -> list[str]:
 
 
 def nvidia_smi(*arguments: str) -> str:
-    """What nvidia-smi says; nothing where it is missing, fails or takes ten seconds."""
+    """The output of nvidia-smi; empty if it is missing, fails or takes ten seconds."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ""
@@ -77,9 +77,10 @@ def nvidia_smi(*arguments: str) -> str:
 
 
 def peer_access(matrix: str) -> str:
-    """`yes`, `no`, `N of M pairs` or `unknown`, from what `nvidia-smi topo -p2p r` prints.
+    """`yes`, `no`, `N of M pairs` or `unknown`, from the output of `nvidia-smi topo -p2p r`.
 
-    Its rows begin with GPU and a number; a cell is X for a GPU itself, OK, or a code for why not.
+    Its rows begin with GPU and a number; a cell is X for the GPU itself, OK, or a code for the
+    reason.
     """
     rows = [line.split() for line in matrix.splitlines()]
     rows = [row for row in rows if row and row[0].startswith("GPU") and "X" in row]
@@ -91,7 +92,7 @@ def peer_access(matrix: str) -> str:
 
 
 def within(seconds: float, measure: Callable[[], float]) -> float:
-    """The result of `measure`; raises `LinkError` if there is none after so many seconds."""
+    """The result of `measure`; raises `LinkError` if it takes longer than `seconds`."""
     results: Queue[float | Exception] = Queue()
 
     def run() -> None:
@@ -117,10 +118,10 @@ def within(seconds: float, measure: Callable[[], float]) -> float:
 
 
 def bus_bandwidth(n_bytes: int, repeats: int) -> float:
-    """Bytes a second that cross each device's link while all reduce `n_bytes` of float32 each.
+    """Bytes per second over each device's link while each device reduces `n_bytes` of float32.
 
-    2 (n - 1) / n times the bytes over the shortest time, nccl-tests' "busbw" (doc/PERFORMANCE.md
-    there), which does not depend on the number of devices.
+    This is nccl-tests' "busbw" (its doc/PERFORMANCE.md): 2 (n - 1) / n times the bytes, over the
+    shortest time. It does not depend on the number of devices.
     """
     n = jax.device_count()
     mesh = jax.make_mesh((n,), (AXIS,), (AxisType.Auto,), devices=jax.devices())
@@ -134,7 +135,7 @@ def bus_bandwidth(n_bytes: int, repeats: int) -> float:
     placement = jax.NamedSharding(mesh, each)
     x = jax.jit(partial(jnp.ones, (n * n_bytes // 4,)), out_shardings=placement)()
     program = jax.jit(reduce)
-    program(x).block_until_ready()  # compiles, and has the devices connect
+    program(x).block_until_ready()  # compiles, and connects the devices
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -144,10 +145,10 @@ def bus_bandwidth(n_bytes: int, repeats: int) -> float:
 
 
 def advice(config: Config, kind: str, n: int, bandwidth: float) -> list[str]:
-    """A note on what to change if reducing the gradients once takes a large share of a step.
+    """Advice for a run in which one reduction of the gradients takes a large share of a step.
 
-    A step's computation is what its arithmetic takes at an assumed 40% of the devices' peak;
-    where that is unknown, links below 20 GB/s are called slow.
+    A step's computation is its arithmetic at an assumed 40% of the devices' peak. If the peak is
+    unknown, links below 20 GB/s count as slow.
     """
     within = config.mesh.fsdp * config.mesh.tensor
     if within > 1 and bandwidth < SLOW:

@@ -1,7 +1,7 @@
-"""Devices as a mesh with the axes `data`, `fsdp` and `tensor`, and where a run's arrays lie on it.
+"""The mesh of devices, with axes `data`, `fsdp` and `tensor`, and the placement of arrays on it.
 
-Each group of devices along `data` has a whole model. The devices of a group divide it among them,
-and, but for those along `tensor`, rows of a batch too.
+Each position along `data` has a whole model, which devices along `fsdp` and `tensor` divide.
+Devices along `data` and `fsdp` also divide the rows of a batch; those along `tensor` share rows.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ DATA = "data"
 
 
 def make_mesh(devices: int | Sequence[Any] | None = None, split: ModelSharding = UNSHARDED) -> Mesh:
-    """A mesh over all devices, over the first so many, or over these; neighbours share a model."""
+    """A mesh of all devices, of the first `devices`, or of a list; neighbours share a model."""
     if devices is None or isinstance(devices, int):
         devices = jax.devices()[:devices]
     shape = (len(devices) // (split.fsdp * split.tensor), split.fsdp, split.tensor)
@@ -61,12 +61,12 @@ def sharding_on(mesh: Mesh) -> ModelSharding:
 
 
 def row_axes(mesh: Mesh) -> tuple[str, ...]:
-    """The axes over which rows are divided; `fsdp` only where it has several devices."""
+    """The axes that divide rows; `fsdp` only if it has several devices."""
     return (DATA, FSDP) if mesh.shape[FSDP] > 1 else (DATA,)
 
 
 def row_groups(mesh: Mesh) -> int:
-    """How many parts the rows of a batch are divided into."""
+    """Number of parts into which the rows of a batch are divided."""
     return mesh.shape[DATA] * mesh.shape[FSDP]
 
 
@@ -76,10 +76,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def shardings(tree: Tree, params: Tree, mesh: Mesh) -> Tree:
-    """Where every leaf of a state lies: parameters, and what is shaped like them, by their place.
+    """The placement of every leaf of a state: leaves shaped like a parameter lie where it does.
 
-    Leaves of `tree` belong to the parameter whose name ends theirs, as Adam's moments do; what
-    belongs to none, or has another shape, is on every device.
+    A leaf belongs to the parameter whose name is the end of its own, as Adam's moments do. A leaf
+    that belongs to none, or has another shape, is whole on every device.
     """
     split = sharding_on(mesh)
     if split == UNSHARDED:
@@ -98,7 +98,7 @@ def shardings(tree: Tree, params: Tree, mesh: Mesh) -> Tree:
 
 
 def rows_spec(mesh: Mesh, axis: int) -> PartitionSpec:
-    """A batch whose rows are along `axis`."""
+    """The spec of a batch whose rows are along `axis`."""
     return PartitionSpec(*[None] * axis, row_axes(mesh))
 
 
@@ -112,19 +112,19 @@ def put_rows(mesh: Mesh, batch: Any, axis: int) -> Any:
 
 
 def put_everywhere(mesh: Mesh, value: Any) -> jax.Array:
-    """Start copying the same value of all processes to every device."""
+    """Start copying a value, equal on all processes, to every device."""
     return _put(replicated(mesh), np.asarray(value))
 
 
 def _put(sharding: NamedSharding, x: np.ndarray) -> jax.Array:
-    # jax's guard takes it for a copy that nobody asked for where there are several processes
+    # with several processes jax's guard mistakes this for an implicit copy
     with jax.transfer_guard_host_to_device("allow"):
         return jax.make_array_from_process_local_data(sharding, x)
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How the rows of a batch are cut: A micro-steps of `micro_batch` rows in every group."""
+    """How the rows of a batch are divided: A micro-steps of `micro_batch` rows in every group."""
 
     micro_steps: int
     micro_batch: int
@@ -162,8 +162,8 @@ def rows_per_device(config: Config, groups: int) -> int:
 def batch_layout(config: Config, groups: int, micro_batch: int) -> BatchLayout:
     """Derive the micro-steps from the batch; they are never set by hand.
 
-    Where there are so many devices that the rows do not fill `micro_batch` on each, the largest
-    smaller one that divides them is taken.
+    If the rows of a device do not fill `micro_batch`, the largest smaller one that divides them is
+    taken.
     """
     per_device = rows_per_device(config, groups)
     largest = min(micro_batch, per_device)
@@ -172,9 +172,9 @@ def batch_layout(config: Config, groups: int, micro_batch: int) -> BatchLayout:
 
 
 def abstract_batch(mesh: Mesh, layout: BatchLayout, example: Any, steps: int = 1) -> Any:
-    """Shapes, types and placement of a step's batch of such examples, for compiling.
+    """Shapes, types and placement of a step's batch of examples like this one, for compiling.
 
-    With several `steps` their batches have a leading axis.
+    Several `steps` add a leading axis.
     """
     rows = (*([steps] if steps > 1 else []), layout.micro_steps, layout.micro_rows)
     sharding = NamedSharding(mesh, rows_spec(mesh, axis=len(rows) - 1))

@@ -1,9 +1,9 @@
-"""Several processes as one run: which of them this one is, and where they meet.
+"""Finds out which process of a run this is, and connects it with the others.
 
-Flags say so, or what Slurm, Open MPI, Kubernetes or SkyPilot set in the environment. jax could read
-the first three itself, and then would take one GPU for each task, take the shell of an interactive
-Slurm job for several processes, need another package on Kubernetes, and end a process that cannot
-reach process 0 by an abort with a stack trace, which no Python code sees coming.
+Flags say so, or the environment that Slurm, Open MPI, Kubernetes or SkyPilot sets. jax could read
+the first three itself, but it would take one GPU for each task, mistake the shell of an interactive
+Slurm job for several processes, need another package on Kubernetes, and abort a process that cannot
+reach process 0 with a stack trace, which no Python code can catch.
 """
 
 import os
@@ -19,11 +19,11 @@ import jax
 
 from gptjax.base.errors import UserError
 
-PORT = 8476  # of the coordinator, where no job number tells neighbours apart
-QUIET_SECONDS = 10  # before a process says for whom it waits
+PORT = 8476  # of the coordinator, unless a job number gives another
+QUIET_SECONDS = 10  # before a process says whom it waits for
 MEETING_SECONDS = 900  # nodes may still be pulling images, or process 0 preparing data
-HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
-SHUTDOWN_SECONDS = 120  # process 0 still draws curves when the others have ended
+HEARTBEAT_SECONDS = 30  # a process without a sign of life for so long counts as dead
+SHUTDOWN_SECONDS = 120  # process 0 still draws curves after the others have ended
 
 
 class MeetingError(UserError):
@@ -34,18 +34,18 @@ class MeetingError(UserError):
 
 @dataclass(frozen=True)
 class Launch:
-    """One process's place among all. Processes of one node are numbered `local_process` as well."""
+    """The place of one process among all processes, and among those of its node."""
 
     coordinator: str
     """HOST:PORT at which process 0 listens."""
     processes: int
-    """How many there are on all nodes, at least 2."""
+    """Number of processes on all nodes, at least 2."""
     process: int
-    """Which one this is, from 0."""
+    """Number of this process, from 0."""
     local_process: int = 0
-    """Which one on its node, from 0."""
+    """Number of this process on its node, from 0."""
     local_processes: int = 1
-    """How many on this node: 1 drives all its GPUs, more drive an equal share each."""
+    """Number of processes on this node: one drives all its GPUs, several an equal share each."""
 
 
 def find_launch(
@@ -54,9 +54,9 @@ def find_launch(
     processes: int | None = None,
     process: int | None = None,
 ) -> Launch | None:
-    """Who this process is, by its flags or else by what its launcher set; None if it is alone.
+    """Which process this is, by its flags, else by its launcher's environment; None if it is alone.
 
-    `coordinator` alone corrects what a launcher says. Raises `UserError` for what is half said,
+    `coordinator` alone replaces the launcher's. Raises `UserError` if the settings are incomplete,
     contradictory or out of range.
     """
     if (processes is None) != (process is None):
@@ -90,7 +90,7 @@ def find_launch(
 
 
 def _checked(source: str, launch: Launch) -> Launch | None:
-    """The launch if there is more than one process; raises `UserError` if it cannot be."""
+    """The launch, None for a single process; raises `UserError` if it is impossible."""
     here = f"process {launch.process} of {launch.processes}"
     if launch.processes < 1 or not 0 <= launch.process < launch.processes:
         raise UserError(f"{source} says {here}; expected 0 to the number of processes - 1")
@@ -106,10 +106,10 @@ def _checked(source: str, launch: Launch) -> Launch | None:
 
 
 def _number(environment: Mapping[str, str], name: str, otherwise: str = "") -> int:
-    """A count from the environment; raises `UserError` if it is missing or no count."""
+    """A count from the environment; raises `UserError` if it is missing or something else."""
     value = environment.get(name, otherwise)
     if not value.isdecimal():
-        found = f"not {value!r}" if value else "and is not set"
+        found = f"not {value!r}" if value else "but it is not set"
         raise UserError(f"the environment's {name} must be a count, {found}")
     return int(value)
 
@@ -117,11 +117,11 @@ def _number(environment: Mapping[str, str], name: str, otherwise: str = "") -> i
 def _from_slurm(environment: Mapping[str, str]) -> Launch:
     """A task of an `srun` step (srun(1), "OUTPUT ENVIRONMENT VARIABLES").
 
-    Steps are told by a variable that the shell of a batch script does not have: it has a
-    SLURM_PROCID too, and is alone.
+    The shell of a batch script has a SLURM_PROCID too, but it is alone: a variable that only steps
+    have tells them apart.
     """
     nodes = re.split(r",(?![^\[]*\])", environment.get("SLURM_STEP_NODELIST", ""))
-    host = re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes[0])  # of r[1-2]n[01-07,09],b: r1n01
+    host = re.sub(r"\[(\d+)[^\]]*\]", r"\1", nodes[0])  # r[1-2]n[01-07,09],b gives r1n01
     job = _number(environment, "SLURM_JOB_ID", "0")
     layout = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")  # 8(x2),4 is 8, 8 and 4
     pairs = re.findall(r"(\d+)(?:\(x(\d+)\))?", layout)
@@ -136,7 +136,7 @@ def _from_slurm(environment: Mapping[str, str]) -> Launch:
 
 
 def _from_open_mpi(environment: Mapping[str, str]) -> Launch:
-    """A process of `mpirun`, which tells where it runs itself; process 0 is taken to be there."""
+    """A process of `mpirun`, which gives its own address; process 0 is assumed to run there."""
     processes = _number(environment, "OMPI_COMM_WORLD_SIZE")
     here = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE", "1")
     uri = re.search(r"tcp6?://(\[[^,\]]+|[^,:]+)", environment.get("OMPI_MCA_orte_hnp_uri", ""))
@@ -176,15 +176,15 @@ LAUNCHERS: dict[str, tuple[set[str], Callable[[Mapping[str, str]], Launch]]] = {
     "Kubernetes": ({"GPTJAX_PROCESSES", "GPTJAX_COORDINATOR"}, _from_kubernetes),
     "SkyPilot": ({"SKYPILOT_NUM_NODES"}, _from_skypilot),
 }
-"""By name: variables of which one betrays the launcher, and what reads them all."""
+"""By name: variables, any of which shows this launcher, and the function that reads them."""
 
 
 def local_devices(launch: Launch, environment: Mapping[str, str]) -> list[int] | None:
-    """The GPUs this process takes, by their numbers; None for all that it can see.
+    """The numbers of the GPUs that this process takes; None for all that it can see.
 
-    One process a node takes all. Several share what CUDA_VISIBLE_DEVICES lists equally, in order;
-    where it lists one, the scheduler has shared them out; where it is not set, there is one process
-    for each. Raises `UserError` if they do not divide.
+    A single process on a node takes all. Several share the list in CUDA_VISIBLE_DEVICES equally, in
+    order. If it lists one GPU, the scheduler has already dealt them out; if it is not set, each
+    process takes one. Raises `UserError` if the list cannot be shared equally.
     """
     if launch.local_processes == 1:
         return None
@@ -204,10 +204,10 @@ def local_devices(launch: Launch, environment: Mapping[str, str]) -> list[int] |
 
 
 def initialise(launch: Launch) -> None:
-    """Meet the other processes; to be called before any device is touched.
+    """Connect with the other processes; call this before any device is touched.
 
-    Process 0 listens from here on, the others wait for it. A process that dies afterwards ends all
-    within `HEARTBEAT_SECONDS`. Raises `MeetingError` where process 0 cannot be reached.
+    Process 0 listens from here on, and the others wait for it. If a process dies later, all end
+    within `HEARTBEAT_SECONDS`. Raises `MeetingError` if process 0 cannot be reached.
     """
     others = "the others" if launch.process == 0 else "process 0"
     patient = Timer(QUIET_SECONDS, _say_waiting, (launch, others))
@@ -242,20 +242,20 @@ def _reach(coordinator: str, seconds: float) -> None:
             problem = error
             time.sleep(0.2)
     raise MeetingError(
-        f"process 0 was not to be reached at {coordinator} within {seconds / 60:.0f} minutes "
+        f"process 0 could not be reached at {coordinator} within {seconds / 60:.0f} minutes "
         f"({problem}): is it running, is the name right, and do firewalls let the port through?"
     )
 
 
 def _meet(launch: Launch) -> None:
-    # it would take SIGTERM away from the loop, which asks the other processes itself
+    # this service would take SIGTERM from the loop, which tells the other processes itself
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         launch.coordinator,
         launch.processes,
         launch.process,
         local_device_ids=local_devices(launch, os.environ),
-        cluster_detection_method="deactivate",  # it would take one GPU of a Slurm task's
+        cluster_detection_method="deactivate",  # it would take only one GPU of a Slurm task
         initialization_timeout=MEETING_SECONDS,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=SHUTDOWN_SECONDS,

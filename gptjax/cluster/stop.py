@@ -12,8 +12,7 @@ Largest = Callable[[int], Callable[[], int]]
 class StopRequest:
     """Within this context the first signal is noted; a second Ctrl-C interrupts at once.
 
-    One of several processes is stopped once all have agreed to be, at the same call of `agree`,
-    whichever of them had the signal.
+    Several processes stop at the same call of `agree`, whichever of them received the signal.
     """
 
     def __init__(
@@ -21,9 +20,9 @@ class StopRequest:
         largest: Largest | None = None,
         answer: str = "stopping as soon as the steps under way are saved",
     ) -> None:
-        """`largest` begins to find the largest number of all processes; None if there is one.
+        """`largest` starts a maximum over all processes; None for a single process.
 
-        `answer` is what the user is told.
+        `answer` is printed when a signal arrives.
         """
         self._answer = answer
         self.signal: signal.Signals | None = None
@@ -46,9 +45,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agree(self) -> None:
-        """Hear what the processes knew at the last call, and tell them what this one knows now.
+        """Learn what all processes knew at the last call; tell them what this one knows now.
 
-        To be called by all of them equally often; one call behind, so that nobody waits.
+        All processes must call this equally often. Answers come one call late, so nobody waits.
         """
         if self._largest is None:
             return
@@ -66,5 +65,5 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """What shells report for a process that a signal ended: 128 plus its number."""
+        """The code that shells report for a signal: 128 plus its number; 0 without a signal."""
         return 128 + self.signal if self.signal is not None else 0

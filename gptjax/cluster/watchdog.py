@@ -1,10 +1,10 @@
-"""Ends a process that waits for ever: for another process, for a device, or for a disk.
+"""Ends a process that waits forever for another process, a device or a disk.
 
 The others notice a process that dies. They do not notice one that hangs in a driver, or in a read
 from a disk that went away: jax still sees it alive, and the others wait for it in a step while the
-rent runs. A run of one process waits in the same way for a GPU that does not answer, and no signal
-ends it, for the loop never gets to see the signal. So each process ends itself when nothing has
-happened for long, and `launch/node.sh` or Slurm restarts all of them from the last checkpoint.
+rent runs. A run of one process waits for a GPU that does not answer in the same way, and no signal
+ends it, because the loop never gets to see the signal. So each process ends itself if nothing
+happens for too long, and `launch/node.sh` or Slurm restarts all of them from the last checkpoint.
 """
 
 import faulthandler
@@ -18,9 +18,9 @@ from typing import NamedTuple
 from gptjax.base.errors import UserError
 from gptjax.cluster.agreement import exit_process
 
-PATIENCE = 10  # times the longest wait so far is always allowed, whatever the setting
-CHECKS = 20  # looks at the clock within the time allowed
-LONGEST_SLEEP = 60.0  # seconds between two of them
+PATIENCE = 10  # a wait of this many times the longest so far is allowed, whatever the setting
+CHECKS = 20  # number of looks at the clock within the allowed time
+LONGEST_SLEEP = 60.0  # seconds between two looks
 
 
 class StallError(UserError):
@@ -30,7 +30,7 @@ class StallError(UserError):
 
 
 class _Wait(NamedTuple):
-    """What is being waited for, since when, and how long such a wait has taken at most before."""
+    """A wait: what did not happen, since when, and the longest wait of its kind so far."""
 
     what: str
     since: float
@@ -55,14 +55,14 @@ class Watchdog:
         self._wait = _Wait("nothing was finished", now, self._longest)
 
     def pause(self) -> None:
-        """Stop watching until the next heartbeat: compiling takes its time."""
+        """Stop watching until the next heartbeat, for example while compiling."""
         self._wait = None
 
     @contextmanager
     def watching(self, what: str, longest: float = 0.0) -> Iterator[None]:
-        """Watch something with a limit of its own; `longest` is the longest of its kind so far.
+        """Watch one action; `longest` is the longest wait of its kind so far.
 
-        `what` says that it did not happen. Whether anything is watched afterwards is as before.
+        `what` tells the user that it did not happen. Afterwards watching goes on if it did before.
         """
         was_watched = self._wait is not None
         self._wait = _Wait(what, time.monotonic(), longest)
@@ -81,7 +81,7 @@ class Watchdog:
         sleep, looked = min(LONGEST_SLEEP, self._seconds / CHECKS), time.monotonic()
         seen, quiet = None, 0.0
         while not self._closed.wait(sleep):
-            # count no more than the sleep or so: a process that Ctrl-Z stopped does not hang
+            # count at most two sleeps: a process that Ctrl-Z stopped does not hang
             passed, looked = min(time.monotonic() - looked, 2 * sleep), time.monotonic()
             wait = self._wait
             quiet, seen = (quiet + passed if wait is seen else 0.0), wait

@@ -1,8 +1,8 @@
-"""The data of a run: one prepared directory, or a mixture of several, each shuffled by itself.
+"""The data of a run: one prepared directory, or a mixture of several, each shuffled alone.
 
-Every source is repeated as often as the plan asks for; its own windows come once an epoch. The
-window of a row is a function of seed and row alone, so resuming and dividing rows among processes
-are what they are without a mixture.
+A source is read as often as the plan asks for, each of its windows once an epoch. The window of a
+row is a function of seed and row alone, so a mixture resumes, and divides its rows among processes,
+like a single source.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from gptjax.tokenizers.registry import bytes_per_token, tokenizer_identity
 
 
 class Corpus(TaskData):
-    """The data of pretraining, opened and checked; `manifest` is that of its first source."""
+    """The data of pretraining, opened and checked; `manifest` is its first source's."""
 
     def __init__(self, config: Config):
         data, self._ramp = config.data, batch_schedule(config)
@@ -49,7 +49,7 @@ class Corpus(TaskData):
         self._bytes_per_token: np.ndarray | None = None
 
     def resolved(self, config: Config) -> Config:
-        """The config with the tokenizer of the data and the size of its vocabulary."""
+        """The config with the tokenizer and the vocabulary size of the data."""
         n_vocab = require_vocabulary(self.manifest, config.model.n_vocab, config.data.tokenizer)
         return replace(
             config,
@@ -60,7 +60,7 @@ class Corpus(TaskData):
     def fingerprint_until(self, step: int | None = None) -> str:
         """16 hexadecimal digits that change with any token, and with any weight of a mixture.
 
-        Weights that take effect after `step` steps are left out.
+        Weights that take effect only after `step` steps are left out.
         """
         if step is None:
             return self._fingerprint(self.changes)
@@ -68,7 +68,7 @@ class Corpus(TaskData):
         return self._fingerprint(past)
 
     def other_data(self, step: int, before: str) -> str:
-        """Advice to a user whose data or weights differ from those that the run has had so far."""
+        """Advice to a user whose data or weights differ from the run's so far."""
         now = self.fingerprint_until(step)
         if self.mixture is None:
             return (
@@ -89,12 +89,12 @@ class Corpus(TaskData):
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def epochs(self, step: int) -> float:
-        """Tokens of the first `step` steps over those of all sources."""
+        """Tokens of the first `step` steps, divided by the tokens of all sources."""
         tokens = sum(manifest.splits["train"].tokens for manifest in self.manifests)
         return self._ramp.rows_before(step) * self._context / tokens
 
     def shuffled(self, seed: int) -> EndlessExamples:
-        """The endless shuffled order of a seed, of the windows of all sources."""
+        """The windows of all sources in the endless shuffled order of a seed."""
         return self.training_windows().shuffled(seed)
 
     def training_windows(self) -> "TokenWindows | MixedWindows":
@@ -141,7 +141,7 @@ class Corpus(TaskData):
         return int(self._bytes_per_token[example["tokens"][1:]].sum())
 
     def shares(self) -> list[float]:
-        """The share of every source in all rows of the run, by which validation is weighted."""
+        """The share of every source in all rows of the run: its weight in the validation loss."""
         if self.mixture is None:
             return [1.0]
         counts = self.mixture.counts(self._ramp.rows_before(self._max_steps))
@@ -149,7 +149,7 @@ class Corpus(TaskData):
 
     @property
     def loss_definition(self) -> str:
-        """The weights behind the validation loss: only losses of the same weights compare."""
+        """The weights behind the validation loss; only losses with equal weights are compared."""
         return "" if self.mixture is None else " ".join(f"{share:.6f}" for share in self.shares())
 
     def announcement(self, step: int) -> list[str]:
@@ -205,10 +205,10 @@ def require_vocabulary(manifest: Manifest, n_vocab: int | None, tokenizer: str |
 
 
 def _read_all(directories: list[Path], tokenizer: str | None) -> tuple[Manifest, ...]:
-    """The manifests of all sources; raises `UserError` that names all that are missing."""
+    """The manifests of all sources; raises a `UserError` that names all missing ones."""
     if missing := [d for d in directories if not is_prepared(d)]:
         if there := [d for d in directories if d not in missing]:
-            tokenizer = str(there[0] / TOKENIZER)  # that very one, wherever it came from
+            tokenizer = str(there[0] / TOKENIZER)  # the file itself, wherever it came from
         commands = [
             f"python -m gptjax.prepare --input FILE... --tokenizer {quote(tokenizer or 'NAME')} "
             f"--out {quote(str(directory))}"
@@ -223,7 +223,7 @@ def _read_all(directories: list[Path], tokenizer: str | None) -> tuple[Manifest,
     for other in manifests[1:]:
         if other.tokenizer_fingerprint != first.tokenizer_fingerprint:
             raise UserError(
-                f"a mixture has one tokenizer, but {first.directory} was tokenised with "
+                f"a mixture needs one tokenizer, but {first.directory} was tokenised with "
                 f"{first.tokenizer} ({first.tokenizer_fingerprint}) and {other.directory} with "
                 f"{other.tokenizer} ({other.tokenizer_fingerprint}): prepare one of them with "
                 f"--tokenizer DIR/{TOKENIZER} of the other"

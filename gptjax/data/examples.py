@@ -1,8 +1,8 @@
-"""The interface between a run and the data of its task, whatever its examples hold.
+"""The interface between a run and the data of its task.
 
-An example is a dict of numpy arrays, the same names, shapes and types in all of a task. Names are
-the task's own business but for two: `weights`, what each target counts, is added where the examples
-do not bring it, and IS_REAL marks the rows of an evaluation batch that are no padding.
+An example is a dict of numpy arrays, with the same names, shapes and types in all examples of a
+task. Two names have a fixed meaning: `weights`, the weight of each target, is added if the examples
+do not have it, and IS_REAL is 0 for padding rows of an evaluation batch.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ IS_REAL = "is_real"
 
 
 class Examples(Protocol):
-    """Random access to a number of examples."""
+    """Random access to examples."""
 
     def __len__(self) -> int: ...
 
@@ -43,23 +43,23 @@ class ValidationSet(NamedTuple):
 
 
 class TaskData(Protocol):
-    """The data of a config, opened and checked. What has a body here may stay as it is."""
+    """The data of a config, opened and checked. Methods with a body here are optional."""
 
     tokenizer: Tokenizer
 
     def resolved(self, config: Config) -> Config:
-        """The config with what only the data knows: vocabulary, tokenizer. Raises `UserError`."""
+        """The config with the tokenizer and vocabulary of the data. Raises `UserError`."""
         ...
 
     def shuffled(self, seed: int) -> EndlessExamples:
         """Training examples in the endless order of a seed, often a `ShuffledExamples`.
 
-        Raises `UserError` if there is none.
+        Raises `UserError` if there are none.
         """
         ...
 
     def validation_sets(self) -> Sequence[ValidationSet]:
-        """At least one; shares add up to 1. Raises `UserError` if one is empty."""
+        """One or more sets; shares add up to 1. Raises `UserError` if one is empty."""
         ...
 
     def fingerprint_until(self, step: int | None = None) -> str:
@@ -71,21 +71,21 @@ class TaskData(Protocol):
         ...
 
     def epochs(self, step: int) -> float:
-        """How often the data has been read after `step` steps."""
+        """The number of times that the data has been read after `step` steps."""
         ...
 
     def progress(self, step: int) -> dict[str, float]:
-        """More numbers for the row of step `step` in metrics.jsonl, like epochs by source."""
+        """More numbers for the row of step `step` in metrics.jsonl, such as epochs by source."""
         del step
         return {}
 
     @property
     def loss_definition(self) -> str:
-        """The weights behind the validation loss: only losses of the same weights compare."""
+        """The weights behind the validation loss; only losses with equal weights are compared."""
         return ""
 
     def target_bytes(self, example: Example) -> int:
-        """Bytes of text behind the targets of an example; 0 where that means nothing."""
+        """Bytes of text behind the targets of an example; 0 if that has no meaning."""
         del example
         return 0
 
@@ -98,12 +98,12 @@ class TaskData(Protocol):
 class ShuffledExamples:
     """An endless shuffled order: each example once an epoch, every epoch in another order.
 
-    Grain shuffles the numbers of the examples, lazily, and never sees an example: it would measure
-    each that passes through it, which takes four times as long as reading one.
+    Grain shuffles the indices of the examples, lazily, and never sees an example: it would measure
+    each one that passes through it, which takes four times as long as reading it.
     """
 
     def __init__(self, examples: Examples, seed: int):
-        import grain  # here, so that what only compiles a program does without it
+        import grain  # here, so that compiling a program does not need it
 
         self._examples = examples
         numbers: Any = grain.MapDataset.range(len(examples))

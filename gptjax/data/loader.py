@@ -1,9 +1,9 @@
 """Batches as a pure function of (seed, step): this process's rows of an endless shuffled order.
 
-The rows of each step follow those of the step before in an endless shuffled order of examples, and
-process p of P owns a contiguous P-th of them. So the same global batch appears, bit for bit, on any
-number of processes; any step is reached in O(1); and the only state of the data is the step. What
-an example holds is its task's business: a batch has the fields of its examples, rows first.
+Each step takes the next rows of an endless shuffled order of examples, and process p of P owns a
+contiguous P-th of them. So the same global batch appears, bit for bit, on any number of processes;
+any step is reached in O(1); and the only state of the data is the step. A batch has the fields of
+its examples, rows first; the loader does not know them.
 """
 
 from collections import deque
@@ -34,7 +34,7 @@ class Shuffles(Protocol):
 
 
 class StepSource:
-    """A Grain source whose item `step` is this process's rows of that global step, as a batch.
+    """A Grain source: item `step` is the batch of this process's rows in that global step.
 
     Every example of a source appears once an epoch; each epoch has its own order.
     """
@@ -96,7 +96,7 @@ def read_ahead(items: Iterator[T], put: Callable[[T], Placed]) -> Iterator[Place
 
 
 def evenly_spread(examples: Examples, most: int | None) -> list[int]:
-    """Numbers of at most `most` examples, at least one, evenly spread over all of them."""
+    """Indices of at most `most` examples, at least one, evenly spread over all of them."""
     chosen = len(examples) if most is None else max(1, min(len(examples), most))
     return [i * len(examples) // chosen for i in range(chosen)]
 
@@ -106,8 +106,9 @@ def validation_batches(
 ) -> Iterator[HostBatch]:
     """The fixed validation set in batches of `rows` over all processes.
 
-    At most `most` examples are used, spread evenly over the set; they depend on nothing else. The
-    field IS_REAL is 0 for rows that only fill the last batch, so that every process sees as many.
+    At most `most` examples are used, spread evenly over the set; the choice depends on nothing
+    else. The field IS_REAL is 0 for rows that only fill the last batch, so that every process gets
+    equally many.
     """
     indices, local = evenly_spread(examples, most), rows // processes
     for start in range(0, len(indices), rows):

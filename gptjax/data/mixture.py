@@ -1,9 +1,9 @@
 """Weighted mixtures as arithmetic: which source supplies row r, and how many it supplied before.
 
-Rows are dealt out as evenly as whole numbers can be: of every first r rows a source has its share
-of r to within a row or two (a few, where weights change often), and no count ever goes back. Both
-are functions of r alone: the heaviest source takes its rounded share, the next one its share of
-what that leaves, and so on.
+Rows are dealt out as evenly as whole numbers allow. Among the first r rows a source has its share
+of r to within a row or two (a few rows if weights change often), and no count ever decreases. Both
+answers depend on r alone: the heaviest source takes its rounded share, the next one its share of
+the remainder, and so on.
 """
 
 import math
@@ -19,9 +19,9 @@ from gptjax.data.windows import TokenWindows
 
 
 class _Part(NamedTuple):
-    """One source's share of the rows that those before it leave: `(offset + per left) / over`.
+    """One source's share of the rows that earlier sources leave: `(offset + per left) / over`.
 
-    A half is in the offset, so that whole division rounds half up.
+    The offset includes a half, so that integer division rounds half up.
     """
 
     source: int
@@ -31,7 +31,7 @@ class _Part(NamedTuple):
 
     @classmethod
     def through(cls, source: int, left: int, share: Fraction, slope: Fraction) -> "_Part":
-        """The part that has `share` of `left` rows, and `slope` of every further one."""
+        """The part that has `share` of the first `left` rows, and `slope` of every further row."""
         offset = share - slope * left + Fraction(1, 2)
         over = math.lcm(offset.denominator, slope.denominator)
         return cls(source, int(offset * over), int(slope * over), over)
@@ -48,18 +48,18 @@ class _Part(NamedTuple):
 class Shares:
     """Whole counts for every number of rows, in proportion to weights that may change.
 
-    A remainder from rounding is carried over a change, so that no source starves however often
-    weights change.
+    A change keeps the remainders of rounding, so that no source starves however often weights
+    change.
     """
 
     def __init__(self, weights: Sequence[Fraction]):
-        # heaviest first: each rounding is then shared out by the smallest part
+        # heaviest first: the smallest part then takes up each rounding
         order = sorted(range(len(weights)), key=lambda k: (-weights[k], k))
         self._stages: list[tuple[int, list[_Part]]] = []
         self._begin(0, weights, [_Part(k, 1, 0, 2) for k in order])
 
     def change(self, rows: int, weights: Sequence[Fraction]) -> None:
-        """Take other weights after the first `rows` rows; changes come in their order."""
+        """Change the weights after the first `rows` rows; call this in order of `rows`."""
         self._begin(rows, weights, self._stages[-1][1])
 
     def _begin(self, rows: int, weights: Sequence[Fraction], before: list[_Part]) -> None:
@@ -73,7 +73,7 @@ class Shares:
         self._stages.append((rows, parts))
 
     def counts(self, rows: int) -> list[int]:
-        """How many of the first `rows` rows each source has; they add up to `rows`."""
+        """Each source's count among the first `rows` rows; the counts add up to `rows`."""
         _, parts = next(stage for stage in reversed(self._stages) if stage[0] <= rows)
         counts = [0] * len(parts)
         for part in parts:
@@ -83,9 +83,9 @@ class Shares:
 
 
 class Mixture:
-    """The plan of a run: sources, and weights that may change where steps begin.
+    """The plan of a run: sources, and weights that may change between steps.
 
-    `rows_before` gives the rows of all steps before one.
+    `rows_before(step)` is the number of rows in all steps before `step`.
     """
 
     def __init__(
@@ -101,15 +101,15 @@ class Mixture:
             self._shares.change(rows_before(step), weights)
 
     def counts(self, rows: int) -> list[int]:
-        """How many of the run's first `rows` rows each source has."""
+        """Each source's count among the run's first `rows` rows."""
         return self._shares.counts(rows)
 
     def is_read(self) -> list[bool]:
-        """Whether each source ever has a weight."""
+        """For each source, whether it ever has a weight."""
         return [any(of_source) for of_source in zip(*(w for _, w in self._weights), strict=True)]
 
     def place(self, row: int) -> tuple[int, int]:
-        """The source of a row, and how many rows of that source come before it."""
+        """The source of a row, and the number of that source's rows before it."""
         before, after = self.counts(row), self.counts(row + 1)
         source = next(k for k, count in enumerate(before) if after[k] > count)
         return source, before[source]
@@ -121,13 +121,13 @@ class Mixture:
 
 
 class MixedWindows:
-    """The training windows of several sources, by a plan."""
+    """The training windows of several sources, mixed by a plan."""
 
     def __init__(self, windows: list[TokenWindows], mixture: Mixture):
         self.windows, self.mixture = windows, mixture
 
     def shuffled(self, seed: int) -> "MixedOrder":
-        """The endless order of rows of a seed; raises `UserError` for a source without a window."""
+        """The endless order of a seed; raises `UserError` if a source has no window."""
         return MixedOrder(self, seed)
 
 
@@ -135,11 +135,11 @@ class MixedOrder:
     """Row r of a mixture as a function of seed and r."""
 
     def __init__(self, mixed: MixedWindows, seed: int):
-        # a seed of its own for every source, or two copies of one text would go in step
+        # one seed for each source, or two copies of a text would come in the same order
         seeds = np.random.SeedSequence(seed).generate_state(len(mixed.windows)).tolist()
         self._mixture = mixed.mixture
         self._orders = [
-            windows.shuffled(seed) if is_read else None  # one that is only validated on
+            windows.shuffled(seed) if is_read else None  # None: only for validation
             for windows, seed, is_read in zip(
                 mixed.windows, seeds, mixed.mixture.is_read(), strict=True
             )

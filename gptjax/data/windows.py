@@ -1,7 +1,7 @@
 """Training windows over token shards: one line of tokens, cut every T, stitched across shards.
 
-Window i is tokens [i T, i T + T + 1) of the split: T inputs and, one further on, their T targets.
-Every token but the first is a target exactly once; only a last window too short is lost.
+Window i is tokens [i T, i T + T + 1) of the split: T inputs and, shifted by one, their T targets.
+Every token but the first is a target exactly once; only a last, incomplete window is lost.
 """
 
 import bisect
@@ -15,11 +15,11 @@ from gptjax.data.examples import Example, ShuffledExamples
 from gptjax.data.manifest import Manifest
 from gptjax.data.shards import open_shard
 
-OPEN_SHARDS = 128  # each open map holds a file descriptor; a soft limit of 256 must do
+OPEN_SHARDS = 128  # each open map holds a file descriptor, and the soft limit may be 256
 
 
 class TokenWindows:
-    """Random access to the windows of one split: `len(windows)` of them, each [T + 1] int32."""
+    """Random access to the windows of one split, each [T + 1] int32."""
 
     def __init__(self, manifest: Manifest, split: str, context: int):
         self.manifest, self.split, self.context = manifest, split, context
@@ -53,7 +53,7 @@ class TokenWindows:
     def shuffled(self, seed: int) -> ShuffledExamples:
         """All windows as examples in the endless order of a seed.
 
-        Raises `UserError` if there is no window at all.
+        Raises `UserError` if there is no window.
         """
         if len(self) == 0:
             raise UserError(
@@ -80,7 +80,7 @@ class TokenWindows:
 
 
 class WindowExamples:
-    """The windows as examples of pretraining: `tokens`, each of which the next one follows."""
+    """The windows as examples of pretraining, in the field `tokens`."""
 
     def __init__(self, windows: TokenWindows):
         self.windows = windows

@@ -1,7 +1,7 @@
-"""Validation loss on the fixed held-out set: per token, per byte, and how sure that is.
+"""Validation loss on the fixed held-out set: per token, per byte, and its standard error.
 
-All sums are weighted by tokens and go over every device and process, so the number is the same
-wherever it is measured.
+All sums are weighted by tokens and go over every device and process, so the loss is the same on
+any number of devices.
 """
 
 import math
@@ -28,7 +28,7 @@ class Validation:
 
 
 class ValidationPart(NamedTuple):
-    """The validation set of one source: its share of the mixture, and the bytes of its targets."""
+    """The validation set of one source, its share of the mixture, and the bytes of its targets."""
 
     name: str
     share: float
@@ -58,7 +58,7 @@ def evaluate(
 def evaluate_parts(
     step: Callable[[dict[str, Any]], dict[str, Any]], parts: Sequence[ValidationPart]
 ) -> Validation:
-    """Evaluate every source by itself, and all of them weighted by their shares."""
+    """Evaluate every source alone, and all of them together, weighted by their shares."""
     results = [evaluate(step, part.batches, part.target_bytes) for part in parts]
     by_source = tuple((p.name, r.loss) for p, r in zip(parts, results, strict=True) if p.name)
     if len(parts) == 1:

@@ -1,4 +1,4 @@
-"""Advice about a plan: the mesh to take, or the least change that makes it fit."""
+"""Advice about a plan: a faster mesh, or the smallest change that makes it fit."""
 
 from dataclasses import dataclass, replace
 
@@ -12,14 +12,14 @@ MOST_GPUS = 2**16
 
 @dataclass(frozen=True)
 class Advice:
-    """A sentence without its end, and the plan that it leads to, if there is one."""
+    """A sentence without its full stop, and the plan that it leads to, if there is one."""
 
     words: str
     plan: Plan | None = None
 
 
 def advise(plan: Plan, gpu: Gpu, links: Links, mfu: float, usable: float, per_node: int) -> Advice:
-    """Compare with other meshes; where nothing fits, with more recomputing and more GPUs."""
+    """Compare with other meshes; if none fits, with more recomputation and more GPUs."""
     gpus, remat = plan.layout.gpus, plan.config.model.remat
     auto = replace(plan.config, train=replace(plan.config.train, micro_batch="auto"))
 
@@ -46,13 +46,13 @@ def advise(plan: Plan, gpu: Gpu, links: Links, mfu: float, usable: float, per_no
             found = best(_with_remat(auto, policy), more)
             if found is not None:
                 words = f"--gpus {more} --model.remat {policy} {flags(found)}"
-                return Advice(f"No mesh of {gpus} fits; the least that does is {words}", found)
+                return Advice(f"No mesh of {gpus} fits; the smallest change is {words}", found)
         more *= 2
     return Advice(f"No number of {gpu.name} up to {MOST_GPUS:,} makes it fit")
 
 
 def flags(plan: Plan) -> str:
-    """The mesh of a plan as flags, and the micro-batch that it has."""
+    """The mesh of a plan as flags, and its micro-batch."""
     layout = plan.layout
     words = f"--mesh.fsdp {layout.fsdp} --mesh.tensor {layout.tensor}"
     return f"{words} (micro-batch {plan.config.train.micro_batch})"

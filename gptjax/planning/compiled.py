@@ -1,9 +1,9 @@
-"""The memory and traffic of a step as XLA compiles it, beside the plan; it alone imports jax.
+"""Compares the plan with the memory and traffic of the compiled step; it alone imports jax.
 
-The step is compiled for virtual devices of this machine's processor and never run. A processor
-computes bfloat16 in float32 and has no cuDNN, so the same config is planned again as it will be
-compiled: float32, attention in tiles, layers in a loop, two micro-steps where there are several,
-and no more groups along `data` than two, which changes nothing on a device.
+The step is compiled for virtual devices of this machine's CPU and never run. A CPU computes
+bfloat16 in float32 and has no cuDNN, so the config is planned again as it will be compiled:
+float32, attention in tiles, layers in a loop, at most two micro-steps, and at most two groups
+along `data`, which changes nothing on a device.
 """
 
 import os
@@ -22,32 +22,32 @@ from gptjax.planning.memory import Memory, memory
 from gptjax.planning.traffic import traffic
 
 MOST_DEVICES = 64
-FASTER = "--xla_backend_optimization_level=0"  # machine code that is not run need not be good
+FASTER = "--xla_backend_optimization_level=0"  # machine code that never runs need not be fast
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Bytes on each device, planned and by XLA's own account."""
+    """Bytes on each device, planned and reported by XLA."""
 
     planned: Memory
     arguments: int
     temporaries: int
     sent: dict[tuple[str, str], tuple[int, int]]
-    """Payload by (axis, kind), planned and as the program has it."""
+    """Payload by (axis, kind), planned and in the program."""
     seconds: float
-    """That compiling took."""
+    """Time of compiling."""
 
 
 def as_compiled(config: Config, layout: Layout) -> tuple[Config, Layout]:
-    """The config and layout that stand for these on a processor. Raises `UserError` if too large.
+    """The config and layout that stand for these on a CPU. Raises `UserError` if too large.
 
-    The batch has one micro-step or two.
+    The batch has one or two micro-steps.
     """
     small = replace(layout, data=min(2, layout.data))
     if small.gpus > MOST_DEVICES:
         raise UserError(
             f"--compile makes at most {MOST_DEVICES} virtual devices, and {small} is {small.gpus}: "
-            "try a smaller --mesh.fsdp, whose estimate is made in the same way"
+            "try a smaller --mesh.fsdp, which is estimated in the same way"
         )
     context, micro_batch = config.context, int(config.train.micro_batch)
     attention = "blockwise" if config.model.attention == "cudnn" else config.model.attention
@@ -65,7 +65,7 @@ def as_compiled(config: Config, layout: Layout) -> tuple[Config, Layout]:
 
 
 def compare(config: Config, layout: Layout) -> Comparison:
-    """Compile what `as_compiled` makes of these; has to come before anything imports jax."""
+    """Compile the result of `as_compiled`; call this before anything imports jax."""
     config, layout = as_compiled(config, layout)
     flags = f"{FASTER} --xla_force_host_platform_device_count={layout.gpus}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
@@ -87,7 +87,7 @@ def compare(config: Config, layout: Layout) -> Comparison:
 def compare_traffic(
     config: Config, layout: Layout, hlo: str
 ) -> dict[tuple[str, str], tuple[int, int]]:
-    """Payload by (axis, kind), as planned and as the text of the compiled program has it."""
+    """Payload by (axis, kind), planned and read from the text of the compiled program."""
     mesh = {axis: layout.size(axis) for axis in AXES}
     actual = {
         (" x ".join(axes), kind): n
@@ -99,7 +99,7 @@ def compare_traffic(
 
 
 def compile_step(config: Config, layout: Layout) -> Any:
-    """The compiled step, a `jax.stages.Compiled`, of a config that a processor can compute."""
+    """The compiled step, a `jax.stages.Compiled`, of a config that a CPU can compute."""
     from gptjax.cluster.mesh import batch_layout, make_mesh
     from gptjax.model.places import ModelSharding
     from gptjax.training.program import assemble

@@ -1,11 +1,11 @@
-"""The GPUs that a run can be planned for: memory and links. Peaks are in `gptjax.model.size`.
+"""The GPUs that a run can be planned for: memory and links. Peaks are in `gptjax.cluster.devices`.
 
-Memory is what nvidia-smi shows, in MiB. Bandwidths are bytes a second in one direction, as NCCL's
-tests define bus bandwidth: what a ring all-reduce of n devices moves, `2 (n - 1) / n` of its
-operand, over the time it takes. Within a node they are `ATTAINED` of the data sheet's rate of the
-link, between nodes of the network of a usual machine; a card that NVIDIA does not let talk to
-others directly (GeForce since the RTX 3090) goes through the host's memory and gets less. No
-bandwidth has been measured here: `--bus` and `--network` put in your own.
+Memory is nvidia-smi's figure, in MiB. Bandwidths are bytes per second in one direction, as NCCL's
+tests define bus bandwidth: a ring all-reduce of n devices moves `2 (n - 1) / n` of its operand,
+divided by its time. Within a node they are `ATTAINED` of the link's rate in the data sheet; between
+nodes, of the network of a usual machine. A card that NVIDIA does not let talk to others directly
+(GeForce since the RTX 3090) goes through the host's memory and gets less. None of these bandwidths
+has been measured: give your own by `--bus` and `--network`.
 """
 
 import re
@@ -17,7 +17,7 @@ from gptjax.cluster.devices import peak_flops
 from gptjax.config import ModelConfig
 from gptjax.config.attention import cudnn_limits, portable
 
-ATTAINED = 0.8  # of a link's rate, which large all-reduces over NVLink reach
+ATTAINED = 0.8  # share of a link's rate that large all-reduces over NVLink reach
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Gpu:
     """One type of GPU in the machine it is usually found in."""
 
     name: str
-    """As `--gpu` takes it."""
+    """The name that `--gpu` takes."""
     kind: str
-    """jax's `device_kind`, by which `gptjax.cluster.devices.peak_flops` knows its peaks."""
+    """jax's `device_kind`, under which `gptjax.cluster.devices.peak_flops` has its peaks."""
     memory: int
     """Bytes."""
     bus: float
     """Bus bandwidth within a node, bytes a second."""
     network: float
-    """Bandwidth between nodes that each GPU has for itself, bytes a second."""
+    """Each GPU's own bandwidth between nodes, bytes a second."""
     source: str
     """Source of the two bandwidths."""
 
@@ -43,14 +43,14 @@ class Gpu:
         return peak_flops(self.kind, "bfloat16") is not None
 
     def dtype(self, wanted: str) -> str:
-        """The type to compute in: `wanted`, or float32 where the GPU does not have it."""
+        """The type to compute in: `wanted`, or float32 if the GPU does not have it."""
         return wanted if peak_flops(self.kind, wanted) is not None else "float32"
 
     def attention(self, model: ModelConfig, context: int, document_mask: bool = False) -> str:
-        """The attention to expect of `auto` or `cudnn`, for `model.dtype` as it will be.
+        """The attention that `auto` or `cudnn` will choose for the final `model.dtype`.
 
-        Any other is kept. cuDNN's needs a GPU with bfloat16 and heads of at most 128 in steps of 8,
-        besides what it refuses everywhere.
+        Any other is kept. cuDNN's needs a GPU with bfloat16 and a head size of at most 128 that 8
+        divides, in addition to its limits on every GPU.
         """
         if model.attention not in ("auto", "cudnn"):
             return model.attention
@@ -96,8 +96,8 @@ GPUS: dict[str, Gpu] = {
         _nvlink("b200", "NVIDIA B200", 183_359, 900, 400, "DGX B200: 8 x 400 Gbit/s"),
     )
 }
-"""By name, the smallest and oldest first. Rates of links: NVIDIA's data sheets, half of what they
-give for both directions; PCIe 3.0 x16 has 16 GB/s and 4.0 x16 has 32 GB/s in one direction."""
+"""By name, the smallest and oldest first. Rates of links: half of the sum for both directions in
+NVIDIA's data sheets; PCIe 3.0 x16 has 16 GB/s and 4.0 x16 has 32 GB/s in one direction."""
 
 ALIASES = {"1070ti": "gtx1070ti", "3090": "rtx3090", "4090": "rtx4090", "a10080": "a100"}
 
@@ -105,7 +105,7 @@ ALIASES = {"1070ti": "gtx1070ti", "3090": "rtx3090", "4090": "rtx4090", "a10080"
 def find_gpu(name: str) -> Gpu:
     """The GPU called `name`, in any spelling: `H100`, `RTX 4090`, `a100-40gb`.
 
-    Raises `ConfigError` with the nearest name and a list of all.
+    Raises a `ConfigError` that gives the nearest name and lists all.
     """
 
     def plain(text: str) -> str:
@@ -115,4 +115,4 @@ def find_gpu(name: str) -> Gpu:
     if plain(name) in known:
         return GPUS[known[plain(name)]]
     near = did_you_mean(name.lower(), GPUS)
-    raise ConfigError([f"unknown GPU {name!r}{near}; there are: {', '.join(GPUS)}"])
+    raise ConfigError([f"unknown GPU {name!r}{near}; expected one of {', '.join(GPUS)}"])

@@ -1,7 +1,7 @@
 """The traffic of a compiled program between devices, read from its text (HLO).
 
-For every collective: how many bytes, along which axes of the mesh, how often in one call of the
-program, and whether a condition guards it. This is how plans are held against the compiler's work.
+For every collective it gives the bytes, the axes of the mesh, the number of times in one call of
+the program, and whether a condition guards it. Plans are compared with these figures.
 """
 
 import math
@@ -39,11 +39,11 @@ class Collective(NamedTuple):
     kind: str
     elements: int
     bytes: int
-    """Of a device's part that is reduced, or of the whole that is gathered."""
+    """Bytes of a device's part to be reduced, or of the gathered whole."""
     groups: tuple[tuple[int, ...], ...]
-    """Devices that take part together; empty for all at once."""
+    """Devices that take part together; empty for all devices."""
     times: int
-    """How often one call of the program does it, conditions taken to be true once."""
+    """Number of times in one call of the program, if each condition is true once."""
     is_gated: bool
     is_looped: bool
 
@@ -56,7 +56,7 @@ class Collective(NamedTuple):
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """Every collective of a module, compiled or as it was lowered."""
+    """Every collective of a module, compiled or only lowered."""
     entry, computations = _computations(hlo)
     found = []
 
@@ -82,7 +82,7 @@ def collectives(hlo: str) -> list[Collective]:
 def bytes_by_axes(
     found: Iterable[Collective], mesh: Mapping[str, int]
 ) -> dict[tuple[tuple[str, ...], str], int]:
-    """Bytes in one call by (axes, kind); what crosses no axis, or fewer than 64 elements, is not.
+    """Bytes in one call by (axes, kind), of collectives of 64 or more elements that cross an axis.
 
     Scalars, such as the parts of a norm, are latency rather than traffic.
     """
@@ -94,7 +94,7 @@ def bytes_by_axes(
 
 
 def _computations(hlo: str) -> tuple[str, dict[str, list[str]]]:
-    """Name of the entry computation, and the instructions of each computation."""
+    """The name of the entry computation, and the instructions of each computation."""
     entry, name, found = "", "", {}
     for line in hlo.splitlines():
         if header := re.match(r"(ENTRY )?%?([\w.-]+) (?:\(.*)?\{$", line):
@@ -112,7 +112,7 @@ def _branches(line: str) -> list[str]:
 
 
 def _size(match: re.Match, line: str) -> tuple[int, int]:
-    """Elements and bytes; a scattered result is a part of what was reduced."""
+    """Elements and bytes; the result of a reduce-scatter is one part of its operand."""
     parts = [
         (math.prod(int(d) for d in dims.split(",") if d), WIDTHS[kind])
         for kind, dims in re.findall(r"\b(\w+)\[([\d,]*)\]", match["result"])
@@ -123,7 +123,7 @@ def _size(match: re.Match, line: str) -> tuple[int, int]:
 
 
 def _groups(line: str) -> tuple[tuple[int, ...], ...]:
-    """The groups of an instruction. Raises `ValueError` if they are written in no known way."""
+    """The groups of an instruction. Raises `ValueError` if their notation is unknown."""
     if listed := LISTED_GROUPS.search(line) or PAIRS.search(line):
         groups = re.findall(r"\{([\d,]+)\}", listed[1])
         return tuple(tuple(map(int, group.split(","))) for group in groups)

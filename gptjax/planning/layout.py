@@ -1,6 +1,6 @@
-"""How a run lies on its GPUs: the mesh and the nodes.
+"""How a run is laid out on its GPUs: the mesh and the nodes.
 
-The mesh is data x fsdp x tensor, tensor innermost, so that what talks most is nearest.
+The mesh is data x fsdp x tensor, tensor innermost, so that devices that talk most are nearest.
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from gptjax.config.batches import rows_problem
 from gptjax.model.places import ModelSharding
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = "data x fsdp"  # both axes as one: what has rows of its own
+ROWS = "data x fsdp"  # both axes as one: every device along it has its own rows
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Layout:
 
     @property
     def groups(self) -> int:
-        """Devices, or groups of them along `tensor`, with rows of their own."""
+        """Devices with their own rows; with `tensor`, groups of devices."""
         return self.data * self.fsdp
 
     @property
@@ -53,9 +53,9 @@ class Layout:
 
 
 def with_vocabulary(config: Config) -> Config:
-    """The config with the vocabulary that its tokenizer will have.
+    """The config with its tokenizer's vocabulary size.
 
-    Raises `ConfigError` if only prepared data tells.
+    Raises `ConfigError` if only prepared data can tell the size.
     """
     if config.model.n_vocab is not None:
         return config
@@ -68,10 +68,10 @@ def with_vocabulary(config: Config) -> Config:
 
 
 def lay_out(config: Config, gpus: int, gpus_per_node: int = 8) -> Layout:
-    """The mesh of a config over so many GPUs.
+    """The mesh of a config over `gpus` GPUs.
 
-    Raises `ConfigError` with every reason why it cannot be: axes that do not multiply to the number
-    of GPUs, or that do not divide what lies along them.
+    Raises a `ConfigError` with every problem: axes that do not multiply to the number of GPUs, or
+    that do not divide the dimensions along them.
     """
     wrong = [
         f"--{name} must be at least 1, not {value}"
@@ -99,7 +99,7 @@ def lay_out(config: Config, gpus: int, gpus_per_node: int = 8) -> Layout:
     if mesh.tensor > gpus_per_node or gpus_per_node % mesh.tensor:
         problems.append(
             f"mesh.tensor {mesh.tensor} does not divide the {gpus_per_node} GPUs of a node: "
-            "devices along it have to share one"
+            "devices along it must share a node"
         )
     problems += [problem] if (problem := rows_problem(config, layout.groups)) else []
     if problems:

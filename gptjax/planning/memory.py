@@ -1,10 +1,10 @@
 """Bytes on every device while a step runs, by part, without compiling anything.
 
-What lives throughout is the state; what comes and goes is counted at three moments, and the largest
-of them counts: while logits exist (`loss`), while the first layers' gradients are formed
-(`backward`), and while the optimizer makes new parameters (`update`). Shapes follow from the model;
-how many arrays of a shape live at once was read from XLA's buffer assignment of the step on
-processors (jax 0.10.2) and is checked against it by `--compile`. GPUs fuse more and need less.
+The state stays throughout. Temporaries are counted at three moments, and the largest sum decides:
+while logits exist (`loss`), while the first layers' gradients are formed (`backward`), and while
+the optimizer makes new parameters (`update`). Shapes follow from the model. The number of arrays of
+a shape that live at once was read from XLA's buffer assignment for CPUs (jax 0.10.2), and
+`--compile` checks it. GPUs fuse more and need less.
 
 Letters: D width, F = 4 D, N layers, V vocabulary, T context, H heads.
 """
@@ -19,37 +19,37 @@ from gptjax.planning.layout import Layout
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-# Arrays [rows, T, D] of a layer that wait for the backward pass, as (whole, divided by `tensor`).
-# none: inputs of both norms and their outputs; query, key, value, attended, c_fc's and GELU's.
-# dots: the block's input and the two sums' terms; query, key, value, attended, c_fc's.
+# Arrays [rows, T, D] of a layer kept for the backward pass, as (whole, divided by `tensor`).
+# none: inputs and outputs of both norms; query, key, value, attended, outputs of c_fc and GELU.
+# dots: the block's input and the terms of its two sums; query, key, value, attended, c_fc's output.
 SAVED = {"none": (4, 12), "dots": (3, 8), "block": (1, 1), "full": (1, 0)}
-SAVED_KEYS = {"blockwise": 3, "xla": 0, "cudnn": 0}  # and copies of keys and values, by segment
+SAVED_KEYS = {"blockwise": 3, "xla": 0, "cudnn": 0}  # more copies of keys and values, by segment
 
-# Arrays [rows, T, D] that live while one layer's gradients are formed, likewise.
+# Arrays [rows, T, D] that live while one layer's gradients are formed, in the same form.
 TRANSIENT = {"none": (8, 20), "dots": (7, 12), "block": (12, 26), "full": (12, 26)}
-DROPPED = 8  # the same of masks and what they are made from
+DROPPED = 8  # more such arrays with dropout: masks, and the bits they are made from
 
-# While logits exist, by how they are cut: float32 [chunk, V], and float32 [V, D] of the head's
-# gradient, a chunk's part of it and a copy of the head.
+# While logits exist: arrays float32 [chunk, V], and arrays float32 [V, D]: the head's gradient, a
+# chunk's part of it and a copy of the head.
 LOGITS = {"uncut": 3, "one chunk": 2, "chunks": 2}
 HEADS = {"uncut": 1, "one chunk": 2, "chunks": 3}
-SETS = {"one": 2, "several": 3}  # like the parameters, in the optimizer, by micro-steps
+SETS = {"one": 2, "several": 3}  # arrays like the parameters in the optimizer, by micro-steps
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device at the moment that needs most; parts add up to `total`."""
+    """Bytes on one device at the moment that needs most; the parts add up to `total`."""
 
     masters: int
-    """float32 parameters, this device's part."""
+    """This device's part of the float32 parameters."""
     moments: int
     """State of the optimizer between steps."""
     average: int
-    """The running average of the parameters, where `optim.ema_decay` keeps one."""
+    """The running average of the parameters, if `optim.ema_decay` keeps one."""
     batch: int
-    """Tokens of the whole step; what they count is made on the device."""
+    """Tokens of the whole step; their weights are made on the device."""
     gradients: int
-    """Of this micro-step, the sum over micro-steps, and new parameters while they are made."""
+    """This micro-step's, the sum over micro-steps, and new parameters while they are made."""
     activations: int
     """Activations kept for the backward pass, and those that one layer needs at once."""
     logits: int
@@ -71,7 +71,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Bytes that a device has to have."""
+        """Bytes that a device must have."""
         return self.arguments + self.temporaries
 
     def parts(self) -> dict[str, int]:
@@ -81,7 +81,7 @@ class Memory:
 
 @cache
 def _elements(model: ModelConfig, layout: Layout) -> int:
-    """Parameters on one device; kept, because a search asks for every micro-batch."""
+    """Parameters on one device; cached, because a search asks again for every micro-batch."""
     return sum(leaf.part(layout) for leaf in leaves(model))
 
 
@@ -90,8 +90,8 @@ def memory(
 ) -> Memory:
     """Bytes of a step with `micro_batch` rows at once on every device.
 
-    `micro_steps` are as many as the batch needs, unless given. `model.attention` has to be one that
-    was chosen, not `auto`.
+    Without `micro_steps` there are as many as the batch needs. `model.attention` must not be
+    `auto`.
     """
     found = leaves(config.model)
     stored = 4 * _elements(config.model, layout)
@@ -112,7 +112,7 @@ def moments(config: Config, layout: Layout, found: list[Leaf]) -> int:
     """Bytes of the optimizer's moments on one device.
 
     AdamW keeps two numbers a parameter, Lion one, Muon one for the blocks' matrices; Adafactor
-    means of rows and columns of what is at least 128 by 128.
+    keeps means of rows and columns for matrices of at least 128 by 128.
     """
     size = DTYPE_BYTES[config.optim.moments_dtype]
     total = 0
@@ -128,7 +128,7 @@ def moments(config: Config, layout: Layout, found: list[Leaf]) -> int:
 
 
 def _factored(leaf: Leaf, own: int) -> int:
-    """Numbers that Adafactor keeps: everything but one of the two largest dimensions, twice."""
+    """Numbers that Adafactor keeps: means over each of the two largest dimensions."""
     *_, second, first = sorted((1, *leaf.shape))
     if second < 128:
         return own
@@ -138,7 +138,7 @@ def _factored(leaf: Leaf, own: int) -> int:
 def _temporaries(
     config: Config, layout: Layout, micro_batch: int, micro_steps: int, found: list[Leaf]
 ) -> dict[str, dict[str, int]]:
-    """Bytes that come and go, by part, at each of the three moments."""
+    """Bytes of temporaries, by part, at each of the three moments."""
     model = config.model
     size = DTYPE_BYTES[model.dtype]
     gradients = 4 * _elements(model, layout)
@@ -147,9 +147,9 @@ def _temporaries(
     saved = _saved(config, layout, micro_batch)
     chunk, cut = _chunk_tokens(config, micro_batch)
     vocabulary = model.padded_vocab // layout.tensor
-    heads = HEADS[cut] - (layout.fsdp > 1)  # the copy is the one that was gathered
+    heads = HEADS[cut] - (layout.fsdp > 1)  # the gathered head serves as the copy
     logits = 4 * vocabulary * (LOGITS[cut] * chunk + heads * model.n_embd)
-    cast = 0 if size == 4 else size  # weights arrive in the compute type and are made float32
+    cast = 0 if size == 4 else size  # weights arrive in the compute type and become float32
     tables = _whole_tables(layout, found, cast)
     wire = 2 if config.train.wire_dtype == "bfloat16" else 0
     return {
@@ -175,7 +175,7 @@ def _temporaries(
 
 
 def _chunk_tokens(config: Config, micro_batch: int) -> tuple[int, str]:
-    """Tokens whose logits exist at once, and how that cuts them: as `gptjax.model.losses` does."""
+    """Tokens whose logits exist at once, and the kind of cut, as in `gptjax.model.losses`."""
     tokens, most = micro_batch * config.context, config.train.loss_chunk_tokens
     if not most:
         return tokens, "uncut"
@@ -184,19 +184,19 @@ def _chunk_tokens(config: Config, micro_batch: int) -> tuple[int, str]:
 
 
 def remat_policy(model: ModelConfig, layout: Layout) -> str:
-    """What is recomputed: weights gathered over `fsdp` are never kept, so none means dots there."""
+    """The policy that applies: weights gathered over `fsdp` are never kept, so none means dots."""
     return "dots" if model.remat == "none" and layout.fsdp > 1 else model.remat
 
 
 def _saved(config: Config, layout: Layout, micro_batch: int) -> int:
-    """Bytes that wait for the backward pass: of all layers."""
+    """Bytes that all layers keep for the backward pass."""
     model, size = config.model, DTYPE_BYTES[config.model.dtype]
     policy = remat_policy(model, layout)
     whole, divided = SAVED[policy]
     kernels = pairs = 0
     if policy == "none":
         divided += SAVED_KEYS[model.attention]
-        if layout.tensor > 1:  # query's, key's and value's, put in order by heads
+        if layout.tensor > 1:  # the kernel of query, key and value, reordered by heads
             kernels = 4 * 3 * model.n_layer * model.n_embd**2 // layout.tensor
         pairs = _pairs(config, layout, micro_batch) * model.n_layer
     width = micro_batch * config.context * model.n_embd
@@ -205,7 +205,7 @@ def _saved(config: Config, layout: Layout, micro_batch: int) -> int:
 
 
 def _pairs(config: Config, layout: Layout, micro_batch: int) -> int:
-    """Bytes of the T x T weights of one layer, in float32 and in the compute type."""
+    """Bytes of one layer's T x T attention weights, in float32 and in the compute type."""
     model = config.model
     if model.attention != "xla":
         return 0

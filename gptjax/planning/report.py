@@ -1,4 +1,4 @@
-"""A plan on the screen: tables, and at the end what they mean in words."""
+"""A plan on the screen: tables, then a summary in words."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ POLICIES = ("none", "dots", "block", "full")
 
 
 class Report:
-    """Prints the parts of one plan. `price` is money per GPU and hour, in whatever currency."""
+    """Prints the parts of one plan. `price` is per GPU and hour, in any currency."""
 
     def __init__(self, gpu: Gpu, links: Links, mfu: float, usable: float, price: float | None):
         self.gpu, self.links, self.mfu, self.usable, self.price = gpu, links, mfu, usable, price
@@ -56,8 +56,8 @@ class Report:
             )
         if model.unroll > 1:
             self.say(
-                f"         (memory as in a loop: --model.unroll {model.unroll} was seen to need a "
-                "third more)"
+                f"         (memory as in a loop: --model.unroll {model.unroll} has needed a third "
+                "more)"
             )
         self.say(
             f"batch    {config.train.batch_tokens:,} tokens = {steps} micro-"
@@ -75,11 +75,11 @@ class Report:
                 table.add_row(part, f"{size / unit:,.2f}")
         table.add_row(f"total (most in its {found.moment})", f"{found.total / unit:,.2f}")
         usable = self.usable * self.gpu.memory / unit
-        table.add_row(f"may be used ({self.usable:.0%} of the GPU's)", f"{usable:,.2f}")
+        table.add_row(f"usable ({self.usable:.0%} of the GPU's)", f"{usable:,.2f}")
         self._show(table)
 
     def step(self, plan: Plan) -> None:
-        """Where the time of a step goes."""
+        """The time of a step, by part."""
         times, layout = plan.schedule, plan.layout
         peak = (peak_flops(self.gpu.kind, matmul_dtype(plan.config.model)) or 0) / 1e12
         header = ("a step", "times", "payload", "sent", "GB/s", "seconds")
@@ -107,7 +107,7 @@ class Report:
         )
 
     def scaling(self, scales: list[Scale]) -> None:
-        """The run on more and fewer GPUs, the batch unchanged."""
+        """The run on more and on fewer GPUs, with the same batch."""
         money = ("money",) if self.price is not None else ()
         header = ("GPUs", "nodes", "tokens/s", "hours", *money, "sent", "efficiency", "limit")
         table = self._table("the same run on other numbers of GPUs", header)
@@ -126,7 +126,7 @@ class Report:
         self._show(table)
 
     def gpus(self, wanted: Config, layout: Layout) -> None:
-        """The largest micro-batch on every GPU, by what is recomputed."""
+        """The largest micro-batch on every GPU, by remat policy."""
         title = "largest micro-batch in this mesh, by model.remat"
         table = self._table(title, ("GPU", "memory", "type", "attention", *POLICIES))
         for gpu in GPUS.values():
@@ -141,7 +141,7 @@ class Report:
         self._show(table)
 
     def words(self, name: str, plan: Plan, advice: Advice) -> None:
-        """Whether it fits, how long it takes, what it costs; or what would fit."""
+        """Whether the run fits, with hours and price; or a change with which it would fit."""
         gpus = f"{plan.layout.gpus} x {self.gpu.name}"
         self.say("")
         if plan.fits:
@@ -152,8 +152,8 @@ class Report:
         else:
             self.say(
                 f"{name} does not fit {gpus}: a GPU would need {gibibytes(plan.memory.total)} with "
-                f"micro-batch {plan.config.train.micro_batch}, and "
-                f"{gibibytes(self.usable * self.gpu.memory)} may be used."
+                f"micro-batch {plan.config.train.micro_batch}, but only "
+                f"{gibibytes(self.usable * self.gpu.memory)} is usable."
             )
         if advice.plan is not None:
             self.say(f"{advice.words}: {self.cost(advice.plan)}.")
@@ -174,7 +174,7 @@ class Report:
         return f"{words}, price {self.money(hours)} ({self.price:g} per GPU and hour)"
 
     def money(self, gpu_hours: float) -> str:
-        """The price of so many hours of one GPU."""
+        """The price of `gpu_hours` hours of one GPU."""
         return f"{gpu_hours * (self.price or 0):,.0f}"
 
     def _table(self, title: str, header: tuple[str, ...]) -> Table:

@@ -1,8 +1,8 @@
-"""How long a step and a run take: arithmetic at a stated utilisation, bytes at a bandwidth.
+"""The time of a step and of a run: arithmetic at a stated utilisation, bytes at a bandwidth.
 
-Nothing is assumed to overlap: a step takes its arithmetic and then its communication, so a trainer
-that hides some of it is faster than planned. Arithmetic is counted as in `gptjax.model.size`,
-without what rematerialisation does again: state a lower utilisation where blocks are recomputed.
+The plan assumes no overlap: a step does its arithmetic, then its communication, so a trainer that
+hides some communication is faster than planned. Arithmetic is counted as in `gptjax.model.size`,
+without recomputation: state a lower utilisation if blocks are recomputed.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from gptjax.planning.gpus import Gpu
 from gptjax.planning.layout import AXES, ROWS, Layout
 from gptjax.planning.traffic import Transfer, transfers
 
-TYPICAL_MFU = 0.4  # what good trainers reach with GPT-2's sizes; nothing of ours is measured
+TYPICAL_MFU = 0.4  # good trainers reach it with GPT-2's sizes; ours is not measured
 
 
 ALL = (*AXES, ROWS)
@@ -33,8 +33,8 @@ class Links:
     def rate(self, layout: Layout, axis: str) -> float:
         """Bandwidth of a ring along an axis.
 
-        One that leaves the node shares the node's network with the rings beside it: its devices
-        within the node bring their parts of it.
+        A ring that leaves the node shares the node's network with the rings beside it, so it has
+        the network of its own devices in the node.
         """
         within = layout.within_node(axis)
         return self.bus if within == layout.size(axis) else min(self.bus, within * self.network)
@@ -55,7 +55,7 @@ class Schedule:
     tokens: int
     """Tokens of the whole run."""
     seconds: float
-    """The whole run, smaller batches at its beginning included."""
+    """The whole run, including smaller batches at its beginning."""
 
     @property
     def step(self) -> float:
@@ -64,22 +64,22 @@ class Schedule:
 
     @property
     def efficiency(self) -> float:
-        """Share of the time in which there is arithmetic, if nothing overlaps."""
+        """Share of the time spent on arithmetic, if nothing overlaps."""
         return self.compute / self.step
 
     @property
     def best_efficiency(self) -> float:
-        """The same if all communication that can be hidden behind arithmetic were."""
+        """The same if as much communication as possible overlapped with arithmetic."""
         return self.compute / max(self.step - self.compute, self.compute)
 
     @property
     def tokens_per_second(self) -> float:
-        """Over all devices and the whole run."""
+        """Mean rate over all devices and the whole run."""
         return self.tokens / self.seconds
 
     @property
     def hours(self) -> float:
-        """Of the whole run."""
+        """Hours of the whole run."""
         return self.seconds / 3600
 
     @property
@@ -89,7 +89,7 @@ class Schedule:
 
 
 def schedule(config: Config, layout: Layout, gpu: Gpu, links: Links, mfu: float) -> Schedule:
-    """Times of a config whose micro-batch is a number, at a stated share of the GPU's peak."""
+    """The times of a config whose micro-batch is a number, at `mfu` of the GPU's peak."""
     peak = peak_flops(gpu.kind, matmul_dtype(config.model))
     if peak is None:
         raise ConfigError([f"the peak of {gpu.name} in {matmul_dtype(config.model)} is not known"])
@@ -101,7 +101,7 @@ def schedule(config: Config, layout: Layout, gpu: Gpu, links: Links, mfu: float)
     ramp, steps = batch_schedule(config), config.train.max_steps
     tokens = ramp.rows_before(steps) * config.context
     full_steps = tokens / config.train.batch_tokens
-    # arithmetic and what is done in every micro-step grow with the tokens, the rest with steps
+    # arithmetic and transfers in every micro-step grow with the tokens, other transfers with steps
     once = [transfer for transfer in moved if transfer.micro_steps is None]
     often = [transfer for transfer in moved if transfer.micro_steps is not None]
     by_token = sum(_seconds(often, layout, links, axis) for axis in ALL)
@@ -117,7 +117,7 @@ def _seconds(moved: list[Transfer], layout: Layout, links: Links, axis: str) -> 
 
 @dataclass(frozen=True)
 class Scale:
-    """The same run on some number of GPUs; `schedule` is None where its rows do not divide."""
+    """The same run on another number of GPUs; `schedule` is None if its rows do not divide."""
 
     layout: Layout
     schedule: Schedule | None
@@ -128,8 +128,8 @@ def on_other_numbers(
 ) -> list[Scale]:
     """The run on 1, 2, 4, ... nodes: more groups along `data`, the same batch.
 
-    It begins within a node if the layout leaves a part of one free, and ends where there are more
-    groups than rows. Micro-batches become smaller where devices have fewer rows than they hold.
+    It begins within a node if the layout leaves a part of one free, and ends when there are more
+    groups than rows. Micro-batches shrink if devices get fewer rows than they can hold.
     """
     rows, found = batch_schedule(config).first, []
     for gpus in _numbers(layout):
@@ -150,7 +150,7 @@ def on_other_numbers(
 
 
 def _numbers(layout: Layout) -> Iterator[int]:
-    """Numbers of GPUs, doubling for ever: of whole nodes, and first of one that is used in part."""
+    """Numbers of GPUs, doubling without end: whole nodes, after parts of one that is not full."""
     gpus = 1
     while layout.gpus < layout.gpus_per_node and gpus < layout.gpus_per_node:
         yield gpus

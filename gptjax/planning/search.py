@@ -1,8 +1,8 @@
-"""What fits a GPU: the largest micro-batch of a layout, and the layout that is fastest.
+"""The search for plans that fit a GPU: the largest micro-batch of a layout, the fastest layout.
 
-A device's memory is not all for a step: XLA's pool takes a share of it (three quarters unless
+A step cannot use all of a device's memory: XLA's pool takes a share of it (three quarters unless
 XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise), and the trainer's `auto` leaves head-room in the
-pool for what the compiler does not see.
+pool for memory that the compiler does not see.
 """
 
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from gptjax.planning.layout import Layout
 from gptjax.planning.memory import Memory, memory
 from gptjax.planning.schedule import Links, Schedule, schedule
 
-POOL_SHARE = 0.92  # of the device's memory, as XLA_PYTHON_CLIENT_MEM_FRACTION is best set
+POOL_SHARE = 0.92  # of the device's memory: launch/env.sh's XLA_PYTHON_CLIENT_MEM_FRACTION
 USABLE = round(POOL_SHARE * HEADROOM, 2)
-ALIKE = 0.02  # of the time: less than such arithmetic can tell apart
-MOST_TENSOR = 8  # more devices than a node has would sum activations over the network
+ALIKE = 0.02  # share of the time: such arithmetic cannot tell smaller differences
+MOST_TENSOR = 8  # with more devices than a node has, activations would cross the network
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A layout with the micro-batch that it would train with, what that needs and how long."""
+    """A layout with the micro-batch that it would train with, its memory and its time."""
 
     config: Config
-    """With the micro-batch as a number, and type and attention as the GPU has them."""
+    """The config with a number as micro-batch, and the GPU's type and attention."""
     layout: Layout
     memory: Memory
     schedule: Schedule
@@ -35,7 +35,7 @@ class Plan:
 
 
 def for_gpu(config: Config, gpu: Gpu) -> Config:
-    """The config as it would run on a GPU: a type that it has, and the attention of `auto`."""
+    """The config as it would run on a GPU, with a type that the GPU has and `auto`'s attention."""
     model = replace(config.model, dtype=gpu.dtype(config.model.dtype))
     attention = gpu.attention(model, config.context, config.data.document_mask)
     model = replace(model, attention=attention)
@@ -43,9 +43,9 @@ def for_gpu(config: Config, gpu: Gpu) -> Config:
 
 
 def largest_planned_micro_batch(config: Config, layout: Layout, limit: float) -> int:
-    """The most rows at once that need at most `limit` bytes, of any number of rows; 0 if none do.
+    """The most rows at once that need at most `limit` bytes; 0 if not even one fits.
 
-    With several micro-steps, for that is what keeping to a micro-batch makes.
+    The number need not divide the batch. Several micro-steps are assumed.
     """
 
     def fits(rows: int) -> bool:
@@ -63,9 +63,9 @@ def largest_planned_micro_batch(config: Config, layout: Layout, limit: float) ->
 
 
 def chosen_micro_batch(config: Config, layout: Layout, limit: float) -> int:
-    """What `auto` would take: the largest that fits of those that divide a device's rows; or 0.
+    """The choice of `auto`: the largest divisor of a device's rows that fits, or 0.
 
-    A number in `train.micro_batch` is kept, made smaller only where devices have fewer rows.
+    A number in `train.micro_batch` is kept, and reduced only if devices have fewer rows.
     """
     rows, wanted = batch_schedule(config).first // layout.groups, config.train.micro_batch
     divisors = [m for m in range(rows, 0, -1) if rows % m == 0]
@@ -77,7 +77,7 @@ def chosen_micro_batch(config: Config, layout: Layout, limit: float) -> int:
 def make_plan(
     config: Config, layout: Layout, gpu: Gpu, links: Links, mfu: float, usable: float = USABLE
 ) -> Plan:
-    """Plan a config, already `for_gpu`, in one layout."""
+    """Plan a config that `for_gpu` has adapted, in one layout."""
     limit = usable * gpu.memory
     micro_batch = chosen_micro_batch(config, layout, limit)
     train = replace(config.train, micro_batch=micro_batch or 1)
@@ -90,9 +90,9 @@ def make_plan(
 def best_plan(
     config: Config, gpus: int, per_node: int, gpu: Gpu, links: Links, mfu: float, usable: float
 ) -> Plan | None:
-    """The fastest of all layouts that fit so many GPUs; None if none does.
+    """The fastest of all layouts of `gpus` GPUs that fit; None if none fits.
 
-    Of those within `ALIKE` of the fastest, the one that divides the model least.
+    Among layouts within `ALIKE` of the fastest, this takes the one that divides the model least.
     """
     plans = [
         make_plan(config, layout, gpu, links, mfu, usable)
@@ -107,7 +107,7 @@ def best_plan(
 
 
 def candidates(config: Config, gpus: int, per_node: int) -> Iterator[Layout]:
-    """Every mesh of powers of two, and of whole nodes, that divides model and rows."""
+    """Every mesh that divides model and rows, with powers of two for `fsdp` and `tensor`."""
     model = config.model
     for tensor in (1, 2, 4, 8):
         if gpus % tensor or model.n_head % tensor or model.padded_vocab % tensor:

@@ -1,9 +1,9 @@
 """Bytes that cross between devices in one step, by axis of the mesh and kind of collective.
 
-Payload is what the compiled program shows: the operand of an all-reduce, the result of an
-all-gather, the operand of a reduce-scatter, summed over everything that runs in a step. Sent is
-what a ring makes of it on each device: `2 (n - 1) / n` of an all-reduce's payload, `(n - 1) / n` of
-the others'. Counts, norms and losses, some bytes each, are left out.
+The payload is the bytes in the compiled program: the operand of an all-reduce, the result of an
+all-gather, the operand of a reduce-scatter, summed over a step. In a ring each device sends
+`2 (n - 1) / n` of an all-reduce's payload and `(n - 1) / n` of the others'. Counts, norms and
+losses, a few bytes each, are left out.
 """
 
 from collections import defaultdict
@@ -29,15 +29,15 @@ class Transfer:
     what: str
     """The contents."""
     bytes_each: int
-    """Payload of all of them together, each time."""
+    """Payload of all of them together, each time they run."""
     devices: int
     """Devices along the axis."""
     micro_steps: int | None = None
-    """Times in a step, if in every micro-step; None means once."""
+    """Number of micro-steps, each of which runs them; None if they run once a step."""
 
     @property
     def payload(self) -> int:
-        """Bytes of operands, or of results where gathered, in a step."""
+        """Bytes of operands, or of gathered results, in a step."""
         return self.bytes_each * (self.micro_steps or 1)
 
     @property
@@ -56,7 +56,7 @@ class Traffic:
 
 
 def traffic(config: Config, layout: Layout) -> dict[tuple[str, str], Traffic]:
-    """Payload and bytes sent, by (axis, kind). `train.micro_batch` has to be a number."""
+    """Payload and bytes sent, by (axis, kind). `train.micro_batch` must be a number."""
     sums: dict[tuple[str, str], list[Transfer]] = defaultdict(list)
     for transfer in transfers(config, layout):
         sums[transfer.axis, transfer.kind].append(transfer)
@@ -67,10 +67,10 @@ def traffic(config: Config, layout: Layout) -> dict[tuple[str, str], Traffic]:
 
 
 def transfers(config: Config, layout: Layout) -> list[Transfer]:
-    """Everything that crosses between devices in a step; axes of one device have nothing."""
+    """Everything that crosses between devices in a step; an axis of one device carries nothing."""
     micro_batch = config.train.micro_batch
     if isinstance(micro_batch, str):
-        raise ValueError("the micro-batch has to be a number before traffic can be counted")
+        raise ValueError("the micro-batch must be a number before traffic can be counted")
     micro_steps = config.batch_rows // (layout.groups * micro_batch)
     found = leaves(config.model)
     moved = [
@@ -82,9 +82,9 @@ def transfers(config: Config, layout: Layout) -> list[Transfer]:
 
 
 def _over_rows(config: Config, layout: Layout, found: list[Leaf]) -> Iterator[Transfer]:
-    """Gradients, once a step: what each device stores of them.
+    """Gradients, once a step: the part that each device stores.
 
-    Those that `fsdp` does not divide, of norms and biases, are summed over both axes at once.
+    Gradients of norms and biases, which `fsdp` does not divide, are summed over both axes at once.
     """
     size = DTYPE_BYTES[config.train.wire_dtype]
     divided = size * sum(leaf.part(layout) for leaf in found if leaf.is_matrix)
@@ -99,10 +99,10 @@ def _over_rows(config: Config, layout: Layout, found: list[Leaf]) -> Iterator[Tr
 def _over_fsdp(
     config: Config, layout: Layout, found: list[Leaf], micro_steps: int
 ) -> Iterator[Transfer]:
-    """Matrices as they are used, in the compute type, and their gradients back, in float32.
+    """Matrices on their way to use, in the compute type, and their gradients back, in float32.
 
-    A block's are gathered forwards and again backwards. The tables would be once for both, but no
-    micro-step changes them, and XLA takes their gathering out of the loop: once a step.
+    A block's matrices are gathered forwards and again backwards. The tables would be gathered once
+    a micro-step, but no micro-step changes them, so XLA moves that out of the loop: once a step.
     """
     matrices = [leaf for leaf in found if leaf.is_matrix]
     in_blocks = [leaf for leaf in matrices if leaf.is_block_matrix]
@@ -120,12 +120,12 @@ def _over_fsdp(
 def _over_tensor(
     config: Config, layout: Layout, found: list[Leaf], micro_batch: int, micro_steps: int
 ) -> Iterator[Transfer]:
-    """Sums of activations: two a layer forwards and two backwards, one each at both ends.
+    """Sums of activations: two a layer forwards and two backwards, and one each at both ends.
 
-    Where blocks are computed again, so is the attention's sum. The kernel of query, key and value
-    does not lie by heads and is gathered besides, backwards again unless everything is kept; its
-    bias is on every device, and the gradient of that summed. The softmax over a divided vocabulary
-    needs three numbers a token.
+    If blocks are recomputed, so is the attention's sum. The kernel of query, key and value is not
+    stored by heads, so it is gathered, and again backwards unless everything is kept. Its bias is
+    on every device, and the bias's gradient is summed. The softmax over a divided vocabulary needs
+    three numbers a token.
     """
     model, n = config.model, layout.tensor
     policy = remat_policy(model, layout)

@@ -1,7 +1,7 @@
-"""Ready token files of the hub: as many as a run needs, verified, with a manifest.
+"""Fetches ready token files from the hub: as many as a run needs, verified, with a manifest.
 
 They arrive in `OUT.preparing`, which becomes `OUT` when all are there and the manifest is written.
-What holds no token files is text, and is streamed.
+A data set without token files is text, and is streamed.
 """
 
 import threading
@@ -45,7 +45,7 @@ def prepare_from_hub(
     shard_tokens: int | None = None,
     unread: Sequence[str] = (),
 ) -> None:
-    """Make `data.path` of `data.hub` on a terminal; what is complete is left as it is.
+    """Make `data.path` from `data.hub` on a terminal; leave a complete data set as it is.
 
     Of ready token files so many are fetched as hold `tokens` to train on, else the `read` of a run;
     None is all. Raises `ConfigError` if flags were given that only text needs, the `unread` ones.
@@ -89,9 +89,9 @@ def prepare_from_hub(
 
 
 def existing_manifest(data: DataConfig, tokens: int | None) -> Manifest | None:
-    """The finished data set of `data.hub` in `data.path`, None where there is nothing.
+    """The finished data set of `data.hub` in `data.path`; None if there is nothing.
 
-    Asks no network. Raises `UserError` if something else is there.
+    Uses no network. Raises `UserError` if something else is there.
     """
     out = Path(data.path).resolve()
     if not is_prepared(out):
@@ -134,7 +134,7 @@ def download_all(
 ) -> Manifest:
     """Fetch and verify `files`, and publish them with a manifest in `data.path`.
 
-    Raises `UserError`; what has arrived is kept for the next try.
+    Raises `UserError`; the bytes that have arrived are kept for the next try.
     """
     name, stop = data.tokenizer or "", threading.Event()
     with locked_workspace(data.path) as (out, directory):
@@ -145,7 +145,7 @@ def download_all(
             try:
                 for done in as_completed(waiting):
                     done.result()
-            except BaseException:  # of one file, or Ctrl-C: the others end with their next bytes
+            except BaseException:  # one file's, or Ctrl-C: the others end with their next bytes
                 stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -168,7 +168,7 @@ def _announce(
     tokens: int | None,
     itemsize: int,
 ) -> int:
-    """Say what is to be fetched, and how long that takes; returns how many bytes are missing.
+    """Print the files to fetch and the time that takes; returns the number of missing bytes.
 
     Raises `UserError` if the disk is too small.
     """
@@ -182,7 +182,7 @@ def _announce(
     print(
         f"fetching {data.hub} into {data.path}: {len(files):,} of its "
         f"{sum(map(_is_shard, repository.files)):,} token files, about {count:,} tokens to "
-        f"train on\n{decimal(size)}, of which {decimal(missing)} are to come: {how_long(missing)}; "
+        f"train on\n{decimal(size)}, {decimal(missing)} of them missing: {how_long(missing)}; "
         f"the disk has {decimal(free)} free",
         flush=True,
     )
@@ -192,7 +192,7 @@ def _announce(
 
 
 def _tokens(file: RemoteFile, itemsize: int) -> int:
-    """Tokens that a file holds, by its size alone; a few more if it has no header of llm.c's."""
+    """Tokens in a file, by its size alone; slightly too few if it has no header of llm.c's."""
     return max(0, file.size - HEADER_BYTES) // itemsize
 
 

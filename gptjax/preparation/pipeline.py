@@ -1,9 +1,9 @@
-"""Text to a prepared data set: look, tokenise, write shards, and the manifest last.
+"""Turns text into a prepared data set: look, tokenise, write shards, and the manifest last.
 
 All of it happens in `OUT.preparing`, which is renamed to `OUT` when it is complete: a killed
-preparation leaves nothing that could be taken for data. Finished units are kept there and are not
-made again by the next try, with any number of workers; the partitions of an array job fill the same
-directory from several machines.
+preparation leaves nothing that could be mistaken for data. The next try, with any number of
+workers, uses the finished units in it. The partitions of an array job fill the same directory from
+several machines.
 """
 
 import shlex
@@ -34,7 +34,7 @@ from gptjax.preparation.workspace import (
 )
 from gptjax.tokenizers.registry import fingerprint, tokenizer_identity
 
-NAMES_SHOWN = 100  # of the sources, in the manifest
+NAMES_SHOWN = 100  # names of sources in the manifest
 
 
 def prepare_shards(
@@ -46,13 +46,13 @@ def prepare_shards(
     merge: bool = False,
     oddities: Oddities | None = None,
 ) -> Manifest:
-    """Prepare `inputs` as `data` says, into `data.path`; returns the manifest.
+    """Prepare `inputs` by the settings in `data`, into `data.path`; returns the manifest.
 
     `oddities` has what `find_inputs` found odd, and is told what else is, and where.
 
-    A finished data set made with the same settings is returned as it is. What a killed preparation
-    or partitions have finished is used; with `merge` all of it has to be there. Raises `UserError`
-    if `data.path` holds anything else.
+    A finished data set of the same settings is returned as it is. Finished work of a killed
+    preparation or of partitions is used; `merge` demands that all of it is there. Raises
+    `UserError` if `data.path` holds anything else.
     """
     name = data.tokenizer or "bytes"
     odd = Oddities() if oddities is None else oddities
@@ -126,16 +126,19 @@ def prepare_partition(
     progress: Progress = silent,
     workers: int | None = None,
 ) -> int:
-    """Tokenise one partition's units, which `prepare_shards` merges; returns their tokens.
+    """Tokenise one partition's units for `prepare_shards` to merge; returns their tokens.
 
-    Where they are merged already, nothing is left to do.
+    Does nothing if they are merged already.
     """
     if needs_text(data.tokenizer or "bytes"):
         raise ConfigError(
-            [f"--partition cannot be with --tokenizer {data.tokenizer}, which needs all the text"]
+            [
+                f"--partition does not work with --tokenizer {data.tokenizer}, which needs all "
+                "the text"
+            ]
         )
     if any(d.is_stream for d in inputs):
-        raise ConfigError(["--partition cannot be with standard input or --hub: give files"])
+        raise ConfigError(["--partition does not work with standard input or --hub: give files"])
     if is_prepared(out := Path(data.path)):  # a job that was queued again after the merge
         if found := settings_diff(read_manifest(out).settings, _choices(data)):
             raise settings_mismatch(out, found)
@@ -180,7 +183,7 @@ def prepare_with_progress(
             size = shard_tokens or SHARD_TOKENS
             manifest = prepare_shards(data, inputs, progress, size, workers, merge, oddities)
     if partition is not None and is_prepared(Path(data.path)):
-        print(f"{data.path} is complete: no partition is left to do")
+        print(f"{data.path} is complete: there is nothing left to do")
         return
     if partition is not None:
         print(f"{tokens:,} tokens; when every partition is done, run the same with --merge")
@@ -196,7 +199,7 @@ def prepare_with_progress(
 
 
 def how_to_prepare(config_name: str, config: Config, own: DataConfig) -> str:
-    """The command that makes the data of a config whose file says `own`, for error messages."""
+    """The command that makes the data of a config, for error messages; `own` is its file's data."""
     data, command = config.data, f"python -m gptjax.prepare --config {shlex.quote(config_name)}"
     out = f" --out {shlex.quote(data.path)}"
     if data.hub is not None:
@@ -218,7 +221,7 @@ def _settings(data: DataConfig, found: Scan, shard_tokens: int) -> dict[str, Any
 
 
 def _choices(data: DataConfig) -> dict[str, Any]:
-    """Those that are known before any text is read."""
+    """The choices that are known before any text is read."""
     return {
         "tokenizer": tokenizer_identity(data.tokenizer or "bytes"),
         "val_fraction": data.val_fraction,
@@ -242,15 +245,15 @@ def _name(data: DataConfig, inputs: Sequence[Input], directory: Path) -> str:
 def _require_same(out: Path, settings: dict[str, Any]) -> Manifest:
     """The data set already in `out`; raises `UserError` if it was made with other settings."""
     manifest = read_manifest(out)
-    read_tokenizer(manifest)  # whether it is there, and the one
+    read_tokenizer(manifest)  # raises if it is missing or another
     if manifest.settings == settings:
         return manifest
     raise settings_mismatch(out, settings_diff(manifest.settings, settings))
 
 
 def settings_mismatch(out: Path, found: str) -> UserError:
-    """What to say of a data set that differs from the one asked for in what was `found`."""
+    """The error about a data set whose settings differ as `found` says."""
     return UserError(
-        f"{out} holds data prepared differently ({found}): choose another --out, or move that "
-        "directory away"
+        f"{out} holds data prepared with other settings ({found}): choose another --out, or move "
+        "that directory away"
     )

@@ -1,8 +1,8 @@
-"""Work on all cores: threads for little text, processes for much; results come in their order.
+"""Work on all cores, with results in order: threads for little text, processes for much.
 
 Tokenising runs outside Python's lock, but reading does not, and threads share a tokenizer's caches:
-two processes do 1.6 times what two threads do. They take half a second to start, though. What comes
-out is the same.
+two processes do 1.6 times the work of two threads, but take half a second to start. The results are
+the same.
 """
 
 import multiprocessing
@@ -27,7 +27,7 @@ PROCESS_BYTES = 2**23  # text a worker should have before a process of its own i
 
 
 def cores() -> int:
-    """Cores that this process may use, which a scheduler may have made fewer than there are."""
+    """Number of cores that this process may use; a scheduler may allow fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -54,7 +54,7 @@ class _Spawned(SpawnContext):
 
 @contextmanager
 def worker_pool(workers: int, size: int) -> Iterator[Executor]:
-    """A pool for `size` bytes of text; drops what has not begun when an error leaves it."""
+    """A pool for `size` bytes of text; on an error, calls that have not begun are dropped."""
     if workers > 1 and size >= workers * PROCESS_BYTES:
         pool: Executor = ProcessPoolExecutor(workers, _Spawned(), _end_with_parent)
     else:
@@ -63,8 +63,8 @@ def worker_pool(workers: int, size: int) -> Iterator[Executor]:
         yield pool
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker was killed, as happens where memory runs out: run the same command again "
-            "with fewer --workers; what is finished is kept"
+            "a worker was killed, probably because memory ran out: run the same command again "
+            "with fewer --workers; finished work is kept"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -73,7 +73,7 @@ def worker_pool(workers: int, size: int) -> Iterator[Executor]:
 def ordered_map(
     pool: Executor, workers: int, function: Callable[..., T], arguments: Iterable[tuple]
 ) -> Iterator[T]:
-    """The results of many calls in their order, few of them under way at a time."""
+    """The results of many calls, in order; only a few calls are under way at a time."""
     waiting: deque[Future[T]] = deque()
     for given in arguments:
         waiting.append(pool.submit(function, *given))
@@ -84,7 +84,7 @@ def ordered_map(
 
 
 def _end_with_parent() -> None:
-    """Let Ctrl-C be the parent's to handle, and end at once when the parent is gone."""
+    """Leave Ctrl-C to the parent, and end at once when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,4 +1,4 @@
-"""The progress of a preparation on a terminal: MB/s, tokens/s and the time that is left."""
+"""The progress of a preparation on a terminal: MB/s, tokens/s and the time left."""
 
 import time
 from collections import Counter
@@ -11,9 +11,9 @@ from gptjax.preparation.sources import Progress
 
 @contextmanager
 def progress_bars(total: int, partitions: int = 1) -> Iterator[Progress]:
-    """A bar for each stage that there is, of `total` bytes or one of the partitions' shares.
+    """A bar for each stage, of `total` bytes or one partition's share of them.
 
-    What was compressed turns out to be more than `total`, and what is streamed has no known end.
+    Compressed text turns out to be more than `total`, and a stream has no known end.
     """
     with byte_bars("{task.fields[rate]}") as bar:
         share = max(1, total // partitions)

@@ -1,7 +1,7 @@
-"""One unit of text to files of tokens, which any worker makes alike and which outlive a kill.
+"""Turns one unit of text into files of tokens, the same from any worker; they survive a kill.
 
-`units/N.train` and `units/N.val` hold bare tokens, `units/N.scan` says what text they are of, and
-`units/N.json`, which is written last, what they hold: a unit without it was not finished.
+`units/N.train` and `units/N.val` hold bare tokens, `units/N.scan` describes their text, and
+`units/N.json` their counts. It is written last: a unit without it is not finished.
 """
 
 import json
@@ -28,14 +28,14 @@ from gptjax.tokenizers.registry import tokenizer_from_json
 
 UNITS = "units"
 WRITTEN_TOKENS = 2**18
-NEAR = 256  # characters around a cut, which tell whether a token spans it
-# tiktoken's regular expressions end at a million blanks in a row; these are tokenised on their own
+NEAR = 256  # characters around a cut: enough to tell whether a token spans it
+# tiktoken's regular expressions fail at a million blanks in a row; runs of these are encoded alone
 _BLANKS = re.compile(r"\s{65536}")
 
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """One split of a unit: counts, and the checksum of its file."""
+    """One split of a unit: its counts, and the checksum of its file."""
 
     tokens: int
     documents: int
@@ -48,11 +48,11 @@ class UnitTokens:
     """The contents of `units/N.json` for a finished unit."""
 
     ends: bool
-    """Whether validation is the documents' ends."""
+    """Whether the ends of documents are held out for validation."""
     cut_blanks: int
-    """Parts with more blanks in a row than the tokenizer takes at once."""
+    """Parts with more blanks in a row than the tokenizer can take at once."""
     cut_tokens: int
-    """Places where a document was cut within a token."""
+    """Places where a document was cut inside a token."""
     train: SplitCounts
     val: SplitCounts
 
@@ -68,7 +68,7 @@ class UnitTokens:
 
 
 class UnitTokeniser:
-    """Scans and tokenises units, in this process or, pickled, in another."""
+    """Scans and tokenises units, in this process or (pickled) in another."""
 
     def __init__(self, directory: Path, val_fraction: float, tokenizer: Tokenizer | None = None):
         self.directory, self.val_fraction = directory, val_fraction
@@ -79,14 +79,14 @@ class UnitTokeniser:
         return {**self.__dict__, "tokenizer": None}  # the other process reads it from the directory
 
     def scan(self, number: int, unit: Unit) -> Scan:
-        """Look through a unit, or recall what was found."""
+        """Scan a unit, or return the stored result."""
         if (found := self.scanned(number)) is None:
             found = scan(unit, self.val_fraction)
             self._publish(self._path(number, "scan"), _scan_to_json(found))
         return found
 
     def tokenise(self, number: int, unit: Unit) -> tuple[Scan, UnitTokens]:
-        """Write a unit's tokens, unless they are there; say what was read and what was made."""
+        """Write a unit's tokens, unless they exist; return its scan and its counts."""
         found, made = self.scanned(number), self.finished(number)
         if found is not None and made is not None:
             return found, made
@@ -102,11 +102,11 @@ class UnitTokeniser:
                 document = passage.document
                 stretches = list(passage.split(self.val_fraction, self.ends))
                 whole = read_parts(passage, found)
-                if len(stretches) > 1:  # which have parts of their own
+                if len(stretches) > 1:  # each then has its own parts
                     deque(whole, maxlen=0)
                 for split, start, stop, ends in stretches:
                     parts = whole if len(stretches) == 1 else document.parts(start, stop)
-                    # another unit has what is before the passage; before validation is a cut meant
+                    # another unit has the text before the passage; a cut before validation is meant
                     near = min(NEAR, start) if start == passage.start else 0
                     before = document.read(start - near, near).decode("utf-8", "ignore")
                     for part in parts:
@@ -130,18 +130,18 @@ class UnitTokeniser:
         return found, made
 
     def scanned(self, number: int) -> Scan | None:
-        """The findings in a unit, if it was read to its end."""
+        """The stored scan of a unit; None if it was not read to its end."""
         try:
             return _scan_from_json(self._path(number, "scan").read_text())
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def is_there(self, number: int) -> bool:
-        """Whether a unit was finished, however it was split."""
+        """Whether a unit is finished, with either kind of split."""
         return self._path(number, "json").exists()
 
     def finished(self, number: int) -> UnitTokens | None:
-        """The contents of a unit if it is finished and has the wanted split."""
+        """The counts of a unit; None unless it is finished and has the wanted kind of split."""
         try:
             table = json.loads(self._path(number, "json").read_text())
             train, val = (SplitCounts(**table.pop(split)) for split in SPLITS)
@@ -153,7 +153,7 @@ class UnitTokeniser:
     def tokens(
         self, number: int, split: str, expected: SplitCounts, dtype: str
     ) -> Iterator[np.ndarray]:
-        """A finished unit's tokens, a few million at a time; raises `UserError` at damaged ones."""
+        """A finished unit's tokens, a few million at a time; raises `UserError` if damaged."""
         checksum = 0
         with self._path(number, split).open("rb") as file:
             while raw := file.read(2**22):
@@ -162,12 +162,12 @@ class UnitTokeniser:
         if checksum != expected.crc32:
             self._path(number, "json").unlink()
             raise UserError(
-                f"{self._path(number, split)} is damaged: run the same command again, which makes "
-                "that part again and keeps the others"
+                f"{self._path(number, split)} is damaged: run the same command again, which "
+                "makes only this part again"
             )
 
     def _publish(self, path: Path, text: str) -> None:
-        """Write a small file at once or not at all; one lost with the machine is made again."""
+        """Write a small file whole or not at all; one that a crash loses is made again."""
         temporary = unique_name(path)
         temporary.write_text(text)
         temporary.replace(path)
@@ -177,7 +177,7 @@ class UnitTokeniser:
 
 
 class _SplitWriter:
-    """One split of a unit on its way to a file: many small documents are written at once."""
+    """Writes one split of a unit to a file, many small documents at a time."""
 
     def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
         self._file, self._tokenizer = file, tokenizer
@@ -187,14 +187,14 @@ class _SplitWriter:
         self.documents = self.bytes = 0
 
     def add(self, ids: np.ndarray) -> None:
-        """Take what follows."""
+        """Append tokens."""
         self._waiting.append(ids)
         self._held += len(ids)
         if self._held >= WRITTEN_TOKENS:
             self._flush()
 
     def finish(self) -> SplitCounts:
-        """Write what waits; what it all is."""
+        """Write the tokens that wait, and return all counts."""
         self._flush()
         return SplitCounts(self._tokens, self.documents, self.bytes, self._crc32)
 
@@ -212,7 +212,7 @@ class _SplitWriter:
 
 
 def encode(tokenizer: Tokenizer, text: str, where: str) -> Iterator[np.ndarray | None]:
-    """Ids of a text in order; one None where blanks had to be cut to be tokenised at all."""
+    """Ids of a text in order; None first if runs of blanks had to be cut."""
     try:
         yield tokenizer.encode(text)
         return
@@ -230,7 +230,7 @@ def encode(tokenizer: Tokenizer, text: str, where: str) -> Iterator[np.ndarray |
 
 
 def are_joined(tokenizer: Tokenizer, before: str, after: str) -> bool:
-    """Whether two texts have other tokens together than apart."""
+    """Whether two texts have different tokens together and apart."""
     if not before:
         return False
     apart = [*tokenizer.encode(before), *tokenizer.encode(after)]

@@ -1,4 +1,4 @@
-"""Train a tokenizer on text by itself, as one JSON file that any preparation may then use."""
+"""Trains a tokenizer on text and writes one JSON file, which any preparation can use."""
 
 import shlex
 import tempfile
@@ -22,7 +22,7 @@ from gptjax.tokenizers.registry import fingerprint
 def train_tokenizer(inputs: Sequence[Input], n_vocab: int, out: Path) -> BPETokenizer:
     """Train a byte-level BPE of `n_vocab` ids on all documents and write it to `out`.
 
-    Raises `UserError` if `out` is there already, or cannot be written, or without any text.
+    Raises `UserError` if `out` exists or cannot be written, or if there is no text.
     """
     with _plain_files(inputs, out, found := Oddities()) as plain:
         return _train(plain, n_vocab, out, found)
@@ -55,7 +55,7 @@ def train_tokenizer_with_report(
 def _plain_files(inputs: Sequence[Input], out: Path, oddities: Oddities) -> Iterator[list[Input]]:
     """The inputs as plain files, for a while; what has to be unpacked lies beside `out`."""
     if out.suffix != ".json":
-        raise UserError(f"--out {out} is no .json file: a tokenizer is stored as one, TOK.json")
+        raise UserError(f"--out {out} must end in .json: a tokenizer is stored as one JSON file")
     if out.exists():
         raise UserError(f"{out} exists: choose another --out, or move that file away")
     try:
@@ -71,7 +71,7 @@ def _plain_files(inputs: Sequence[Input], out: Path, oddities: Oddities) -> Iter
 def _train(plain: Sequence[Input], n_vocab: int, out: Path, oddities: Oddities) -> BPETokenizer:
     if next(_texts(plain, found := Oddities()), None) is None:
         why = "; ".join(describe_oddities(found.counts, found.first))
-        raise UserError(f"there is no text in what was given: {why or 'no document at all'}")
+        raise UserError(f"there is no text in the input: {why or 'no document at all'}")
     tokenizer = train_bpe(_texts(plain, oddities), n_vocab)
     write_atomically(out, tokenizer.to_json().encode())
     return tokenizer

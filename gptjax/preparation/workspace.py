@@ -1,8 +1,8 @@
-"""The directory of a preparation under way: units, what is done of them, and whose it is.
+"""The directory of a preparation in progress: its units, finished work, its plan and its lock.
 
-`OUT.preparing` belongs to one plan, which is everything that decides what a unit holds. What was
-made by the same plan is used, by another it is cleared away; one process works there at a time, or
-any number of partitions.
+`OUT.preparing` belongs to one plan: everything that decides the content of a unit. Work of the same
+plan is used, work of another is deleted. One process works there at a time, or any number of
+partitions.
 """
 
 import json
@@ -38,7 +38,7 @@ PLAN, INPUTS = "plan.json", "inputs"
 
 @dataclass
 class Workspace:
-    """A preparation under way: its directory, its units and what does them."""
+    """A preparation in progress: its directory, its units and its workers."""
 
     out: Path
     directory: Path
@@ -51,7 +51,7 @@ class Workspace:
     """What was odd about the files, before any was read."""
 
     def scan(self, progress: Progress) -> Scan:
-        """Read all units, or recall what was found in them."""
+        """Scan all units, or recall stored scans."""
         total = Scan()
         for found in ordered_map(self.pool, self.workers, self.worker.scan, enumerate(self.units)):
             total.merge(found)
@@ -61,8 +61,8 @@ class Workspace:
     def choose_split(self, progress: Progress, surely: bool = False) -> None:
         """Choose how validation is held out.
 
-        All the text decides that. Where it is not known yet, a look at its beginning tells what to
-        try, unless `surely` it has to be right. Raises `UserError` if there is not one document.
+        All the text decides that. Before all of it is known, this guesses from its beginning,
+        unless the answer must `surely` be right. Raises `UserError` if there is no document.
         """
         numbers = range(len(self.units))
         if all(self.worker.scanned(n) is not None for n in numbers):
@@ -73,16 +73,16 @@ class Workspace:
             found, is_all = self.scan(progress), True
         if is_all and not found.documents:
             why = "; ".join(describe_oddities(found.oddities.counts, found.oddities.first))
-            raise UserError(f"there is no text in what was given: {why or 'no document at all'}")
+            raise UserError(f"there is no text in the input: {why or 'no document at all'}")
         self.worker.ends = is_all and found.holds_out_ends(self.worker.val_fraction)
 
     def tokenise(self, numbers: Sequence[int]) -> Iterator[tuple[Scan, UnitTokens]]:
-        """Tokenise units and say in order what was read and what was made."""
+        """Tokenise units; yield each one's scan and counts, in order."""
         work = ((n, self.units[n]) for n in numbers)
         return ordered_map(self.pool, self.workers, self.worker.tokenise, work)
 
     def make_tokenizer(self, name: str) -> Tokenizer:
-        """The tokenizer, kept beside the units: a BPE from training text, characters from all."""
+        """The tokenizer, stored beside the units: `bpe:N` of training text, `chars` of all text."""
         if self.worker.tokenizer is not None:
             return self.worker.tokenizer
         path = self.directory / TOKENIZER
@@ -109,16 +109,16 @@ class Workspace:
                         yield part.decode("utf-8", "replace")
 
     def require_unchanged(self) -> None:
-        """Raise `UserError` where the text is no longer what it was when it was first looked at."""
+        """Raise `UserError` if the text has changed since the start."""
         plan = json.loads((self.directory / PLAN).read_text())
         if inputs_digest(self.inputs) != plan["names and times"]:
             raise UserError(
-                "the text was changed while it was being prepared: leave it alone, and run the "
-                "same command again"
+                "the text was changed while it was being prepared: leave it unchanged, and run "
+                "the same command again"
             )
 
     def require_every_unit(self) -> None:
-        """Raise `UserError` that says which partitions are not finished."""
+        """Raise a `UserError` that names the unfinished partitions."""
         missing = [n for n in range(len(self.units)) if not self.worker.is_there(n)]
         if not missing:
             return
@@ -130,12 +130,12 @@ class Workspace:
         raise UserError(
             f"{len(missing):,} of {len(self.units):,} units are not tokenised yet"
             f"{'; not finished: --partition ' + ', '.join(left) if left else ''}. Run the "
-            "partitions that are missing, or leave out --merge to do the rest here"
+            "missing partitions, or leave out --merge to do the rest here"
         )
 
 
 def publish(directory: Path, out: Path, manifest: Manifest) -> None:
-    """Make the finished `directory` the data set: what the manifest lists, and nothing else."""
+    """Turn the finished `directory` into the data set: the manifest's files and nothing else."""
     shards = {shard.name for split in manifest.splits.values() for shard in split.shards}
     for path in directory.iterdir():
         if path.is_dir():
@@ -156,7 +156,7 @@ def open_workspace(
     shared: bool = False,
     progress: Progress = silent,
 ) -> Iterator[Workspace]:
-    """The directory where `data` is made, for one process, or `shared` by those of partitions."""
+    """Open the directory where `data` is made, for one process or `shared` by partitions."""
     workers = workers or cores()
     with locked_workspace(data.path, shared) as (out, directory):
         try:
@@ -192,7 +192,7 @@ def store_plain_files(
 
 
 def _is_begun(directory: Path) -> bool:
-    """Whether a unit is finished, or a part of a stream stored: what is worth keeping."""
+    """Whether there is work worth keeping: a finished unit, or a stored part of a stream."""
     units, parts = (directory / UNITS).glob("*.json"), (directory / INPUTS).glob("*/*.parquet")
     return any(units) or any(parts)
 
@@ -205,14 +205,14 @@ def preparing(path: str) -> Path:
 
 @contextmanager
 def locked_workspace(path: str, shared: bool = False) -> Iterator[tuple[Path, Path]]:
-    """A data set's directory and the one where it is made, which no other process works in.
+    """A data set's directory and the one where it is made, locked against other processes.
 
-    Raises `UserError` if `path` is something else, somebody else's, or cannot be written.
+    Raises `UserError` if `path` is something else, in use, or cannot be written.
     """
     out = Path(path).resolve()
     if out.exists() and not is_prepared(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
-            f"{out} exists and is no prepared data set (no {MANIFEST}): choose another --out"
+            f"{out} exists but is not a prepared data set (no {MANIFEST}): choose another --out"
         )
     directory, lock = preparing(path), out.with_name(f".{out.name}.lock")  # hidden from any walk
     try:
@@ -227,18 +227,18 @@ def locked_workspace(path: str, shared: bool = False) -> Iterator[tuple[Path, Pa
                 if not shared:
                     with suppress(OSError):
                         directory.rmdir()  # if nothing is in it
-                    lock.unlink(missing_ok=True)  # as only its one holder may: see `locked`
-    except BrokenPipeError:  # of the terminal
+                    lock.unlink(missing_ok=True)  # only an exclusive holder may: see `locked`
+    except BrokenPipeError:  # the terminal's
         raise
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; what is finished is kept in "
-            f"{directory.name}, and the same command goes on from there"
+            f"cannot write {path}: {error.strerror or error}; finished work is kept in "
+            f"{directory.name}, and the same command continues from there"
         ) from error
 
 
 def _keep_or_clear(directory: Path, plan: dict[str, Any], strict: bool) -> None:
-    """Keep what was made by the same plan; clear anything else away, or refuse it if `strict`."""
+    """Keep work of the same plan; delete other work, or refuse it if `strict`."""
     path = directory / PLAN
     try:
         before = json.loads(path.read_text())
@@ -247,8 +247,8 @@ def _keep_or_clear(directory: Path, plan: dict[str, Any], strict: bool) -> None:
     if before != plan:
         if strict and before is not None:
             raise UserError(
-                f"{directory} holds work made differently ({settings_diff(before, plan)}): give "
-                "the same flags to every partition and to --merge, or move that directory away"
+                f"{directory} holds work done with other settings ({settings_diff(before, plan)}): "
+                "give the same flags to every partition and to --merge, or move that directory away"
             )
         for entry in directory.iterdir():
             if not strict and entry.name != INPUTS:
@@ -258,7 +258,7 @@ def _keep_or_clear(directory: Path, plan: dict[str, Any], strict: bool) -> None:
 
 
 def _plan(data: DataConfig, inputs: Sequence[Input]) -> dict[str, Any]:
-    """All that decides what a unit holds."""
+    """Everything that decides the content of a unit."""
     return {
         "files": len(inputs),
         "bytes": sum(i.size for i in inputs),

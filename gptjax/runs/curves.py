@@ -14,7 +14,7 @@ SMOOTH = 0.02  # share of the run that the smoothed training curve averages over
 def plot_curves(rows: Sequence[Row], tokens_per_step: int | None, title: str, path: Path) -> None:
     """Draw both pictures from the rows of metrics.jsonl, one above the other, into a PNG.
 
-    Steps that differ in size (None) get no second axis of tokens.
+    If `tokens_per_step` is None, because steps differ in size, there is no second axis of tokens.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -21,7 +21,7 @@ WAIT_SHARE = 0.01  # of the time; a longer wait for data is shown
 
 
 class _Console(Console):
-    """A console that goes silent when its reader has gone, as in `... | head`: a run goes on."""
+    """A console that goes silent when its reader leaves, as in `... | head`; the run goes on."""
 
     def on_broken_pipe(self) -> None:
         """Write to nowhere from now on."""

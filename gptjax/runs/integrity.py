@@ -1,8 +1,8 @@
 """Checksums of a checkpoint, to the byte: Orbax does not notice a flipped bit.
 
-`INTEGRITY.json` holds size and crc32 of every file of a step. It is written before the rename that
-makes a directory a step, so a step without one is not what was committed. Each of several
-processes signs the files that it wrote itself, and on restoring reads a share of all of them.
+`INTEGRITY.json` holds the size and crc32 of every file of a step. It is written before the rename
+that commits the step, so a step without one has been changed since. Each of several processes signs
+the files that it wrote itself, and on restore reads a share of all files.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ Checksums = dict[str, list[int]]
 class SignedStep(atomicity.AtomicRenameTemporaryPath):
     """The directory in which Orbax prepares a step, signed between its last write and the commit.
 
-    Orbax finishes a step by a rename. Here that leads to a name which is still an unfinished
-    step's; what lies there is signed, and a second rename commits it.
+    Orbax finishes a step by a rename. Here the new name is still that of an unfinished step; its
+    files are signed, and a second rename commits it.
     """
 
     @classmethod
     def from_final(cls, final_path: epath.Path, **options: Any) -> atomicity_types.TemporaryPath:
-        """Where `final_path` is prepared: a step, or an item within one, which is not signed."""
+        """Where `final_path` is prepared: a step, or an item inside one, which is not signed."""
         if UNFINISHED in final_path.parent.name:
             return atomicity.AtomicRenameTemporaryPath.from_final(final_path, **options)
         return super().from_final(final_path.with_name(final_path.name + UNFINISHED), **options)
@@ -52,7 +52,7 @@ class SignedStep(atomicity.AtomicRenameTemporaryPath):
 
 
 def sign(step_dir: Path) -> None:
-    """Write `INTEGRITY.json`, with what processes have signed of their own files taken over."""
+    """Write `INTEGRITY.json`; checksums that processes made of their own files are taken over."""
     found: Checksums = {}
     for part in step_dir.glob(f"{INTEGRITY}.*"):
         found |= json.loads(part.read_text())
@@ -64,7 +64,7 @@ def sign(step_dir: Path) -> None:
 
 
 def sign_own(directory: Path, step: int, process: int) -> None:
-    """Sign what a process has written of a step that is still being prepared, for `sign`."""
+    """Sign the files that a process has written of a step still being prepared, for `sign`."""
     step_dir = Path(SignedStep.from_final(epath.Path(directory / str(step))).get())
     own = [p for p in _files(step_dir) if f"ocdbt.process_{process}" in p.parts]
     names = (str(p.relative_to(step_dir)).replace(UNFINISHED, "") for p in own)
@@ -74,15 +74,15 @@ def sign_own(directory: Path, step: int, process: int) -> None:
 def verify(
     step_dir: Path, process: int = 0, processes: int = 1, needed: Iterable[str] = ()
 ) -> str | None:
-    """Compare a step with its `INTEGRITY.json`: None if all is well, else what is wrong.
+    """Compare a step with its `INTEGRITY.json`: None if all is well, else the fault.
 
-    Each of several `processes` looks at a share of the files, together at all of them. Process 0
-    looks whether there are others. `needed` are files or folders without which a step is none.
+    Each of several `processes` reads a share of the files; together they read all. Process 0 also
+    looks for unsigned files. `needed` lists files or folders that a step must have.
     """
     path = step_dir / INTEGRITY
     try:
         if not path.exists():
-            return f"it has no {INTEGRITY}, so nothing tells whether it is what was written"
+            return f"it has no {INTEGRITY}, so it cannot be verified"
         expected = _signed(step_dir)
         if expected is None:
             return f"{INTEGRITY} is not readable"
@@ -120,7 +120,7 @@ def set_aside(step_dir: Path, problem: str) -> str:
 
 
 def signed_content(step_dir: Path, name: str) -> bytes | None:
-    """What one small file of a step holds; None if it is not what was signed."""
+    """The content of one small file of a step; None if it differs from the signed content."""
     try:
         expected, content = _signed(step_dir), (step_dir / name).read_bytes()
     except OSError:
@@ -130,7 +130,7 @@ def signed_content(step_dir: Path, name: str) -> bytes | None:
 
 
 def _signed(step_dir: Path) -> Checksums | None:
-    """The table of a step; None if it is damaged, as an empty one is."""
+    """The table of a step; None if it is damaged or empty."""
     try:
         table = json.loads((step_dir / INTEGRITY).read_bytes())
         return {str(k): [int(size), int(crc)] for k, (size, crc) in table.items()} or None
@@ -139,7 +139,7 @@ def _signed(step_dir: Path) -> Checksums | None:
 
 
 def _stranger(step_dir: Path, expected: Checksums) -> str | None:
-    """A file that nobody signed; hidden ones are those of desktops and network file systems."""
+    """A file that nobody signed; hidden files belong to desktops and network file systems."""
     for file in _files(step_dir):
         name = str(file.relative_to(step_dir))
         if name not in expected and not file.name.startswith("."):
@@ -148,7 +148,7 @@ def _stranger(step_dir: Path, expected: Checksums) -> str | None:
 
 
 def _shares(sizes: dict[str, int], count: int) -> list[list[str]]:
-    """Names in `count` parts of about the same size."""
+    """The names, in `count` parts of about equal size."""
     parts: list[list[str]] = [[] for _ in range(count)]
     loads = [0] * count
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):

@@ -13,27 +13,27 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 
 class Ranking:
-    """The validation losses of checkpoints, by their steps."""
+    """The validation losses of checkpoints, by step."""
 
     def __init__(self):
         self._losses: dict[int, tuple[str, float]] = {}
         self._unknown: set[int] = set()
 
     def add(self, step: int, cursor: dict[str, Any]) -> None:
-        """Take the loss in a checkpoint's cursor, if there is one."""
+        """Take the loss from a checkpoint's cursor, if it has one."""
         loss = cursor.get("val_loss")
         if isinstance(loss, int | float) and not isinstance(loss, bool) and math.isfinite(loss):
             self._losses[step] = cursor.get("val_measure", ""), loss
 
     def read(self, step: int, cursor: bytes | None) -> None:
-        """The same from a cursor's file; None, or anything but JSON, makes the loss unknown."""
+        """Take the loss from a cursor's file; None, or anything but JSON, makes it unknown."""
         try:
             self.add(step, json.loads(cursor or b""))
         except (ValueError, AttributeError):
             self._unknown.add(step)
 
     def unknown(self) -> list[int]:
-        """Steps that may be the best for all that is known, oldest first."""
+        """Steps of unknown loss, each of which may be the best, oldest first."""
         return sorted(self._unknown)
 
     def keep(self, steps: Iterable[int]) -> None:

@@ -1,4 +1,4 @@
-"""Where a run's time goes: its start-up phase by phase, and a trace of chosen steps."""
+"""Measures where a run's time goes: its start-up by phase, and a trace of chosen steps."""
 
 import os
 import time
@@ -16,9 +16,9 @@ LONGEST_IMPORT = 600.0  # seconds; a process that is older did something else fi
 def process_began(known: float) -> float:
     """Return the value of `time.perf_counter()` at the moment this process began.
 
-    Linux keeps it (proc(5): field 22 of /proc/self/stat, in clock ticks since boot, sleep included;
-    psutil knows it to a second only). Elsewhere, or if the value makes no sense, it is `known`, a
-    moment soon after.
+    Linux knows it (proc(5): field 22 of /proc/self/stat, in clock ticks since boot, sleep included;
+    psutil gives only whole seconds). Elsewhere, or if the value makes no sense, the result is
+    `known`, a moment soon after.
     """
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
@@ -125,7 +125,7 @@ class StepTrace:
             self._say(f"the trace could not be written to {self._directory}: {error}")
             return
         if done == self._first:
-            self._say("stopped before the first step that was to be traced")
+            self._say("stopped before the first step of the trace")
             return
         trace = max(self._directory.glob("plugins/profile/*/perfetto_trace.json.gz"), default=None)
         self._say(

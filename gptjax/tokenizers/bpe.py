@@ -1,6 +1,6 @@
-"""Byte-level BPEs, all run by tiktoken: GPT-2's, any that tiktoken knows, one of the corpus itself.
+"""Byte-level BPEs, all run by tiktoken: GPT-2's, any of tiktoken's, or one trained on the corpus.
 
-OpenAI's encodings come through tiktoken's cache; a trained one is a table of its own.
+OpenAI's encodings come through tiktoken's cache; a trained one carries its own table.
 """
 
 import base64
@@ -27,8 +27,8 @@ GPT2_VOCAB = 50257
 class BPETokenizer:
     """A byte-level BPE given by its ranks, run by tiktoken.
 
-    Shipped as `gpt2` (50257 ids), trained as `bpe:N` (N ids, end-of-text the last), or one of
-    tiktoken's, which may leave ids out; there `eot_id` and `n_vocab` are given.
+    `gpt2` has 50257 ids. `bpe:N` has N ids; the last one is end-of-text. Other encodings of
+    tiktoken may skip ids, so they pass `eot_id` and `n_vocab`.
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class BPETokenizer:
         self._encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={EOT: self.eot_id}
         )
-        # The regex in it belongs to the thread that uses it first, which slows down all others as
-        # long as it goes on: by half, of two. So it is to be this one, which hands out the work.
+        # The first thread to use the encoding owns its regex, and slows down all other threads
+        # while it works: two threads lose half of their speed. So this thread, which only hands
+        # out the work, uses it first.
         self._encoding.encode_ordinary("a")
 
     def encode(self, text: str) -> np.ndarray:
@@ -56,7 +57,7 @@ class BPETokenizer:
         return self._encoding.encode_to_numpy(utf8(text).decode(), disallowed_special=())
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids, end-of-text left out."""
+        """Text of the ids, without end-of-text."""
         return b"".join(self.token_bytes(int(i)) for i in ids).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
@@ -64,7 +65,7 @@ class BPETokenizer:
         return self._bytes_of_id[token]
 
     def to_json(self) -> str:
-        """Pattern and base64 tokens in the order of their ids; null where an id has none."""
+        """Pattern, and base64 tokens in order of id; null for an id without a token."""
         table: dict[str, Any] = {"name": self.name, "pattern": self.pattern}
         tokens = [base64.b64encode(token).decode() or None for token in self._bytes_of_id]
         if (self.eot_id, self.n_vocab) == (len(self.ranks), len(self.ranks) + 1):
@@ -80,25 +81,25 @@ class BPETokenizer:
 
 
 def bpe_from_table(table: dict[str, Any]) -> BPETokenizer:
-    """Make a tokenizer again from its JSON; raises ValueError where that is damaged."""
+    """Make a tokenizer from its JSON; raises `ValueError` if the JSON is damaged."""
     tokens = table["tokens"]
     ranks = {base64.b64decode(token): i for i, token in enumerate(tokens) if token is not None}
     if not table["pattern"]:
-        raise ValueError("its pattern is empty")  # at which tiktoken would panic
+        raise ValueError("its pattern is empty")  # tiktoken would panic
     if not all(bytes([b]) in ranks for b in range(256)):
         raise ValueError("not every byte has a token")
     if "eot" not in table:
         return BPETokenizer(table["name"], ranks, table["pattern"])
     if not 0 <= table["eot"] < len(tokens) or tokens[table["eot"]] is not None:
-        raise ValueError(f"end-of-text is {table['eot']}, which is another token or none")
+        raise ValueError(f"end-of-text is {table['eot']}, which is not a free id of the table")
     return BPETokenizer(table["name"], ranks, table["pattern"], table["eot"], len(tokens))
 
 
 def gpt2(files: Path | None = None) -> BPETokenizer:
-    """GPT-2's 50257-token BPE, from files where there are any, else through tiktoken.
+    """GPT-2's 50257-token BPE, from local files if there are any, else through tiktoken.
 
-    `files` (or the directory GPTJAX_GPT2_BPE names) holds OpenAI's vocab.bpe and encoder.json. Else
-    tiktoken's own way: its cache in TIKTOKEN_CACHE_DIR, or a download. Raises `UserError` where
+    `files` (or the directory that GPTJAX_GPT2_BPE names) holds OpenAI's vocab.bpe and encoder.json.
+    Without it, tiktoken reads its cache in TIKTOKEN_CACHE_DIR, or downloads. Raises `UserError` if
     neither works.
     """
     directory = files or (Path(d) if (d := os.environ.get("GPTJAX_GPT2_BPE")) else None)
@@ -108,12 +109,12 @@ def gpt2(files: Path | None = None) -> BPETokenizer:
     from tiktoken_ext import openai_public
 
     try:
-        # tiktoken deletes a cached file whose hash is wrong; where that is not allowed it raises
-        # OSError, which to the user is the same thing as having no file
+        # tiktoken deletes a cached file whose hash is wrong; if it may not, it raises OSError,
+        # which means the same to the user: there is no file
         ranks = openai_public.gpt2()["mergeable_ranks"]
     except (requests.RequestException, OSError, ValueError) as error:
         raise UserError(
-            "the gpt2 tokenizer's files are neither cached nor to be downloaded from here. Either "
+            "the gpt2 tokenizer's files are not cached, and they cannot be downloaded from here: "
             "set TIKTOKEN_CACHE_DIR to a directory that tiktoken filled on a machine with a "
             f"network, or set GPTJAX_GPT2_BPE to a directory with OpenAI's {GPT2_FILES[0]} and "
             f"{GPT2_FILES[1]}. ({type(error).__name__})"
@@ -122,9 +123,9 @@ def gpt2(files: Path | None = None) -> BPETokenizer:
 
 
 def tiktoken_encoding(encoding: str) -> BPETokenizer:
-    """Any encoding that tiktoken knows, with its own ids, from its cache or by its download.
+    """Any of tiktoken's encodings, with its own ids, from tiktoken's cache or a download.
 
-    Raises `UserError` if there is no such encoding, or no file of it.
+    Raises `UserError` if there is no such encoding, or if its file is missing.
     """
     import requests
     import tiktoken
@@ -139,9 +140,9 @@ def tiktoken_encoding(encoding: str) -> BPETokenizer:
         found = tiktoken.get_encoding(encoding)
     except (requests.RequestException, OSError, ValueError) as error:
         raise UserError(
-            f"the files of tiktoken's {encoding} are neither cached nor to be downloaded from "
-            "here: set TIKTOKEN_CACHE_DIR to a directory that tiktoken filled on a machine with a "
-            f"network. ({type(error).__name__})"
+            f"the files of tiktoken's {encoding} are not cached, and they cannot be downloaded "
+            "from here: set TIKTOKEN_CACHE_DIR to a directory that tiktoken filled on a machine "
+            f"with a network. ({type(error).__name__})"
         ) from error
     return BPETokenizer(
         f"tiktoken:{encoding}",
@@ -174,7 +175,7 @@ def _gpt2_ranks_from_files(directory: Path) -> dict[bytes, int]:
 
 @contextmanager
 def _no_tiktoken_cache() -> Iterator[None]:
-    """Keep tiktoken from caching files under their path's name: it would read those ever after."""
+    """Keep tiktoken from caching local files by path: it would never notice that one changed."""
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
     os.environ["TIKTOKEN_CACHE_DIR"] = ""
     try:
@@ -189,12 +190,12 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> BPETokenizer:
     """Train a byte-level BPE of `n_vocab` ids, end-of-text included, with GPT-2's pre-tokenisation.
 
     Sennrich et al. (2016) over bytes. Deterministic for the same texts in the same order. Raises
-    `UserError` where the text has too few pairs to merge.
+    `UserError` if the text has too few pairs to merge.
     """
     import rustbpe
 
     trainer = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]
-    # texts are pieces of 1 MiB: its default of 8192 of them at once would be the whole corpus
+    # each text is a piece of 1 MiB: the default buffer of 8192 could hold the whole corpus
     trainer.train_from_iterator(iter(texts), n_vocab - 1, buffer_size=8, pattern=GPT2_PATTERN)
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < n_vocab - 1:

@@ -1,12 +1,12 @@
-"""English cut into words the way spaCy's tokenizer does, which GPT-1 was trained behind.
+"""Cuts English into words as spaCy's tokenizer does, because GPT-1 was trained on those words.
 
-The rules are those of spaCy 3's English tokenizer (prefixes, suffixes and infixes of punctuation,
-and a table of contractions and abbreviations), written down again for text that GPT-1's
-standardisation has already put blanks around most punctuation of. spaCy itself would be 100 MB of
-dependencies. Left out are abbreviated months and American states, rarer titles, and emoticons that
-the standardisation takes apart anyway; `gptjax.tokenizers.gpt1` says what that changes.
+The rules restate those of spaCy 3's English tokenizer: prefixes, suffixes and infixes of
+punctuation, and a table of contractions and abbreviations. They assume that GPT-1's standardisation
+has already put blanks around most punctuation. spaCy itself would add 100 MB of dependencies.
+Abbreviated months and American states, rarer titles, and emoticons that standardisation takes apart
+anyway are left out; `gptjax.tokenizers.gpt1` reports the difference in ids.
 """
-# ruff: noqa: RUF001 - signs that look alike are what this is about
+# ruff: noqa: RUF001 - this file tells apart signs that look alike
 
 from collections.abc import Iterator
 from itertools import product
@@ -31,7 +31,7 @@ _INFIX = regex.compile(
     rf"(?<=[\p{{Ll}}\p{{Lo}}]|{_QUOTES})\.(?=[\p{{Lu}}\p{{Lo}}]|{_QUOTES})|"
     r"(?<=\p{L}),(?=\p{L})|(?<=[\p{L}0-9])(?:-|–|—|~)(?=\p{L})|(?<=[\p{L}0-9])[:<>=/](?=\p{L})"
 )
-_ADDRESS = regex.compile(  # of the web or of mail
+_ADDRESS = regex.compile(  # a web or mail address
     r"(?:\S+@)?(?:[A-Za-z0-9\u00a1-\uffff][\w\u00a1-\uffff-]*\.)+\p{Ll}{2,63}"
     r"(?::\d{2,5})?(?:[/?#]\S*)?"
 )
@@ -41,7 +41,7 @@ _QUESTIONS = ("who", "what", "when", "where", "why", "how", "there")
 
 
 def _contractions() -> Iterator[tuple[str, ...]]:
-    """Parts of every contraction, in lower case, with an apostrophe and without."""
+    """Parts of every contraction in lower case, with and without its apostrophe."""
     plain = {
         "i": "m ma ll ll've d d've ve",
         **dict.fromkeys(("you", "we", "they"), "ll ll've d d've ve re"),
@@ -75,7 +75,7 @@ Mrs. Ms. Messrs. Prof. Rev. Gen. Gov. St. Mt. Co. co. Inc. Ltd. Ph.D. D.C. N.Y. 
 >.< <.< O.O o.0 0.o 0.0 O.o o.O o.o :o :O >:o :p :P :x :X :D =D XD xD XDD xDD 8D :0 :1 :3 =3 v.v V.V
 """
 _LETTERS = "abcdefghijklmnopqrstuvwxyzäöü"  # an initial keeps its full stop
-# words of their own that look like a contraction without its apostrophe
+# words that only look like a contraction without its apostrophe
 _NO_CONTRACTIONS = ("ill", "its", "hell", "shell", "shed", "were", "well", "whore")
 
 
@@ -96,7 +96,7 @@ _SPECIAL = _special_cases()
 
 
 def words_of(chunk: str) -> list[str]:
-    """Words of a piece of text without blanks: punctuation is peeled off, the rest cut inside."""
+    """Cut text without blanks into words: peel punctuation off both ends, then cut at infixes."""
     before: list[str] = []
     after: list[str] = []
     while chunk and chunk not in _SPECIAL:
@@ -126,7 +126,7 @@ def words_of(chunk: str) -> list[str]:
 def _cut_inside(chunk: str) -> list[str]:
     words, start = [], 0
     for match in _INFIX.finditer(chunk):
-        if match.start() == start:  # spaCy leaves an infix at the very beginning where it is
+        if match.start() == start:  # spaCy does not cut at an infix at the very beginning
             continue
         words += [chunk[start : match.start()], match[0]]
         start = match.end()

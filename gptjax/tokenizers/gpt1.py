@@ -1,19 +1,19 @@
-"""GPT-1's tokenizer: text standardised, cut into words, each joined up by 40,000 merges.
+"""GPT-1's tokenizer: it standardises text, cuts it into words, and joins each by 40,000 merges.
 
-Radford et al. (2018), as published in openai/finetune-transformer-lm: ftfy repairs the text, dashes
-become hyphens, runs of punctuation get blanks around them, white space is folded; spaCy cuts words,
-which `gptjax.tokenizers.english` does here; lower case; a BPE over characters, the last of which
-carries `</w>`. The text does not come back: case, kinds of blanks and unknown characters are lost.
+The steps are those of Radford et al. (2018), published in openai/finetune-transformer-lm. ftfy
+repairs the text, dashes become hyphens, runs of punctuation get blanks around them, and white space
+is folded. spaCy cuts words; here `gptjax.tokenizers.english` does. Words become lower case and pass
+a BPE over characters, the last of which carries `</w>`. Decoding does not restore the text: case,
+kinds of blanks and unknown characters are lost.
 
-Measured once with spaCy 3.8 in place of our words: the ids of every line of
-tinyshakespeare.txt are the same (277,109 tokens), and of all but 17 of the 5,574 lines of
-sms_spam.tsv (`u.So`, emoticons at the end of words, doubled quotes). Hugging Face's
-OpenAIGPTTokenizer joins words by the same merges, without a difference, but cuts them as BERT does,
-at every apostrophe and full stop (`don ' t` for `do n't`), drops line ends and accents, and does
-not repair: 97.0 % and 93.5 % of our tokens are among its own, in order, and 85.2 % and 40.3 % of
-the lines are the same. The original's weights were trained behind spaCy.
+Measured once against spaCy 3.8: the ids agree on every line of tinyshakespeare.txt (277,109 tokens)
+and on all but 17 of the 5,574 lines of sms_spam.tsv (`u.So`, emoticons at the end of words, doubled
+quotes). Hugging Face's OpenAIGPTTokenizer joins words by the same merges, without a difference. But
+it cuts them as BERT does, at every apostrophe and full stop (`don ' t` for `do n't`), drops line
+ends and accents, and repairs nothing: of our tokens 97.0 % and 93.5 % are among its own, in order,
+and 85.2 % and 40.3 % of the lines agree. The original weights were trained on spaCy's words.
 """
-# ruff: noqa: RUF001 - dashes and accents that look alike are to be told apart
+# ruff: noqa: RUF001 - this file tells apart dashes and accents that look alike
 
 import json
 import os
@@ -33,7 +33,7 @@ from gptjax.tokenizers.plain import utf8
 FILES = (("encoder_bpe_40000.json", "vocab_40000.bpe"), ("vocab.json", "merges.txt"))
 HUB_REPOSITORY = "openai-community/openai-gpt"
 UNKNOWN = 0  # <unk>, which also ends documents: the published vocabulary has no other special token
-RULES = 1  # of standardisation and words; part of the fingerprint
+RULES = 1  # version of standardisation and words; part of the fingerprint
 END = "</w>"
 NEWLINE = "\n" + END
 REMEMBERED_WORDS = 2**18
@@ -42,7 +42,7 @@ _SIGNS = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": 
 
 
 class GPT1Tokenizer:
-    """The 40,478 published ids: the vocabulary and the merges, both in their order."""
+    """The tokenizer of 40,478 published ids, from its vocabulary and its merges, both in order."""
 
     name = "gpt1"
     eot_id = UNKNOWN
@@ -63,16 +63,16 @@ class GPT1Tokenizer:
         return np.array(ids, dtype=np.uint32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Lower-case words with a blank after each, none around line ends."""
+        """Lower-case words, with a blank after each but none around line ends."""
         text = b"".join(self.token_bytes(int(i)) for i in ids).decode("utf-8", "replace")
         return text.replace(" \n", "\n")
 
     def token_bytes(self, token: int) -> bytes:
-        """The characters; a blank in place of `</w>`; none for id 0."""
+        """The characters, with a blank in place of `</w>`; empty for id 0."""
         return self._bytes_of_id[token]
 
     def to_json(self) -> str:
-        """Vocabulary, merges and the number of the rules."""
+        """Vocabulary, merges and the version of the rules."""
         table = {"name": self.name, "rules": RULES, "tokens": self.tokens, "merges": self.merges}
         return json.dumps(table)
 
@@ -108,9 +108,9 @@ class GPT1Tokenizer:
 
 
 def standardise(text: str) -> str:
-    """GPT-1's `text_standardize` after ftfy, but line ends at both ends of the text are kept.
+    """GPT-1's `text_standardize` after ftfy, except that it keeps line ends at both ends.
 
-    Text comes in pieces, whose ends are not those of the document.
+    Text comes in pieces, and the end of a piece is not the end of the document.
     """
     text = _RUNS.sub(r" \1 ", _ftfy(text).translate(_SIGNS))
     text = re.sub(r"\s*\n\s*", " \n ", text)
@@ -129,20 +129,20 @@ def _ftfy(text: str) -> str:
 
 
 def gpt1_from_table(table: dict[str, Any]) -> GPT1Tokenizer:
-    """Make the tokenizer again from its JSON; raises ValueError where that is damaged or newer."""
+    """Make the tokenizer from its JSON; raises `ValueError` if that is damaged or newer."""
     if table["rules"] != RULES:
         raise ValueError(f"it has rules {table['rules']!r}, this version knows {RULES}")
     if not all(isinstance(t, str) for t in [*table["tokens"], *table["merges"]]):
-        raise ValueError("a token or a merge is no text")
+        raise ValueError("a token or a merge is not text")
     return GPT1Tokenizer(table["tokens"], table["merges"])
 
 
 def gpt1(files: Path | None = None) -> GPT1Tokenizer:
-    """GPT-1's tokenizer from files, else from the hub.
+    """GPT-1's tokenizer from local files, else from the hub.
 
-    `files` (or the directory GPTJAX_GPT1_DIR names) holds OpenAI's two files, or Hugging Face's two
-    of the same content. Else huggingface_hub, where it is installed, finds or fetches the latter.
-    Raises `UserError` if neither works.
+    `files` (or the directory that GPTJAX_GPT1_DIR names) holds OpenAI's two files, or Hugging
+    Face's two of the same content. Without it, huggingface_hub finds or fetches the latter, if it
+    is installed. Raises `UserError` if neither works.
     """
     directory = files or (Path(d) if (d := os.environ.get("GPTJAX_GPT1_DIR")) else None)
     if directory is None:
@@ -179,8 +179,8 @@ def _from_hub(name: str) -> Path:
         ) from error
     try:
         return Path(hf_hub_download(HUB_REPOSITORY, name))
-    except Exception as error:  # of its HTTP library, which it has changed before
+    except Exception as error:  # from its HTTP library, which it has changed before
         raise UserError(
-            f"{name} of {HUB_REPOSITORY} is neither cached nor to be downloaded from here: "
+            f"{name} of {HUB_REPOSITORY} is not cached, and it cannot be downloaded from here: "
             f"{help_}. ({type(error).__name__})"
         ) from error

@@ -10,7 +10,7 @@ from gptjax.base.errors import UserError
 
 
 def utf8(text: str) -> bytes:
-    """UTF-8 of any Python string; halves of surrogate pairs, which have none, become `?`."""
+    """UTF-8 of any Python string; lone surrogates, which have no UTF-8, become `?`."""
     return text.encode("utf-8", "replace")
 
 
@@ -22,24 +22,24 @@ class Tokenizer(Protocol):
     eot_id: int
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of `text`; the name of a special token in it is ordinary text."""
+        """Token ids of `text`; special tokens written in it, as <|endoftext|>, are plain text."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        """Text of token ids; invalid UTF-8 becomes U+FFFD."""
         ...
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes one token stands for; none for end-of-text."""
+        """The bytes of one token; empty for end-of-text."""
         ...
 
     def to_json(self) -> str:
-        """Everything needed to make this tokenizer again."""
+        """JSON from which `tokenizer_from_json` makes this tokenizer again."""
         ...
 
 
 class ByteTokenizer:
-    """256 bytes and end-of-text: needs nothing and never fails."""
+    """256 bytes and end-of-text: needs no files and encodes any text."""
 
     name = "bytes"
     n_vocab = 257
@@ -50,7 +50,7 @@ class ByteTokenizer:
         return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.uint32)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the bytes, end-of-text left out."""
+        """Text of the bytes, without end-of-text."""
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
     def token_bytes(self, token: int) -> bytes:
@@ -58,7 +58,7 @@ class ByteTokenizer:
         return bytes([token]) if token < 256 else b""
 
     def to_json(self) -> str:
-        """The name says all."""
+        """The name is enough."""
         return json.dumps({"name": self.name})
 
 
@@ -80,20 +80,20 @@ class CharTokenizer:
         self.alphabet, self.eot_id, self.n_vocab = alphabet, len(alphabet), len(alphabet) + 1
 
     def encode(self, text: str) -> np.ndarray:
-        """Places in the alphabet; raises `UserError` at a character that is not in it."""
+        """Positions in the alphabet; raises `UserError` for a character outside it."""
         codes = _code_points(text)
         places = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
         known = self._codes[places] == codes
         if not known.all():
             stranger = chr(codes[np.argmin(known)])
             raise UserError(
-                f"{stranger!r} is none of the {len(self.alphabet)} characters of the text that "
+                f"{stranger!r} is not one of the {len(self.alphabet)} characters of the text that "
                 f"this chars tokenizer was made from: {self.alphabet!r}"
             )
         return self._order[places]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids, end-of-text left out."""
+        """Text of the ids, without end-of-text."""
         return "".join(self.alphabet[i] for i in ids if i < self.eot_id)
 
     def token_bytes(self, token: int) -> bytes:

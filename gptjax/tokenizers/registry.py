@@ -1,4 +1,4 @@
-"""Every tokenizer by its name or its JSON file.
+"""Finds a tokenizer by its name or its JSON file.
 
 Every prepared data set carries its tokenizer as one JSON file, so training and generating never
 need the network; the file's fingerprint ties shards, tokenizer and checkpoints together.
@@ -18,7 +18,7 @@ from gptjax.tokenizers.bpe import bpe_from_table, gpt2, tiktoken_encoding
 from gptjax.tokenizers.gpt1 import GPT1Tokenizer, gpt1, gpt1_from_table
 from gptjax.tokenizers.plain import ByteTokenizer, CharTokenizer, Tokenizer
 
-# tokenizers that need nothing but their name
+# tokenizers made from their name alone
 NAMED: dict[str, Callable[[], Tokenizer]] = {"bytes": ByteTokenizer, "gpt1": gpt1, "gpt2": gpt2}
 
 
@@ -30,7 +30,7 @@ def document_separator(tokenizer: Tokenizer) -> int:
     if isinstance(tokenizer, GPT1Tokenizer):
         raise UserError(
             "data.document_mask needs to see where documents end, but gpt1 ends them with <unk>, "
-            "which also stands for unknown characters: leave the mask out, or take another "
+            "which also stands for unknown characters: turn the mask off, or choose another "
             "tokenizer"
         )
     return tokenizer.eot_id
@@ -73,7 +73,7 @@ def make_tokenizer(name: str) -> Tokenizer:
 
 
 def read_tokenizer_file(path: Path) -> Tokenizer:
-    """Read a tokenizer's JSON; raises `UserError` that names the file."""
+    """Read a tokenizer's JSON; raises a `UserError` that names the file."""
     try:
         return tokenizer_from_json(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -85,12 +85,12 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
 
 
 def tokenizer_identity(name: str) -> str:
-    """The name itself; of a JSON file its fingerprint, since files change and move."""
+    """The name itself; for a JSON file its fingerprint, because files change and move."""
     return fingerprint(make_tokenizer(name)) if name.endswith(".json") else name
 
 
 def tokenizer_from_json(text: str, name: str) -> Tokenizer:
-    """Make a tokenizer again from its JSON; `name` is the file, for the error message."""
+    """Make a tokenizer from its JSON; the error message calls it `name`."""
     try:
         table: dict[str, Any] = json.loads(text)
         if table["name"] == "bytes":
@@ -107,6 +107,6 @@ def tokenizer_from_json(text: str, name: str) -> Tokenizer:
 
 
 def bytes_per_token(tokenizer: Tokenizer) -> np.ndarray:
-    """Length in bytes of every id, [V] int32; end-of-text counts nothing."""
+    """Length of every token in bytes, [V] int32; 0 for end-of-text."""
     lengths = [len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_vocab)]
     return np.array(lengths, dtype=np.int32)

@@ -47,9 +47,9 @@ def choose_attention(
 def choose_layout(
     config: Config, groups: int, compiled: Callable[[BatchLayout], jax.stages.Compiled]
 ) -> tuple[BatchLayout, str | None]:
-    """Choose how a batch is cut; returns it, and a note about memory if the micro-batch is `auto`.
+    """Choose the layout of a batch; returns it, and a note about memory for micro-batch `auto`.
 
-    Raises `UserError` if it cannot be found.
+    Raises `UserError` if there is none.
     """
     micro_batch = config.train.micro_batch
     if micro_batch != "auto":
@@ -60,7 +60,7 @@ def choose_layout(
             "train.micro_batch auto needs the size of a device's memory, and this device does "
             "not report it: give a number as --train.micro-batch"
         )
-    limit = int(broadcast_from_0(limit))  # all processes have to compile the same programs
+    limit = int(broadcast_from_0(limit))  # all processes must compile the same programs
     needs: dict[int, int] = {}
 
     def needed(micro_batch: int) -> int:
@@ -108,9 +108,9 @@ def memory_needed(compiled: jax.stages.Compiled) -> int:
 def largest_micro_batch(rows: int, needed: Callable[[int], int], limit: int) -> int:
     """The largest divisor of `rows` for which `needed` bytes stay within the head-room of `limit`.
 
-    `needed` compiles, so it is asked rarely: memory grows almost linearly with the micro-batch, and
-    the two smallest candidates tell which of the larger ones to try first. If that one fits, the
-    next ones are tried, for logits stop growing at a full chunk; else those below it are bisected.
+    `needed` compiles, so it is called rarely: memory grows almost linearly with the micro-batch, so
+    the two smallest candidates tell which larger one to try first. If that one fits, the next ones
+    are tried, because logits stop growing at a full chunk; otherwise the ones below are bisected.
     Raises `UserError` if not even one row fits.
     """
     allowed = int(limit * HEADROOM)

@@ -1,9 +1,9 @@
 """The random bits of dropout: one generator, Philox 2x32, on any number of devices.
 
-It is the cheapest of jax's that does not depend on the number of devices: a quarter of threefry's
-time on a CPU, and few enough operations to be fused with what uses the bits. On several devices
-jax 0.10 cannot compile its own ("Unable to convert MHLO to StableHLO", of mulhi), so there the same
-bits are made with the products of halves.
+It is the cheapest of jax's generators that do not depend on the number of devices: it takes a
+quarter of threefry's time on a CPU, and few enough operations to be fused with their user. On
+several devices jax 0.10 cannot compile its own version ("Unable to convert MHLO to StableHLO", of
+mulhi), so there the same bits are computed from products of halves.
 """
 
 import math
@@ -43,7 +43,7 @@ def _philox(key: Array, high: Array, low: Array) -> tuple[Array, Array]:
 
 
 def _counters(shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """0, 1, 2, ... in this shape, no axis of 2^32 or more: the upper and the lower 32 bits."""
+    """0, 1, 2, ... in this shape, as upper and lower 32 bits; no axis may have 2^32 or more."""
     if (size := math.prod(shape)) < 2**32:
         low = lax.iota(np.uint32, size).reshape(shape)
         return jnp.zeros_like(low), low
@@ -76,7 +76,7 @@ def _fold_in(key: Array, data: Any) -> Array:
 
 def _random_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
     first, second = _philox(key[0], *_counters(shape))
-    if bit_width == 64:  # which jax asks for only where 64-bit types are on
+    if bit_width == 64:  # jax asks for this only if 64-bit types are on
         return (first.astype("uint64") << 32) | second.astype("uint64")
     return (first ^ second).astype(f"uint{bit_width}")
 

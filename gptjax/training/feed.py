@@ -1,8 +1,8 @@
 """From rows to devices: the batches of each call of the program, and the work due after it.
 
-A call makes one step or several: dispatching a program takes a millisecond or two of a processor,
-and with several devices the next dispatch waits until the last call ends. That is much of a small
-model's step and nothing of a large one's. Nothing here knows what a batch holds.
+A call makes one step or several: dispatching a program takes a millisecond or two of a CPU, and
+with several devices the next dispatch waits until the last call ends. That is a large part of a
+small model's step, and nothing of a large one's. Nothing here knows the fields of a batch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from gptjax.runs.metrics import Row
 
 
 class Call(NamedTuple):
-    """The batches of `steps` steps, on the devices, and how each is cut."""
+    """The batches of `steps` steps, on the devices, and the layout of each."""
 
     batch: Any
     steps: int
@@ -69,10 +69,10 @@ class Feed(NamedTuple):
 
 
 def steps_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
-    """How many steps the call after step `step` makes.
+    """The number of steps in the call after step `step`.
 
-    `updates_per_call`, but a call ends where something is due (a validation, a sample, a
-    checkpoint, an end of the trace), where the batch grows, and at the last step.
+    It is `updates_per_call`, but a call ends when something is due (a validation, a sample, a
+    checkpoint, an end of the trace), when the batch grows, and at the last step.
     """
     first, count = profile_window(train.profile) or (0, 0) if train.profile else (0, 0)
     cadences = (train.eval_every_steps, train.sample_every_steps, train.save_every_steps)
@@ -114,8 +114,8 @@ def by_call(
 def rows_of_call(step: int, steps: int, metrics: Mapping[str, np.ndarray]) -> list[Row]:
     """The rows of metrics.jsonl of a call that ends after `step`, each with `skipped` as well.
 
-    A program of one step gives one number for each of `metrics`; a program of several gives arrays,
-    of which the first `steps` count.
+    A program of one step returns a number for each of `metrics`; a program of several returns
+    arrays, of which the first `steps` items count.
     """
     values = {name: np.atleast_1d(x)[:steps] for name, x in metrics.items()}
     return [

@@ -1,10 +1,10 @@
 """The optimizer as one guarded chain: clip, rule, masked decay, schedule; behind MultiSteps.
 
 `optax.MultiSteps` runs its inner transformation on every micro-step and throws the result away on
-all but the last, a collective with it. The sum of gradients over the network therefore sits behind
-a gate (`on_last_micro_step`) and runs once per step. The chain itself comes after it, on
-whole arrays that the compiler divides as they are stored: a rule that looks at a matrix, as Muon's
-does, never sees a part of one.
+all but the last, collectives included. The sum of gradients over the network therefore sits behind
+a gate (`on_last_micro_step`) and runs once per step. The chain itself follows, on whole arrays that
+the compiler divides as they are stored: a rule that needs whole matrices, such as Muon's, never
+sees part of one.
 """
 
 from collections.abc import Callable
@@ -76,9 +76,9 @@ def make_optimizer(
 
     Clipping at the global norm, the rule `cfg.name`, decay decoupled from it (Loshchilov and Hutter
     2019) but scaled by the learning rate, the schedule, and last the average if there is one. A
-    step with any gradient that is not finite is skipped: parameters, moments, average and
-    schedule stay as they were. With `dynamic_loss_scale` the loss was multiplied by `loss_scale` of
-    the state: see `skip_unless_finite`.
+    step with any gradient that is not finite is skipped: parameters, moments, average and schedule
+    stay as they were. `dynamic_loss_scale` means that the loss was multiplied by the state's
+    `loss_scale`: see `skip_unless_finite`.
     """
     links = [
         clip(cfg.clip_norm),
@@ -102,7 +102,7 @@ def on_last_micro_step(
     def update(updates: Tree, state: Any, params: Tree = None, *, emit: Array, **extra: Tree):
         del extra
 
-        def earlier():  # zeros like params, which vary over devices as totals do; updates do more
+        def earlier():  # like params, not updates: only params vary over the same axes as totals
             return optax.tree.zeros_like(params)
 
         return lax.cond(emit, lambda: total(updates), earlier), state

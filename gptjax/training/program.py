@@ -58,7 +58,7 @@ class Program:
 
     @property
     def precision(self) -> str:
-        """The precision of products that name none themselves."""
+        """The precision of products that do not name their own."""
         return matmul_precision(self.config.model, self.mesh.devices.flat[0])
 
     @property
@@ -78,7 +78,7 @@ class Program:
 
     @cached_property
     def train_step(self) -> jax.stages.Wrapped:
-        """Compile-ready step(s) of one call: of one batch, or of `updates_per_call` batches."""
+        """Compile-ready steps of one call: for one batch, or for `updates_per_call` batches."""
         several = self.config.train.updates_per_call > 1
         return (make_train_steps if several else make_train_step)(self.step, self.places)
 
@@ -106,7 +106,7 @@ class Program:
         return abstract_state(self.config.model, self.optimizer, self.mesh)
 
     def initial_state(self) -> TrainState:
-        """Freshly drawn parameters, and an optimizer that has seen nothing."""
+        """Freshly drawn parameters, and a new optimizer's state."""
         config = self.config
         return initial_state(config.model, self.optimizer, config.train.seed, self.mesh)
 

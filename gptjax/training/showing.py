@@ -1,4 +1,4 @@
-"""Samples and curves: they show a run to people. If one fails, the run goes on without it."""
+"""Samples and curves, which show a run to people. If one fails, the run goes on without it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,7 +58,7 @@ class Showing:
                 self._display.say(f"sample after step {step}:\n{text}")
 
     def plot(self, rows: Sequence[Row]) -> bool:
-        """Draw the curves of a run so far; returns whether that went well."""
+        """Draw the curves of a run so far; returns whether that succeeded."""
         train = self._config.train
         tokens = train.batch_tokens if train.ramp_from_tokens is None else None
         with self._going_on(f"{self._run_dir.curves} was not drawn"):
@@ -69,7 +69,7 @@ class Showing:
 
     @contextmanager
     def _going_on(self, failure: str) -> Iterator[None]:
-        """Say what fails in this block, and go on."""
+        """Report an error in this block, and go on."""
         try:
             yield
         except Exception as error:

@@ -48,21 +48,21 @@ def initial_state(
 
 
 def items_of(state: TrainState) -> dict[str, Tree]:
-    """A state's trees under the names that a checkpoint has for them."""
+    """A state's trees under their names in a checkpoint."""
     return {"params": state.params, "opt_state": state.opt_state}
 
 
 def saved_items(state: TrainState) -> dict[str, Tree]:
-    """The items of a checkpoint: the average of the parameters once more, if there is one.
+    """The items of a checkpoint, with an extra copy of the parameters' average if there is one.
 
-    A reader of the average then need not read, nor know, the optimizer's state.
+    A reader of the average then need neither read nor know the optimizer's state.
     """
     averaged = averaged_parameters(state.opt_state)
     return items_of(state) if averaged is None else {**items_of(state), "averaged": averaged}
 
 
 def state_of(step: int, items: dict[str, Tree], like: TrainState) -> TrainState:
-    """The state that `items_of` took apart; its step lies where the step of `like` does."""
+    """The inverse of `items_of`; the step lies where the step of `like` does."""
     count = jnp.asarray(step, jnp.int32, device=like.step.sharding)
     return TrainState(count, items["params"], items["opt_state"])
 

@@ -1,11 +1,11 @@
-"""One optimizer step as one jitted call, or several as one; an evaluation batch as another.
+"""One optimizer step, or several, as one jitted call; an evaluation batch as another.
 
 Gradients are taken in a `shard_map` that is manual over the whole mesh: every device scans its
-micro-batches, gathers gradients locally, and only the last micro-step's gate lets them cross the
-network between groups of devices. The parameters are cast to *varying* over the axes that divide
-rows before differentiation; without that, autodiff itself would sum the gradients of replicated
-parameters in every micro-step. The optimizer comes after it, on whole arrays that the compiler
-divides as they are stored.
+micro-batches and adds up gradients locally, and only the last micro-step's gate lets them cross the
+network between groups of devices. Before differentiation the parameters are cast to *varying* over
+the axes that divide rows; otherwise autodiff would sum the gradients of replicated parameters in
+every micro-step. The optimizer follows, on whole arrays that the compiler divides as they are
+stored.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def make_step(
 ) -> StepFunction:
     """`step(state, batch, key) -> (state, metrics)`, for use within a jit.
 
-    `specs` says how each parameter is divided over the mesh, or how all are. The batch has leading
+    `specs` divides each parameter over the mesh; one spec may stand for all. The batch has leading
     axes [A, B], for A micro-steps; `key` is the run's base key. Products have `precision`, the
     `matmul_precision` of the model. Gradients cross between groups of devices in `wire_dtype`.
     Metrics are float32 scalars: `loss` (nats per weighted token over the whole step), `grad_norm`
@@ -59,7 +59,7 @@ def make_step(
         weights = losses.weights(batch)
         tokens = lax.psum(weights.sum(), rows)
         # gradients are averaged over micro-steps and added up over devices: with these weights
-        # that is exactly the sum of all losses over the count of all tokens
+        # the result is exactly the sum of all losses over the count of all tokens
         share = micro_steps / jnp.where(tokens > 0, tokens, 1.0)
         share = lax.pcast(share * loss_scale, rows, to="varying")  # and so are weights, if all ones
         batch = {**batch, "weights": weights * share}
@@ -112,10 +112,9 @@ def make_train_step(step: StepFunction, places: Tree) -> jax.stages.Wrapped:
 def make_train_steps(step: StepFunction, places: Tree) -> jax.stages.Wrapped:
     """Compile-ready `steps(state, batches, key, count) -> (state, metrics)`; `state` is donated.
 
-    Does the first `count` of K steps in one call, which saves dispatching each of them. Their
-    batches have leading axes [K, A, B], and metrics are [K], zero for the steps not done. The
-    number of steps is not compiled in, so the bits of a step depend neither on `count` nor on its
-    place in a call.
+    One call does the first `count` of K steps, which saves dispatching each of them. Batches have
+    leading axes [K, A, B], and metrics are [K], zero for steps not done. The number of steps is not
+    compiled in, so the bits of a step depend neither on `count` nor on its place in a call.
     """
 
     def steps(
@@ -140,7 +139,7 @@ def _compile_ready(function: Callable[..., Any], places: Tree) -> jax.stages.Wra
 
 
 def _varying(tree: Tree, specs: Tree, axes: tuple[str, ...]) -> Tree:
-    """The same values, each device's own to differentiate; parts vary over their axes already."""
+    """The same values, varying over `axes`, over which divided leaves vary already."""
 
     def cast(spec: P, x: Array) -> Array:
         return lax.pcast(x, tuple(a for a in axes if a not in spec), to="varying")
@@ -149,7 +148,7 @@ def _varying(tree: Tree, specs: Tree, axes: tuple[str, ...]) -> Tree:
 
 
 def _of_each(specs: Tree, tree: Tree) -> Tree:
-    """A spec for every leaf, where one may stand for all leaves below it."""
+    """A spec for every leaf; one spec may stand for all leaves below it."""
     return jax.tree.broadcast(specs, tree, is_leaf=_is_spec)
 
 
@@ -158,9 +157,9 @@ def _is_spec(x: Any) -> bool:
 
 
 def _total_over(rows: tuple[str, ...], specs: Tree, wire_dtype: str) -> Callable[[Tree], Tree]:
-    """Add up gradients over all devices that had rows of their own.
+    """Add up gradients over all devices that have their own rows.
 
-    A leaf divided over `fsdp` has been added up along it where its gradient was scattered.
+    The gradient of a leaf divided over `fsdp` was added up along that axis when it was scattered.
     """
 
     def total(grads: Tree) -> Tree:
@@ -215,9 +214,9 @@ def make_eval_step(
 ) -> jax.stages.Wrapped:
     """Compile-ready `step(params, batch) -> sums` over the rows of all devices.
 
-    The batch has a leading axis [B]; rows whose IS_REAL is 0 weigh nothing. Sums are replicated
-    float32 scalars: `loss` (nats) and `tokens`, both weighted; `rows` that weigh anything, and over
-    those the sums of each row's mean loss, `mean`, and of its square, `square`, for a standard
+    The batch has a leading axis [B]; rows whose IS_REAL is 0 have no weight. Sums are replicated
+    float32 scalars: `loss` (nats) and `tokens`, both weighted; the number of `rows` with weight,
+    and over these rows the sums of the mean loss, `mean`, and its square, `square`, for a standard
     error.
     """
 

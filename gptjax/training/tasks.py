@@ -33,7 +33,7 @@ def own_weights(batch: Batch) -> Array:
 
 
 class Losses(NamedTuple):
-    """The losses of a task over rows [B] as weighted sums in nats: sum and weight, never a mean.
+    """The losses of a task over rows [B], as weighted sums in nats, never means.
 
     `loss` and `row_losses` read the weight of each target from `batch["weights"]`. The step has
     put the result of `weights` there, divided by the weight of the whole step and scaled: only the
@@ -54,13 +54,13 @@ class Task(NamedTuple):
     examples: Callable[[Config], TaskData]
     """Open and check the data of a config; raises `UserError`."""
     form: Callable[[Config], Example]
-    """An example with the shapes and types of all, made without data: for compiling."""
+    """An example with the shapes and types of all, made without data, for compiling."""
     losses: Callable[[Config, ModelSharding, int | None], Losses]
     """The losses of a config whose vocabulary is known, for parameters divided as the second
     argument says. Given the id of the token that begins a document, attention stays inside
     documents."""
     reads_shards: bool = False
-    """Whether the data is a prepared directory, which has to be there, or to be made, before."""
+    """Whether the data is a prepared directory, which must exist, or be made, before the run."""
 
 
 def language_modelling(
@@ -71,7 +71,7 @@ def language_modelling(
 ) -> Losses:
     """Predict every next token: `tokens` [B, T + 1] against themselves, shifted by one.
 
-    All targets count the same, unless the examples bring `weights` [B, T].
+    All targets have equal weight, unless the examples have `weights` [B, T].
 
     The training loss holds the logits of `loss_chunk_tokens` tokens at once; 0 means all. `split`
     says how the parameters are divided, inside a `shard_map`. With an `eot_id` attention stays
@@ -130,8 +130,8 @@ TASKS = {PRETRAIN: Task(Corpus, _window, _next_tokens, reads_shards=True)}
 
 
 def task_of(config: Config) -> Task:
-    """The row of `config.task`; raises `ConfigError` that names the known tasks."""
+    """The row of `config.task`; raises a `ConfigError` that names the known tasks."""
     if config.task not in TASKS:
-        near = did_you_mean(config.task, TASKS)
-        raise ConfigError([f"task {config.task!r} is none of {', '.join(TASKS)}{near}"])
+        near = f"{did_you_mean(config.task, TASKS)}; expected one of {', '.join(TASKS)}"
+        raise ConfigError([f"unknown task {config.task!r}{near}"])
     return TASKS[config.task]

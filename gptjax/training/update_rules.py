@@ -38,10 +38,10 @@ def lion(cfg: OptimConfig) -> optax.GradientTransformation:
 def adafactor(cfg: OptimConfig) -> optax.GradientTransformation:
     """A second moment as row and column means, no first moment (Shazeer and Stern 2018).
 
-    Matrices of at least 128 by 128 are factored, each layer of a stack alone; so is the clipping of
-    each direction to RMS 1. The paper's steps relative to the parameters' size are left out: the
-    learning rate is the schedule's. Betas and eps are not read, and nor is `moments_dtype`: the
-    statistics are small and, decaying by 1 - t^-0.8, would soon stand still in bfloat16.
+    Matrices of at least 128 by 128 are factored, and every direction is clipped to RMS 1, each
+    layer of a stack alone. The paper's steps relative to the parameters' size are left out: the
+    learning rate is the schedule's. Betas and eps are not read. Neither is `moments_dtype`: the
+    statistics are small, and decaying by 1 - t^-0.8 they would soon stand still in bfloat16.
     """
     del cfg
     return optax.chain(optax.scale_by_factored_rms(), optax.stateless(_clip_rms))
@@ -51,10 +51,10 @@ def muon(cfg: OptimConfig) -> optax.GradientTransformation:
     """Orthogonalised Nesterov momentum for the blocks' matrices (Jordan et al. 2024), else AdamW.
 
     Each layer's matrix of a stacked kernel [N, in, out] is orthogonalised alone, by five
-    Newton-Schulz steps. An orthogonal matrix has RMS 1 / sqrt(max(in, out)): multiplied by
-    0.2 sqrt(max(in, out)) it has that of AdamW's updates, so that learning rate and decay that suit
-    AdamW serve both (Liu et al. 2025, "Muon is Scalable for LLM Training"). Its momentum decays by
-    0.95; betas and eps are those of the AdamW beside it.
+    Newton-Schulz steps. An orthogonal matrix has RMS 1 / sqrt(max(in, out)). Multiplied by
+    0.2 sqrt(max(in, out)) it has the RMS of AdamW's updates, so AdamW's learning rate and decay
+    serve both (Liu et al. 2025, "Muon is Scalable for LLM Training"). The momentum decays by 0.95;
+    betas and eps belong to the AdamW beside it.
     """
     orthogonalise = optax.contrib.scale_by_muon(
         beta=MUON_MOMENTUM, weight_dimension_numbers=_stacked_matrices

@@ -1,4 +1,4 @@
-"""A lock that somebody holds is not a file system without locks."""
+"""A held lock and a file system without locks are told apart."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What connects the devices: what is told of it, and what is advised where it is slow."""
+"""The links between devices: the lines about them, and the advice if they are slow."""
 
 import time
 from dataclasses import replace
@@ -101,9 +101,7 @@ def test_advice_is_given_where_the_reduction_takes_more_than_a_tenth(
 
 def test_processors_get_one_line_and_no_measurement(monkeypatch):
     monkeypatch.setattr(links, "bus_bandwidth", None)
-    assert check_links(load_config("tiny")) == [
-        "links    8 x cpu in 1 process: processors, not measured"
-    ]
+    assert check_links(load_config("tiny")) == ["links    8 x cpu in 1 process: CPUs, not measured"]
 
 
 class Device:

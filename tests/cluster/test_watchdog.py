@@ -1,4 +1,4 @@
-"""A process that waits for ever ends itself, and only then; alone or as one of several."""
+"""A process that waits forever ends itself, and no other does; alone or as one of several."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every shipped config loads and is what it says; a mistake in a user's own is told by name."""
+"""Every shipped config loads and is what it says; an error in a user's own config is named."""
 
 import ast
 import dataclasses

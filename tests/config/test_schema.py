@@ -1,4 +1,4 @@
-"""A config says everything that is wrong with it at once, and survives the way to JSON and back."""
+"""A config reports all its mistakes at once, and survives a round trip through JSON."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A mixture of prepared directories gives the same batches however often a run is broken off."""
+"""A mixture of prepared directories gives the same batches however often a run is interrupted."""
 
 import dataclasses
 import json

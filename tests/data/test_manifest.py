@@ -1,4 +1,4 @@
-"""A manifest comes back as written, ties shards and tokenizer together, and names what is wrong."""
+"""A manifest is read as written, ties shards and tokenizer together, and names every fault."""
 
 import dataclasses
 import json

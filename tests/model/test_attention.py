@@ -1,4 +1,4 @@
-"""Attention, every way of it, against per-query NumPy loops and autodiff of a naive version."""
+"""Every kind of attention, against per-query NumPy loops and autodiff of a naive version."""
 
 from functools import cache
 

@@ -1,6 +1,6 @@
-"""What the GPU gets, proven without one: the step lowered for CUDA, read as StableHLO.
+"""The GPU's program, checked without a GPU: the step lowered for CUDA, read as StableHLO.
 
-cuDNN's versions are asked for while lowering, so their answers are given here.
+Lowering asks for cuDNN's version, so the tests supply one.
 """
 
 import re

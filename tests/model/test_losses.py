@@ -1,4 +1,4 @@
-"""Cross-entropy against float64 NumPy, and in chunks against the plain one it stands for."""
+"""Cross-entropy against float64 NumPy, and in chunks against the plain one."""
 
 import jax
 import jax.numpy as jnp

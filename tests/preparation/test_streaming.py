@@ -157,7 +157,7 @@ def test_a_stream_that_breaks_goes_on_after_its_last_part_from_the_same_commit(
     for left in (130, 150):
         monkeypatch.setattr(streaming, "_open", lambda *a, n=left: Breaks(opened(*a), n))
         with pytest.raises(
-            UserError, match=r"cannot be reached .*the cable.*what is fetched is kept"
+            UserError, match=r"cannot be reached .*the cable.*fetched bytes are kept"
         ):
             streamed(data)
         written.append(len(list(tmp_path.glob("out.preparing/inputs/*/*.parquet"))))
@@ -200,7 +200,7 @@ def test_sizes_and_disk_are_announced_and_a_small_disk_refused(hub, data, monkey
     size = sum(p.stat().st_size for p in files)
     free = 10 * size
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, free))
-    with pytest.raises(UserError, match=r"out needs .* kB, and the disk has .* kB free: make room"):
+    with pytest.raises(UserError, match=r"out needs .* kB, but the disk has .* kB free: make room"):
         prepare_from_hub(data, None, None)
     free *= 2
     prepare_from_hub(data, None, None)
@@ -238,7 +238,7 @@ def test_what_there_is_not_is_named_with_what_there_is(hub, data, monkeypatch):
         patch.setitem(sys.modules, "huggingface_hub", None)
         assert "owner/texts needs huggingface_hub: pip" in said(hub="owner/texts")
     hub.broken, hub.token = {}, "hf_secret"
-    assert "or a private one" in said(hub="owner/texts")
+    assert "or it is private" in said(hub="owner/texts")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     prepare_from_hub(data, None, None)
 
@@ -254,7 +254,7 @@ def test_partitions_are_for_files(data):
     from gptjax.preparation.pipeline import prepare_partition
     from gptjax.preparation.units import Partition
 
-    with pytest.raises(ConfigError, match="--partition cannot be with standard input or --hub"):
+    with pytest.raises(ConfigError, match="--partition does not work with standard input"):
         prepare_partition(data, find_inputs(data), Partition(0, 2))
 
 

@@ -169,8 +169,8 @@ def test_a_partition_of_what_is_merged_does_nothing_or_is_refused(data: DataConf
     inputs = find_inputs(data)
     made = files(prepare_shards(data, inputs).directory)
     prepare_with_progress(data, partition=Partition(0, 2))
-    assert "is complete: no partition is left to do" in capsys.readouterr().out
-    with pytest.raises(UserError, match=re.escape("differently (val_fraction was 0.25, now 0.1)")):
+    assert "is complete: there is nothing left to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match=re.escape("(val_fraction was 0.25, now 0.1)")):
         prepare_partition(dataclasses.replace(data, val_fraction=0.1), inputs, Partition(0, 2))
     assert files(Path(data.path)) == made
     assert not Path(data.path + ".preparing").exists()

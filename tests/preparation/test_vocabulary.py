@@ -1,4 +1,4 @@
-"""A tokenizer trained by itself is one JSON file, which preparations and runs then share."""
+"""A trained tokenizer is one JSON file, which preparations and runs then share."""
 
 import gzip
 import json
@@ -44,7 +44,7 @@ def test_text_may_come_as_compressed_records(made: BPETokenizer, text_file: Path
     assert os.listdir(tmp_path / "records") == ["tok.json"]
     (tmp_path / "b.jsonl").write_text("no record\n")
     inputs = find_inputs(DataConfig(inputs=(str(tmp_path / "b.jsonl"),)))
-    with pytest.raises(UserError, match="no text in what was given: 1 lines that are no JSON"):
+    with pytest.raises(UserError, match="no text in the input: 1 lines that are no JSON"):
         train_tokenizer(inputs, 300, tmp_path / "empty" / "tok.json")
 
 
@@ -71,7 +71,7 @@ def test_data_prepared_with_it_knows_it_by_its_content(
     moved = data_with(path, text_file, tmp_path / "out")
     assert prepare_shards(moved, text_files(data.inputs)) == manifest  # nothing is prepared again
     path.write_text(train_bpe([text_file.read_text()], 299).to_json())
-    with pytest.raises(UserError, match=r"holds data prepared differently .tokenizer was"):
+    with pytest.raises(UserError, match=r"holds data .*tokenizer was"):
         prepare_shards(moved, text_files(data.inputs))
     with pytest.raises(UserError, match="was tokenised with bpe:300"):
         require_vocabulary(manifest, None, str(path))
@@ -89,7 +89,7 @@ def test_partitions_share_it_and_refuse_one_that_has_changed(
         prepare_partition(shared, documents, Partition(index, 2))
     table = path.read_text()
     path.write_text(train_bpe([text_file.read_text()], 299).to_json())
-    with pytest.raises(UserError, match=r"made differently .*tokenizer was"):
+    with pytest.raises(UserError, match=r"holds work .*tokenizer was"):
         prepare_shards(shared, documents, merge=True)
     path.write_text(table)
     assert prepare_shards(shared, documents, merge=True).splits == manifest.splits

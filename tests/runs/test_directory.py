@@ -1,4 +1,4 @@
-"""A run's directory is never mixed with anything else, and what decides a run cannot change."""
+"""A run's directory is never mixed with anything else, and decisive settings cannot change."""
 
 import contextlib
 import dataclasses

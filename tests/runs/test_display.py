@@ -1,4 +1,4 @@
-"""Without a terminal a run is told in plain lines, seldom and whole; log.txt has them all."""
+"""Without a terminal a run prints whole lines now and then; log.txt has all of them."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which bytes of a checkpoint are signed by whom, and that several processes verify all of them."""
+"""Each process signs the bytes that it wrote, and several processes together verify all bytes."""
 
 import json
 import socket

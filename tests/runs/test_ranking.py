@@ -1,4 +1,4 @@
-"""The best checkpoint is the best of those whose losses mean the same."""
+"""The best checkpoint is the best among those whose losses can be compared."""
 
 import json
 import math

@@ -141,7 +141,7 @@ def test_a_run_that_is_stopped_within_the_window_still_has_its_trace(tmp_path):
 def test_a_stop_right_before_the_window_is_told(tmp_path):
     said, ends = run("2:50", tmp_path, 1, 2, 100)
     assert ends == [2]
-    assert said == ["stopped before the first step that was to be traced"]
+    assert said == ["stopped before the first step of the trace"]
 
 
 def test_a_window_beyond_the_end_is_announced_and_traced_as_far_as_it_goes(tmp_path):

@@ -1,8 +1,8 @@
-"""One of several processes that save a step together, or restore it, and say which files it read.
+"""One of several processes that save or restore a step together; it reports the files it read.
 
     python two_savers.py COORDINATOR PROCESSES PROCESS DIRECTORY save|restore
 
-Prints one line of JSON: the checksums that this process took, what was restored, what was said.
+Prints one line of JSON: the checksums that this process took, the restored step, the messages.
 """
 
 import json

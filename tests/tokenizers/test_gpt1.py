@@ -157,7 +157,7 @@ def test_a_hub_out_of_reach_is_one_message(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(hub, "hf_hub_download", refuse)
-    with pytest.raises(UserError, match=r"vocab\.json of openai-community/openai-gpt is neither"):
+    with pytest.raises(UserError, match=r"vocab\.json of openai-community/openai-gpt"):
         make_tokenizer("gpt1")
 
 

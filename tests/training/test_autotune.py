@@ -1,7 +1,7 @@
-"""What does not fit is never chosen, and compilers are asked rarely.
+"""A micro-batch that does not fit is never chosen, and the compiler is called rarely.
 
-Memory models stand in for the compiler where a choice is made; the compiler's own account is held
-against programs whose memory is plain to see.
+Memory models replace the compiler in tests of the choice; its own report is compared with programs
+of known memory.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Gradients that are not finite leave nothing but counts, and scaling the loss changes nothing.
+"""Gradients that are not finite change only counters, and scaling the loss changes nothing.
 
 Clipping is proven against NumPy, and the loss scale against its rules; the chain around AdamW is
 test_optimizer's.

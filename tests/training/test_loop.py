@@ -1,4 +1,4 @@
-"""What a run does when: the table of due work, requests to stop, samples of steps done again."""
+"""The order of a run's work: the table of due work, stop requests, samples of repeated steps."""
 
 import dataclasses
 import json

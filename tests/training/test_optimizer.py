@@ -1,9 +1,9 @@
 """The optimizer does what its docstrings say, number by number.
 
-Proven against literal lists and an AdamW written in NumPy at double
-precision: which leaves decay, what one step does, that gradients which are not finite leave no
-trace but a count, what is averaged, and that every optimizer there is can be donated, run on a mesh
-and restored. Schedules, rules and the guard have files of their own.
+Proven against literal lists and an AdamW in NumPy at double precision: which leaves decay, what
+one step does, that gradients which are not finite leave no trace but a count, what is averaged,
+and that every optimizer can be donated, run on a mesh and restored. Schedules, rules and the guard
+have their own files.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Another kind of training is one file: its batch goes through all that pretraining's does."""
+"""Another kind of training is one file; its batches pass through the same code as pretraining's."""
 
 import dataclasses
 import json
@@ -104,7 +104,7 @@ def test_a_task_that_is_in_no_table_is_refused_with_those_that_are(tmp_path):
     with pytest.raises(ConfigError) as caught:
         Setup(config)
     (problem,) = caught.value.problems
-    assert "'labeled' is none of pretrain, labelled" in problem
+    assert "unknown task 'labeled'" in problem
 
 
 def command(run: Path, kill_after: int, *flags: object) -> list[str]:

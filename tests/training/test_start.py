@@ -1,4 +1,4 @@
-"""A start that cannot be is refused before anything compiles; the loop copies nothing unasked."""
+"""An impossible start is refused before anything compiles; the loop makes no implicit copies."""
 
 import dataclasses
 from typing import Any

@@ -1,1 +1,1 @@
-"""Data sets of the Hugging Face hub: what there is, streamed text, files."""
+"""Data sets of the Hugging Face hub: their contents, streamed text, files."""

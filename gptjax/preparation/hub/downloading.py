@@ -1,7 +1,7 @@
-"""One file of the hub, whole or not at all: it goes on at the byte where it was cut.
+"""Downloads one file of the hub, whole or not at all, and resumes at the byte where it stopped.
 
-huggingface_hub's own downloads begin a file anew after a kill; its `http_get`, which they are made
-of, is used here to append to what has arrived.
+huggingface_hub's own downloads start a file again after a kill. Its `http_get`, on which they are
+built, is used here to append to the bytes that have arrived.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ def download(
     progress: ByteProgress,
     stop: threading.Event,
 ) -> None:
-    """Make sure that a file is in `directory`, with the hash that the hub knows it by.
+    """Make sure that a file is in `directory`, with the hash that the hub lists.
 
-    One that arrives damaged is fetched once more. Raises `UserError` if that does not help, and
-    soon after `stop` is set; what has arrived is kept.
+    A file that arrives damaged is fetched once more. Raises `UserError` if that does not help, and
+    soon after `stop` is set; the bytes that have arrived are kept.
     """
     target, part = directory / file.name, _part(directory, file)
     if _is_whole(target, file):
@@ -42,7 +42,7 @@ def download(
         progress(-file.size)
     raise UserError(
         f"{file.name} of {repository.name.repository} arrives damaged: its hash is not "
-        f"{file.digest}, which the hub knows it by; try the same command again later"
+        f"{file.digest}, which the hub lists; try the same command again later"
     )
 
 
@@ -53,7 +53,7 @@ def arrived(file: RemoteFile, directory: Path) -> int:
 
 
 def _append(repository: Repository, file: RemoteFile, out: "_Counted") -> None:
-    """Append the bytes of a file that are missing."""
+    """Append the missing bytes of a file."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers, disable_progress_bars
@@ -75,29 +75,29 @@ def _append(repository: Repository, file: RemoteFile, out: "_Counted") -> None:
 
 
 class _Counted(io.FileIO):
-    """A file, opened to go on at its end, that tells what is written to it."""
+    """A file opened for appending that reports the number of bytes written."""
 
     def __init__(self, path: Path, progress: ByteProgress, stop: threading.Event):
         super().__init__(path, "a+")
         self.progress, self.stop = progress, stop
 
     def write(self, chunk: bytes) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Write all of a chunk, unless the fetching is to stop."""
+        """Write all of a chunk, unless `stop` is set."""
         if self.stop.is_set():
             raise UserError("stopped")
         rest = memoryview(chunk)
-        while rest:  # a disk that is all but full takes a part, and says so at the next
+        while rest:  # a nearly full disk takes a part, and fails at the next
             rest = rest[super().write(rest) :]
         self.progress(len(chunk))
         return len(chunk)
 
 
 def _is_whole(path: Path, file: RemoteFile) -> bool:
-    """Whether a file is there with the size and the hash that the hub knows it by."""
+    """Whether a file is there with the size and the hash that the hub lists."""
     if not path.is_file() or path.stat().st_size != file.size:
         return False
     digest = hashlib.sha256()
-    if len(file.digest) == 40:  # no LFS file: known to git
+    if len(file.digest) == 40:  # not in LFS: git's own hash
         digest = hashlib.sha1(b"blob %d\0" % file.size)
     with path.open("rb") as content:
         while raw := content.read(WRITE_BYTES):
@@ -106,5 +106,5 @@ def _is_whole(path: Path, file: RemoteFile) -> bool:
 
 
 def _part(directory: Path, file: RemoteFile) -> Path:
-    """Where a file arrives; another file of the same name arrives elsewhere."""
+    """The path where a file arrives; another file of the same name has another path."""
     return directory / f".{file.name}.{file.digest[:16]}.part"

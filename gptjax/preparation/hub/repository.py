@@ -1,7 +1,7 @@
-"""Data sets on the Hugging Face hub: their files at one commit, and what goes wrong, in words.
+"""Data sets on the Hugging Face hub: their files at one commit, and the hub's errors in words.
 
-huggingface_hub does the talking, and so decides what HF_ENDPOINT, HF_TOKEN, HF_HOME and
-HF_HUB_OFFLINE mean.
+huggingface_hub talks to the hub, so HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE work as it
+documents them.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from gptjax.config.names import HubName, read_hub_name
 class RemoteFile:
     """A file on the hub: its name there, its size in bytes, and its hash.
 
-    The hash is the sha256 of what is stored in LFS, as all large files are, and git's of the rest.
+    The hash is the sha256 of a file in LFS, where all large files are, and git's of any other.
     """
 
     name: str
@@ -29,7 +29,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Repository:
-    """A data set at one commit, with the files that stand at its top."""
+    """A data set at one commit, with the files of its top folder."""
 
     name: HubName
     commit: str
@@ -37,14 +37,14 @@ class Repository:
 
 
 def hub_name(text: str | None) -> HubName:
-    """The name in `data.hub`, which has been checked."""
+    """The name in `data.hub`, which has been validated."""
     name = read_hub_name(text or "")
     assert name is not None
     return name
 
 
 def find_repository(name: HubName) -> Repository:
-    """Ask the hub which commit the name means and what is there; raises `UserError`."""
+    """Ask the hub for the commit and the files of a name; raises `UserError`."""
     with hub_errors(name.repository):
         from huggingface_hub import HfApi, RepoFile
 
@@ -61,15 +61,15 @@ def find_repository(name: HubName) -> Repository:
 
 @contextmanager
 def hub_errors(repository: str) -> Iterator[None]:
-    """Say in one `UserError` what the hub, the network or the data set did not do.
+    """Turn errors of the hub, the network or the data set into one `UserError`.
 
     Errors of this machine's own files pass through.
     """
     try:
         yield
-    except (UserError, TypeError, AttributeError, NameError, AssertionError):  # or bugs
+    except (UserError, TypeError, AttributeError, NameError, AssertionError):  # or a bug
         raise
-    except Exception as error:  # of HTTP libraries, which change, and of every kind of data file
+    except Exception as error:  # from HTTP libraries, which change, or readers of any data file
         is_network = isinstance(error, ConnectionError | TimeoutError)
         if isinstance(error, OSError) and error.errno and not is_network:
             raise
@@ -77,7 +77,7 @@ def hub_errors(repository: str) -> Iterator[None]:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it."""
+    """An error, then the errors that led to it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -95,7 +95,7 @@ def _in_words(repository: str, chain: list[BaseException]) -> str:
         if isinstance(error, hub.OfflineModeIsEnabled):
             return (
                 f"HF_HUB_OFFLINE is set, and {repository} is not here yet: unset it, or prepare "
-                "the data where there is a network"
+                "the data on a machine with a network"
             )
         if isinstance(error, hub.GatedRepoError):
             return (
@@ -103,36 +103,36 @@ def _in_words(repository: str, chain: list[BaseException]) -> str:
                 "to a token of that account (or run `hf auth login`)"
             )
         if isinstance(error, hub.RevisionNotFoundError):
-            return f"{repository} has no such revision: check what stands after @"
+            return f"{repository} has no such revision: check the name after @"
         if isinstance(error, hub.RepositoryNotFoundError):
             return (
-                f"the hub has no data set {repository}, or a private one: check the spelling, or "
+                f"the hub has no data set {repository}, or it is private: check the spelling, or "
                 "set HF_TOKEN to a token that may read it (or run `hf auth login`)"
             )
         if isinstance(error, hub.HfHubHTTPError) and error.response.status_code != 404:
             return (
-                f"the hub answered {error.response.status_code} about {repository}: what is "
-                "fetched is kept; try the same command again later"
+                f"the hub answered {error.response.status_code} about {repository}: fetched bytes "
+                "are kept; try the same command again later"
             )
-    if isinstance(chain[0], ValueError | FileNotFoundError):  # which say what there is
+    if isinstance(chain[0], ValueError | FileNotFoundError):  # their text says enough
         return f"{repository}: {chain[0]}"
-    first = (str(chain[0]).strip() or "no more is said").splitlines()[0]
+    first = (str(chain[0]).strip() or "without details").splitlines()[0]
     return (
         f"the hub cannot be reached for {repository}, or its files cannot be read "
-        f"({type(chain[0]).__name__}: {first}): check the network; what is fetched is kept, and "
-        "the same command goes on from there"
+        f"({type(chain[0]).__name__}: {first}): check the network; fetched bytes are kept, and "
+        "the same command continues from there"
     )
 
 
 def require_disk(where: Path, needed: int) -> int:
-    """Bytes that are free for `where`; raises `UserError` if they are fewer than `needed`."""
+    """Bytes free on the disk of `where`; raises `UserError` if fewer than `needed`."""
     from rich.filesize import decimal
 
     there = next(p for p in [where, *where.parents] if p.exists())
     free = shutil.disk_usage(there).free
     if free < needed:
         raise UserError(
-            f"{where} needs {decimal(needed)}, and the disk has {decimal(free)} free: make room, "
+            f"{where} needs {decimal(needed)}, but the disk has {decimal(free)} free: make room, "
             "choose an --out on a larger disk, or ask for less"
         )
     return free

@@ -1,9 +1,9 @@
-"""A data set of the hub as a stream, stored in parts that outlive a kill.
+"""Streams a data set of the hub, and stores it in parts that survive a kill.
 
-`datasets` reads the files over the network one after the other; what passes is the text alone,
-written as Parquet files of about 128 MiB of text each. With every part goes the place in the stream
-where it ends, and the commit: a killed stream goes on after its last whole part, from the files of
-the same commit, whatever the hub has by then.
+`datasets` reads the files over the network one after the other. Only the text is kept, in Parquet
+files of about 128 MiB of text each. Each part is stored with the commit and the place in the stream
+where it ends. So a killed stream continues after its last whole part, from the files of the same
+commit, whatever the hub has by then.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ from gptjax.preparation.hub.repository import find_repository, hub_errors, hub_n
 from gptjax.preparation.recognition import choose_field
 from gptjax.preparation.sources import Input, Progress, silent
 
-STREAM_PART_BYTES = 2**27  # of text: what a kill can lose
-GROUP_BYTES = 2**23  # of text that a row group holds, and memory with it
+STREAM_PART_BYTES = 2**27  # of text: the most that a kill can lose
+GROUP_BYTES = 2**23  # of text in a row group, and so in memory
 STATE = "stream.json"
 PLAIN = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt")
-FILES_ASKED = 500  # paths that one question to the hub may have
+FILES_ASKED = 500  # paths in one request to the hub
 
 
 @dataclass
 class _Stored:
-    """How far a stream has come: parts written, and where the next begins."""
+    """The progress of a stream: the parts written, and where the next one begins."""
 
     commit: str
     parts: int = 0
@@ -42,7 +42,7 @@ class _Stored:
 
 
 def store_stream(source: Input, directory: Path, progress: Progress = silent) -> list[Input]:
-    """Stream a data set of the hub to Parquet files in `directory`, unless they are there."""
+    """Stream a data set of the hub to Parquet files in `directory`, unless they exist."""
     spool = _spool(source, directory)
     stored = _read(spool)
     if stored is None or not stored.is_whole:
@@ -58,15 +58,15 @@ def store_stream(source: Input, directory: Path, progress: Progress = silent) ->
 
 
 def stored_commit(source: Input, directory: Path) -> str | None:
-    """The commit of a stream whose first part is stored."""
+    """The commit of a stream that has begun; None otherwise."""
     stored = _read(_spool(source, directory))
     return stored.commit if stored else None
 
 
 def announce(data: DataConfig, source: Input, directory: Path) -> None:
-    """Say how much a stream will read, how long that takes and what disk it needs.
+    """Print the size of a stream, the time to read it and the disk that it needs.
 
-    Raises `UserError` if the disk is too small. Says and asks nothing when all of it is stored.
+    Raises `UserError` if the disk is too small. Prints and asks nothing if all of it is stored.
     """
     from rich.filesize import decimal
 
@@ -79,30 +79,30 @@ def announce(data: DataConfig, source: Input, directory: Path) -> None:
     total, needed = sum(files.values()), _disk(files, data.tokenizer or "bytes")
     free = require_disk(Path(data.path).absolute(), 0 if stored else needed)
     print(
-        f"{data.hub}: {len(files):,} files of {decimal(total)} to read: {how_long(total)}; about "
-        f"{decimal(needed)} of the {decimal(free)} free on the disk until it is done",
+        f"{data.hub}: {len(files):,} files of {decimal(total)} to read: {how_long(total)}; needs "
+        f"about {decimal(needed)} of the {decimal(free)} free on the disk",
         flush=True,
     )
     if stored:
-        print(f"going on after part {stored.parts}, at commit {stored.commit}", flush=True)
+        print(f"continuing after part {stored.parts}, at commit {stored.commit}", flush=True)
 
 
 def _disk(files: dict[str, int], tokenizer: str) -> int:
-    """About how many bytes of disk the parts take, and the tokens, which are there twice.
+    """An estimate of the bytes of disk for the parts and the tokens, which exist twice.
 
-    Compressed text is taken for 0.4 of its length; a byte of text for half a byte of tokens, or two
-    where every byte is a token.
+    It assumes that compression leaves 0.4 of the text, and that a byte of text makes half a byte of
+    tokens, or two bytes if every byte is a token.
     """
     text = sum(n if name.endswith(PLAIN) else n / 0.4 for name, n in files.items())
     return int(text * (0.4 + 2 * (2 if tokenizer in ("bytes", "chars") else 0.5)))
 
 
 def _stream(source: Input, stored: _Stored, spool: Path, progress: Progress) -> None:
-    """Write the parts that are missing, and after each where it ends."""
+    """Write the missing parts, and after each one the place where it ends."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for left in spool.glob(".*.tmp"):  # by a kill
+    for left in spool.glob(".*.tmp"):  # left by a kill
         left.unlink()
     data = _open(source, stored.commit)
     if stored.place is not None:
@@ -132,7 +132,7 @@ def _stream(source: Input, stored: _Stored, spool: Path, progress: Progress) -> 
 
 
 def _groups(source: Input, data: Any) -> Iterator[list[str | None]]:
-    """The texts of a stream, as many at a time as a row group holds; None is no text."""
+    """The texts of a stream, one row group at a time; None stands for a value that is not text."""
     texts: list[str | None] = []
     size = 0
     for record in data:
@@ -159,7 +159,7 @@ def _open(source: Input, commit: str) -> Any:
 
 @lru_cache(1)
 def _builder(name: HubName, commit: str) -> Any:
-    """What `datasets` makes of the files at a commit; nothing of them is read yet."""
+    """The builder of `datasets` for the files at a commit; it has read nothing yet."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -192,12 +192,12 @@ def _spool(source: Input, directory: Path) -> Path:
 
 
 def _part(spool: Path, commit: str, number: int) -> Path:
-    """A name that no part of another stream has, since work already done is known by names."""
+    """A name that no part of another stream has, because finished work is recognised by names."""
     return spool / f"{spool.name}-{commit[:12]}-{number:05d}.parquet"
 
 
 def _read(spool: Path) -> _Stored | None:
-    """How far a stream has come; None if it has not begun or its parts are not there."""
+    """The progress of a stream; None if it has not begun or a part is missing."""
     try:
         stored = _Stored(**json.loads((spool / STATE).read_text()))
     except (OSError, ValueError, TypeError):
