@@ -132,10 +132,10 @@ def at_least(least: int, **numbers: float) -> None:
 def check_model(cfg: ModelConfig) -> None:
     """Raise `ValueError` with everything that is wrong with the config of a network.
 
-    >>> check_model(ModelConfig(n_head=3, n_embd=16))
+    >>> check_model(ModelConfig(n_layer=0))
     Traceback (most recent call last):
         ...
-    ValueError: model.n_head 3 does not divide model.n_embd 16
+    ValueError: model.n_layer must be at least 1, not 0
     """
     problems = [
         problem.message

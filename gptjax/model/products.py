@@ -38,8 +38,8 @@ def dot_fp32_sum(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array
     GPUs round as they write. XLA for CPUs is asked for a float32 result that is rounded afterwards:
     only then does it use the processor's bfloat16 instructions. Sums of float64 are float64.
 
-    >>> dot_fp32_sum(jax.numpy.ones((2, 300)), jax.numpy.ones((4, 300)), (1, 1), jax.numpy.bfloat16)[0, 0].item()
-    300.0
+    >>> dot_fp32_sum(jax.numpy.ones((2, 300)), jax.numpy.ones((4, 300)), (1, 1), "bfloat16")[0, 0]
+    Array(300, dtype=bfloat16)
     """
     sums = wide(a, b)
     numbers = (((axes[0],), (axes[1],)), ((), ()))
