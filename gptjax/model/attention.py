@@ -3,93 +3,151 @@
 `xla` forms every weight at once; `blockwise` holds a tile of them and forms it again in the
 backward pass; `cudnn` is flash attention as one kernel. The first two really drop weights, and
 keep documents apart where `documents_BT` numbers them; cuDNN's public interface does neither
-without a matrix of all weights, so it is refused there.
+without a matrix of all weights, so it is refused there. `attend` is the definition, for any mask.
+
+All take q, k and v as [B, T, H, K], then `rate` and `key`. Integers count as float32. Scores and
+softmax are float32, or float64 where an input is. Shapes that do not fit raise `ValueError`.
 
 Letters: B batch, T query time, S key time, H heads, K head dim.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from gptjax.config.attention import TILES_FROM, portable
+from gptjax.model.arguments import at_least, fit, floating, integers, probability, wide
 from gptjax.model.ops import dropout
 
-Attention = Callable[[Array, Array, Array, float, Array | None, Array | None], Array]
+Attention = Callable[..., Array]
 
 SEGMENTS = 4  # a query block sees the keys up to the end of its segment: 10/16 of all pairs
 BLOCK = TILES_FROM // SEGMENTS  # queries whose weights exist at once
 
 
 def attend(
-    q_BHTK: Array,
-    k_BHSK: Array,
-    v_BHSK: Array,
-    mask_BTS: Array,
-    rate: float = 0.0,
+    q_BTHK: ArrayLike,
+    k_BSHK: ArrayLike,
+    v_BSHK: ArrayLike,
+    rate: ArrayLike = 0.0,
     key: Array | None = None,
+    mask_BTS: ArrayLike | None = None,
 ) -> Array:
-    """Scaled dot-product attention over the allowed positions, [B, H, T, K].
+    """Scaled dot-product attention over the allowed positions, [B, T, H, K].
 
-    Vaswani et al. (2017), equation 1: `softmax(q k^T / sqrt(K)) v`. The mask is True where a query
-    may look, in every row or, with B = 1, in all alike. Dropout, with probability `rate` and only
-    where a `key` is given, falls on the weights. Scores and softmax are float32.
+    Vaswani et al. (2017), equation 1: `softmax(q k^T / sqrt(K)) v`. The boolean mask is True where
+    a query may look; it is [B, T, S], or [T, S] for all rows alike. Without one attention is causal
+    and S is T. A query that may look nowhere gets the mean of all values. Dropout, with probability
+    `rate` and only where a `key` is given, falls on the weights. Values may have a K of their own.
+
+    >>> q = k = jnp.zeros((1, 3, 1, 2))
+    >>> v = jnp.arange(3).reshape(1, 3, 1, 1)
+    >>> attend(q, k, v, mask_BTS=jnp.eye(3) > 0).ravel().tolist()
+    [0.0, 1.0, 2.0]
     """
+    q, k, v = floating("q_BTHK", q_BTHK), floating("k_BSHK", k_BSHK), floating("v_BSHK", v_BSHK)
+    sizes = fit(q_BTHK=q)
+    if mask_BTS is None:
+        sizes["S"] = sizes["T"]
+        mask = causal_mask(sizes["T"])[None]
+    else:
+        mask = jnp.asarray(mask_BTS)
+        mask = mask[None] if mask.ndim == 2 else mask
+        if mask.dtype != bool:
+            raise ValueError(
+                f"mask_BTS is {mask.dtype}: expected bool, True where a query may look"
+            )
+    sizes = fit(sizes, k_BSHK=k)
+    fit({letter: sizes[letter] for letter in "BSH"}, v_BSHK=v)
+    fit(sizes if len(mask) != 1 else sizes | {"B": 1}, mask_BTS=mask)
+    q, k, v = map(_heads_first, (q, k, v))
+    return _heads_first(_attend(q, k, v, mask, probability("rate", rate), key))
+
+
+def _attend(
+    q_BHTK: Array, k_BHSK: Array, v_BHSK: Array, mask_BTS: Array, rate: Any, key: Array | None
+) -> Array:
+    """`attend` with the heads first, as the products want them, of arrays that fit."""
     scores_BHTS = jnp.einsum(
         "bhtk,bhsk->bhts",
         q_BHTK * q_BHTK.shape[-1] ** -0.5,
         k_BHSK,
-        preferred_element_type=jnp.float32,
+        preferred_element_type=wide(q_BHTK, k_BHSK),
     )
-    lowest = jnp.finfo(jnp.float32).min
+    lowest = jnp.finfo(scores_BHTS.dtype).min
     weights_BHTS = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores_BHTS, lowest), axis=-1)
     weights_BHTS = dropout(weights_BHTS.astype(v_BHSK.dtype), rate, key)
     return jnp.einsum("bhts,bhsk->bhtk", weights_BHTS, v_BHSK)
 
 
+def _fitting(q: Any, k: Any, v: Any, documents: Any) -> tuple[Array, Array, Array, Array | None]:
+    """What attention to itself takes, as arrays of floats and integers that fit."""
+    q, k, v = floating("q_BTHK", q), floating("k_BTHK", k), floating("v_BTHK", v)
+    sizes = fit(q_BTHK=q, k_BTHK=k)
+    fit({letter: sizes[letter] for letter in "BTH"}, v_BTHK=v)
+    if documents is not None:
+        documents = integers("documents_BT", documents)
+        fit(sizes, documents_BT=documents)
+    return q, k, v, documents
+
+
 def xla_attention(
-    q_BTHK: Array,
-    k_BTHK: Array,
-    v_BTHK: Array,
-    rate: float = 0.0,
+    q_BTHK: ArrayLike,
+    k_BTHK: ArrayLike,
+    v_BTHK: ArrayLike,
+    rate: ArrayLike = 0.0,
     key: Array | None = None,
-    documents_BT: Array | None = None,
+    documents_BT: ArrayLike | None = None,
 ) -> Array:
-    """Causal attention with all B H T^2 weights in memory, [B, T, H, K]."""
-    q, k, v = map(_heads_first, (q_BTHK, k_BTHK, v_BTHK))
+    """Causal attention with all B H T^2 weights in memory, [B, T, H, K].
+
+    >>> q = k = jnp.zeros((1, 4, 1, 2))
+    >>> v = jnp.arange(4).reshape(1, 4, 1, 1)
+    >>> xla_attention(q, k, v, documents_BT=jnp.array([[0, 0, 1, 1]])).ravel().tolist()
+    [0.0, 0.5, 2.0, 2.5]
+    """
+    *qkv, documents = _fitting(q_BTHK, k_BTHK, v_BTHK, documents_BT)
+    q, k, v = map(_heads_first, qkv)
     mask_BTS = causal_mask(q.shape[2])[None]
-    if documents_BT is not None:
-        mask_BTS &= same_document(documents_BT, documents_BT)
-    return _heads_first(attend(q, k, v, mask_BTS, rate, key))
+    if documents is not None:
+        mask_BTS &= same_document(documents, documents)
+    return _heads_first(_attend(q, k, v, mask_BTS, probability("rate", rate), key))
 
 
 def blockwise_attention(
-    q_BTHK: Array,
-    k_BTHK: Array,
-    v_BTHK: Array,
-    rate: float = 0.0,
+    q_BTHK: ArrayLike,
+    k_BTHK: ArrayLike,
+    v_BTHK: ArrayLike,
+    rate: ArrayLike = 0.0,
     key: Array | None = None,
-    documents_BT: Array | None = None,
+    documents_BT: ArrayLike | None = None,
 ) -> Array:
     """Causal attention in O(T) memory, [B, T, H, K]: a scan over blocks of queries.
 
     After Rabe and Staats (2021): a block of queries meets all its keys, and the backward pass forms
     its weights again instead of keeping them. The queries are cut into four segments, each of which
     leaves out the keys that come after it, so that most of what the mask would discard is never
-    computed.
+    computed. A key drops other weights than in `xla_attention`.
+
+    >>> q = k = v = jax.random.normal(jax.random.key(0), (1, 100, 2, 4))
+    >>> bool(jnp.allclose(blockwise_attention(q, k, v), xla_attention(q, k, v), atol=1e-5))
+    True
     """
-    q, k, v = map(_heads_first, (q_BTHK, k_BTHK, v_BTHK))
-    time = q.shape[2]
+    *qkv, documents = _fitting(q_BTHK, k_BTHK, v_BTHK, documents_BT)
+    q, k, v = map(_heads_first, qkv)
+    rate, time = probability("rate", rate), q.shape[2]
     segment = -(-time // (SEGMENTS * BLOCK)) * BLOCK
     outputs = []
     for start in range(0, time, segment):
         end = min(start + segment, time)
         keys = lax.slice_in_dim(k, 0, end, axis=2), lax.slice_in_dim(v, 0, end, axis=2)
         queries = lax.slice_in_dim(q, start, end, axis=2)
-        documents = None if documents_BT is None else documents_BT[:, :end]
-        outputs.append(_attend_in_blocks(queries, *keys, start, rate, key, documents))
+        seen = None if documents is None else documents[:, :end]
+        outputs.append(_attend_in_blocks(queries, *keys, start, rate, key, seen))
     return _heads_first(jnp.concatenate(outputs, axis=2))
 
 
@@ -98,7 +156,7 @@ def _attend_in_blocks(
     k: Array,
     v: Array,
     start: int,
-    rate: float,
+    rate: Any,
     key: Array | None,
     documents_BS: Array | None,
 ) -> Array:
@@ -119,7 +177,7 @@ def _attend_in_blocks(
         if own_block is not None and documents_BS is not None:
             allowed &= same_document(own_block, documents_BS)
         block_key = None if key is None else jax.random.fold_in(key, first)
-        return attend(q_block, k, v, allowed, rate, block_key)
+        return _attend(q_block, k, v, allowed, rate, block_key)
 
     firsts = start + BLOCK * jnp.arange(n_blocks)
     items = q_blocks, firsts, own_blocks
@@ -132,38 +190,44 @@ def _attend_in_blocks(
 
 
 def cudnn_attention(
-    q_BTHK: Array,
-    k_BTHK: Array,
-    v_BTHK: Array,
-    rate: float = 0.0,
+    q_BTHK: ArrayLike,
+    k_BTHK: ArrayLike,
+    v_BTHK: ArrayLike,
+    rate: ArrayLike = 0.0,
     key: Array | None = None,
-    documents_BT: Array | None = None,
+    documents_BT: ArrayLike | None = None,
 ) -> Array:
     """Causal flash attention as one cuDNN kernel (Dao et al. 2022), [B, T, H, K].
 
     NVIDIA GPUs from compute capability 8.0 on, float16 or bfloat16, head dim a multiple of 8 up to
     128. Raises `ValueError` if weights are to be dropped or documents kept apart.
+
+    >>> cudnn_attention(q_BTHK, k_BTHK, v_BTHK)  # doctest: +SKIP
     """
-    if documents_BT is not None:
+    q, k, v, documents = _fitting(q_BTHK, k_BTHK, v_BTHK, documents_BT)
+    rate = probability("rate", rate)
+    if documents is not None:
         raise ValueError("cuDNN's attention cannot keep documents apart: use xla or blockwise")
-    if rate and key is not None:
+    if key is not None and not (isinstance(rate, float) and rate == 0.0):
         raise ValueError("cuDNN's attention cannot drop weights: use xla or blockwise")
-    return jax.nn.dot_product_attention(
-        q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation="cudnn"
-    )
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
 def auto_attention(
-    q_BTHK: Array,
-    k_BTHK: Array,
-    v_BTHK: Array,
-    rate: float = 0.0,
+    q_BTHK: ArrayLike,
+    k_BTHK: ArrayLike,
+    v_BTHK: ArrayLike,
+    rate: ArrayLike = 0.0,
     key: Array | None = None,
-    documents_BT: Array | None = None,
+    documents_BT: ArrayLike | None = None,
 ) -> Array:
-    """Causal attention that works everywhere: blockwise from 256 tokens on, [B, T, H, K]."""
-    chosen = ATTENTIONS[portable(q_BTHK.shape[1])]
-    return chosen(q_BTHK, k_BTHK, v_BTHK, rate, key, documents_BT)
+    """Causal attention that works everywhere: blockwise from 256 tokens on, [B, T, H, K].
+
+    >>> auto_attention(*jnp.ones((3, 1, 4, 2, 8))).shape
+    (1, 4, 2, 8)
+    """
+    q, k, v, documents = _fitting(q_BTHK, k_BTHK, v_BTHK, documents_BT)
+    return ATTENTIONS[portable(q.shape[1])](q, k, v, rate, key, documents)
 
 
 ATTENTIONS: dict[str, Attention] = {
@@ -175,22 +239,39 @@ ATTENTIONS: dict[str, Attention] = {
 
 
 def causal_mask(t: int) -> Array:
-    """Boolean [T, T] that lets position t see positions 0 to t."""
+    """Boolean [T, T] that lets position t see positions 0 to t.
+
+    >>> causal_mask(2).tolist()
+    [[True, False], [True, True]]
+    """
+    at_least(0, t=t)
     return jnp.tril(jnp.ones((t, t), dtype=bool))
 
 
-def document_numbers(tokens_BT: Array, eot_id: int) -> Array:
+def document_numbers(tokens_BT: ArrayLike, eot_id: int) -> Array:
     """Number the documents of each row from 0, [B, T]; end-of-text belongs to what it precedes.
 
     It is the first thing that a model sees of a document, as it is where text is sampled; the
     document before it only has to predict it.
+
+    >>> document_numbers(jnp.array([[7, 8, 256, 7]]), eot_id=256).tolist()
+    [[0, 0, 1, 1]]
     """
-    return jnp.cumsum(tokens_BT == eot_id, axis=1, dtype=jnp.int32)
+    tokens = integers("tokens_BT", tokens_BT)
+    fit(tokens_BT=tokens)
+    return jnp.cumsum(tokens == eot_id, axis=1, dtype=jnp.int32)
 
 
-def same_document(documents_BT: Array, documents_BS: Array) -> Array:
-    """Boolean [B, T, S]: whether query and key are of one document."""
-    return documents_BT[:, :, None] == documents_BS[:, None]
+def same_document(documents_BT: ArrayLike, documents_BS: ArrayLike) -> Array:
+    """Boolean [B, T, S]: whether query and key are of one document.
+
+    >>> same_document(jnp.array([[0, 1]]), jnp.array([[0, 0, 1]])).tolist()
+    [[[True, True, False], [False, False, True]]]
+    """
+    queries = integers("documents_BT", documents_BT)
+    keys = integers("documents_BS", documents_BS)
+    fit(documents_BT=queries, documents_BS=keys)
+    return queries[:, :, None] == keys[:, None]
 
 
 def _heads_first(x: Array) -> Array:

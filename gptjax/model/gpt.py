@@ -12,9 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from gptjax.config import ModelConfig
 from gptjax.model import ops
+from gptjax.model.arguments import at_least, check_model, fit, floating, integers, wide
 from gptjax.model.layers import INIT_STD, Block, LayerNorm, gathering_block, rematerialised
 from gptjax.model.parallel import embedding_lookup
 from gptjax.model.places import UNSHARDED, ModelSharding
@@ -26,7 +28,15 @@ class GPT(nn.Module):
     """A decoder-only transformer: GPT-2 by default, GPT-1 by five fields of its config.
 
     Radford et al. (2018, 2019). `features` is all of it but the head; a loss that never forms all
-    logits starts from there.
+    logits starts from there. Raises `ValueError` for tokens that are no integers [B, T], or more
+    than the context holds. Ids are from 0 to n_vocab - 1; others are not refused, for values are
+    unknown while a program is compiled: logits are nan from the padded vocabulary on.
+
+    >>> cfg = ModelConfig(n_layer=2, n_head=2, n_embd=8, n_ctx=16, n_vocab=100)
+    >>> ids = jnp.array([[1, 2, 3]])
+    >>> variables = GPT(cfg).init(jax.random.key(0), ids)
+    >>> GPT(cfg).apply(variables, ids).shape
+    (1, 3, 128)
     """
 
     cfg: ModelConfig
@@ -34,7 +44,7 @@ class GPT(nn.Module):
     """Inside a `shard_map`: what the given parameters are parts of. Only for `features`."""
 
     def __call__(
-        self, tokens_BT: Array, train: bool = False, documents_BT: Array | None = None
+        self, tokens_BT: ArrayLike, train: bool = False, documents_BT: ArrayLike | None = None
     ) -> Array:
         """Next-token logits: ids [B, T] to float32 [B, T, V], padding of the vocabulary masked."""
         x_BTD, head_VD = self.features(tokens_BT, train, documents_BT)
@@ -42,7 +52,7 @@ class GPT(nn.Module):
 
     @nn.compact
     def features(
-        self, tokens_BT: Array, train: bool = False, documents_BT: Array | None = None
+        self, tokens_BT: ArrayLike, train: bool = False, documents_BT: ArrayLike | None = None
     ) -> tuple[Array, Array]:
         """The input of the head, [B, T, D], and the head itself, float32 [V, D].
 
@@ -50,9 +60,13 @@ class GPT(nn.Module):
         document with its own number in `documents_BT`; positions count on across documents.
         """
         cfg, split = self.cfg, self.split
-        time = tokens_BT.shape[1]
+        check_model(cfg)
+        tokens_BT = integers("tokens_BT", tokens_BT)
+        time = fit(tokens_BT=tokens_BT)["T"]
         if time > cfg.n_ctx:
             raise ValueError(f"{time} tokens do not fit the context of {cfg.n_ctx}")
+        if documents_BT is not None:
+            documents_BT = integers("documents_BT", documents_BT)
         init = nn.initializers.normal(INIT_STD)
         rows = cfg.padded_vocab // split.tensor
         wte = nn.Embed(rows, cfg.n_embd, embedding_init=init, name="wte")
@@ -88,22 +102,37 @@ class GPT(nn.Module):
         return x_BTD, self.param("lm_head", init, (rows, cfg.n_embd))
 
 
-def logits(x_BTD: Array, head_VD: Array, n_vocab: int) -> Array:
-    """Score every token of the vocabulary: float32 [B, T, V], rows beyond `n_vocab` masked."""
-    logits_BTV = jnp.einsum(
-        "btd,vd->btv", x_BTD, head_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32
-    )
-    is_padding_V = jnp.arange(head_VD.shape[0]) >= n_vocab
+def logits(x_BTD: ArrayLike, head_VD: ArrayLike, n_vocab: int) -> Array:
+    """Score every token of the vocabulary: float32 [B, T, V], rows beyond `n_vocab` masked.
+
+    >>> logits(jnp.ones((1, 1, 4)), jnp.ones((3, 4)), n_vocab=2).tolist()
+    [[[4.0, 4.0, -1000000000.0]]]
+    """
+    x, head = floating("x_BTD", x_BTD), floating("head_VD", head_VD)
+    fit(x_BTD=x, head_VD=head)
+    at_least(1, n_vocab=n_vocab)
+    logits_BTV = jnp.einsum("btd,vd->btv", x, head.astype(x.dtype), preferred_element_type=wide(x))
+    is_padding_V = jnp.arange(len(head)) >= n_vocab
     return jnp.where(is_padding_V[None, None], PADDING_LOGIT, logits_BTV)
 
 
 def init_params(cfg: ModelConfig, key: Array) -> dict:
-    """Draw float32 parameters: N(0, 0.02), residual projections narrower, norms 1, biases 0."""
+    """Draw float32 parameters: N(0, 0.02), residual projections narrower, norms 1, biases 0.
+
+    >>> cfg = ModelConfig(n_layer=2, n_head=2, n_embd=8, n_ctx=16, n_vocab=100)
+    >>> sorted(init_params(cfg, jax.random.key(0)))
+    ['h', 'ln_f', 'wpe', 'wte']
+    """
     # cuDNN takes no single token, and layers in a loop are drawn by one small program
     plain = dataclasses.replace(cfg, attention="xla", unroll=1)
     return dict(GPT(plain).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 def parameter_shapes(cfg: ModelConfig) -> dict:
-    """The parameter tree as shapes and types, computed without allocating anything."""
+    """The parameter tree as shapes and types, computed without allocating anything.
+
+    >>> shapes = parameter_shapes(ModelConfig(n_layer=2, n_head=2, n_embd=8, n_ctx=16, n_vocab=100))
+    >>> shapes["h"]["ln_1"]["scale"]
+    ShapeDtypeStruct(shape=(2, 8), dtype=float32)
+    """
     return jax.eval_shape(lambda key: init_params(cfg, key), jax.random.key(0))

@@ -2,7 +2,9 @@
 
 Modules carry GPT-2's own names (`ln_1`, `attn/c_attn`, `mlp/c_fc`, ...) and kernels are
 (in, out) as in OpenAI's and Hugging Face's checkpoints. Parameters are float32; each layer casts
-them to the compute type.
+them to the type of its input and computes in that. Integers count as float32. Layers with dropout
+take `train`, False by default; True needs a key, `rngs={"dropout": key}`. Shapes that do not fit
+raise `ValueError`, and so does a config that cannot be a network.
 """
 
 import flax.linen as nn
@@ -10,9 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import ArrayLike
 
 from gptjax.config import ModelConfig
 from gptjax.model import ops
+from gptjax.model.arguments import at_least, check_model, fit, floating, integers
 from gptjax.model.attention import ATTENTIONS
 from gptjax.model.parallel import copy_to_tensor, gathered, sum_over_tensor
 from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
@@ -23,13 +27,19 @@ INIT_STD = 0.02  # GPT-1 and GPT-2, section "model specifications": N(0, 0.02)
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with float32 statistics and an optional bias. Shapes: [..., D] to [..., D]."""
+    """Layer norm with float32 statistics and an optional bias. Shapes: [..., D] to [..., D].
 
-    bias: bool
+    >>> params = {"scale": jnp.ones(2), "bias": jnp.ones(2)}
+    >>> LayerNorm().apply({"params": params}, jnp.array([[1, 3]])).round(2).tolist()
+    [[0.0, 2.0]]
+    """
+
+    bias: bool = True
 
     @nn.compact
-    def __call__(self, x_BTD: Array) -> Array:
+    def __call__(self, x_BTD: ArrayLike) -> Array:
         """Normalise the last axis."""
+        x_BTD = _with_last_axis("x_BTD", x_BTD)
         width = x_BTD.shape[-1]
         scale_D = self.param("scale", nn.initializers.ones, (width,))
         bias_D = self.param("bias", nn.initializers.zeros, (width,)) if self.bias else None
@@ -37,11 +47,16 @@ class LayerNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """A dense layer. Shapes: [..., in] to [..., features]."""
+    """A dense layer. Shapes: [..., in] to [..., features].
+
+    >>> layer = Projection(ModelConfig(), features=3, bias=False)
+    >>> layer.apply({"params": {"kernel": jnp.eye(2, 3)}}, jnp.array([[5, 7]])).tolist()
+    [[5.0, 7.0, 0.0]]
+    """
 
     cfg: ModelConfig
     features: int
-    bias: bool
+    bias: bool = True
     is_residual: bool = False
     """Writes into the residual stream: GPT-2 divides the initial scale of these by sqrt(2 N)
     (section 2.3 of the paper)."""
@@ -49,8 +64,10 @@ class Projection(nn.Module):
     """Over `tensor` a residual projection has a part of the inputs, any other of the features."""
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: ArrayLike) -> Array:
         """Multiply and add."""
+        at_least(1, features=self.features)
+        x = _with_last_axis("x", x)
         if not self.is_residual:
             x = copy_to_tensor(x, self.split)
         std = INIT_STD
@@ -72,15 +89,23 @@ class CausalSelfAttention(nn.Module):
     """Multi-head self-attention that sees only the past. Shapes: [B, T, D] to [B, T, D].
 
     Where `documents_BT` numbers documents, it sees only the past of its own.
+
+    >>> attention = CausalSelfAttention(ModelConfig(n_head=2, n_embd=8))
+    >>> y_BTD, _ = attention.init_with_output(jax.random.key(0), jnp.ones((1, 5, 8)))
+    >>> y_BTD.shape
+    (1, 5, 8)
     """
 
     cfg: ModelConfig
     split: ModelSharding = UNSHARDED
 
     @nn.compact
-    def __call__(self, x_BTD: Array, train: bool, documents_BT: Array | None) -> Array:
+    def __call__(
+        self, x_BTD: ArrayLike, train: bool = False, documents_BT: ArrayLike | None = None
+    ) -> Array:
         """Attend; dropout falls on the weights when `train`."""
         cfg, split = self.cfg, self.split
+        x_BTD = _residual_stream(x_BTD, cfg, documents_BT)
         batch, time, _ = x_BTD.shape
         width = cfg.n_embd // split.tensor  # of the heads that are here
         qkv = Projection(cfg, 3 * width, cfg.qkv_bias, split=split, name="c_attn")(x_BTD)
@@ -98,15 +123,22 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two projections around a GELU, four times as wide inside. Shapes: [B, T, D] to [B, T, D]."""
+    """Two projections around a GELU, four times as wide inside. Shapes: [B, T, D] to [B, T, D].
+
+    >>> mlp = MLP(ModelConfig(n_embd=12))
+    >>> y_BTD, _ = mlp.init_with_output(jax.random.key(0), jnp.ones((1, 5, 12)))
+    >>> y_BTD.shape
+    (1, 5, 12)
+    """
 
     cfg: ModelConfig
     split: ModelSharding = UNSHARDED
 
     @nn.compact
-    def __call__(self, x_BTD: Array) -> Array:
+    def __call__(self, x_BTD: ArrayLike) -> Array:
         """Widen, bend, narrow."""
         cfg, split = self.cfg, self.split
+        x_BTD = _residual_stream(x_BTD, cfg)
         width = 4 * cfg.n_embd // split.tensor
         h_BTF = Projection(cfg, width, cfg.bias, split=split, name="c_fc")(x_BTD)
         project = Projection(cfg, cfg.n_embd, cfg.bias, True, split, name="c_proj")
@@ -117,15 +149,23 @@ class Block(nn.Module):
     """Attention and MLP, each with a residual sum and a norm. Shapes: [B, T, D] to [B, T, D].
 
     `pre` is GPT-2's order, `x + f(norm(x))`; `post` is GPT-1's, `norm(x + f(x))`.
+
+    >>> block = Block(ModelConfig(n_head=2, n_embd=8))
+    >>> variables = block.init(jax.random.key(0), jnp.ones((1, 5, 8)))
+    >>> block.apply(variables, jnp.ones((2, 3, 8))).shape
+    (2, 3, 8)
     """
 
     cfg: ModelConfig
     split: ModelSharding = UNSHARDED
 
     @nn.compact
-    def __call__(self, x_BTD: Array, train: bool, documents_BT: Array | None = None) -> Array:
+    def __call__(
+        self, x_BTD: ArrayLike, train: bool = False, documents_BT: ArrayLike | None = None
+    ) -> Array:
         """Apply the block; dropout falls on both sub-layers' outputs when `train`."""
         cfg, split = self.cfg, self.split
+        x_BTD = _residual_stream(x_BTD, cfg, documents_BT)
         attn, mlp = CausalSelfAttention(cfg, split, name="attn"), MLP(cfg, split, name="mlp")
         ln_1, ln_2 = LayerNorm(cfg.bias, name="ln_1"), LayerNorm(cfg.bias, name="ln_2")
         if cfg.norm == "pre":
@@ -140,10 +180,34 @@ class Block(nn.Module):
         return ops.dropout(y_BTD, self.cfg.resid_pdrop, key)
 
 
+def _with_last_axis(name: str, x: ArrayLike) -> Array:
+    """An array of floats, [..., D]."""
+    x = floating(name, x)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {x.shape}: expected [..., D]")
+    return x
+
+
+def _residual_stream(
+    x_BTD: ArrayLike, cfg: ModelConfig, documents_BT: ArrayLike | None = None
+) -> Array:
+    """An array of floats, as wide as a config that can be a network."""
+    check_model(cfg)
+    x = floating("x_BTD", x_BTD)
+    sizes = fit({"D": cfg.n_embd}, x_BTD=x)
+    if documents_BT is not None:
+        fit(sizes, documents_BT=integers("documents_BT", documents_BT))
+    return x
+
+
 def gathering_block(
     block: type[nn.Module], cfg: ModelConfig, split: ModelSharding
 ) -> type[nn.Module]:
-    """`Block` that gathers its parameters over `fsdp` where it is applied."""
+    """`Block` that gathers its parameters over `fsdp` where it is applied.
+
+    >>> gathering_block(Block, ModelConfig(), UNSHARDED) is Block
+    True
+    """
     if split == UNSHARDED:
         return block
 
@@ -161,7 +225,13 @@ def rematerialised(
     Chen et al. (2016). `none` keeps everything; `dots` the products and the attention's output, so
     that norms, GELUs, dropout and sums are done twice; `block` the attention's output besides the
     block's input; `full` the block's input alone. Weights gathered over `fsdp` are never kept, so
-    that `none` means `dots` there.
+    that `none` means `dots` there. Raises `ValueError` for another `remat`. Its `train` goes by
+    place, not by name.
+
+    >>> block = rematerialised(Block, "full")(ModelConfig(n_head=2, n_embd=8))
+    >>> variables = block.init(jax.random.key(0), jnp.ones((1, 5, 8)), False)
+    >>> block.apply(variables, jnp.ones((2, 3, 8)), False).shape
+    (2, 3, 8)
     """
     if remat == "none" and split.fsdp > 1:
         remat = "dots"
@@ -173,4 +243,6 @@ def rematerialised(
     }
     if remat == "none":
         return block
+    if remat not in kept:
+        raise ValueError(f"remat is {remat!r}: expected none, {', '.join(kept)}")
     return nn.remat(block, policy=kept[remat], static_argnums=(2,), prevent_cse=False)

@@ -3,34 +3,49 @@
 Only the whole step knows how many tokens count; whoever has all the sums divides once. A mean of
 means over unequal masks is wrong by tens of percent.
 
+Targets are ids from 0 to n_vocab - 1. Values are unknown while a program is compiled, so others are
+not refused: from n_vocab on the loss is nan or infinite, and below 0 it means nothing. Gradients of
+`cross_entropy` are checked as those of `gptjax.model.ops`.
+
 Letters: B batch, T time, M tokens of a chunk, D width, V vocabulary.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 
+from gptjax.model.arguments import at_least, fit, floating, integers, wide
 from gptjax.model.parallel import copy_to_tensor, first_row
 from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
 from gptjax.model.products import dot_fp32_sum, materialised_on_cpu
 
 
-def cross_entropy_rows(logits_BTV: Array, targets_BT: Array, weights_BT: Array) -> Array:
-    """Weighted sum over each row's positions of `-log p(target)`, in nats: float32 [B]."""
-    logits_BTV = logits_BTV.astype(jnp.float32)
-    log_normaliser_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    target_logit_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    return jnp.sum((log_normaliser_BT - target_logit_BT) * weights_BT, axis=1)
+def cross_entropy_rows(
+    logits_BTV: ArrayLike, targets_BT: ArrayLike, weights_BT: ArrayLike
+) -> Array:
+    """Weighted sum over each row's positions of `-log p(target)`, in nats: float32 [B].
+
+    >>> cross_entropy_rows(jnp.zeros((1, 3, 8)), [[0, 7, 1]], [[1, 1, 0]]).round(4).tolist()
+    [4.15880012512207]
+    """
+    logits, targets = floating("logits_BTV", logits_BTV), integers("targets_BT", targets_BT)
+    weights = floating("weights_BT", weights_BT)
+    fit(logits_BTV=logits, targets_BT=targets, weights_BT=weights)
+    logits = logits.astype(wide(logits))
+    log_normaliser_BT = jax.nn.logsumexp(logits, axis=-1)
+    target_logit_BT = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.sum((log_normaliser_BT - target_logit_BT) * weights, axis=1)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def cross_entropy(
-    x_BTD: Array,
-    head_VD: Array,
-    targets_BT: Array,
-    weights_BT: Array,
+    x_BTD: ArrayLike,
+    head_VD: ArrayLike,
+    targets_BT: ArrayLike,
+    weights_BT: ArrayLike,
     n_vocab: int,
     chunk_tokens: int,
     split: ModelSharding = UNSHARDED,
@@ -42,7 +57,47 @@ def cross_entropy(
     `head_VD` is computed from them. So there are as many products as without chunks, and memory
     depends on neither B nor T. Rows of the head from `n_vocab` on are padding. Where `split`
     divides the vocabulary, each device has its rows of the head, and `x_BTD` has entered.
+
+    >>> x_BTD, head_VD, ones_BT = jnp.zeros((1, 2, 4)), jnp.ones((8, 4)), jnp.ones((1, 2))
+    >>> cross_entropy(x_BTD, head_VD, [[0, 4]], ones_BT, n_vocab=5, chunk_tokens=1).round(4).item()
+    3.218899965286255
     """
+    x, head, targets = _head_inputs(x_BTD, head_VD, targets_BT, n_vocab, chunk_tokens, split)
+    weights = floating("weights_BT", weights_BT)
+    fit({"B": len(x), "T": x.shape[1]}, weights_BT=weights)
+    weights = weights.astype(wide(weights))
+    loss: Any = _cross_entropy(x, head, targets, weights, n_vocab, chunk_tokens, split)
+    return loss
+
+
+def _head_inputs(
+    x_BTD: ArrayLike,
+    head_VD: ArrayLike,
+    targets_BT: ArrayLike,
+    n_vocab: int,
+    chunk_tokens: int,
+    split: ModelSharding,
+) -> tuple[Array, Array, Array]:
+    """Features, head and targets as arrays that fit."""
+    x, head = floating("x_BTD", x_BTD), floating("head_VD", head_VD)
+    targets = integers("targets_BT", targets_BT)
+    fit(x_BTD=x, head_VD=head, targets_BT=targets)
+    at_least(1, n_vocab=n_vocab, chunk_tokens=chunk_tokens)
+    if n_vocab > len(head) * split.tensor:
+        raise ValueError(f"n_vocab is {n_vocab}: head_VD has only {len(head)} rows")
+    return x, head, targets
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _cross_entropy(
+    x_BTD: Array,
+    head_VD: Array,
+    targets_BT: Array,
+    weights_BT: Array,
+    n_vocab: int,
+    chunk_tokens: int,
+    split: ModelSharding,
+) -> Array:
     losses_BT = token_losses(x_BTD, head_VD, targets_BT, n_vocab, chunk_tokens, split)
     return jnp.sum(losses_BT * weights_BT)
 
@@ -66,11 +121,11 @@ def _forward(
         dlogits_MV = (probabilities_MV - is_target_MV) * weights_M[:, None]
         dlogits_MV = materialised_on_cpu(dlogits_MV.astype(x_MD.dtype))
         dx_MD = dot_fp32_sum(dlogits_MV, head, (1, 0), x_MD.dtype)
-        dhead_VD = dhead_VD + dot_fp32_sum(dlogits_MV, x_MD, (0, 0), jnp.float32)
+        dhead_VD = dhead_VD + dot_fp32_sum(dlogits_MV, x_MD, (0, 0), wide(x_MD))
         return dhead_VD, (losses_M, dx_MD)
 
     # like the targets, so that they vary over the same devices, as what is added to them does
-    zeros = copy_to_tensor(jnp.zeros_like(targets_BT, jnp.float32, head_VD.shape), split)
+    zeros = copy_to_tensor(jnp.zeros_like(targets_BT, wide(x_BTD), head_VD.shape), split)
     dhead_VD, (losses_BT, dx_BTD) = _over_chunks(
         chunk, zeros, (x_BTD, targets_BT, weights_BT), chunk_tokens
     )
@@ -91,24 +146,29 @@ def _backward(
     return dx_BTD * scale, dhead_VD * dloss, None, losses_BT * dloss
 
 
-cross_entropy.defvjp(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward)
 
 
 def token_losses(
-    x_BTD: Array,
-    head_VD: Array,
-    targets_BT: Array,
+    x_BTD: ArrayLike,
+    head_VD: ArrayLike,
+    targets_BT: ArrayLike,
     n_vocab: int,
     chunk_tokens: int,
     split: ModelSharding = UNSHARDED,
 ) -> Array:
-    """`-log p(target)` at every position, in nats: float32 [B, T]. For evaluation: no gradient."""
-    head = head_VD.astype(x_BTD.dtype)
+    """`-log p(target)` at every position, in nats: float32 [B, T]. For evaluation: no gradient.
+
+    >>> token_losses(jnp.zeros((1, 2, 4)), jnp.ones((8, 4)), [[0, 4]], 5, 2).round(4).tolist()
+    [[1.6094000339508057, 1.6094000339508057]]
+    """
+    x, head, targets = _head_inputs(x_BTD, head_VD, targets_BT, n_vocab, chunk_tokens, split)
+    head = head.astype(x.dtype)
 
     def chunk(_: None, items: tuple[Array, Array]):
         return None, _softmax_losses(items[0], head, items[1], n_vocab, split)[0]
 
-    return _over_chunks(chunk, None, (x_BTD, targets_BT), chunk_tokens)[1]
+    return _over_chunks(chunk, None, (x, targets), chunk_tokens)[1]
 
 
 def _softmax_losses(
@@ -117,9 +177,9 @@ def _softmax_losses(
     """Losses [M] and probabilities [M, V], both float32; padding of the vocabulary has none."""
     if split.tensor > 1:
         return _divided_softmax_losses(x_MD, head_VD, targets_M, n_vocab, split)
-    logits_MV = materialised_on_cpu(dot_fp32_sum(x_MD, head_VD, (1, 1), jnp.float32))
+    logits_MV = materialised_on_cpu(dot_fp32_sum(x_MD, head_VD, (1, 1), wide(x_MD)))
     # masked where it stands: a `where` would pass over all of the logits once more
-    padding = jnp.full((len(x_MD), len(head_VD) - n_vocab), -jnp.inf)
+    padding = jnp.full((len(x_MD), len(head_VD) - n_vocab), -jnp.inf, logits_MV.dtype)
     logits_MV = materialised_on_cpu(lax.dynamic_update_slice(logits_MV, padding, (0, n_vocab)))
     top_M1 = jnp.max(logits_MV, axis=-1, keepdims=True)
     weights_MV = jnp.exp(logits_MV - top_M1)
@@ -135,7 +195,7 @@ def _divided_softmax_losses(
     """The same from this device's rows of the head: losses of all, probabilities of its own."""
     rows = len(head_VD)
     first = first_row(rows, split)
-    logits_MV = dot_fp32_sum(x_MD, head_VD, (1, 1), jnp.float32)
+    logits_MV = dot_fp32_sum(x_MD, head_VD, (1, 1), wide(x_MD))
     is_padding_V = first + jnp.arange(rows) >= n_vocab
     logits_MV = jnp.where(is_padding_V[None], -jnp.inf, logits_MV)
     top_M1 = lax.pmax(jnp.max(logits_MV, axis=-1, keepdims=True), TENSOR)

@@ -1,7 +1,10 @@
 """The elementwise arithmetic of a transformer: pure functions of arrays, no modules, no state.
 
-Letters: M rows, D width. Statistics are float32 whatever the inputs are; results come back in the
-input's type. The backward passes are written out where autodiff would keep more than it needs.
+Letters: M rows, D width. Statistics are float32, or float64 where an input is; results come back in
+the input's type, and integers count as float32. The backward passes are written out where autodiff
+would keep more than it needs. jax has no forward mode for such functions, so `jax.jvp` and
+`jax.jacfwd` refuse `gelu` and `layer_norm`. Check gradients against differences with
+`jax.test_util.check_grads(f, args, order=1, modes=["rev"])`; `jax.hessian` works.
 """
 
 from functools import partial
@@ -10,18 +13,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
+
+from gptjax.model.arguments import at_least, fit, floating, probability, wide
 
 GELU_SCALE = (2 / jnp.pi) ** 0.5
 GELU_CUBIC = 0.044715
 
 
-@jax.custom_vjp
-def gelu(x: Array) -> Array:
-    """Gaussian error linear unit in its tanh form, as GPT-1 and GPT-2 compute it.
+def gelu(x: ArrayLike) -> Array:
+    """Gaussian error linear unit in its tanh form, as GPT-1 and GPT-2 compute it; any shape.
 
     Hendrycks and Gimpel (2016), section 2: `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`. The
     backward pass computes the tanh again, so that only `x` is kept.
+
+    >>> gelu(jnp.arange(-1, 2)).round(4).tolist()
+    [-0.15880000591278076, 0.0, 0.8411999940872192]
     """
+    y: Any = _gelu(floating("x", x))
+    return y
+
+
+@jax.custom_vjp
+def _gelu(x: Array) -> Array:
     return _gelu_forward(x)[0]
 
 
@@ -30,40 +44,64 @@ def _gelu_forward(x: Array) -> tuple[Array, Array]:
 
 
 def _gelu_backward(x: Array, dy: Array) -> tuple[Array]:
-    wide = x.astype(jnp.float32)  # the square of 300 is beyond float16
-    tanh = _gelu_tanh(wide)
-    slope = GELU_SCALE * (1 + 3 * GELU_CUBIC * jnp.square(wide))
-    return ((dy * 0.5 * (1 + tanh + wide * (1 - jnp.square(tanh)) * slope)).astype(x.dtype),)
+    x_wide = x.astype(wide(x))  # the square of 300 is beyond float16
+    tanh = _gelu_tanh(x_wide)
+    slope = GELU_SCALE * (1 + 3 * GELU_CUBIC * jnp.square(x_wide))
+    return ((dy * 0.5 * (1 + tanh + x_wide * (1 - jnp.square(tanh)) * slope)).astype(x.dtype),)
 
 
-gelu.defvjp(_gelu_forward, _gelu_backward)
+_gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def _gelu_tanh(x: Array) -> Array:
     return jnp.tanh(GELU_SCALE * x * (1 + GELU_CUBIC * jnp.square(x)))
 
 
-def layer_norm(x_MD: Array, scale_D: Array, bias_D: Array | None, eps: float = 1e-5) -> Array:
+def layer_norm(
+    x_MD: ArrayLike,
+    scale_D: ArrayLike | None = None,
+    bias_D: ArrayLike | None = None,
+    eps: float = 1e-5,
+) -> Array:
     """Normalise the last axis to mean 0 and variance 1, then scale and shift: [..., D] to [..., D].
 
-    Ba et al. (2016), equation 4, with the biased variance. `bias_D` may be absent. Statistics are
-    float32; the backward pass needs no more than `x` and two numbers a row.
+    Ba et al. (2016), equation 4, with the biased variance. `scale_D` and `bias_D` may be left out.
+    The backward pass needs no more than `x` and two numbers a row. Raises `ValueError` where a
+    width is not D.
+
+    >>> layer_norm(jnp.arange(8).reshape(2, 4), bias_D=jnp.full(4, 0.5)).round(2).tolist()[0]
+    [-0.8399999737739563, 0.05000000074505806, 0.949999988079071, 1.840000033378601]
     """
-    y: Any = _layer_norm(x_MD.reshape(-1, x_MD.shape[-1]), scale_D, bias_D, eps)
-    return y.reshape(x_MD.shape)
+    x = floating("x_MD", x_MD)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x_MD has shape {x.shape}: expected [..., D]")
+    at_least(0, eps=eps)
+    scale, bias = _parameter("scale_D", scale_D), _parameter("bias_D", bias_D)
+    fit({"D": x.shape[-1]}, scale_D=scale, bias_D=bias)
+    y: Any = _layer_norm(x.reshape(-1, x.shape[-1]), scale, bias, eps)
+    return y.reshape(x.shape)
+
+
+def _parameter(name: str, value: ArrayLike | None) -> Array | None:
+    if value is None:
+        return None
+    parameter = floating(name, value)
+    return parameter.astype(wide(parameter))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _layer_norm(x_MD: Array, scale_D: Array, bias_D: Array | None, eps: float) -> Array:
+def _layer_norm(x_MD: Array, scale_D: Array | None, bias_D: Array | None, eps: float) -> Array:
     return _layer_norm_forward(x_MD, scale_D, bias_D, eps)[0]
 
 
-def _layer_norm_forward(x_MD: Array, scale_D: Array, bias_D: Array | None, eps: float):
-    x = x_MD.astype(jnp.float32)
+def _layer_norm_forward(x_MD: Array, scale_D: Array | None, bias_D: Array | None, eps: float):
+    x = x_MD.astype(wide(x_MD))
     mean_M1 = _row_mean(x)
     centred = x - mean_M1
     rstd_M1 = lax.rsqrt(_row_mean(jnp.square(centred)) + eps)
-    y = centred * rstd_M1 * scale_D[None]
+    y = centred * rstd_M1
+    if scale_D is not None:
+        y = y * scale_D[None]
     if bias_D is not None:
         y = y + bias_D[None]
     return y.astype(x_MD.dtype), (x_MD, mean_M1, rstd_M1, scale_D, bias_D)
@@ -71,12 +109,14 @@ def _layer_norm_forward(x_MD: Array, scale_D: Array, bias_D: Array | None, eps: 
 
 def _layer_norm_backward(eps: float, saved: tuple, dy_MD: Array):
     x_MD, mean_M1, rstd_M1, scale_D, bias_D = saved
-    dy = dy_MD.astype(jnp.float32)
-    normal = (x_MD.astype(jnp.float32) - mean_M1) * rstd_M1
-    dnormal = dy * scale_D[None]
+    dy = dy_MD.astype(rstd_M1.dtype)
+    normal = (x_MD.astype(rstd_M1.dtype) - mean_M1) * rstd_M1
+    dnormal = dy if scale_D is None else dy * scale_D[None]
     dx = (dnormal - _row_mean(dnormal) - normal * _row_mean(dnormal * normal)) * rstd_M1
-    dbias_D = None if bias_D is None else dy.sum(0)
-    return dx.astype(x_MD.dtype), (dy * normal).sum(0), dbias_D
+    dbias_D = None if bias_D is None else dy.sum(0).astype(bias_D.dtype)
+    dx = dx.astype(x_MD.dtype)
+    dscale_D = None if scale_D is None else (dy * normal).sum(0).astype(scale_D.dtype)
+    return dx, dscale_D, dbias_D
 
 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
@@ -86,12 +126,18 @@ def _row_mean(x_MD: Array) -> Array:
     return x_MD.mean(-1, keepdims=True)
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
+def dropout(x: ArrayLike, rate: ArrayLike, key: Array | None = None) -> Array:
     """Zero each element with probability `rate` and divide the rest by `1 - rate`.
 
     The probability is exact to 2^-32. Without a key nothing is dropped: evaluation passes none.
+    Raises `ValueError` for a rate outside [0, 1), key or none; a traced rate is taken as it is.
+
+    >>> kept = dropout(jnp.ones(1000, int), 0.75, jax.random.key(0))
+    >>> sorted(set(kept.tolist()))
+    [0.0, 4.0]
     """
-    if rate == 0.0 or key is None:
+    x, rate = floating("x", x), probability("rate", rate)
+    if key is None or (isinstance(rate, float) and rate == 0.0):
         return x
     dropped = jax.random.bits(key, x.shape, jnp.uint32) < jnp.uint32(rate * 2**32)
-    return jnp.where(dropped, jnp.zeros_like(x), x / (1.0 - rate))
+    return jnp.where(dropped, jnp.zeros_like(x), (x / (1.0 - rate)).astype(x.dtype))

@@ -18,9 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 
 from gptjax.base.tree import Tree, leaf_names
 from gptjax.config import ModelConfig
+from gptjax.model.arguments import fit, floating, integers
 from gptjax.model.places import FSDP, TENSOR, UNSHARDED, ModelSharding
 
 
@@ -29,6 +31,9 @@ def gathered(params: Tree, split: ModelSharding, cfg: ModelConfig, prefix: str =
 
     `prefix` is the name of the tree that `params` is a part of; below `h/` a layer's leaves have no
     layer axis any more.
+
+    >>> gathered({"scale": jnp.ones(2)}, UNSHARDED, ModelConfig(), prefix="h/ln_1/")
+    {'scale': Array([1., 1.], dtype=float32)}
     """
     if split == UNSHARDED:
         return params
@@ -65,7 +70,11 @@ def _own_heads(
 
 
 def param_specs(params: Tree, split: ModelSharding) -> Tree:
-    """The place of every parameter, for `shard_map` and for placement."""
+    """The place of every parameter, for `shard_map` and for placement.
+
+    >>> param_specs({"wte": {"embedding": jnp.ones((128, 8))}}, ModelSharding(fsdp=2, tensor=2))
+    {'wte': {'embedding': PartitionSpec('tensor', 'fsdp')}}
+    """
     return jax.tree.map(lambda name: PartitionSpec(*split.place(name)), leaf_names(params))
 
 
@@ -75,6 +84,12 @@ def all_gather(part: Array, axis: str, dimension: int, dtype: Any) -> Array:
 
     They travel in `dtype`, in which the products are computed anyway; the gradient's parts are
     added up in float32, each on the device that stores it.
+
+    >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    >>> gather = lambda x: all_gather(x, "fsdp", 0, "bfloat16")
+    >>> place = PartitionSpec("fsdp")
+    >>> jax.shard_map(gather, mesh=mesh, in_specs=place, out_specs=place)(jnp.ones(4)).tolist()
+    [1.0, 1.0, 1.0, 1.0]
     """
     whole = lax.all_gather(part.astype(dtype), axis, axis=dimension, tiled=True)
     return whole.astype(part.dtype)
@@ -93,22 +108,45 @@ all_gather.defvjp(_all_gather_forward, _all_gather_backward)
 
 
 def copy_to_tensor(x: Array, split: ModelSharding) -> Array:
-    """Let every device along `tensor` have its own use of `x`; their gradients are added up."""
+    """Let every device along `tensor` have its own use of `x`; their gradients are added up.
+
+    >>> copy_to_tensor(jnp.float32(2), UNSHARDED).item()  # one device: nothing to do
+    2.0
+    """
     return lax.pcast(x, TENSOR, to="varying") if split.tensor > 1 else x
 
 
 def sum_over_tensor(x: Array, split: ModelSharding) -> Array:
-    """Add up what the devices along `tensor` have."""
+    """Add up what the devices along `tensor` have.
+
+    >>> sum_over_tensor(jnp.float32(2), UNSHARDED).item()
+    2.0
+    """
     return lax.psum(x, TENSOR) if split.tensor > 1 else x
 
 
 def first_row(rows: int, split: ModelSharding) -> Array | int:
-    """Where this device's rows of the vocabulary begin, if each has `rows` of them."""
+    """Where this device's rows of the vocabulary begin, if each has `rows` of them.
+
+    >>> first_row(128, UNSHARDED)
+    0
+    """
     return lax.axis_index(TENSOR) * rows if split.tensor > 1 else 0
 
 
-def embedding_lookup(table_VD: Array, tokens_BT: Array, split: ModelSharding) -> Array:
-    """Rows of a table whose vocabulary is divided over `tensor`: [B, T] to [B, T, D]."""
+def embedding_lookup(
+    table_VD: ArrayLike, tokens_BT: ArrayLike, split: ModelSharding = UNSHARDED
+) -> Array:
+    """Rows of a table whose vocabulary is divided over `tensor`: [B, T] to [B, T, D].
+
+    Ids are not checked: a table that is not divided has rows of nan beyond its end, and counts
+    negative ids from there.
+
+    >>> embedding_lookup(jnp.eye(3), jnp.array([[2, 0]])).tolist()
+    [[[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]]
+    """
+    table_VD, tokens_BT = floating("table_VD", table_VD), integers("tokens_BT", tokens_BT)
+    fit(table_VD=table_VD, tokens_BT=tokens_BT)
     if split.tensor == 1:
         return jnp.take(table_VD, tokens_BT, axis=0)
     rows = table_VD.shape[0]

@@ -72,6 +72,9 @@ def leaves(cfg: ModelConfig) -> list[Leaf]:
     """Every parameter of a model, as its switches have it.
 
     Norms and most biases are too small to be worth dividing.
+
+    >>> [leaf.name for leaf in leaves(ModelConfig(n_vocab=50257)) if not leaf.name.startswith("h/")]
+    ['wte/embedding', 'wpe/embedding', 'ln_f/scale', 'ln_f/bias']
     """
     d, f, n, t, v = cfg.n_embd, 4 * cfg.n_embd, cfg.n_layer, cfg.n_ctx, cfg.padded_vocab
     padding = v - (cfg.n_vocab or 0)
@@ -119,17 +122,28 @@ def axes_of(name: str) -> tuple[str | None, ...]:
 
     Like the two below it raises `ValueError` for a name that the table does not have, so that a
     new parameter cannot go unnoticed.
+
+    >>> axes_of("h/mlp/c_fc/kernel")
+    (None, 'fsdp', 'tensor')
     """
     return _row(name).axes
 
 
 def is_decayed(name: str) -> bool:
-    """Whether weight decay applies to the leaf `name`."""
+    """Whether weight decay applies to the leaf `name`.
+
+    >>> is_decayed("wte/embedding"), is_decayed("h/ln_1/scale")
+    (True, False)
+    """
     return _row(name).is_decayed
 
 
 def is_block_matrix(name: str) -> bool:
-    """Whether the leaf `name` is a stack of the blocks' matrices."""
+    """Whether the leaf `name` is a stack of the blocks' matrices.
+
+    >>> is_block_matrix("wte/embedding"), is_block_matrix("h/attn/c_proj/kernel")
+    (False, True)
+    """
     return _row(name).is_block_matrix
 
 

@@ -3,21 +3,28 @@
 XLA for CPUs fuses the elementwise work before a product (a norm, a GELU, a residual sum) into a
 copy that transposes while it computes, which costs more than the product itself;
 `materialised_on_cpu` keeps the two apart. Compilers for other devices are left alone.
+
+Gradients of `mixed_matmul` are checked as those of `gptjax.model.ops`.
 """
 
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from gptjax.config import ModelConfig
+from gptjax.model.arguments import fit, floating, wide
 
 Arrays = TypeVar("Arrays")
 
 
 def materialised_on_cpu(arrays: Arrays) -> Arrays:
-    """The same arrays, computed before whatever reads them; on other devices than CPUs, nothing."""
+    """The same arrays, computed before whatever reads them; on other devices than CPUs, nothing.
+
+    >>> materialised_on_cpu({"a": jax.numpy.ones(2)})["a"].tolist()
+    [1.0, 1.0]
+    """
     # one by one, for a joint barrier would make all of them vary over devices if one does
     return jax.tree.map(
         lambda x: lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x),
@@ -29,17 +36,21 @@ def dot_fp32_sum(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array
     """Multiply two matrices over `axes`, one of each, with float32 sums: a result in `dtype`.
 
     GPUs round as they write. XLA for CPUs is asked for a float32 result that is rounded afterwards:
-    only then does it use the processor's bfloat16 instructions.
+    only then does it use the processor's bfloat16 instructions. Sums of float64 are float64.
+
+    >>> dot_fp32_sum(jax.numpy.ones((2, 300)), jax.numpy.ones((4, 300)), (1, 1), "bfloat16")[0, 0]
+    Array(300, dtype=bfloat16)
     """
+    sums = wide(a, b)
     numbers = (((axes[0],), (axes[1],)), ((), ()))
 
     def rounded_after(a: Array, b: Array) -> Array:
-        return lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32).astype(dtype)
+        return lax.dot_general(a, b, numbers, preferred_element_type=sums).astype(dtype)
 
     def rounded_within(a: Array, b: Array) -> Array:
         return lax.dot_general(a, b, numbers, preferred_element_type=dtype)
 
-    if dtype == jnp.float32:
+    if dtype == sums:
         return rounded_within(a, b)
     return lax.platform_dependent(a, b, cpu=rounded_after, default=rounded_within)
 
@@ -49,6 +60,9 @@ def matmul_precision(cfg: ModelConfig, device: Any) -> str:
 
     Narrow factors are multiplied exactly by any unit, and XLA keeps its fastest kernels for GPUs
     from products that ask for more than the default.
+
+    >>> matmul_precision(ModelConfig(dtype="float32"), jax.devices()[0])
+    'highest'
     """
     if cfg.dtype != "float32":
         # A few products have a float32 factor even so: a gradient of scores or of uncut logits.
@@ -67,13 +81,24 @@ def _has_tf32(device: Any) -> bool:
     return major.isdecimal() and int(major) >= 8
 
 
-@jax.custom_vjp
-def mixed_matmul(x_MD: Array, kernel_DF: Array) -> Array:
-    """Multiply activations [M, D] by a float32 weight [D, F] in the activations' type.
+def mixed_matmul(x_MD: ArrayLike, kernel_DF: ArrayLike) -> Array:
+    """Multiply activations [M, D] by a float32 weight [D, F] in the activations' type: [M, F].
 
     Sums are float32 whatever that type is, and so is the weight's gradient: it never passes through
-    fewer bits on its way to the accumulator.
+    fewer bits on its way to the accumulator. Integers count as float32. Raises `ValueError` for
+    shapes that do not fit.
+
+    >>> mixed_matmul(jnp.arange(6).reshape(2, 3), jax.numpy.ones((3, 1))).tolist()
+    [[3.0], [12.0]]
     """
+    x, kernel = floating("x_MD", x_MD), floating("kernel_DF", kernel_DF)
+    fit(x_MD=x, kernel_DF=kernel)
+    y: Any = _mixed_matmul(x, kernel)
+    return y
+
+
+@jax.custom_vjp
+def _mixed_matmul(x_MD: Array, kernel_DF: Array) -> Array:
     return _forward(x_MD, kernel_DF)[0]
 
 
@@ -92,4 +117,4 @@ def _backward(saved: tuple[Array, Array], dy_MF: Array) -> tuple[Array, Array]:
     return dx_MD, dkernel_DF
 
 
-mixed_matmul.defvjp(_forward, _backward)
+_mixed_matmul.defvjp(_forward, _backward)

@@ -9,11 +9,17 @@ import pytest
 from attention_reference import causal_inputs, gradients, normal, reference_attention
 
 from gptjax.model import attention
-from gptjax.model.attention import ATTENTIONS, attend, causal_mask, cudnn_problem
+from gptjax.model.attention import ATTENTIONS, causal_mask, cudnn_problem
 
 LENGTHS = [1, 5, 64, 65, 256, 300, pytest.param(777, marks=pytest.mark.slow)]
 PORTABLE = ["xla", "blockwise", "auto"]
 DROPPING = 260  # tokens: in blockwise two segments of two blocks each, and a third cut short
+
+
+def attend(q_BHTK, k_BHSK, v_BHSK, mask_BTS, rate=0.0, key=None):
+    """`attention.attend` with the heads first, as the loops in NumPy have them."""
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BHTK, k_BHSK, v_BHSK))
+    return attention.attend(q, k, v, rate, key, mask_BTS).swapaxes(1, 2)
 
 
 def naive_attention(q_BTHK, k_BTHK, v_BTHK, factors_BHTS=1.0):

@@ -1,0 +1,146 @@
+"""The arguments of a layer: real numbers of any type, and shapes that fit the letters of a name.
+
+All of it is decided from types and shapes while a function is traced, so a compiled program is the
+same with it and without. Values are not known then: ids outside a vocabulary go unnoticed here.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import jax.core
+import jax.numpy as jnp
+from jax import Array
+
+from gptjax.config import Config, ModelConfig
+from gptjax.config.validation import find_problems
+
+
+def floating(name: str, x: Any) -> Array:
+    """An array of floats: integers and booleans become float32, floats keep their type.
+
+    Raises `ValueError` with the name for complex numbers and keys.
+
+    >>> floating("x", [1, 2]).dtype, floating("x", jnp.ones(2, "bfloat16")).dtype
+    (dtype('float32'), dtype(bfloat16))
+    """
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool:
+        return x.astype(float)  # float64 where jax has 64-bit types, as `jnp.sin` does
+    raise ValueError(f"{name} is {x.dtype}: expected real numbers")
+
+
+def integers(name: str, x: Any) -> Array:
+    """An array of integers, 32 bits at least; raises `ValueError` with the name for other types.
+
+    >>> integers("tokens_BT", [[0, 1]]).dtype
+    dtype('int32')
+    >>> integers("tokens_BT", [[0.0, 1.0]])
+    Traceback (most recent call last):
+        ...
+    ValueError: tokens_BT is float32: expected integers
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ValueError(f"{name} is {x.dtype}: expected integers")
+    return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
+
+
+def wide(*arrays: Array) -> Any:
+    """The type of sums and statistics over these: float32, or float64 where an input is.
+
+    >>> wide(jnp.ones(2, "bfloat16"))
+    dtype('float32')
+    """
+    return jnp.result_type(jnp.float32, *(x.dtype for x in arrays))
+
+
+def probability(name: str, rate: Any) -> Any:
+    """A rate as a Python float; raises `ValueError` with the name unless it is in [0, 1).
+
+    A traced rate comes back as it is: its value is not known yet.
+
+    >>> probability("rate", jnp.float32(0.5))
+    0.5
+    >>> probability("rate", 1)
+    Traceback (most recent call last):
+        ...
+    ValueError: rate is 1: expected a number in [0, 1)
+    """
+    if getattr(rate, "shape", ()) != ():
+        raise ValueError(f"{name} is an array of shape {rate.shape}: expected a number in [0, 1)")
+    if isinstance(rate, jax.core.Tracer):
+        return rate
+    try:
+        value = float(rate)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} is {rate}: expected a number in [0, 1)")
+    return value
+
+
+def fit(known: Mapping[str, int] | None = None, /, **arrays: Array | None) -> dict[str, int]:
+    """Sizes by letter; raises `ValueError` for the first array that does not fit its name.
+
+    An array has one axis, of 1 or more, for each letter after the last underscore of its name. The
+    same letter is the same size, here and in `known`. None fits.
+
+    >>> fit(q_BTHK=jnp.ones((2, 5, 3, 8)))
+    {'B': 2, 'T': 5, 'H': 3, 'K': 8}
+    >>> fit({"B": 2, "T": 5}, targets_BT=jnp.ones((2, 6)))
+    Traceback (most recent call last):
+        ...
+    ValueError: targets_BT has shape (2, 6): expected [B, T] with B = 2, T = 5
+    """
+    sizes = dict(known or {})
+    for name, x in arrays.items():
+        if x is None:
+            continue
+        letters = name.rpartition("_")[2]
+        found = dict(zip(letters, x.shape, strict=False))
+        if x.ndim != len(letters) or 0 in x.shape or found != found | _of(sizes, letters):
+            known_sizes = ", ".join(f"{k} = {n}" for k, n in _of(sizes, letters).items())
+            raise ValueError(
+                f"{name} has shape {x.shape}: expected [{', '.join(letters)}]"
+                + (f" with {known_sizes}" if known_sizes else ", each 1 or more")
+            )
+        sizes |= found
+    return sizes
+
+
+def _of(sizes: Mapping[str, int], letters: str) -> dict[str, int]:
+    return {letter: sizes[letter] for letter in letters if letter in sizes}
+
+
+def at_least(least: int, **numbers: float) -> None:
+    """Raise `ValueError` with its name for a number below `least`.
+
+    >>> at_least(1, chunk_tokens=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: chunk_tokens is 0: expected 1 or more
+    """
+    for name, number in numbers.items():
+        if number < least:
+            raise ValueError(f"{name} is {number}: expected {least} or more")
+
+
+@cache
+def check_model(cfg: ModelConfig) -> None:
+    """Raise `ValueError` with everything that is wrong with the config of a network.
+
+    >>> check_model(ModelConfig(n_layer=0))
+    Traceback (most recent call last):
+        ...
+    ValueError: model.n_layer must be at least 1, not 0
+    """
+    problems = [
+        problem.message
+        for problem in find_problems(Config(model=cfg))
+        if all(field.startswith("model.") for field in problem.fields)
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
