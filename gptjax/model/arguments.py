@@ -82,15 +82,17 @@ def probability(name: str, rate: Any) -> Any:
     return value
 
 
-def fit(known: Mapping[str, int] | None = None, /, **arrays: Array | None) -> dict[str, int]:
+def check_shapes(
+    known: Mapping[str, int] | None = None, /, **arrays: Array | None
+) -> dict[str, int]:
     """Sizes by letter; raises `ValueError` for the first array that does not fit its name.
 
     An array has one axis, of 1 or more, for each letter after the last underscore of its name. The
     same letter is the same size, here and in `known`. None fits.
 
-    >>> fit(q_BTHK=jnp.ones((2, 5, 3, 8)))
+    >>> check_shapes(q_BTHK=jnp.ones((2, 5, 3, 8)))
     {'B': 2, 'T': 5, 'H': 3, 'K': 8}
-    >>> fit({"B": 2, "T": 5}, targets_BT=jnp.ones((2, 6)))
+    >>> check_shapes({"B": 2, "T": 5}, targets_BT=jnp.ones((2, 6)))
     Traceback (most recent call last):
         ...
     ValueError: targets_BT has shape (2, 6): expected [B, T] with B = 2, T = 5

@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gptjax.config.attention import TILES_FROM, portable
-from gptjax.model.arguments import at_least, fit, floating, integers, probability, wide
+from gptjax.model.arguments import at_least, check_shapes, floating, integers, probability, wide
 from gptjax.model.ops import dropout
 
 Attention = Callable[..., Array]
@@ -50,7 +50,7 @@ def attend(
     [0.0, 1.0, 2.0]
     """
     q, k, v = floating("q_BTHK", q_BTHK), floating("k_BSHK", k_BSHK), floating("v_BSHK", v_BSHK)
-    sizes = fit(q_BTHK=q)
+    sizes = check_shapes(q_BTHK=q)
     if mask_BTS is None:
         sizes["S"] = sizes["T"]
         mask = causal_mask(sizes["T"])[None]
@@ -61,9 +61,9 @@ def attend(
             raise ValueError(
                 f"mask_BTS is {mask.dtype}: expected bool, True where a query may look"
             )
-    sizes = fit(sizes, k_BSHK=k)
-    fit({letter: sizes[letter] for letter in "BSH"}, v_BSHK=v)
-    fit(sizes if len(mask) != 1 else sizes | {"B": 1}, mask_BTS=mask)
+    sizes = check_shapes(sizes, k_BSHK=k)
+    check_shapes({letter: sizes[letter] for letter in "BSH"}, v_BSHK=v)
+    check_shapes(sizes if len(mask) != 1 else sizes | {"B": 1}, mask_BTS=mask)
     q, k, v = map(_heads_first, (q, k, v))
     return _heads_first(_attend(q, k, v, mask, probability("rate", rate), key))
 
@@ -87,11 +87,11 @@ def _attend(
 def _fitting(q: Any, k: Any, v: Any, documents: Any) -> tuple[Array, Array, Array, Array | None]:
     """What attention to itself takes, as arrays of floats and integers that fit."""
     q, k, v = floating("q_BTHK", q), floating("k_BTHK", k), floating("v_BTHK", v)
-    sizes = fit(q_BTHK=q, k_BTHK=k)
-    fit({letter: sizes[letter] for letter in "BTH"}, v_BTHK=v)
+    sizes = check_shapes(q_BTHK=q, k_BTHK=k)
+    check_shapes({letter: sizes[letter] for letter in "BTH"}, v_BTHK=v)
     if documents is not None:
         documents = integers("documents_BT", documents)
-        fit(sizes, documents_BT=documents)
+        check_shapes(sizes, documents_BT=documents)
     return q, k, v, documents
 
 
@@ -258,7 +258,7 @@ def document_numbers(tokens_BT: ArrayLike, eot_id: int) -> Array:
     [[0, 0, 1, 1]]
     """
     tokens = integers("tokens_BT", tokens_BT)
-    fit(tokens_BT=tokens)
+    check_shapes(tokens_BT=tokens)
     return jnp.cumsum(tokens == eot_id, axis=1, dtype=jnp.int32)
 
 
@@ -270,7 +270,7 @@ def same_document(documents_BT: ArrayLike, documents_BS: ArrayLike) -> Array:
     """
     queries = integers("documents_BT", documents_BT)
     keys = integers("documents_BS", documents_BS)
-    fit(documents_BT=queries, documents_BS=keys)
+    check_shapes(documents_BT=queries, documents_BS=keys)
     return queries[:, :, None] == keys[:, None]
 
 

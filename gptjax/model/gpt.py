@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from gptjax.config import ModelConfig
 from gptjax.model import ops
-from gptjax.model.arguments import at_least, check_model, fit, floating, integers, wide
+from gptjax.model.arguments import at_least, check_model, check_shapes, floating, integers, wide
 from gptjax.model.layers import INIT_STD, Block, LayerNorm, gathering_block, rematerialised
 from gptjax.model.parallel import embedding_lookup
 from gptjax.model.places import UNSHARDED, ModelSharding
@@ -62,7 +62,7 @@ class GPT(nn.Module):
         cfg, split = self.cfg, self.split
         check_model(cfg)
         tokens_BT = integers("tokens_BT", tokens_BT)
-        time = fit(tokens_BT=tokens_BT)["T"]
+        time = check_shapes(tokens_BT=tokens_BT)["T"]
         if time > cfg.n_ctx:
             raise ValueError(f"{time} tokens do not fit the context of {cfg.n_ctx}")
         if documents_BT is not None:
@@ -109,7 +109,7 @@ def logits(x_BTD: ArrayLike, head_VD: ArrayLike, n_vocab: int) -> Array:
     [[[4.0, 4.0, -1000000000.0]]]
     """
     x, head = floating("x_BTD", x_BTD), floating("head_VD", head_VD)
-    fit(x_BTD=x, head_VD=head)
+    check_shapes(x_BTD=x, head_VD=head)
     at_least(1, n_vocab=n_vocab)
     logits_BTV = jnp.einsum("btd,vd->btv", x, head.astype(x.dtype), preferred_element_type=wide(x))
     is_padding_V = jnp.arange(len(head)) >= n_vocab

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from gptjax.config import ModelConfig
 from gptjax.model import ops
-from gptjax.model.arguments import at_least, check_model, fit, floating, integers
+from gptjax.model.arguments import at_least, check_model, check_shapes, floating, integers
 from gptjax.model.attention import ATTENTIONS
 from gptjax.model.parallel import copy_to_tensor, gathered, sum_over_tensor
 from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
@@ -194,9 +194,9 @@ def _residual_stream(
     """An array of floats, as wide as a config that can be a network."""
     check_model(cfg)
     x = floating("x_BTD", x_BTD)
-    sizes = fit({"D": cfg.n_embd}, x_BTD=x)
+    sizes = check_shapes({"D": cfg.n_embd}, x_BTD=x)
     if documents_BT is not None:
-        fit(sizes, documents_BT=integers("documents_BT", documents_BT))
+        check_shapes(sizes, documents_BT=integers("documents_BT", documents_BT))
     return x
 
 

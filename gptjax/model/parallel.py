@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 
 from gptjax.base.tree import Tree, leaf_names
 from gptjax.config import ModelConfig
-from gptjax.model.arguments import fit, floating, integers
+from gptjax.model.arguments import check_shapes, floating, integers
 from gptjax.model.places import FSDP, TENSOR, UNSHARDED, ModelSharding
 
 
@@ -32,8 +32,8 @@ def gathered(params: Tree, split: ModelSharding, cfg: ModelConfig, prefix: str =
     `prefix` is the name of the tree that `params` is a part of; below `h/` a layer's leaves have no
     layer axis any more.
 
-    >>> gathered({"scale": jnp.ones(2)}, UNSHARDED, ModelConfig(), prefix="h/ln_1/")
-    {'scale': Array([1., 1.], dtype=float32)}
+    >>> gathered({"scale": jnp.ones(2)}, UNSHARDED, ModelConfig(), "h/ln_1/")["scale"].tolist()
+    [1.0, 1.0]
     """
     if split == UNSHARDED:
         return params
@@ -72,8 +72,9 @@ def _own_heads(
 def param_specs(params: Tree, split: ModelSharding) -> Tree:
     """The place of every parameter, for `shard_map` and for placement.
 
-    >>> param_specs({"wte": {"embedding": jnp.ones((128, 8))}}, ModelSharding(fsdp=2, tensor=2))
-    {'wte': {'embedding': PartitionSpec('tensor', 'fsdp')}}
+    >>> params, split = {"wte": {"embedding": jnp.ones((128, 8))}}, ModelSharding(fsdp=2, tensor=2)
+    >>> tuple(param_specs(params, split)["wte"]["embedding"])
+    ('tensor', 'fsdp')
     """
     return jax.tree.map(lambda name: PartitionSpec(*split.place(name)), leaf_names(params))
 
@@ -146,7 +147,7 @@ def embedding_lookup(
     [[[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]]
     """
     table_VD, tokens_BT = floating("table_VD", table_VD), integers("tokens_BT", tokens_BT)
-    fit(table_VD=table_VD, tokens_BT=tokens_BT)
+    check_shapes(table_VD=table_VD, tokens_BT=tokens_BT)
     if split.tensor == 1:
         return jnp.take(table_VD, tokens_BT, axis=0)
     rows = table_VD.shape[0]

@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gptjax.config import ModelConfig
-from gptjax.model.arguments import fit, floating, wide
+from gptjax.model.arguments import check_shapes, floating, wide
 
 Arrays = TypeVar("Arrays")
 
@@ -38,8 +38,9 @@ def dot_fp32_sum(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array
     GPUs round as they write. XLA for CPUs is asked for a float32 result that is rounded afterwards:
     only then does it use the processor's bfloat16 instructions. Sums of float64 are float64.
 
-    >>> dot_fp32_sum(jax.numpy.ones((2, 300)), jax.numpy.ones((4, 300)), (1, 1), "bfloat16")[0, 0]
-    Array(300, dtype=bfloat16)
+    >>> a, b = jax.numpy.ones((2, 300)), jax.numpy.ones((4, 300))
+    >>> print(dot_fp32_sum(a, b, (1, 1), "bfloat16")[0, 0])
+    300
     """
     sums = wide(a, b)
     numbers = (((axes[0],), (axes[1],)), ((), ()))
@@ -88,11 +89,11 @@ def mixed_matmul(x_MD: ArrayLike, kernel_DF: ArrayLike) -> Array:
     fewer bits on its way to the accumulator. Integers count as float32. Raises `ValueError` for
     shapes that do not fit.
 
-    >>> mixed_matmul(jnp.arange(6).reshape(2, 3), jax.numpy.ones((3, 1))).tolist()
+    >>> mixed_matmul(jax.numpy.arange(6).reshape(2, 3), jax.numpy.ones((3, 1))).tolist()
     [[3.0], [12.0]]
     """
     x, kernel = floating("x_MD", x_MD), floating("kernel_DF", kernel_DF)
-    fit(x_MD=x, kernel_DF=kernel)
+    check_shapes(x_MD=x, kernel_DF=kernel)
     y: Any = _mixed_matmul(x, kernel)
     return y
 

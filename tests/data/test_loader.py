@@ -190,7 +190,7 @@ def test_too_few_tokens_for_one_window_is_a_user_error(prepared: Manifest, split
 
 
 def test_rows_that_do_not_divide_among_processes_are_a_user_error(windows: TokenWindows):
-    with pytest.raises(UserError, match="6 sequences a step do not divide among 4 processes"):
+    with pytest.raises(UserError, match="do not divide among 4 processes"):
         StepSource(windows, constant(6), 10, 0, 0, 4)
 
 

@@ -312,9 +312,7 @@ def test_the_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatc
 
 # Small parts and units, and a tokenizer that takes its time; spawned workers run this file as well.
 SLOWLY = """
-import sys, time
-from pathlib import Path
-from gptjax.config import DataConfig
+import time
 from gptjax.preparation import documents, units, pool
 from gptjax.tokenizers.plain import ByteTokenizer
 
@@ -327,30 +325,36 @@ def slowly(self, text):
     return encode(self, text)
 
 ByteTokenizer.encode = slowly
+"""
+PREPARE = """
+import sys
+from gptjax.config import DataConfig
+from gptjax.preparation.pipeline import prepare_shards
+from gptjax.preparation.sources import find_inputs
 
-if __name__ == "__main__":
-    from gptjax.preparation.pipeline import prepare_shards
-    from gptjax.preparation.sources import find_inputs
-
-    out, *inputs = sys.argv[1:]
-    data = DataConfig(out, "bytes", None, tuple(inputs), 0.2)
-    prepare_shards(data, find_inputs(data), shard_tokens=20_000, workers=2)
-    hub = "gptjax.preparation.hub."
-    unread = {{"jax", "flax", "grain", hub + "repository", hub + "streaming"}}
-    print(sorted(unread & set(sys.modules)))
+out, *inputs = sys.argv[1:]
+data = DataConfig(out, "bytes", None, tuple(inputs), 0.2)
+prepare_shards(data, find_inputs(data), shard_tokens=20_000, workers=2)
+hub = "gptjax.preparation.hub."
+unread = {"jax", "flax", "grain", hub + "repository", hub + "streaming"}
+print(sorted(unread & set(sys.modules)))
 """
 
 
 def program(directory: Path, process_bytes: int, seconds: float) -> Path:
-    path = directory / f"slowly_{process_bytes}.py"
-    path.write_text(SLOWLY.format(process_bytes=process_bytes, seconds=seconds))
-    return path
+    """A script that prepares with workers as slow as itself: each imports `sitecustomize`."""
+    folder = directory / f"slowly_{process_bytes}"
+    folder.mkdir(exist_ok=True)
+    slowly = SLOWLY.format(process_bytes=process_bytes, seconds=seconds)
+    (folder / "sitecustomize.py").write_text(slowly)
+    (folder / "script.py").write_text(PREPARE)
+    return folder / "script.py"
 
 
 def start(path: Path, *arguments: object) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(path), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+        [sys.executable, str(path), *map(str, arguments)], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": f"{path.parent}:{ROOT}"},
     )  # fmt: skip
 
 
