@@ -116,6 +116,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
     not_negative = {
         "optim.warmup_steps": o.warmup_steps, "optim.peak_lr": o.peak_lr,
         "optim.final_lr": o.final_lr, "optim.weight_decay": o.weight_decay,
+        "optim.muon_rms": o.muon_rms,
         "train.eval_every_steps": t.eval_every_steps, "train.save_every_steps": t.save_every_steps,
         "train.sample_every_steps": t.sample_every_steps, "train.seed": t.seed,
         "sample.temperature": s.temperature, "train.loss_chunk_tokens": t.loss_chunk_tokens,
@@ -124,6 +125,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
     probabilities = {
         "model.embd_pdrop": m.embd_pdrop, "model.attn_pdrop": m.attn_pdrop,
         "model.resid_pdrop": m.resid_pdrop, "optim.beta1": o.beta1, "optim.beta2": o.beta2,
+        "optim.muon_momentum": o.muon_momentum,
     }  # fmt: skip
     for name, value in at_least_one.items():
         if value is not None and value < 1:

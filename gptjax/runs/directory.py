@@ -29,7 +29,8 @@ FREE = (
     "train.eval_", "train.save_", "train.sample_", "train.keep_", "train.stall_",
     "train.loss_chunk", "train.updates_per_call", "train.wire_dtype", "train.profile",
     "optim.peak_lr", "optim.final_lr", "optim.schedule", "optim.warmup", "optim.decay_steps",
-    "optim.cooldown", "optim.weight_decay", "optim.beta", "optim.eps", "optim.clip_norm",
+    "optim.cooldown", "optim.weight_decay", "optim.beta", "optim.muon_", "optim.eps",
+    "optim.clip_norm",
     "model.unroll", "model.dtype", "model.float32_matmul", "model.attention", "model.remat",
     "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop",
 )  # fmt: skip

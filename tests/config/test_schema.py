@@ -28,11 +28,13 @@ AT_LEAST_ONE = [
 ]  # fmt: skip
 NOT_NEGATIVE = [
     "optim.warmup_steps", "optim.peak_lr", "optim.final_lr", "optim.weight_decay",
+    "optim.muon_rms",
     "train.eval_every_steps", "train.save_every_steps", "train.sample_every_steps", "train.seed",
     "sample.temperature", "train.loss_chunk_tokens", "train.ramp_steps", "train.stall_seconds",
 ]  # fmt: skip
 PROBABILITIES = [
     "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop", "optim.beta1", "optim.beta2",
+    "optim.muon_momentum",
 ]  # fmt: skip
 
 
