@@ -140,9 +140,6 @@ class OptimConfig:
     """Adam's epsilon, added to the root of the second moment."""
     muon_momentum: float = 0.95
     """Decay of Muon's momentum, per step (Jordan et al. 2024); short runs like less."""
-    muon_rms: float = 0.2
-    """Size of Muon's updates, as a multiple of the learning rate: 0.2 is that of AdamW's (Liu et
-    al. 2025); less gives the embeddings, which AdamW trains, a higher rate than the matrices."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; None does not clip."""
     moments_dtype: Literal["float32", "bfloat16"] = "float32"

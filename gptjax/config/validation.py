@@ -116,7 +116,6 @@ def _ranges(c: Config) -> Iterator[Problem]:
     not_negative = {
         "optim.warmup_steps": o.warmup_steps, "optim.peak_lr": o.peak_lr,
         "optim.final_lr": o.final_lr, "optim.weight_decay": o.weight_decay,
-        "optim.muon_rms": o.muon_rms,
         "train.eval_every_steps": t.eval_every_steps, "train.save_every_steps": t.save_every_steps,
         "train.sample_every_steps": t.sample_every_steps, "train.seed": t.seed,
         "sample.temperature": s.temperature, "train.loss_chunk_tokens": t.loss_chunk_tokens,

@@ -16,6 +16,7 @@ from gptjax.base.tree import Tree, leaf_names
 from gptjax.config import OptimConfig
 from gptjax.model.places import is_block_matrix
 
+MUON_RMS = 0.2  # RMS of AdamW's updates in Liu et al. 2025
 ADAFACTOR_MAX_RMS = 1.0  # Shazeer and Stern 2018
 
 
@@ -50,14 +51,14 @@ def muon(cfg: OptimConfig) -> optax.GradientTransformation:
 
     Each layer's matrix of a stacked kernel [N, in, out] is orthogonalised alone, by five
     Newton-Schulz steps. An orthogonal matrix has RMS 1 / sqrt(max(in, out)): multiplied by
-    `muon_rms` sqrt(max(in, out)) it has that RMS. At 0.2, that of AdamW's updates, learning rate
-    and decay that suit AdamW serve both (Liu et al. 2025, "Muon is Scalable for LLM Training").
-    Its momentum decays by `muon_momentum`; betas and eps are those of the AdamW beside it.
+    0.2 sqrt(max(in, out)) it has that of AdamW's updates, so that learning rate and decay that suit
+    AdamW serve both (Liu et al. 2025, "Muon is Scalable for LLM Training"). Its momentum decays by
+    `muon_momentum`; betas and eps are those of the AdamW beside it.
     """
     orthogonalise = optax.contrib.scale_by_muon(
         beta=cfg.muon_momentum, weight_dimension_numbers=_stacked_matrices
     )
-    for_matrices = optax.chain(_stored(cfg, orthogonalise), optax.stateless(_resized(cfg.muon_rms)))
+    for_matrices = optax.chain(_stored(cfg, orthogonalise), optax.stateless(_resize))
     return optax.partition({"muon": for_matrices, "adamw": adamw(cfg)}, _groups)
 
 
@@ -103,12 +104,11 @@ def _stacked_matrices(updates: Tree) -> Tree:
     return jax.tree.map(lambda _: numbers, updates)
 
 
-def _resized(rms: float) -> Callable[[Tree, Tree], Tree]:
-    def resize(updates: Tree, params: Tree = None) -> Tree:
-        del params
-        return jax.tree.map(lambda x: rms * math.sqrt(max(x.shape[1:])) * x, updates)
-
-    return resize
+def _resize(updates: Tree, params: Tree = None) -> Tree:
+    del params
+    return jax.tree.map(
+        lambda update: MUON_RMS * math.sqrt(max(update.shape[1:])) * update, updates
+    )
 
 
 def _clip_rms(updates: Tree, params: Tree = None) -> Tree:

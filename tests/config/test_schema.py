@@ -28,7 +28,6 @@ AT_LEAST_ONE = [
 ]  # fmt: skip
 NOT_NEGATIVE = [
     "optim.warmup_steps", "optim.peak_lr", "optim.final_lr", "optim.weight_decay",
-    "optim.muon_rms",
     "train.eval_every_steps", "train.save_every_steps", "train.sample_every_steps", "train.seed",
     "sample.temperature", "train.loss_chunk_tokens", "train.ramp_steps", "train.stall_seconds",
 ]  # fmt: skip

@@ -160,12 +160,12 @@ def newton_schulz(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", MATRICES)
-@pytest.mark.parametrize(("momentum", "rms"), [(0.95, 0.2), (0.8, 0.05)])
-def test_muon_orthogonalises_the_nesterov_momentum_of_each_layer(name, momentum, rms):
-    cfg = dataclasses.replace(CFG, muon_momentum=momentum, muon_rms=rms)
+@pytest.mark.parametrize("momentum", [0.95, 0.8])
+def test_muon_orthogonalises_the_nesterov_momentum_of_each_layer(name, momentum):
+    cfg = dataclasses.replace(CFG, muon_momentum=momentum)
     updates, _ = directions(muon(cfg), GRADIENTS)
     leaves = in_float64(GRADIENTS)[name]
-    scale = rms * math.sqrt(max(leaves[0].shape[1:]))
+    scale = 0.2 * math.sqrt(max(leaves[0].shape[1:]))
     for layer in range(3):
         m = np.zeros(leaves[0].shape[1:])
         for t, g in enumerate((leaf[layer] for leaf in leaves), start=1):
