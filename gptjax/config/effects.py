@@ -36,6 +36,7 @@ def note_without_effect(c: Config, typed: Collection[str], here: Surroundings) -
     table = [
         ("optim.beta1 optim.beta2 optim.eps", o.name == "adafactor", "optim.name is adafactor"),
         ("optim.eps", o.name == "lion", "optim.name is lion"),
+        ("optim.muon_momentum", o.name != "muon", f"optim.name is {o.name}"),
         ("optim.cooldown_fraction", o.schedule != "wsd", f"optim.schedule is {o.schedule}"),
         ("optim.final_lr optim.decay_steps", is_flat, "a wsd without cooldown stays at the peak"),
         ("train.eval_tokens", t.eval_every_steps == 0, "train.eval_every_steps is 0"),

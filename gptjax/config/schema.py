@@ -143,6 +143,8 @@ class OptimConfig:
     """Decay of Adam's second moment, per step."""
     eps: float = 1e-8
     """Adam's epsilon, added to the root of the second moment."""
+    muon_momentum: float = 0.95
+    """Decay of Muon's momentum, per step (Jordan et al. 2024); short runs like less."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; None does not clip."""
     moments_dtype: Literal["float32", "bfloat16"] = "float32"

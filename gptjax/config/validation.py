@@ -125,6 +125,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
     probabilities = {
         "model.embd_pdrop": m.embd_pdrop, "model.attn_pdrop": m.attn_pdrop,
         "model.resid_pdrop": m.resid_pdrop, "optim.beta1": o.beta1, "optim.beta2": o.beta2,
+        "optim.muon_momentum": o.muon_momentum,
     }  # fmt: skip
     for name, value in at_least_one.items():
         if value is not None and value < 1:

@@ -16,7 +16,6 @@ from gptjax.base.tree import Tree, leaf_names
 from gptjax.config import OptimConfig
 from gptjax.model.places import is_block_matrix
 
-MUON_MOMENTUM = 0.95  # Jordan et al. 2024
 MUON_RMS = 0.2  # RMS of AdamW's updates in Liu et al. 2025
 ADAFACTOR_MAX_RMS = 1.0  # Shazeer and Stern 2018
 
@@ -53,11 +52,11 @@ def muon(cfg: OptimConfig) -> optax.GradientTransformation:
     Each layer's matrix of a stacked kernel [N, in, out] is orthogonalised alone, by five
     Newton-Schulz steps. An orthogonal matrix has RMS 1 / sqrt(max(in, out)). Multiplied by
     0.2 sqrt(max(in, out)) it has the RMS of AdamW's updates, so AdamW's learning rate and decay
-    serve both (Liu et al. 2025, "Muon is Scalable for LLM Training"). The momentum decays by 0.95;
-    betas and eps belong to the AdamW beside it.
+    serve both (Liu et al. 2025, "Muon is Scalable for LLM Training"). The momentum decays by
+    `muon_momentum`; betas and eps belong to the AdamW beside it.
     """
     orthogonalise = optax.contrib.scale_by_muon(
-        beta=MUON_MOMENTUM, weight_dimension_numbers=_stacked_matrices
+        beta=cfg.muon_momentum, weight_dimension_numbers=_stacked_matrices
     )
     for_matrices = optax.chain(_stored(cfg, orthogonalise), optax.stateless(_resize))
     return optax.partition({"muon": for_matrices, "adamw": adamw(cfg)}, _groups)

@@ -33,6 +33,7 @@ NOT_NEGATIVE = [
 ]  # fmt: skip
 PROBABILITIES = [
     "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop", "optim.beta1", "optim.beta2",
+    "optim.muon_momentum",
 ]  # fmt: skip
 
 

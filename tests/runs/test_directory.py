@@ -48,7 +48,7 @@ FREE = {
     "optim.eps": 1e-5, "optim.clip_norm": None, "train.micro_batch": 2, "train.max_steps": 200,
     "train.loss_chunk_tokens": 64, "train.profile": "1:2", "train.updates_per_call": 3,
     "train.wire_dtype": "bfloat16", "mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2,
-    "optim.schedule": "linear", "optim.rewarm_steps": (9,),
+    "optim.schedule": "linear", "optim.rewarm_steps": (9,), "optim.muon_momentum": 0.9,
     "optim.cooldown_fraction": 0.5, "train.eval_every_steps": 7, "train.eval_tokens": None,
     "train.save_every_steps": 9, "train.keep_latest": 5, "train.sample_every_steps": 11,
     "train.stall_seconds": 0, "train.cpu_devices": 2, "sample.prompt": "x",

@@ -160,15 +160,18 @@ def newton_schulz(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", MATRICES)
-def test_muon_orthogonalises_the_nesterov_momentum_of_each_layer(name):
-    updates, _ = of_rule("muon")
+@pytest.mark.parametrize("momentum", [0.95, 0.8])
+def test_muon_orthogonalises_the_nesterov_momentum_of_each_layer(name, momentum):
+    cfg = dataclasses.replace(CFG, muon_momentum=momentum)
+    updates, _ = directions(muon(cfg), GRADIENTS)
     leaves = in_float64(GRADIENTS)[name]
     scale = 0.2 * math.sqrt(max(leaves[0].shape[1:]))
     for layer in range(3):
         m = np.zeros(leaves[0].shape[1:])
         for t, g in enumerate((leaf[layer] for leaf in leaves), start=1):
-            m = 0.95 * m + 0.05 * g
-            ahead = 0.95 * m / (1 - 0.95 ** (t + 1)) + 0.05 * g / (1 - 0.95**t)
+            m = momentum * m + (1 - momentum) * g
+            ahead = momentum * m / (1 - momentum ** (t + 1))
+            ahead += (1 - momentum) * g / (1 - momentum**t)
             expected = scale * newton_schulz(ahead)
             assert_close({name: updates[t - 1][name][layer]}, {name: expected}, 1e-4)
 
