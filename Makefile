@@ -20,7 +20,8 @@ setup-reference: setup
 
 quickstart: setup
 	$(BIN)/python -m gptjax.train --config quickstart
-	$(BIN)/python -m gptjax.generate --run runs/quickstart --prompt "def " --max-new-tokens 120
+	$(BIN)/python -m gptjax.generate --run runs/quickstart --prompt "    def __init__(self" \
+	  --max-new-tokens 120 --temperature 0.7 --top-k 50 --seed 2
 	@echo
 	@echo "curves: runs/quickstart/loss.png   the same command again resumes or shows it is complete"
 

@@ -3,8 +3,10 @@
 The corpus is the source of Python's own standard library, which is on every machine: about 1,630
 files, 29 MB, 9.6 million tokens of a BPE of 2,048 that is trained on it (3.0 bytes a token).
 Numbers are our own, chosen by trial (docs/experiments.md): 4 layers, 3 heads, 96 wide, context
-128, 16 x 128 = 2,048 tokens a step, 1,300 steps (2.7 million tokens, 0.28 epochs), Muon
+128, 16 x 128 = 2,048 tokens a step, 1,900 steps (3.9 million tokens, 0.41 epochs), Muon
 from 1.6e-2 in a straight line to zero. Dropout is off: nothing is seen twice.
+Expected: 1.43 bits per byte of validation text (1.439, 1.407 and 1.429 with seeds 1337, 1 and 2),
+after three minutes.
 
     python -m gptjax.train --config quickstart
     python -m gptjax.generate --run runs/quickstart --prompt "def "
