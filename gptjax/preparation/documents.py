@@ -1,13 +1,13 @@
-"""The document, whatever it was read from: its id, its source, and bytes that are to be UTF-8.
+"""The document, from any source: its id, its source, and its bytes, which should be UTF-8.
 
-A document is read in parts of about 1 MiB that end where no token can span them. Its own bytes
-alone decide where that is, so a document of any size is tokenised in bounded memory, by any number
-of workers, exactly as if it had been read whole.
+A document is read in parts of about 1 MiB, cut where no token can span the cut. Its own bytes alone
+decide the places, so a document of any size is tokenised in bounded memory, by any number of
+workers, exactly as if it had been read whole.
 
-Such places are those of which that is known by the patterns of gpt2, cl100k_base and o200k_base
-together: before and after them the pattern finds the same pre-tokens as in the whole, and no merge
-crosses pre-tokens. Where a document has none for 8 MiB, or the tokenizer has another pattern, a cut
-may fall into a token; `tokenising` counts those that do.
+The cuts are safe for the patterns of gpt2, cl100k_base and o200k_base: on both sides of a cut each
+pattern finds the same pre-tokens as in the whole text, and no merge crosses pre-tokens. If a
+document has no such place for 8 MiB, or the tokenizer has another pattern, a cut may fall inside a
+token; `tokenising` counts such cuts.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""The contents of a unit: how much text, on which side of the split, and its oddities.
+"""The contents of a unit: the amount of text, its side of the split, and its oddities.
 
-It is found while the text passes on its way to the tokenizer. `look` tells beforehand what has to
-be known then, how validation is held out, from a few documents; where those are not all, what
-passed may say otherwise in the end.
+They are found while the text passes on its way to the tokenizer. `look` decides beforehand, from a
+few documents, how validation is held out. If those are not all documents, the full text may say
+otherwise in the end.
 
 The digest of the contents is the same however the text is stored and cut into units: a polynomial
 in the hashes of the parts of all documents, which can be joined from those of its stretches.
@@ -98,7 +98,7 @@ def read_parts(passage: Passage, found: Scan) -> Iterator[bytes]:
 
 
 def scan(unit: Unit, val_fraction: float) -> Scan:
-    """Read a unit for nothing but this."""
+    """Read a unit only to scan it."""
     found = Scan()
     for passage in passages_of(unit, found.oddities):
         found.count(passage, val_fraction)

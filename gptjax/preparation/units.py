@@ -57,7 +57,7 @@ def find_units(inputs: Sequence[Input]) -> list[Unit]:
 
 
 def inputs_digest(inputs: Sequence[Input]) -> str:
-    """16 hexadecimal digits of names, sizes and times, which tell work on other files apart."""
+    """16 hexadecimal digits of names, sizes and times, which identify the files of some work."""
     digest = hashlib.blake2b(digest_size=8)
     for source in inputs:
         status = source.path.stat()

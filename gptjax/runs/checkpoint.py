@@ -1,18 +1,17 @@
-"""Checkpoints that survive: Orbax writes them, this adds what Orbax does not do by itself.
+"""Checkpoints that survive: Orbax writes them, and this file adds signatures and error reports.
 
-Orbax commits a step atomically and in the background, but does not notice a flipped bit, takes a
-half-deleted directory for a step, and tells of a failed background save only when asked again. So
-a step is signed before it is committed (`integrity`), restoring walks back from the newest step to
-the first that verifies, and `poll` brings late errors to light.
+Orbax commits a step atomically and in the background. But it does not notice a flipped bit, takes a
+half-deleted directory for a step, and reports a failed background save only at the next call. So a
+step is signed before it is committed (`integrity`), restoring walks back from the newest step to
+the first that verifies, and `poll` reports late errors.
 
-A step holds named trees of arrays, cursor (step, data fingerprint, validation loss) and config. A
-run names its trees params, opt_state and, where there is one, averaged, the running average of the
-parameters. Parameters stand alone so that generating or converting reads nothing else; the average
-is what is read then.
+A step holds named trees of arrays, a cursor (step, data fingerprint, validation loss) and the
+config. A run's trees are params, opt_state and, if there is one, averaged: the running average of
+the parameters. Generating or converting reads the average, else params, and nothing else.
 
 All processes of a run save, sign, verify and restore together, each its own part. Process 0 moves
-what is damaged; which step is restored is what it says. A save that fails at one of several ends
-the run: the others would wait for it where nobody can call them back.
+damaged steps and decides which step is restored. If a save fails on one of several processes, the
+run ends: the others would wait for it, and nothing could interrupt them.
 """
 
 import math
