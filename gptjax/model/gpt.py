@@ -28,9 +28,9 @@ class GPT(nn.Module):
     """A decoder-only transformer: GPT-2 by default, GPT-1 by five fields of its config.
 
     Radford et al. (2018, 2019). `features` is everything but the head; a loss that never forms all
-    logits starts from it. Raises `ValueError` for tokens that are no integers [B, T], or more
-    than the context holds. Ids are from 0 to n_vocab - 1; others are not refused, for values are
-    unknown while a program is compiled: logits are nan from the padded vocabulary on.
+    logits starts from it. Raises `ValueError` unless the tokens are integers [B, T] that fit in the
+    context. Ids must be from 0 to n_vocab - 1. This is not checked, because values are unknown
+    while a program is compiled; ids beyond the padded vocabulary give logits of nan.
 
     >>> cfg = ModelConfig(n_layer=2, n_head=2, n_embd=8, n_ctx=16, n_vocab=100)
     >>> ids = jnp.array([[1, 2, 3]])

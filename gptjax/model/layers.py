@@ -2,9 +2,9 @@
 
 Modules carry GPT-2's own names (`ln_1`, `attn/c_attn`, `mlp/c_fc`, ...) and kernels are
 (in, out) as in OpenAI's and Hugging Face's checkpoints. Parameters are float32; each layer casts
-them to the type of its input and computes in that. Integers count as float32. Layers with dropout
-take `train`, False by default; True needs a key, `rngs={"dropout": key}`. Shapes that do not fit
-raise `ValueError`, and so does a config that cannot be a network.
+them to the type of its input and computes in that. Integers become float32. Layers with dropout
+take `train`, False by default; True needs a key, `rngs={"dropout": key}`. A shape that does not fit
+and a config with mistakes raise `ValueError`.
 """
 
 import flax.linen as nn
@@ -61,7 +61,7 @@ class Projection(nn.Module):
     """Whether it writes into the residual stream: GPT-2 divides the initial scale of such layers by
     sqrt(2 N) (section 2.3 of the paper)."""
     split: ModelSharding = UNSHARDED
-    """Over `tensor`, a residual projection has part of the inputs, any other part of the features."""
+    """Along `tensor` a residual projection has part of the inputs, others part of the features."""
 
     @nn.compact
     def __call__(self, x: ArrayLike) -> Array:
@@ -191,7 +191,7 @@ def _with_last_axis(name: str, x: ArrayLike) -> Array:
 def _residual_stream(
     x_BTD: ArrayLike, cfg: ModelConfig, documents_BT: ArrayLike | None = None
 ) -> Array:
-    """An array of floats, as wide as a config that can be a network."""
+    """The input as floats, after checking the config and the width."""
     check_model(cfg)
     x = floating("x_BTD", x_BTD)
     sizes = check_shapes({"D": cfg.n_embd}, x_BTD=x)
@@ -225,8 +225,8 @@ def rematerialised(
     Chen et al. (2016). `none` keeps everything; `dots` keeps the products and the attention's
     output, so norms, GELUs, dropout and sums are done twice; `block` keeps the block's input and
     the attention's output; `full` keeps only the block's input. Weights gathered over `fsdp` are
-    never kept, so `none` means `dots` there. Raises `ValueError` for another `remat`. Its `train` goes by
-    place, not by name.
+    never kept, so `none` means `dots` there. Raises `ValueError` for any other `remat`. Pass
+    `train` by position.
 
     >>> block = rematerialised(Block, "full")(ModelConfig(n_head=2, n_embd=8))
     >>> variables = block.init(jax.random.key(0), jnp.ones((1, 5, 8)), False)

@@ -3,9 +3,9 @@
 Only the whole step knows the number of weighted tokens, so it divides once, after all sums. A mean
 of means over unequal masks is wrong by tens of percent.
 
-Targets are ids from 0 to n_vocab - 1. Values are unknown while a program is compiled, so others are
-not refused: from n_vocab on the loss is nan or infinite, and below 0 it means nothing. Gradients of
-`cross_entropy` are checked as those of `gptjax.model.ops`.
+Targets are ids from 0 to n_vocab - 1. This is not checked, because values are unknown while a
+program is compiled: larger ids give a loss that is nan or infinite, and negative ids have no
+meaning. `gptjax.model.ops` says how to check gradients, also those of `cross_entropy`.
 
 Letters: B batch, T time, M tokens of a chunk, D width, V vocabulary.
 """
@@ -56,7 +56,7 @@ def cross_entropy(
     `chunk_tokens` tokens: while a chunk's logits exist, its part of the gradients of `x_BTD` and
     `head_VD` is computed from them. So chunks need no extra products, and memory depends on neither
     B nor T. Rows of the head from `n_vocab` on are padding. If `split` divides the vocabulary, each
-    device has its rows of the head, and `x_BTD` has passed `enter`.
+    device has its rows of the head, and `x_BTD` comes from `copy_to_tensor`.
 
     >>> x_BTD, head_VD, ones_BT = jnp.zeros((1, 2, 4)), jnp.ones((8, 4)), jnp.ones((1, 2))
     >>> loss = cross_entropy(x_BTD, head_VD, [[0, 4]], ones_BT, n_vocab=5, chunk_tokens=1)
@@ -79,7 +79,7 @@ def _head_inputs(
     chunk_tokens: int,
     split: ModelSharding,
 ) -> tuple[Array, Array, Array]:
-    """Features, head and targets as arrays that fit."""
+    """Features, head and targets as arrays, with shapes checked."""
     x, head = floating("x_BTD", x_BTD), floating("head_VD", head_VD)
     targets = integers("targets_BT", targets_BT)
     check_shapes(x_BTD=x, head_VD=head, targets_BT=targets)

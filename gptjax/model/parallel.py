@@ -109,7 +109,7 @@ all_gather.defvjp(_all_gather_forward, _all_gather_backward)
 
 
 def copy_to_tensor(x: Array, split: ModelSharding) -> Array:
-    """Let every device along `tensor` have its own use of `x`; their gradients are added up.
+    """Give every device along `tensor` its own copy of `x`; their gradients are added up.
 
     >>> copy_to_tensor(jnp.float32(2), UNSHARDED).item()  # one device: nothing to do
     2.0
@@ -118,7 +118,7 @@ def copy_to_tensor(x: Array, split: ModelSharding) -> Array:
 
 
 def sum_over_tensor(x: Array, split: ModelSharding) -> Array:
-    """Add up what the devices along `tensor` have.
+    """Sum `x` over the devices along `tensor`.
 
     >>> sum_over_tensor(jnp.float32(2), UNSHARDED).item()
     2.0
@@ -127,7 +127,7 @@ def sum_over_tensor(x: Array, split: ModelSharding) -> Array:
 
 
 def first_row(rows: int, split: ModelSharding) -> Array | int:
-    """Where this device's rows of the vocabulary begin, if each has `rows` of them.
+    """The first row of this device's part of the vocabulary, if each device has `rows` rows.
 
     >>> first_row(128, UNSHARDED)
     0
@@ -140,8 +140,8 @@ def embedding_lookup(
 ) -> Array:
     """Rows of a table whose vocabulary is divided over `tensor`: [B, T] to [B, T, D].
 
-    Ids are not checked: a table that is not divided has rows of nan beyond its end, and counts
-    negative ids from there.
+    Ids are not checked. Without a division, ids beyond the table give rows of nan, and negative ids
+    count from its end.
 
     >>> embedding_lookup(jnp.eye(3), jnp.array([[2, 0]])).tolist()
     [[[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]]

@@ -39,7 +39,7 @@ class Leaf(NamedTuple):
     is_decayed: bool
     """Whether weight decay applies: to matrices and tables, not to biases and norms."""
     is_block_matrix: bool
-    """Whether it is a matrix of the blocks, which Muon orthogonalises and every token multiplies."""
+    """Whether it is a matrix of the blocks: Muon orthogonalises it, every token multiplies it."""
     huggingface: str
     """Its name in the state of GPT2LMHeadModel, or of OpenAIGPTLMHeadModel where norms come after
     the sums; `{}` stands for the layer, of which each has an array of its own there."""
