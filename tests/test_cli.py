@@ -122,7 +122,7 @@ def test_everything_that_is_wrong_is_said_at_once():
         "--config", "tinny", "--model.n-heads", "4", "--model.n-layer", "many",
         "--model.n-embd", "100", "--model.n-head", "3", "--train.batch-tokens", "1000",
     )  # fmt: skip
-    assert [p.split(";")[0] for p in problems[:3]] == [
+    assert [p.split(": choose")[0] for p in problems[:3]] == [
         "unknown config 'tinny' (did you mean tiny?)",
         "unknown option --model.n-heads (did you mean --model.n-head?)",
         "--model.n-layer must be int, not many",

@@ -424,7 +424,7 @@ def test_a_mistake_on_the_command_line_is_one_message_without_a_traceback(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ("--input a.txt --out out --vocab-size 4096", "--vocab-size works only with --train-tokenizer"),
+        ("--input a.txt --out out --vocab-size 4096", "--vocab-size works only with"),
         ("--input a.txt --out out --tokens 9", "works only with --hub"),
         ("--input a.txt --out out --shard-tokens 0", "--shard-tokens must be 1 to 2"),
         ("--input a.txt --out out --shard-tokens 9999999999", "--shard-tokens must be 1 to 2"),
