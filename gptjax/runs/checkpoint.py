@@ -33,7 +33,7 @@ from gptjax.runs.quiet import silence_orbax
 from gptjax.runs.ranking import LatestAndBest, Ranking
 
 CURSOR_FILE = "cursor/metadata"
-NO_STEP = -1  # what process 0 tells the others if there is none
+NO_STEP = -1  # process 0 sends this to the others if there is none
 WRITTEN = "async_write_complete"  # Orbax: each process has written its part of a step
 PARAMS, AVERAGED = "params", "averaged"
 REASONS = [os.strerror(number) for number in sorted(DISK_ERRORS)]
@@ -47,7 +47,7 @@ class SaveError(UserError):
 
 
 class RestoreError(UserError):
-    """Not all processes could restore a checkpoint; it stays where it is."""
+    """Not all processes could restore a checkpoint; it is not moved."""
 
     exit_code = 74
 
@@ -197,8 +197,8 @@ class Checkpointer:
             return None
         for doubtful in self.ranking.unknown():
             say(
-                f"checkpoint of step {doubtful} has a damaged {CURSOR_FILE}: nobody knows its "
-                "validation loss, so it is kept but is not the best"
+                f"checkpoint of step {doubtful} has a damaged {CURSOR_FILE}: its validation loss "
+                "is unknown, so it is kept but is not the best"
             )
         return self._restore(step, abstract)
 
@@ -209,7 +209,7 @@ class Checkpointer:
         return self._newest_good(say, before)
 
     def _newest_good(self, say: Say, before: float = math.inf) -> int | None:
-        """The newest step that verifies; what is damaged, or not before `before`, is set aside."""
+        """The newest step that verifies; damaged ones, and those from `before` on, are set aside."""
         while (step := int(broadcast_from_0(max(self.steps(), default=NO_STEP)))) != NO_STEP:
             problem = "no step after it had finite gradients"
             if step < before and (problem := first_complaint(self._problem(step))) is None:
@@ -250,7 +250,7 @@ class Checkpointer:
                 ) from error
             raise RestoreError(
                 f"checkpoint {place} cannot be restored: {_reason(error)}; if every start ends "
-                "like this, move it away and the one before is taken"
+                "like this, move it away, and training resumes from the one before"
             ) from error
         return Restored(step, {name: items[name] for name in abstract}, items["cursor"])
 
@@ -273,7 +273,7 @@ def _several() -> bool:
 
 
 def _save_problem(error: Exception) -> str:
-    """Why a save failed, in one line: tensorstore names the disk's error among many file names."""
+    """The reason of a failed save in one line; tensorstore hides it among many file names."""
     if known := next((text for text in REASONS if text in str(error)), None):
         return known
     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
