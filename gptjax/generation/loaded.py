@@ -54,7 +54,7 @@ class LoadedRun:
         return prompt + "".join(self.stream(sample, seed))
 
     def stream(self, sample: SampleConfig, seed: int = 0, number: int = 0) -> Iterator[str]:
-        """Yield the text after `sample.prompt` as it is sampled; each `number` gives another text."""
+        """Yield the text after `sample.prompt` while it is sampled; `number` varies the text."""
         if problems := sample_problems(sample):
             raise ConfigError([f"{field} {rule}" for field, rule in problems])
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)

@@ -209,7 +209,7 @@ class Checkpointer:
         return self._newest_good(say, before)
 
     def _newest_good(self, say: Say, before: float = math.inf) -> int | None:
-        """The newest step that verifies; damaged ones, and those from `before` on, are set aside."""
+        """The newest good step below `before`; damaged and later ones are set aside."""
         while (step := int(broadcast_from_0(max(self.steps(), default=NO_STEP)))) != NO_STEP:
             problem = "no step after it had finite gradients"
             if step < before and (problem := first_complaint(self._problem(step))) is None:

@@ -129,7 +129,7 @@ def test_adopting_again_is_free_and_other_files_are_refused(tmp_path: Path):
         ("train.bin", b"abc", r"train\.bin has 3 bytes and no header of llm\.c"),
         ("train.bin", b"", r"train\.bin has 0 bytes"),
         ("train_1.bin", llm_c([1] * 50)[:-2], r"train_1\.bin is truncated"),
-        ("train_1.bin", b"\1" + llm_c([1] * 9)[1:], r"magic number \d+, which is none of llm\.c's"),
+        ("train_1.bin", b"\1" + llm_c([1] * 9)[1:], r"magic number \d+, not one of llm\.c's"),
         ("train.npy", npy([1] * 50)[:-2], r"train\.npy is truncated"),
         ("train.npy", nano([1] * 50), r"not a NumPy file"),
         ("data.bin", nano([1]), r"data\.bin in .*: expected train or val in the name"),
