@@ -142,7 +142,7 @@ def doubt_ids(path: Path, tokens: np.ndarray, tokenizer: str, n_vocab: int) -> N
         anew = f"np.fromfile({name}, np.{kind}).astype(np.uint16).tofile({name})"
         raise UserError(
             f"every second id in {path} is 0: its tokens are {kind}, expected uint16. Write them "
-            f"anew by python -c {shlex.quote(f'import numpy as np; {anew}')}"
+            f"again by python -c {shlex.quote(f'import numpy as np; {anew}')}"
         )
     least, most = int(tokens.min()), int(tokens.max())
     if len(tokens) >= ENOUGH and least == most:

@@ -42,7 +42,7 @@ class Leaf(NamedTuple):
     """Whether it is a matrix of the blocks: Muon orthogonalises it, every token multiplies it."""
     huggingface: str
     """Its name in the state of GPT2LMHeadModel, or of OpenAIGPTLMHeadModel where norms come after
-    the sums; `{}` stands for the layer, of which each has an array of its own there."""
+    the sums; `{}` stands for the layer, because each layer has its own array there."""
     padding: int = 0
     """Last rows of the first dimension that only pad the vocabulary: no paper counts them, and no
     other program has them."""

@@ -19,7 +19,7 @@ from gptjax.preparation.oddities import Oddities
 from gptjax.preparation.sources import Input
 
 READ_BYTES = 2**20
-RECORD_BYTES = 2**25  # a longer record is left out: it has to be held in memory at once
+RECORD_BYTES = 2**25  # a longer record is left out, because a record is held in memory at once
 BROKEN = object()  # stands for the rest of a JSON file that cannot be read
 _SURROGATES = re.compile("[\ud800-\udfff]")
 

@@ -175,7 +175,7 @@ class Checkpointer:
             self._manager.close()
 
     def _failed(self, step: int, error: Exception) -> SaveError:
-        """Reopen the manager, whose idea of what is on disk is wrong now, and tell the user."""
+        """Reopen the manager, whose list of steps is wrong now, and tell the user."""
         self.ranking.drop(step)
         if not _several():
             self._manager.close()
