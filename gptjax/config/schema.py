@@ -144,7 +144,7 @@ class OptimConfig:
     eps: float = 1e-8
     """Adam's epsilon, added to the root of the second moment."""
     muon_momentum: float = 0.95
-    """Decay of Muon's momentum, per step (Jordan et al. 2024); short runs like less."""
+    """Decay of Muon's momentum, per step (Jordan et al. 2024); a lower one suits short runs."""
     clip_norm: float | None = 1.0
     """Gradients are clipped to this global norm; None does not clip."""
     moments_dtype: Literal["float32", "bfloat16"] = "float32"
