@@ -215,7 +215,7 @@ def _read_all(directories: list[Path], tokenizer: str | None) -> tuple[Manifest,
             for directory in missing
         ]
         raise UserError(
-            f"data.mixture names {', '.join(map(str, missing))}, without prepared data: run\n  "
+            f"data.mixture names {', '.join(map(str, missing))} without prepared data: run\n  "
             + "\n  ".join(commands)
         )
     manifests = tuple(read_manifest(d) for d in directories)
