@@ -1,4 +1,4 @@
-"""Every verb with a line: `python -m gptjax`."""
+"""List the commands: `python -m gptjax`."""
 
 import sys
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from gptjax.cli import main
 
 VERBS = {
     "prepare": "turn text into token shards, or take the shards of another trainer",
-    "train": "train a model as a config says, or resume its run",
+    "train": "train the model of a config, or resume its run",
     "generate": "continue a text with a trained model",
-    "plan": "memory, time and price of a run, before it is paid for",
+    "plan": "compute memory, time and price of a run before you pay for it",
 }
 
 
 def overview(argv: Sequence[str]) -> int:
-    """Print every verb with a line; the exit code is 2 for anything but `--help`."""
+    """Print one line for each command; any argument but `--help` gives exit code 2."""
     if argv and argv[0] not in ("-h", "--help"):
         word, near = argv[0], did_you_mean(argv[0], VERBS)
         advice = f"write python -m gptjax.{word}" if word in VERBS else f"expected nothing{near}"
@@ -24,7 +24,7 @@ def overview(argv: Sequence[str]) -> int:
     width = max(map(len, VERBS))
     for verb, purpose in VERBS.items():
         print(f"python -m gptjax.{verb:{width}}  {purpose}")
-    print("\n--help after any of them lists its options.")
+    print("\nAdd --help to any of them to list its options.")
     return 0
 
 

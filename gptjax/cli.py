@@ -1,8 +1,7 @@
 """The command line of every verb: `--config NAME|PATH`, typed overrides, one kind of error message.
 
-tyro turns the dataclasses into flags and help. What it cannot do is say everything that is wrong
-at once; on a bad command line each flag is therefore tried on its own and the config is checked
-with all those that were right.
+tyro turns the dataclasses into flags and help, but reports only the first mistake. So on a bad
+command line each flag is tried on its own, and the config is checked with all valid flags.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ C = TypeVar("C", bound="ConfigCommand")
 
 @dataclass(frozen=True)
 class ConfigCommand(Config):
-    """A verb that takes a config: the config's own fields are its flags."""
+    """A verb that takes a config; the fields of the config are its flags."""
 
     config: str = ""
     """Name of a file in configs/, or the path of one."""
@@ -41,13 +40,13 @@ class ConfigCommand(Config):
 
 
 def main(verb: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
-    """Run a verb and exit: its code, or a `UserError` as one message on standard error."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter must not end a run
+    """Run a verb and exit with its code; a `UserError` is one message on standard error."""
+    for stream in (sys.stdout, sys.stderr):  # a character that it cannot show must not end a run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         code = verb(sys.argv[1:]) or 0
-        if sys.stdout is not None:  # as it is where a shell has closed it
+        if sys.stdout is not None:  # None if a shell has closed it
             sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -81,14 +80,14 @@ def parse(command: type[T], argv: Sequence[str], prog: str, default: T | None = 
 def parse_config(command: type[C], argv: Sequence[str], prog: str, required: bool = True) -> C:
     """Parse `--config` and its overrides; the result's `run` is checked.
 
-    With another `--data.path` or `--data.mixture` the config file's section `data`, vocabulary and
-    prompt no longer apply, since they describe the file's own data; flags typed beside it do.
+    Another `--data.path` or `--data.mixture` drops the section `data`, the vocabulary and the
+    prompt of the config file, since they describe the file's own data. Typed flags stay.
     """
     problems: list[str] = []
     name, preset = _flag(argv, "--config"), None
     if name is None:
         if required and not ("-h" in argv or "--help" in argv):
-            problems.append(f"--config is missing; there are: {', '.join(preset_names())}")
+            problems.append(f"--config is missing: choose one of {', '.join(preset_names())}")
     else:
         try:
             preset = load_config(name)
@@ -100,7 +99,7 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
     other_path = _flag(argv, "--data.path") not in (None, base.data.path)
     mixture = _words(argv, "--data.mixture")
     if mixture and _flag(argv, "--data.path") is not None:
-        problems.append("--data.path and --data.mixture exclude each other: leave one of them out")
+        problems.append("--data.path and --data.mixture exclude each other: leave one out")
     if other_path or mixture not in ((), base.data.mixture):
         data = base.data
         sections["data"] = DataConfig(path=data.path, document_mask=data.document_mask)
@@ -114,7 +113,7 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
         problems += found
         parsed = _quietly(command, good, {"default": default})
     origins = origins_of(parsed, good)
-    # without the preset, a rule can be judged only by fields that were all typed
+    # without the preset, a rule can be checked only if all of its fields were typed
     problems += [
         origins.explain(problem.message)
         for problem in find_problems(parsed.run)
@@ -126,7 +125,7 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
 
 
 def _quietly(command: type[T], argv: Sequence[str], known: dict[str, Any]) -> T:
-    """Let tyro parse without its own error boxes; raises SystemExit where it cannot."""
+    """Let tyro parse without its own error boxes; raises SystemExit if it cannot."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         return tyro.cli(command, args=argv, console_outputs=False, **known)
 
@@ -158,7 +157,7 @@ def origins_of(command: ConfigCommand, argv: Sequence[str]) -> Origins:
 def _diagnose(
     command: type, argv: Sequence[str], known: dict[str, Any]
 ) -> tuple[list[str], list[str]]:
-    """Try each flag on its own: every problem found, and the words that were right."""
+    """Try each flag on its own; returns every problem, and the valid words."""
     flags = dict(_flags(command))
     problems: list[str] = []
     good: list[str] = []

@@ -15,7 +15,7 @@ from gptjax.runs.directory import RunDir
 
 @dataclass(frozen=True)
 class GenerateCommand:
-    """Write text to standard output as it is drawn; the same seed gives the same text."""
+    """Write text to standard output while it is sampled; the same seed gives the same text."""
 
     run: Path = Path("runs/quickstart")
     """Directory of a run."""
@@ -24,15 +24,15 @@ class GenerateCommand:
     max_new_tokens: int = 200
     """Length of each sample, in tokens; a sample also ends with its document."""
     temperature: float = 0.8
-    """Divisor of the logits; 0 takes the likeliest token every time."""
+    """Divisor of the logits; 0 always takes the most likely token."""
     top_k: int | None = 50
-    """Candidates per token, in number; None keeps the whole vocabulary."""
+    """Number of most likely tokens to choose from; None keeps the whole vocabulary."""
     num_samples: int = 1
-    """Samples to draw, in number."""
+    """Number of samples."""
     seed: int = 0
-    """Seed of the draw."""
+    """Seed of the samples."""
     checkpoint: str = "best"
-    """best (lowest validation loss), latest, or a step."""
+    """best (lowest validation loss), latest, or the number of a step."""
 
 
 def generate(argv: Sequence[str]) -> int:
@@ -44,7 +44,7 @@ def generate(argv: Sequence[str]) -> int:
     _check(command, sample)
     RunDir(command.run).require()
     if idle := _idle_flags(command):
-        print(f"note: only the likeliest token is drawn, so {idle} has no effect", file=sys.stderr)
+        print(f"note: decoding is greedy, so {idle} has no effect", file=sys.stderr)
     import_jax()
 
     from gptjax.cluster.compiler import enable_compilation_cache
@@ -52,7 +52,7 @@ def generate(argv: Sequence[str]) -> int:
 
     enable_compilation_cache()
     run = load_run(command.run, command.checkpoint)
-    run.tokenizer.encode(command.prompt)  # what it cannot say is told before anything is printed
+    run.tokenizer.encode(command.prompt)  # a prompt it cannot encode fails before any output
     print(f"checkpoint of step {run.step} in {command.run}", file=sys.stderr)
     for number in range(command.num_samples):
         if number:

@@ -16,25 +16,26 @@ from gptjax.planning.search import USABLE, for_gpu, make_plan
 
 @dataclass(frozen=True)
 class PlanCommand(ConfigCommand):
-    """The needs and costs of a run: memory, time, communication, money. Nothing is run."""
+    """Compute memory, time, communication and price of a run without running it."""
 
     gpu: str = "h100"
     """Type of GPU: gtx1070ti, t4, v100, rtx3090, rtx4090, a10g, l4, l40s, a100-40, a100, h100,
     h200 or b200."""
     gpus: int = 8
-    """GPUs in all."""
+    """Total number of GPUs."""
     gpus_per_node: int = 8
-    """GPUs of a machine, which the bus connects; between machines there is the network."""
+    """GPUs in one machine. The bus connects them; the network connects machines."""
     price: float | None = None
-    """Money per GPU and hour; None names no price."""
+    """Price of one GPU for one hour; None leaves the price out of the plan."""
     mfu: float = TYPICAL_MFU
-    """Share of the GPU's peak that the model's arithmetic reaches (0 to 1)."""
+    """Model FLOPs utilisation: share of the GPU's peak that the model's arithmetic reaches (0 to
+    1)."""
     bus: float | None = None
-    """Bus bandwidth within a machine, GB/s in one direction; None takes the GPU's usual one."""
+    """Bus bandwidth within a machine, GB/s in one direction; None is the usual one of the GPU."""
     network: float | None = None
-    """Network bandwidth of each GPU, GB/s in one direction; None takes the usual one."""
+    """Network bandwidth of each GPU, GB/s in one direction; None is the usual one of the GPU."""
     usable: float = USABLE
-    """Share of a GPU's memory that a step may need (0 to 1)."""
+    """Share of a GPU's memory that a step may use (0 to 1)."""
     compile: bool = False
     """Compile the step for virtual devices and compare its memory with the plan's."""
 
@@ -71,7 +72,7 @@ def plan(argv: Sequence[str]) -> int:
 
 
 def _check(command: PlanCommand) -> None:
-    """Raise one `ConfigError` with everything that is wrong with the verb's own flags."""
+    """Raise one `ConfigError` with every mistake in the flags of `plan` itself."""
     positive = {"price": command.price, "bus": command.bus, "network": command.network}
     shares = {"mfu": command.mfu, "usable": command.usable}
     problems = [

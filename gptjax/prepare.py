@@ -19,7 +19,7 @@ from gptjax.preparation.options import (
 
 
 def prepare(argv: Sequence[str]) -> int:
-    """Parse the flags and do the one thing they ask for."""
+    """Parse the flags and do the work that they name."""
     command = parse(PrepareCommand, argv, "python -m gptjax.prepare")
     refuse_unread_flags(command)
     if command.inspect is not None:

@@ -18,7 +18,7 @@ from gptjax.config.presets import load_config
 
 @dataclass(frozen=True)
 class TrainCommand(ConfigCommand):
-    """Train a model as a config file says; the same command again resumes the run."""
+    """Train the model of a config file; run the same command again to resume."""
 
     run_dir: Path | None = None
     """Directory of the run; None means runs/CONFIG_NAME."""
@@ -27,18 +27,18 @@ class TrainCommand(ConfigCommand):
     report: bool = False
     """Print versions, devices, config and the end of the log, to send with a question."""
     coordinator: str | None = None
-    """HOST:PORT at which process 0 of several listens; None takes what the launcher (Slurm, Open
-    MPI, Kubernetes, SkyPilot) says."""
+    """HOST:PORT of process 0 in a run of several processes; None asks the launcher (Slurm, Open
+    MPI, Kubernetes, SkyPilot)."""
     processes: int | None = None
-    """Processes of the run on all nodes; None takes what the launcher says, else 1."""
+    """Number of processes on all nodes; None asks the launcher, and is 1 without one."""
     process: int | None = None
-    """Which of them this one is, from 0."""
+    """Number of this process, from 0."""
 
 
 def train(argv: Sequence[str]) -> int:
-    """Parse, meet the other processes if there are any, and fit.
+    """Parse the flags, connect to the other processes of the run, and train.
 
-    Embedded data is prepared if there is none yet, by process 0, which the others wait for.
+    If the config brings its own text, process 0 prepares it first, and the others wait.
     """
     began = time.perf_counter()
     is_report = "--report" in argv
@@ -54,7 +54,7 @@ def train(argv: Sequence[str]) -> int:
         return 0
     origins = origins_of(command, argv)
 
-    # an interrupt in the midst of importing jax can be lost, or end in a crash
+    # an interrupt during the import of jax can be lost, or crash the process
     with StopRequest(answer="stopping before anything began") as stop:
         import_jax()
         import jax
@@ -76,7 +76,7 @@ def train(argv: Sequence[str]) -> int:
     startup.end("imports")
     launch = find_launch(os.environ, command.coordinator, command.processes, command.process)
     run, data_dir = command.run, Path(command.data.path)
-    if launch is None:  # a mistake is told before the data is prepared
+    if launch is None:  # report a mistake before preparing the data
         start_devices(run.train.cpu_devices, parameter_count(run.model))
     needs_shards = task_of(run).reads_shards and not run.data.mixture
     is_missing = needs_shards and not is_prepared(data_dir)

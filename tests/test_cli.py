@@ -122,7 +122,7 @@ def test_everything_that_is_wrong_is_said_at_once():
         "--config", "tinny", "--model.n-heads", "4", "--model.n-layer", "many",
         "--model.n-embd", "100", "--model.n-head", "3", "--train.batch-tokens", "1000",
     )  # fmt: skip
-    assert [p.split(";")[0] for p in problems[:3]] == [
+    assert [p.split(": choose")[0] for p in problems[:3]] == [
         "unknown config 'tinny' (did you mean tiny?)",
         "unknown option --model.n-heads (did you mean --model.n-head?)",
         "--model.n-layer must be int, not many",
@@ -155,8 +155,8 @@ def test_flags_that_were_right_count_when_others_were_wrong():
         (["--train.micro-batch", "all"], "--train.micro-batch must be int or one of auto, not all"),
         (
             ["--train.ramp-steps", "3"],
-            "train.ramp_from_tokens and train.ramp_steps go together: the first batch, and the "
-            "steps until the full batch, not None and 3",
+            "train.ramp_from_tokens and train.ramp_steps go together (the first batch, and the "
+            "steps until the full batch), not None and 3",
         ),
         (
             ["--train.ramp-from-tokens", "128", "--train.ramp-steps", "3"],
@@ -189,7 +189,7 @@ def test_a_stray_word_is_an_error():
 @pytest.mark.parametrize("argv", [[], ["--fresh"], ["--train.seed", "1"]], ids=str)
 def test_a_missing_config_is_told_with_those_that_exist(argv):
     (only,) = problems_of(*argv)
-    assert only == f"--config is missing; there are: {', '.join(preset_names())}"
+    assert only == f"--config is missing: choose one of {', '.join(preset_names())}"
 
 
 def test_a_verb_may_do_without_a_config():

@@ -15,7 +15,7 @@ DISK_ERRORS = {
 
 
 class UserError(Exception):
-    """A problem outside the program: missing data, a damaged file, a run that cannot go on."""
+    """A problem outside the program: missing data, a damaged file, a run that cannot continue."""
 
     exit_code = 1
 

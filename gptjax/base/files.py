@@ -19,9 +19,9 @@ def unique_name(path: Path) -> Path:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` when all of it is on the disk.
+    """A file to write, which replaces `path` when all of it is on the disk.
 
-    No reader and no crash ever sees half of it, and an error, as of a full disk, leaves nothing.
+    No reader and no crash ever sees half of it. An error, such as a full disk, leaves nothing.
     """
     temporary = unique_name(path)
     try:
@@ -36,7 +36,7 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, as `replaced` does."""
+    """Replace the file at `path` by `content`, atomically."""
     with replaced(path) as file:
         file.write(content)
 

@@ -10,7 +10,7 @@ ByteProgress = Callable[[int], None]
 
 
 def byte_bars(rate: str = "") -> Any:
-    """A `rich.progress.Progress` of bytes, their speed and the time left; `rate` shows more."""
+    """A `rich.progress.Progress` of bytes, speed and time left; `rate` adds a column of text."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

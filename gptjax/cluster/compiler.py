@@ -18,7 +18,7 @@ import jax.monitoring
 
 from gptjax.cluster.environment import find_devices
 
-LARGEST_CACHE = 8 * 2**30  # bytes; GPT-2's step on a GPU takes some ten million
+LARGEST_CACHE = 8 * 2**30  # bytes; GPT-2's step on a GPU takes about ten million
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # glibc's malloc.h
 NEVER = -1  # a threshold in bytes, which glibc reads as the largest there is
 ARENA_BYTES = 2**26  # bytes a glibc pool takes from the kernel at a time, unless it is the main one
@@ -30,16 +30,16 @@ HIT = "/jax/compilation_cache/cache_hits"
 def enable_compilation_cache() -> Path | None:
     """Make jax keep every compiled program on disk; returns the directory, or None without one.
 
-    `JAX_COMPILATION_CACHE_DIR` decides if it is set. Otherwise programs are kept by type of
-    processor, since one compiled for a newer processor may crash on an older one that shares the
-    home directory. A directory that cannot be written costs nothing but a note on standard error;
-    jax still reads what is there.
+    `JAX_COMPILATION_CACHE_DIR` wins if it is set. Otherwise every type of processor has a
+    directory, because a program compiled for a newer one may crash on an older one that shares the
+    home directory. If the directory cannot be written, a note on standard error says so, and jax
+    still reads the programs in it.
     """
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     warnings.filterwarnings("ignore", "Error (read|writ)ing persistent compilation cache entry")
     chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
-    if "://" in chosen:  # of another kind than a disk's
+    if "://" in chosen:  # not a directory on a disk
         return Path(chosen)
     directory = None
     try:
@@ -133,7 +133,7 @@ def compiler_options() -> dict[str, bool | str]:
 
 
 def start_devices(cpu_devices: int, parameters: int) -> None:
-    """Have jax find its devices, for a model of so many parameters. Raises `EnvironmentProblem`."""
+    """Let jax find its devices; `parameters` is the model's size. Raises `EnvironmentProblem`."""
     divide_processor(cpu_devices)
     keep_freed_memory(parameters)
     find_devices()
@@ -142,9 +142,9 @@ def start_devices(cpu_devices: int, parameters: int) -> None:
 def divide_processor(devices: int) -> None:
     """Make the CPU count as `devices` devices, unless the environment sets their number.
 
-    Each of them computes its share of a small batch alone, where one device would halve every
-    operation between the cores and wait for both, some 500 times a step. Where jax has found its
-    devices already, for another run in the same process, they stay as they are; a note says so.
+    Each then computes its share of a small batch alone. A single device would split every operation
+    between the cores and wait for both, some 500 times a step. If jax has found its devices before,
+    for another run in the same process, they stay as they are, and a note says so.
     """
     is_told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if devices <= 1 or is_told or "JAX_NUM_CPU_DEVICES" in os.environ:

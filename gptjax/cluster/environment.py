@@ -1,6 +1,6 @@
-"""The environment that jax reads, checked as the config is: a mistake is one sentence.
+"""Checks the environment that jax reads, like the config: a mistake is one sentence.
 
-jax answers a variable that it cannot use with an exception of its own, and XLA ends the process.
+If a variable is wrong, jax raises an exception of its own, and XLA ends the process.
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import Any
 from gptjax.base.errors import UserError
 
 FLAGS = "XLA_FLAGS"
-UNKNOWN = "not in the list of known backends"  # jax, of a platform without a driver
+UNKNOWN = "not in the list of known backends"  # jax's words about a platform without a driver
 READS_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
 GUARDS = ("jax_transfer_guard", "jax_transfer_guard_host_to_device")
 TRAINING = {
@@ -24,23 +24,23 @@ TRAINING = {
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
 }
-"""The settings of jax that decide what a training program is, with the values that ours needs."""
+"""The settings of jax that change a training program, with the values that ours needs."""
 
 
 class EnvironmentProblem(UserError):
-    """A variable of the environment, or a setting of jax, with which nothing can run."""
+    """An environment variable, or a setting of jax, that keeps every program from running."""
 
     exit_code = 2
 
 
 class DeviceError(UserError):
-    """Devices that are known but do not answer; another start may find them."""
+    """Devices that exist but do not answer; another start may find them."""
 
     exit_code = 75  # sysexits.h: EX_TEMPFAIL
 
 
 def import_jax() -> None:
-    """Import jax, which reads most of its variables then. Raises `EnvironmentProblem`."""
+    """Import jax, which reads most of its variables now. Raises `EnvironmentProblem`."""
     if "jax" in sys.modules:
         return
     _check_xla_flags()
@@ -55,20 +55,20 @@ def import_jax() -> None:
             ) from error
         name = guilty[0]
         raise EnvironmentProblem(
-            f"jax does not take {name}={os.environ[name]}: {_first_line(error)}. Correct {name}, "
+            f"jax does not accept {name}={os.environ[name]}: {_first_line(error)}. Correct {name}, "
             "or unset it"
         ) from error
 
 
 def _check_xla_flags() -> None:
-    """Let another process read the flags: XLA ends the one that reads a flag it does not know."""
+    """Let another process read the flags: XLA ends a process that reads an unknown flag."""
     if not (flags := os.environ.get(FLAGS)):
         return
     asked = subprocess.run([sys.executable, "-c", READS_FLAGS], capture_output=True, text=True)
     if asked.returncode and FLAGS in asked.stderr:
         reason = next(line for line in asked.stderr.splitlines() if FLAGS in line)
         raise EnvironmentProblem(
-            f"XLA does not take {FLAGS}={flags}: {reason.partition('] ')[2] or reason}. Correct "
+            f"XLA does not accept {FLAGS}={flags}: {reason.partition('] ')[2] or reason}. Correct "
             f"{FLAGS}, or unset it"
         )
 
@@ -90,20 +90,20 @@ def find_devices() -> Sequence[Any]:
         if reason and UNKNOWN not in reason:
             raise DeviceError(f"{asked}jax finds no device: {reason}") from error
         raise EnvironmentProblem(
-            f"{asked}jax finds no such device. Unset JAX_PLATFORMS to take what there is, or "
-            f'install what drives them (README, "On a GPU"){". " * bool(reason)}{reason}'
+            f"{asked}jax finds no such device. Unset JAX_PLATFORMS to use other devices, or "
+            f'install the driver (README, "On a GPU"){". " * bool(reason)}{reason}'
         ) from error
     for name in GUARDS:
         if str(_setting(name)).startswith("disallow"):
             raise EnvironmentProblem(
-                f"{name.upper()} is {_setting(name)}, but no program starts without copies to "
-                f"its devices. Unset {name.upper()}"
+                f"{name.upper()} is {_setting(name)}, but every program starts with copies to its "
+                f"devices. Unset {name.upper()}"
             )
     return devices
 
 
 def check_training() -> None:
-    """Raise one `EnvironmentProblem` with every setting of jax that training cannot live with."""
+    """Raise one `EnvironmentProblem` with every setting of jax that training cannot use."""
     wrong = {name: _setting(name) for name in TRAINING if _setting(name) != TRAINING[name]}
     if wrong:
         said = ", ".join(f"{name.upper()} is {value}" for name, value in wrong.items())
@@ -121,7 +121,7 @@ def _setting(name: str) -> Any:
 
 @contextmanager
 def _warnings_as_notes(name: str) -> Iterator[None]:
-    """Show what a library's logger warns of in a line each, without its stack traces."""
+    """Show each warning of a library's logger in one line, without its stack trace."""
     logger = logging.getLogger(name)
     handler, propagates = _Notes(logging.WARNING), logger.propagate
     logger.addHandler(handler)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from gptjax.base.errors import UserError
 from gptjax.cluster.agreement import exit_process
 
-PATIENCE = 10  # a wait of this many times the longest so far is allowed, whatever the setting
+PATIENCE = 10  # a wait of this many times the longest so far is always allowed
 CHECKS = 20  # number of looks at the clock within the allowed time
 LONGEST_SLEEP = 60.0  # seconds between two looks
 

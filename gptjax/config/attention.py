@@ -1,6 +1,6 @@
-"""The limits of cuDNN's flash attention, and the attention in its place; read without jax.
+"""The limits of cuDNN's flash attention, and the attention to use instead; loads no jax.
 
-The same rules refuse a config, choose for a run on this machine, and plan for a GPU elsewhere.
+The same rules check a config, choose attention for a run here, and plan for a GPU elsewhere.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ TILES_FROM = 256  # tokens of context from which attention in tiles is faster th
 
 
 def cudnn_limits(model: ModelConfig, document_mask: bool) -> Iterator[tuple[str, str]]:
-    """Every field of a config that cuDNN's attention cannot serve, and why, in words."""
+    """Every field of a config that rules out cuDNN's attention, and the reason in words."""
     if model.dtype == "float32":
         yield "model.dtype", "computes in bfloat16 or float16, not in model.dtype float32"
     if model.attn_pdrop:
@@ -21,5 +21,5 @@ def cudnn_limits(model: ModelConfig, document_mask: bool) -> Iterator[tuple[str,
 
 
 def portable(context: int) -> str:
-    """The attention to take where cuDNN's will not do."""
+    """The attention to use if cuDNN's does not work."""
     return "blockwise" if context >= TILES_FROM else "xla"

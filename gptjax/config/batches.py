@@ -1,8 +1,8 @@
-"""The size of each step's batch: constant, or doubling in equal stages while training begins.
+"""The size of each step's batch: constant, or doubling in equal stages at the start of training.
 
 Small batches learn more from a token at first, when gradients agree with one another; Brown et al.
-(2020, appendix B) ramp linearly for that reason. Doubling needs only a handful of compiled
-programs. Sizes are a function of the step alone, and so is the place in the data.
+(2020, appendix B) ramp linearly for that reason. Doubling needs only a few compiled programs. The
+size depends only on the step, and so does the position in the data.
 """
 
 import math
@@ -12,7 +12,7 @@ from gptjax.config.schema import Config
 
 
 class BatchSchedule(NamedTuple):
-    """Rows of every step: `first` doubling to `final`, which is reached after `steps` steps.
+    """Rows of every step: they double from `first` to `final` in `steps` steps.
 
     >>> ramp = BatchSchedule(first=16, final=64, steps=100)
     >>> [ramp.rows(step) for step in (0, 49, 50, 99, 100)], ramp.rows_before(60)
@@ -52,7 +52,7 @@ class BatchSchedule(NamedTuple):
 
 
 def batch_schedule(config: Config) -> BatchSchedule:
-    """The ramp of a config; one of no steps where `train.ramp_from_tokens` is None."""
+    """The ramp of a config; it has no steps if `train.ramp_from_tokens` is None."""
     final, train = config.batch_rows, config.train
     if train.ramp_from_tokens is None:
         return BatchSchedule(final, final, 0)
@@ -60,7 +60,7 @@ def batch_schedule(config: Config) -> BatchSchedule:
 
 
 def rows_problem(config: Config, groups: int) -> str | None:
-    """Why the smallest batch does not divide among groups of devices; None if it does."""
+    """The reason why the smallest batch cannot be divided among groups of devices, or None."""
     rows, train = batch_schedule(config).first, config.train
     if rows % groups == 0:
         return None

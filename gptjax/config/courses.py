@@ -1,6 +1,6 @@
-"""A run's course in steps: where its learning-rate schedules begin and end, and what does not fit.
+"""The steps at which learning-rate schedules begin and end, and schedules that do not fit a run.
 
-A config that was trained already is not judged by these rules: its run may be read, and go on.
+These rules are not applied to a config that was trained before: its run can be read and resumed.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def cooldown_steps(optim: OptimConfig, length: int) -> int:
 
 
 def misfits(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield every piece of a course that is longer than its place: the fields, and a message."""
+    """Yield every warm-up, cooldown and ramp that does not fit: its fields, and a message."""
     o, t = c.optim, c.train
     ends = [(t.max_steps, "train.max_steps")]
     if o.decay_steps is not None:
@@ -36,7 +36,7 @@ def misfits(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         if stop <= begin:
             yield (
                 ("optim.rewarm_steps", field),
-                f"optim.rewarm_steps must increase and end before the schedule and the run do: "
+                f"optim.rewarm_steps must increase, and end before the schedule and the run end: "
                 f"{begin} is not before {field} {stop}",
             )
         elif o.warmup_steps > stop - begin:
@@ -56,5 +56,5 @@ def misfits(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (
             ("train.ramp_steps", "train.max_steps"),
             f"train.ramp_steps {t.ramp_steps} is longer than the run, train.max_steps "
-            f"{t.max_steps}: the batch would never be whole",
+            f"{t.max_steps}: the batch would never reach its full size",
         )

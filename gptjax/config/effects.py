@@ -1,4 +1,4 @@
-"""Fields without effect beside others: a value that was typed for one of them gets a note."""
+"""Fields that other fields make ineffective; a note names those that were typed."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -16,29 +16,29 @@ SAMPLING = "sample.prompt sample.max_new_tokens sample.temperature sample.top_k"
 
 
 class Surroundings(NamedTuple):
-    """What else decides whether a field has an effect."""
+    """Facts outside the config that decide whether a field has an effect."""
 
     is_prepared: bool
-    """Whether the data was there before the run."""
+    """Whether the data was prepared before this start."""
     platform: str
-    """jax's name of it, such as cpu or gpu."""
+    """jax's name of the platform, such as cpu or gpu."""
     devices: int
     """Devices of this process."""
 
 
 def note_without_effect(c: Config, typed: Collection[str], here: Surroundings) -> list[str]:
-    """One line that names the typed fields, by dotted name, that change nothing; or none."""
+    """One line with the flags of the typed fields that change nothing; empty without any."""
     o, t = c.optim, c.train
     lengths = [end - begin for begin, end in schedules(o, t.max_steps)]
     is_flat = o.schedule == "wsd" and not any(cooldown_steps(o, n) for n in lengths)
     steps = [parse_change(change, len(c.data.mixture))[0] for change in c.data.mixture_changes]
-    on = f"there are {here.devices} devices" if here.platform == "cpu" else "it is for processors"
+    on = f"there are {here.devices} devices" if here.platform == "cpu" else "it is for CPUs"
     table = [
         ("optim.beta1 optim.beta2 optim.eps", o.name == "adafactor", "optim.name is adafactor"),
         ("optim.eps", o.name == "lion", "optim.name is lion"),
         ("optim.muon_momentum", o.name != "muon", f"optim.name is {o.name}"),
         ("optim.cooldown_fraction", o.schedule != "wsd", f"optim.schedule is {o.schedule}"),
-        ("optim.final_lr optim.decay_steps", is_flat, "a wsd without cooldown stays at the peak"),
+        ("optim.final_lr optim.decay_steps", is_flat, "wsd without a cooldown stays at the peak"),
         ("train.eval_tokens", t.eval_every_steps == 0, "train.eval_every_steps is 0"),
         (SAMPLING, t.sample_every_steps == 0, "train.sample_every_steps is 0"),
         ("sample.top_k", c.sample.temperature == 0, "sample.temperature is 0"),
@@ -58,4 +58,4 @@ def note_without_effect(c: Config, typed: Collection[str], here: Surroundings) -
             if name in typed:
                 reasons.setdefault(flag_of(name), reason)
     listed = "; ".join(f"{flag} ({reason})" for flag, reason in reasons.items())
-    return [f"note     without effect here: {listed}"] if listed else []
+    return [f"note     no effect here: {listed}"] if listed else []

@@ -1,4 +1,4 @@
-"""Strings with a meaning: hub names, mixtures, tokenizers, trace windows. Read, not looked up."""
+"""The grammar of hub names, mixtures, tokenizer names and trace windows; nothing is looked up."""
 
 import os.path
 import re
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 TOKENIZERS = ("gpt1", "gpt2", "bytes", "chars")
 HUB_FORM = (
-    "OWNER/NAME, OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT, with @REVISION after NAME or not"
+    "OWNER/NAME, OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT, where @REVISION may follow NAME"
 )
 _NAME = re.compile(
     r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^:@\s]+))?"
@@ -18,7 +18,7 @@ _NAME = re.compile(
 
 
 class HubName(NamedTuple):
-    """A data set on the hub; without a subset or a revision it is the one the hub shows first."""
+    """A data set on the hub; without a subset or a revision, the hub's default one."""
 
     repository: str
     revision: str | None
@@ -40,7 +40,7 @@ def read_hub_name(text: str) -> HubName | None:
 
 
 class MixtureSource(NamedTuple):
-    """A prepared directory, its weight, and how many epochs of it may be read at most."""
+    """A prepared directory, its weight, and the largest number of epochs allowed."""
 
     path: str
     weight: Fraction
@@ -48,9 +48,9 @@ class MixtureSource(NamedTuple):
 
 
 def parse_source(text: str) -> MixtureSource:
-    """Read DIR=WEIGHT or DIR=WEIGHT:EPOCHS; raises ValueError that says what is wrong.
+    """Read DIR=WEIGHT or DIR=WEIGHT:EPOCHS; raises ValueError with the mistake.
 
-    A weight of 0 is that of a source which only a change brings in, or which is only validated on.
+    Weight 0 is for a source that a later change brings in, or that is used only for validation.
 
     >>> parse_source("data/books=30:4")
     MixtureSource(path='data/books', weight=Fraction(30, 1), max_epochs=4.0)
@@ -89,7 +89,7 @@ def mistakes(sources: Sequence[str], changes: Sequence[str]) -> Iterator[tuple[s
     if len({os.path.realpath(source.path) for source in read}) < len(read):
         yield "mixture", f"names a directory twice: {', '.join(source.path for source in read)}"
     if read and not any(source.weight for source in read):
-        yield "mixture", "needs a weight above 0 to begin with"
+        yield "mixture", "needs at least one weight above 0"
     if changes and not sources:
         yield "mixture_changes", "needs data.mixture, whose weights it changes"
         return
@@ -103,7 +103,7 @@ def mistakes(sources: Sequence[str], changes: Sequence[str]) -> Iterator[tuple[s
 
 
 def _number(text: str, whole: str) -> Fraction:
-    # an exponent of more digits would take for ever, or be no float
+    # an exponent of more digits would take for ever, or overflow a float
     number = Fraction(text) if re.fullmatch(r"\d+(\.\d*)?(e[+-]?\d\d?)?", text, re.ASCII) else -1
     if number < 0:
         raise ValueError(f"{whole!r}: {text!r} is not a number of 0 or more, such as 30 or 0.5")
@@ -128,9 +128,9 @@ def profile_window(text: str) -> tuple[int, int] | None:
 
 
 def is_tokenizer_name(name: str) -> bool:
-    """Whether `name` says which tokenizer: a known name, bpe:N, tiktoken:ENCODING or a JSON file.
+    """Whether `name` has the form of a tokenizer name: known, bpe:N, tiktoken:ENCODING, *.json.
 
-    Whether there is such an encoding or file is found out when it is made.
+    The existence of the encoding or file is not checked.
     """
     kind, _, rest = name.partition(":")
     if kind == "bpe":

@@ -1,6 +1,6 @@
-"""Where the value of a field comes from: typed, from the config file, or a default.
+"""The origin of a field's value: typed, from the config file, or a default.
 
-A message about a value that nobody typed says so, with the flag that changes it.
+A message about a value that was not typed names its origin, and the flag that changes it.
 """
 
 import re
@@ -41,9 +41,9 @@ class Origins:
     preset: str | None
 
     def explain(self, message: str) -> str:
-        """The message, and the origin of every value in it that was not typed.
+        """Add to the message the origin of every value in it that was not typed.
 
-        A default of None needs no explanation: it stands for no value.
+        A default of None needs no explanation: it means that there is no value.
         """
         default, found = Config(), {}
         for name in dict.fromkeys(_FIELD.findall(message)):
@@ -65,7 +65,7 @@ class Origins:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Explain the `UserError` of a block."""
+        """Explain the `UserError` that a block raises."""
         try:
             yield
         except UserError as error:

@@ -1,4 +1,4 @@
-"""Find and run the config files: Python, one a run, each with `get_config() -> Config`.
+"""Find and run the config files: one Python file a run, each with `get_config() -> Config`.
 
 A bare name means a file shipped in `configs/` (beside the package in a checkout, inside it in an
 installed wheel); anything with a slash or ending in .py is a path.
@@ -42,8 +42,8 @@ def find_preset(name_or_path: str | PathLike[str]) -> Path:
         return presets_dir() / f"{name_or_path}.py"
     raise ConfigError(
         [
-            f"unknown config {name_or_path!r}{did_you_mean(name_or_path, names)}; "
-            f"there are: {', '.join(names)}; or give the path of a .py file"
+            f"unknown config {name_or_path!r}{did_you_mean(name_or_path, names)}: choose one of "
+            f"{', '.join(names)}, or give the path of a .py file"
         ]
     )
 
@@ -75,7 +75,7 @@ def load_config(name_or_path: str | PathLike[str]) -> Config:
 
 
 def _explain(error: Exception) -> str:
-    """Add a did-you-mean where a config file names a field that does not exist."""
+    """Describe an error; add a did-you-mean if a config file names an unknown field."""
     import gptjax.config
 
     text = f"{type(error).__name__}: {error}"

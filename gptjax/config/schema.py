@@ -17,7 +17,7 @@ VOCAB_MULTIPLE = 128  # rows of the embedding table are padded to whole tensor-c
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network: its shape and its switches. GPT-1 and GPT-2 differ in these fields only."""
+    """The network: its shape and its switches. GPT-1 and GPT-2 differ only in these fields."""
 
     n_layer: int = 12
     """Transformer blocks (N)."""
@@ -26,7 +26,7 @@ class ModelConfig:
     n_embd: int = 768
     """Width of the residual stream (D)."""
     n_ctx: int = 1024
-    """Longest context the position table holds, in tokens."""
+    """Longest context that the position table holds, in tokens."""
     n_vocab: int | None = None
     """Vocabulary size (V), in tokens; None takes it from the prepared data's tokenizer."""
     norm: Literal["pre", "post"] = "pre"
@@ -40,7 +40,7 @@ class ModelConfig:
     bias: bool = True
     """Bias of every other projection and of the layer norms."""
     tied_head: bool = True
-    """Read logits with the token embedding itself instead of a second matrix."""
+    """Compute logits with the token embedding instead of a second matrix."""
     embd_pdrop: float = 0.0
     """Dropout probability after the sum of token and position embedding."""
     attn_pdrop: float = 0.0
@@ -53,11 +53,11 @@ class ModelConfig:
     float32_matmul: Literal["highest", "tf32"] = "highest"
     """How a GPU multiplies float32 matrices: exactly, or several times faster in TF32."""
     attention: Literal["auto", "xla", "blockwise", "cudnn"] = "auto"
-    """Attention: xla forms all T x T weights; blockwise never holds more than a tile of them; cudnn
-    is flash attention on GPUs; auto takes the fastest that works here and says which."""
+    """Attention: xla forms all T x T weights; blockwise never holds more than one tile of them;
+    cudnn is flash attention on GPUs; auto takes the fastest that works here and logs its name."""
     remat: Literal["none", "dots", "block", "full"] = "none"
-    """What the backward pass recomputes to save memory: nothing; norms, GELUs and dropout (dots);
-    the whole block but its attention (block); the whole block (full)."""
+    """Rematerialisation: the backward pass recomputes nothing (none); norms, GELUs and dropout
+    (dots); the block except its attention (block); or the whole block (full), to save memory."""
     unroll: int = 1
     """Layers per iteration of the loop over the stack: 1 compiles fastest, n_layer runs fastest."""
 
@@ -76,40 +76,40 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where tokens come from and how they were, or are to be, prepared."""
+    """Where tokens come from, and how the text is prepared."""
 
     path: str = "data/quickstart"
     """Directory of prepared token shards, with their manifest."""
     tokenizer: str | None = None
     """gpt2, gpt1, bytes, chars (those of the corpus), bpe:N (a BPE of N tokens trained on the
-    corpus), tiktoken:ENCODING, or a tokenizer's JSON file; None: whatever `path` has (and bytes
-    when preparing)."""
+    corpus), tiktoken:ENCODING, or a tokenizer's JSON file; None is the tokenizer of `path` (and
+    bytes when preparing)."""
     source: Literal["stdlib"] | None = None
-    """Corpus that is on every machine: stdlib is Python's own standard library."""
+    """Text that is on every machine: stdlib is Python's own standard library."""
     inputs: tuple[str, ...] = ()
     """Files, directories and patterns to prepare, or - for standard input: text, JSON (lines or
     arrays), CSV, TSV or Parquet, each also compressed (gzip, zstd)."""
     val_fraction: float = 0.05
     """Share of the text held out for validation, chosen by document hash (0 to 0.5)."""
     input_format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] = "auto"
-    """What the inputs are; auto goes by the content of each, json is lines or arrays."""
+    """Format of the inputs; auto recognises each file by its content, json is lines or arrays."""
     text_field: str | None = None
-    """Field of JSON, or column of CSV, TSV or Parquet, that holds the text; None: text, or else the
-    only one of strings."""
+    """Field of JSON, or column of CSV, TSV or Parquet, that holds the text; None means text, or
+    else the only field of strings."""
     doc_separator: str | None = None
-    r"""What stands between the documents of a text file (\n is a line end); None: a file is one."""
+    r"""Separator between the documents of a text file (\n is a line break); None: one a file."""
     hub: str | None = None
     """Data set of the Hugging Face hub to prepare, in place of inputs and source: OWNER/NAME,
-    OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT, with @REVISION after NAME or not. Ready token
-    files are fetched as they are; text is streamed."""
+    OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT; @REVISION may follow NAME. Ready token files are
+    fetched as they are; text is streamed."""
     mixture: tuple[str, ...] = ()
     """Prepared directories to mix in place of `path`, each DIR=WEIGHT, or DIR=WEIGHT:EPOCHS with
-    the most epochs of it that are allowed; with weight 0 where a change is to bring it in."""
+    the largest number of epochs allowed. Weight 0 is for a source that a change brings in."""
     mixture_changes: tuple[str, ...] = ()
     """New weights from a given step on, each as STEP=WEIGHT,WEIGHT,... in mixture order. A resumed
     run may change entries that have not taken effect yet."""
     document_mask: bool = False
-    """Keep attention inside documents, which a window may hold several of; GPT-2 did not."""
+    """Keep attention inside documents; a window may hold several. GPT-2 did not."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,13 @@ class OptimConfig:
     warmup_steps: int = 700
     """Linear warm-up, in steps."""
     decay_steps: int | None = None
-    """Step at which the schedule ends, warm-up included; None means train.max_steps. The rate stays
-    at final_lr from there on."""
+    """Step at which the schedule ends, warm-up included; None means train.max_steps. After it the
+    rate stays at final_lr."""
     rewarm_steps: tuple[int, ...] = ()
-    """Steps after which the schedule begins anew, warm-up and all; one ends where the next
-    begins. For runs that go on after their end."""
+    """Steps after which the schedule starts again, with its warm-up; each schedule ends where the
+    next begins. For runs that continue after their end."""
     cooldown_fraction: float = 0.2
-    """Share of the schedule that cools down at its end (wsd only; 0 to 1)."""
+    """Share of the schedule in which the rate falls at the end (wsd only; 0 to 1)."""
     weight_decay: float = 0.1
     """Decoupled decay per unit of learning rate; biases and norms are never decayed."""
     beta1: float = 0.9
@@ -144,9 +144,9 @@ class OptimConfig:
     eps: float = 1e-8
     """Adam's epsilon, added to the root of the second moment."""
     muon_momentum: float = 0.95
-    """Decay of Muon's momentum, per step (Jordan et al. 2024); short runs like less."""
+    """Decay of Muon's momentum, per step (Jordan et al. 2024); a lower one suits short runs."""
     clip_norm: float | None = 1.0
-    """Largest global gradient norm; None does not clip."""
+    """Gradients are clipped to this global norm; None does not clip."""
     moments_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which the optimizer's moments are stored between steps."""
     ema_decay: float | None = None
@@ -161,22 +161,24 @@ class TrainConfig:
     batch_tokens: int = 2**19
     """Tokens per step over all devices and micro-steps."""
     micro_batch: int | Literal["auto"] = 16
-    """Sequences a device processes at once, at most; the number of micro-steps follows from it.
+    """Most sequences that a device processes at once; the number of micro-steps follows from it.
     auto takes the largest number that the compiler reports will fit in memory."""
     cpu_devices: int = 1
-    """Devices that a processor counts as; one a core is faster for small models. GPUs ignore it."""
+    """Devices into which a CPU is divided; one a core is faster for small models. GPUs ignore
+    it."""
     ramp_from_tokens: int | None = None
-    """Tokens of the first steps, batch_tokens divided by a power of two; None does not ramp."""
+    """Tokens per step at the start of a ramp, batch_tokens divided by a power of two; None does not
+    ramp."""
     ramp_steps: int = 0
-    """Steps over which the batch doubles, in equal stages, up to batch_tokens."""
+    """Steps in which the batch doubles, in equal stages, until it has batch_tokens."""
     wire_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which gradients cross the network between groups of devices, once per step."""
     updates_per_call: int = 1
-    """Steps that one call of the compiled program makes, at most: ten save a tenth where a step
-    takes some ten milliseconds. Their rows of metrics.jsonl share one time, and a stop
-    request waits for the one or two calls under way."""
+    """Most steps that one call of the compiled program takes: ten save a tenth of the time if a
+    step takes about ten milliseconds. Their rows of metrics.jsonl share one time, and a stop
+    request waits for the one or two calls in progress."""
     loss_chunk_tokens: int = 2048
-    """Tokens whose logits exist at once in training; 0 forms all logits of a micro-batch."""
+    """Tokens whose logits exist at once in training; 0 computes all logits of a micro-batch."""
     context: int | None = None
     """Tokens in a training window (T); None means model.n_ctx."""
     max_steps: int = 19073
@@ -184,16 +186,16 @@ class TrainConfig:
     eval_every_steps: int = 250
     """Steps between validation losses; 0 never evaluates."""
     eval_tokens: int | None = 2**20
-    """Validation tokens per evaluation, at most; None uses the whole validation set."""
+    """Most validation tokens per evaluation; None uses the whole validation set."""
     save_every_steps: int = 500
     """Steps between checkpoints; 0 saves only at the end."""
     keep_latest: int = 2
-    """Newest checkpoints kept, in number; the best by validation loss is kept besides."""
+    """Number of newest checkpoints to keep; the one of lowest validation loss is kept too."""
     sample_every_steps: int = 1000
     """Steps between sampled texts; 0 never samples."""
     stall_seconds: int = 1800
-    """Seconds in which nothing is finished, or a checkpoint not saved, after which a process ends,
-    to be started again; ten times the longest such wait so far, if more; 0 waits for ever."""
+    """Seconds without a finished step or save after which a process that hangs ends, to be started
+    again; or ten times the longest wait so far, if that is more; 0 waits for ever."""
     seed: int = 1337
     """Seed of initialisation, dropout and data order."""
     profile: str | None = None
@@ -202,15 +204,15 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices by what they divide among them; the product of the three is their number."""
+    """The device mesh; the product of its three axes is the number of devices."""
 
     data: int | None = None
-    """Groups of devices with a whole model each and rows of their own; None means as many as the
-    other two leave."""
+    """Groups of devices that each hold a whole model and compute their own rows; None means as many
+    as the other two axes leave."""
     fsdp: int = 1
-    """Devices that divide parameters, gradients and optimizer state among them, and rows too."""
+    """Devices among which parameters, gradients, optimizer state and rows are divided."""
     tensor: int = 1
-    """Devices that divide the heads, the MLP's width and the vocabulary of the same rows."""
+    """Devices among which heads, MLP width and vocabulary are divided; they share their rows."""
 
 
 @dataclass(frozen=True)
@@ -222,14 +224,14 @@ class SampleConfig:
     max_new_tokens: int = 96
     """Length of a sample, in tokens."""
     temperature: float = 0.8
-    """Divisor of the logits; 0 takes the likeliest token."""
+    """Divisor of the logits; 0 always takes the most likely token."""
     top_k: int | None = 50
-    """Candidates per token, in number; None keeps the whole vocabulary."""
+    """Number of most likely tokens to choose from; None keeps the whole vocabulary."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run; with the step, the parameters and the optimizer state there is nothing else."""
+    """A whole run, together with the step, the parameters and the optimizer state."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -238,7 +240,7 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     task: str = PRETRAIN
-    """What is learnt, a row of TASKS in training/tasks.py; pretrain predicts every next token."""
+    """Kind of training, a row of TASKS in training/tasks.py; pretrain predicts every next token."""
 
     @property
     def context(self) -> int:

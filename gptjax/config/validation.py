@@ -1,7 +1,7 @@
 """Every mistake in a config at once: types first, then ranges, then combinations.
 
-A later check that involves a field already found wrong is skipped; every other one is made. A
-config read back from JSON passes through here too.
+A check that involves a field already found wrong is skipped; every other check runs. A config that
+is read back from JSON is checked here too.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ MOST_UPDATES_PER_CALL = 1000  # a stop request waits for the call under way
 
 
 class Problem(NamedTuple):
-    """A broken rule: the fields it is about, and what to tell the user."""
+    """A broken rule: its fields, and the message for the user."""
 
     fields: tuple[str, ...]
     message: str
@@ -41,9 +41,9 @@ def validate(config: Config) -> None:
 
 
 def config_from_json(text: str, name: str) -> Config:
-    """Read and check what `gptjax.config.schema.to_json` wrote; `name` is the file, for messages.
+    """Read and check JSON of `gptjax.config.schema.to_json`; `name` is the file, for messages.
 
-    What an earlier version did not know yet has its default. Raises `ConfigError` with every
+    A field that an earlier version did not know has its default. Raises `ConfigError` with every
     problem.
     """
     try:
@@ -68,7 +68,7 @@ def _section(name: str, values: Any) -> Any:
 
 
 def find_problems(config: Config, is_new: bool = True) -> list[Problem]:
-    """Every problem of types, ranges and combinations, and of its course unless it was trained."""
+    """Every problem of types, ranges and combinations; for a new run, also of its schedules."""
     problems = list(_types(config))
     for rules in (_ranges, _combinations, _course) if is_new else (_ranges, _combinations):
         broken = {name for problem in problems for name in problem.fields}
@@ -82,14 +82,14 @@ def find_problems(config: Config, is_new: bool = True) -> list[Problem]:
 
 
 def sample_problems(sample: SampleConfig) -> list[tuple[str, str]]:
-    """Every broken rule of a sample, in the order of its fields: the field, and what it must be."""
+    """Every broken rule of a sample, in the order of its fields: the field, and its rule."""
     found = dict(p.message.removeprefix("sample.").split(" ", 1)
                  for p in find_problems(Config(sample=sample)))  # fmt: skip
     return [(f.name, found[f.name]) for f in dataclasses.fields(sample) if f.name in found]
 
 
 def _mended(config: Config, broken: set[str]) -> Config:
-    """The config with defaults in place of broken fields, so that the rest can be judged."""
+    """The config with defaults in place of broken fields, so that the rest can be checked."""
     values = {}
     for f in dataclasses.fields(Config):
         value = getattr(Config() if f.name in broken else config, f.name)
@@ -101,7 +101,7 @@ def _mended(config: Config, broken: set[str]) -> Config:
 
 
 def _ranges(c: Config) -> Iterator[Problem]:
-    """Rules about one field: what was expected, and what came."""
+    """Rules about one field: the expected and the given value."""
     m, d, o, t, s = c.model, c.data, c.optim, c.train, c.sample
     at_least_one = {
         "model.n_layer": m.n_layer, "model.n_head": m.n_head, "model.n_embd": m.n_embd,
@@ -179,7 +179,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
 
 
 def _combinations(c: Config) -> Iterator[Problem]:
-    """Rules about several fields: which of them do not go together, and what would."""
+    """Rules about several fields: which of them conflict, and how to resolve it."""
     m, o = c.model, c.optim
     if m.n_embd % m.n_head:
         yield Problem(
@@ -198,36 +198,36 @@ def _combinations(c: Config) -> Iterator[Problem]:
     if o.moments_dtype == "bfloat16" and o.name == "adafactor":
         yield Problem(
             ("optim.moments_dtype", "optim.name"),
-            "optim.moments_dtype bfloat16 is not for optim.name adafactor, whose statistics are "
-            "small and would stand still: leave it at float32",
+            "optim.moments_dtype bfloat16 does not work with optim.name adafactor, whose small "
+            "statistics would never change: leave it at float32",
         )
     elif o.moments_dtype == "bfloat16" and max(o.beta1, o.beta2) > 1 - 2**-8:
         yield Problem(
             ("optim.moments_dtype", "optim.beta1", "optim.beta2"),
-            f"optim.moments_dtype bfloat16 has 8 bits, and a moment that keeps {o.beta1} or "
-            f"{o.beta2} of itself would stand still: take betas below 0.996, or float32",
+            f"optim.moments_dtype bfloat16 has 8 bits, too few for moments with betas of {o.beta1} "
+            f"and {o.beta2}, which would never change: take betas below 0.996, or float32",
         )
     if m.remat != "none" and m.unroll >= m.n_layer > 1:
         yield Problem(
             ("model.remat", "model.unroll", "model.n_layer"),
-            f"model.remat {m.remat} saves nothing where model.unroll {m.unroll} leaves no loop "
+            f"model.remat {m.remat} saves nothing if model.unroll {m.unroll} leaves no loop "
             f"over the {m.n_layer} layers: take model.unroll 1, or model.remat none",
         )
     for name, reason in cudnn_limits(m, c.data.document_mask) if m.attention == "cudnn" else ():
         yield Problem(
             ("model.attention", name),
-            f"model.attention cudnn {reason}: take model.attention blockwise or xla, which do, or "
-            f"change {name}",
+            f"model.attention cudnn {reason}: take model.attention blockwise or xla, or change "
+            f"{name}",
         )
 
 
 def _course(c: Config) -> Iterator[Problem]:
-    """Rules about the lengths of what follows one another in a run."""
+    """Rules about the lengths of schedules and ramps."""
     return (Problem(fields, message) for fields, message in misfits(c))
 
 
 def _batch(c: Config) -> Iterator[Problem]:
-    """Rules about how a step's tokens are cut."""
+    """Rules about the batch, the micro-batch and the ramp."""
     t = c.train
     micro_tokens = c.context * (1 if t.micro_batch == "auto" else t.micro_batch)
     if t.batch_tokens % micro_tokens:
@@ -240,8 +240,8 @@ def _batch(c: Config) -> Iterator[Problem]:
     if (t.ramp_from_tokens is None) != (t.ramp_steps == 0):
         yield Problem(
             ("train.ramp_from_tokens", "train.ramp_steps"),
-            "train.ramp_from_tokens and train.ramp_steps go together: the first batch, and the "
-            f"steps until the full batch, not {t.ramp_from_tokens} and {t.ramp_steps}",
+            "train.ramp_from_tokens and train.ramp_steps go together (the first batch, and the "
+            f"steps until the full batch), not {t.ramp_from_tokens} and {t.ramp_steps}",
         )
     elif t.ramp_from_tokens is not None:
         ratio, rest = divmod(t.batch_tokens, t.ramp_from_tokens)
@@ -286,7 +286,7 @@ def _fits(value: Any, expected: Any) -> bool:
 
 
 def type_name(expected: Any) -> str:
-    """Say a field's type as a person would: `int or None`, `one of pre, post`."""
+    """A field's type in words: `int or None`, `one of pre, post`."""
     origin, args = typing.get_origin(expected), typing.get_args(expected)
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))

@@ -192,14 +192,14 @@ def require_vocabulary(manifest: Manifest, n_vocab: int | None, tokenizer: str |
     if tokenizer not in names and tokenizer_identity(tokenizer or "") not in names:
         raise UserError(
             f"{manifest.directory} was tokenised with {manifest.tokenizer}, but the "
-            f"config says data.tokenizer {tokenizer}: take --data.tokenizer None, or prepare the "
-            "data with it"
+            f"config says data.tokenizer {tokenizer}: give --data.tokenizer None, or prepare the "
+            "data with that tokenizer"
         )
     if n_vocab is not None and n_vocab != manifest.n_vocab:
         raise UserError(
             f"{manifest.directory} has a vocabulary of {manifest.n_vocab} "
             f"({manifest.tokenizer}), but the config says model.n_vocab {n_vocab}: "
-            "take --model.n-vocab None"
+            "give --model.n-vocab None"
         )
     return manifest.n_vocab
 
@@ -208,7 +208,7 @@ def _read_all(directories: list[Path], tokenizer: str | None) -> tuple[Manifest,
     """The manifests of all sources; raises a `UserError` that names all missing ones."""
     if missing := [d for d in directories if not is_prepared(d)]:
         if there := [d for d in directories if d not in missing]:
-            tokenizer = str(there[0] / TOKENIZER)  # the file itself, wherever it came from
+            tokenizer = str(there[0] / TOKENIZER)  # the file itself, which always exists
         commands = [
             f"python -m gptjax.prepare --input FILE... --tokenizer {quote(tokenizer or 'NAME')} "
             f"--out {quote(str(directory))}"

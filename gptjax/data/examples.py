@@ -32,9 +32,9 @@ class EndlessExamples(Protocol):
 
 
 class ValidationSet(NamedTuple):
-    """A fixed set to validate on, and its share in the loss over all sets.
+    """A fixed validation set, and its share in the loss over all sets.
 
-    The loss of a set with a name is recorded by itself too.
+    If the set has a name, its own loss is recorded too.
     """
 
     name: str

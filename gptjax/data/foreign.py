@@ -1,7 +1,7 @@
-"""Token files of other trainers: which split, which layout, and whether they are tokens at all.
+"""Token files of other trainers: their split, their layout, and whether they hold tokens at all.
 
-Nothing in a file of bare tokens says what it is, and any file of an even number of bytes could be
-one. What no tokenizer makes is refused, before a model is trained on it.
+A file of bare tokens has no header, so any file with an even number of bytes could be one. Files
+that no tokenizer could have made are refused before a model is trained on them.
 """
 
 import codecs
@@ -17,7 +17,7 @@ from gptjax.data.manifest import SPLITS
 from gptjax.data.shards import DTYPES, HEADER_INTS, check_shard, format_of, npy_header, read_header
 
 BEGINNING = 2**12
-ENOUGH = 1000  # tokens to judge by
+ENOUGH = 1000  # tokens; fewer are not judged
 _NPY = "a .npy file of uint16 or uint32"
 _FORMATS = {
     b"\x1f\x8b\x08": "a gzip file",
@@ -35,7 +35,7 @@ _CONTROLS = bytes({*range(32), 127} - {*b"\t\n\f\r\x1b"})
 
 @dataclass(frozen=True)
 class ForeignFile:
-    """A token file as its beginning and its size describe it."""
+    """A token file, described by its beginning and its size."""
 
     path: Path
     split: str
@@ -45,9 +45,9 @@ class ForeignFile:
 
 
 def find_files(directory: Path) -> list[ForeignFile]:
-    """Every token file of a directory, in the order of names, which is that of their tokens.
+    """Every token file of a directory, in the order of names, which is the order of their tokens.
 
-    Raises `UserError` if there is none, or with every name that tells no split.
+    Raises `UserError` if there is none, or if names do not say the split; it lists those names.
     """
     if not directory.is_dir():
         raise UserError(f"there is no directory {directory} to adopt")
@@ -58,12 +58,12 @@ def find_files(directory: Path) -> list[ForeignFile]:
 
 
 def recognise_all(paths: Sequence[Path]) -> list[ForeignFile]:
-    """Tell split and layout of each token file of a data set; raises `UserError`."""
+    """Find split and layout of each token file of a data set; raises `UserError`."""
     splits = {path: split_of(path.name) for path in paths}
     if unclear := [path.name for path, split in splits.items() if split is None]:
         raise UserError(
             f"{', '.join(unclear)} in {paths[0].parent}: expected train or val in the name of "
-            "every token file, to tell which split it is; rename or move what is no token file"
+            "every token file, to name its split; rename it, or move it away if it is not one"
         )
     files = [_recognise(path, split) for path, split in splits.items() if split is not None]
     if len(types := {file.dtype for file in files}) > 1:
@@ -72,13 +72,13 @@ def recognise_all(paths: Sequence[Path]) -> list[ForeignFile]:
 
 
 def split_of(name: str) -> str | None:
-    """The split whose name is in a file's; None if neither is, or both are."""
+    """The split whose name occurs in a file's name; None if neither does, or both do."""
     found = [split for split in SPLITS if split in name.lower()]
     return found[0] if len(found) == 1 else None
 
 
 def _recognise(path: Path, split: str) -> ForeignFile:
-    """Tell the layout of a token file; raises `UserError` if it is none of those known."""
+    """Find the layout of a token file; raises `UserError` if it is unknown."""
     size = path.stat().st_size
     if path.suffix == ".npy":
         _, shape, dtype = npy_header(path)
@@ -95,14 +95,14 @@ def _recognise(path: Path, split: str) -> ForeignFile:
         _doubt_beginning(path)
         if size % 2 or size == 0:
             raise UserError(
-                f"{path} has {size} bytes and no header of llm.c: it is neither that format nor "
+                f"{path} has {size} bytes and no header of llm.c: it has neither its format nor "
                 "nanoGPT's, which is two bytes a token; move it away, or write it again"
             )
         beginning = read_header(path)
         if len(beginning) == HEADER_INTS and beginning[0] and not beginning[3:].any():
             raise UserError(
-                f"{path} has a header with magic number {beginning[0]}, which is none of llm.c's "
-                "for tokens: it is of another format, or damaged"
+                f"{path} has a header with magic number {beginning[0]}, not one of llm.c's for "
+                "tokens: it has another format, or is damaged"
             )
         file = ForeignFile(path, split, "raw", "uint16", size // 2)
     check_shard(path, file.tokens, file.dtype, file.layout)
@@ -112,7 +112,7 @@ def _recognise(path: Path, split: str) -> ForeignFile:
 
 
 def _doubt_beginning(path: Path) -> None:
-    """Raise `UserError` where a file begins like another format, or like text."""
+    """Raise `UserError` if a file begins like another format, or like text."""
     with path.open("rb") as file:
         raw = file.read(BEGINNING)
     for magic, what in _FORMATS.items():
@@ -120,21 +120,21 @@ def _doubt_beginning(path: Path) -> None:
             raise UserError(f"{path} is {what}, expected tokens: unpack it, or move it away")
     if len(raw) >= 32 and not set(raw) & set(_CONTROLS) and _is_utf8(raw):
         raise UserError(
-            f"{path} is text, or has one byte a token; expected two bytes a token: make tokens of "
-            f"text by python -m gptjax.prepare --input, or save tokens as {_NPY}"
+            f"{path} is text, or has one byte a token; expected two bytes a token: tokenise text "
+            f"with python -m gptjax.prepare --input, or save tokens as {_NPY}"
         )
 
 
 def doubt_ids(path: Path, tokens: np.ndarray, tokenizer: str, n_vocab: int) -> None:
-    """Raise `UserError` where uint16 `tokens` of a bare file, [N], are of no such tokenizer.
+    """Raise `UserError` if this tokenizer cannot have made the uint16 `tokens` of a bare file, [N].
 
     `tokens` may be its first few million.
     """
     if n_vocab > 2**16:
         raise UserError(
             f"{path} has no header and is read as two bytes a token, which hold no id above "
-            f"65,535, but {tokenizer} has {n_vocab:,}: another --tokenizer made it, or the tokens "
-            f"are wider: save them as {_NPY}"
+            f"65,535, but {tokenizer} has {n_vocab:,}: give the --tokenizer that made it, or, if "
+            f"its tokens are wider, save them as {_NPY}"
         )
     if len(tokens) >= 16 and tokens[::2].any() and not tokens[1::2].any():
         kind = "uint32" if tokens[2::4].any() else "uint64"
@@ -142,28 +142,28 @@ def doubt_ids(path: Path, tokens: np.ndarray, tokenizer: str, n_vocab: int) -> N
         anew = f"np.fromfile({name}, np.{kind}).astype(np.uint16).tofile({name})"
         raise UserError(
             f"every second id in {path} is 0: its tokens are {kind}, expected uint16. Write them "
-            f"anew by python -c {shlex.quote(f'import numpy as np; {anew}')}"
+            f"again by python -c {shlex.quote(f'import numpy as np; {anew}')}"
         )
     least, most = int(tokens.min()), int(tokens.max())
     if len(tokens) >= ENOUGH and least == most:
-        raise UserError(f"{path} holds nothing but id {most}: it is damaged, or no token file")
+        raise UserError(f"{path} holds only id {most}: it is damaged, or not a token file")
     if len(tokens) < ENOUGH or n_vocab <= 1024:
         return
     if most < 256:
         raise UserError(
             f"{path} has no id above {most}, but {tokenizer} has {n_vocab:,}: these are bytes or "
             "characters. Give the --tokenizer that made them (bytes, or chars with nanoGPT's "
-            f"meta.pkl beside it); if {tokenizer} made them all the same, save them as {_NPY}"
+            f"meta.pkl beside it); if it really was {tokenizer}, save them as {_NPY}"
         )
     if int((tokens & 255 | tokens >> 8).max()) < 128:
         raise UserError(
-            f"no byte in {path} is above 127, as in text, or with one byte a token, and never with "
-            f"two bytes a token of {tokenizer}: save tokens as {_NPY}"
+            f"no byte in {path} is above 127: it is text, or has one byte a token, not two bytes a "
+            f"token of {tokenizer}; save tokens as {_NPY}"
         )
 
 
 def are_even(tokens: np.ndarray, n_vocab: int) -> bool:
-    """Whether all ids are about as frequent, as in noise and packed files, and in no text."""
+    """Whether all ids are about equally frequent, as in noise and compressed files, not in text."""
     average = len(tokens) / n_vocab
     return average >= 16 and int(np.bincount(tokens).max()) < 3 * average
 

@@ -1,7 +1,7 @@
-"""The manifest of a prepared data set: what the shards hold, and which tokenizer made them.
+"""The manifest of a prepared data set: the contents of its shards, and their tokenizer.
 
-A directory of shards with `manifest.json` and `tokenizer.json` is complete and self-contained: the
-manifest is written last.
+A directory of shards with `manifest.json` and `tokenizer.json` is complete and self-contained,
+because the manifest is written last.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Split:
 class Manifest:
     """The contents of `manifest.json`.
 
-    `settings` are the choices that made the data, `notes` count what was odd about the text.
+    `settings` are the choices that made the data; `notes` count the oddities of the text.
     """
 
     directory: Path
@@ -54,7 +54,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change if any token of any shard does."""
+        """16 hexadecimal digits that change if any token of any shard changes."""
         shards = {
             split: [[Path(s.name).name, s.tokens, s.sha256] for s in content.shards]
             for split, content in self.splits.items()
@@ -88,7 +88,7 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         table = json.loads(path.read_text())
         if table.pop("format") != FORMAT:
-            raise UserError(f"{path} has another format than {FORMAT}, which this version reads")
+            raise UserError(f"{path} is not in format {FORMAT}, which this version reads")
         splits = {
             name: Split(**{**s, "shards": tuple(ShardInfo(**shard) for shard in s["shards"])})
             for name, s in table.pop("splits").items()
@@ -100,7 +100,7 @@ def read_manifest(directory: Path) -> Manifest:
         if not layouts <= set(LAYOUTS):
             raise ValueError(f"shards of layout {layouts}, expected {', '.join(LAYOUTS)}")
         if set(splits) != set(SPLITS) or not isinstance(manifest.n_vocab, int):
-            raise ValueError("its splits or its vocabulary size are not what this version writes")
+            raise ValueError("its splits or its vocabulary size are not those of this version")
         for split in splits.values():
             _check_types(split)
         if manifest.n_vocab - 1 > np.iinfo(manifest.dtype).max:
@@ -117,7 +117,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _check_types(split: Split) -> None:
-    """Raise ValueError where a split's numbers are none, or do not add up."""
+    """Raise ValueError if a split's numbers are not numbers, or do not add up."""
     numbers = [split.tokens, split.documents, split.bytes, *(s.tokens for s in split.shards)]
     if not all(type(n) is int and n >= 0 for n in numbers):
         raise ValueError("a count in it is not a whole number")
@@ -128,7 +128,7 @@ def _check_types(split: Split) -> None:
 
 
 def read_tokenizer(manifest: Manifest) -> Tokenizer:
-    """The tokenizer stored beside the shards; raises `UserError` if it is not the manifest's."""
+    """The tokenizer beside the shards; raises `UserError` if the manifest names another one."""
     path = manifest.directory / TOKENIZER
     try:
         tokenizer = tokenizer_from_json(path.read_text(), str(path))
@@ -144,7 +144,7 @@ def read_tokenizer(manifest: Manifest) -> Tokenizer:
         )
     if tokenizer.n_vocab != manifest.n_vocab:
         raise UserError(
-            f"{manifest.directory / MANIFEST} says a vocabulary of {manifest.n_vocab}, but {path} "
+            f"{manifest.directory / MANIFEST} has a vocabulary of {manifest.n_vocab}, but {path} "
             f"has {tokenizer.n_vocab}: move its directory away and prepare the data again"
         )
     return tokenizer

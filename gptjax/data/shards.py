@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError  # of a header, which NumPy reads as Python
+from tokenize import TokenError  # NumPy reads a header as Python and may raise this
 
 import numpy as np
 
@@ -72,8 +72,8 @@ def write_shards(
 ) -> tuple[ShardInfo, ...]:
     """Write the `total` tokens of a split as shards of `shard_tokens`, a part at a time.
 
-    The last shard takes what is left over, so it has up to twice as many: other trainers' readers
-    need a whole batch in every shard, and a short one ends them.
+    The last shard takes the tail, so it has up to twice as many: other trainers' readers need a
+    whole batch in every shard, and stop at a short one.
     """
     parts, part, shards = iter(parts), np.empty(0, dtype), []
 
@@ -103,9 +103,9 @@ def format_of(path: Path) -> str | None:
 
 
 def read_header(path: Path) -> np.ndarray:
-    """The first 256 int32 of a file, whatever they mean; raises `UserError` if it may not be read.
+    """The first 256 int32 of a file, or fewer if it is shorter, whatever they mean.
 
-    Fewer where the file is shorter.
+    Raises `UserError` if the file cannot be read.
     """
     try:
         return np.fromfile(path, dtype="<i4", count=HEADER_INTS)

@@ -24,7 +24,7 @@ class Validation:
     bits_per_byte: float | None
     """Bits per byte of text, which compares models with different tokenizers; None without text."""
     by_source: tuple[tuple[str, float], ...] = ()
-    """The name of every source that has one, such as those of a mixture, and its own loss."""
+    """The name and the loss of each named source, such as those of a mixture."""
 
 
 class ValidationPart(NamedTuple):

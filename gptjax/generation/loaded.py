@@ -1,4 +1,4 @@
-"""A run that is loaded to be used: its config, parameters and tokenizer, and text from them."""
+"""A run, loaded for use: its config, parameters and tokenizer, and text from them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ DEFAULTS = SampleConfig()
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model and what belongs to it."""
+    """A trained model with its config, tokenizer and step."""
 
     config: Config
     """The config of the run."""
@@ -45,8 +45,8 @@ class LoadedRun:
     ) -> str:
         """Return `prompt` and the text that follows, as `python -m gptjax.generate` prints them.
 
-        Stops at end-of-text or after `max_new_tokens` tokens. A `temperature` of 0 takes the
-        likeliest token; `top_k` None keeps the whole vocabulary. The same seed gives the same text.
+        Stops at end-of-text or after `max_new_tokens` tokens. A `temperature` of 0 takes the most
+        likely token; `top_k` None keeps the whole vocabulary. The same seed gives the same text.
         Raises `ConfigError` for numbers out of range, `UserError` for a prompt that the tokenizer
         cannot encode.
         """
@@ -54,7 +54,7 @@ class LoadedRun:
         return prompt + "".join(self.stream(sample, seed))
 
     def stream(self, sample: SampleConfig, seed: int = 0, number: int = 0) -> Iterator[str]:
-        """Yield the text after `sample.prompt` as it is drawn; each `number` is another text."""
+        """Yield the text after `sample.prompt` while it is sampled; `number` varies the text."""
         if problems := sample_problems(sample):
             raise ConfigError([f"{field} {rule}" for field, rule in problems])
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)

@@ -1,7 +1,7 @@
 """Text from a trained model: one token at a time, each from the whole context before it.
 
-There is no cache: every token runs the model over a window that holds all tokens so far, rounded
-up to a power of two so that few window lengths are ever compiled.
+There is no cache: for every token the model runs over a window that holds all tokens so far. The
+length of the window is rounded up to a power of two, so that few lengths are compiled.
 """
 
 import codecs
@@ -24,7 +24,7 @@ SHORTEST_WINDOW = 64
 
 
 def sample_token(logits_V: Array, key: Array, temperature: float, top_k: int | None) -> Array:
-    """Draw one token id from the `top_k` likeliest at `temperature`; 0 takes the likeliest."""
+    """Sample a token id from the `top_k` most likely; `temperature` 0 takes the most likely one."""
     if temperature == 0.0:
         return jnp.argmax(logits_V)
     if top_k is not None and top_k < logits_V.shape[-1]:
@@ -43,7 +43,7 @@ def _next_token(
     temperature: float,
     top_k: int | None,
 ) -> Array:
-    """The token after the first `length` of a padded window; the padding is never looked at."""
+    """The token after the first `length` of a padded window; the padding has no influence."""
     # short windows, and perhaps another machine than the one that trained: not cuDNN's attention
     portable = dataclasses.replace(cfg, attention="auto")
     logits_TV = GPT(portable).apply({"params": params}, window_T[None])[0]
@@ -84,7 +84,7 @@ def stream_text(
 ) -> Iterator[str]:
     """Yield the text after `sample.prompt` as it comes, up to end-of-text.
 
-    Characters are held back until all their bytes are there. An empty prompt starts a document.
+    A character appears only when all its bytes are there. An empty prompt starts a document.
     """
     prompt = tokenizer.encode(sample.prompt).tolist() or [tokenizer.eot_id]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -103,12 +103,10 @@ def sample_after(
     stop: StopRequest,
     heartbeat: Callable[[], None],
 ) -> str | None:
-    """A text with its prompt, the same whenever this step is reached; None after a stop request.
+    """A text with its prompt, the same every time this step is reached; None after a stop request.
 
-    `heartbeat` is called with every token.
-
-    Parameters that are divided among devices stay where they lie, so all processes of a run call
-    this.
+    `heartbeat` is called with every token. Parameters that are divided among devices stay there, so
+    all processes of a run call this.
     """
     key = jax.random.fold_in(jax.random.key(config.train.seed), step)
     if all(x.is_fully_replicated for x in jax.tree.leaves(params)):

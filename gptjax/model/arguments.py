@@ -1,7 +1,7 @@
-"""The arguments of a layer: real numbers of any type, and shapes that fit the letters of a name.
+"""Checks of the arguments of layers: types, and shapes against the letters of a name.
 
-All of it is decided from types and shapes while a function is traced, so a compiled program is the
-same with it and without. Values are not known then: ids outside a vocabulary go unnoticed here.
+The checks run while a function is traced, on types and shapes alone, so they add nothing to the
+compiled program. They cannot see values, such as ids outside the vocabulary.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ def integers(name: str, x: Any) -> Array:
 
 
 def wide(*arrays: Array) -> Any:
-    """The type of sums and statistics over these: float32, or float64 where an input is.
+    """The type of sums and statistics over these arrays: float32, or float64 if one of them is.
 
     >>> wide(jnp.ones(2, "bfloat16"))
     dtype('float32')
@@ -87,8 +87,8 @@ def check_shapes(
 ) -> dict[str, int]:
     """Sizes by letter; raises `ValueError` for the first array that does not fit its name.
 
-    An array has one axis, of 1 or more, for each letter after the last underscore of its name. The
-    same letter is the same size, here and in `known`. None fits.
+    An array has one axis, of size 1 or more, for each letter after the last underscore of its name.
+    The same letter means the same size, here and in `known`. None always fits.
 
     >>> check_shapes(q_BTHK=jnp.ones((2, 5, 3, 8)))
     {'B': 2, 'T': 5, 'H': 3, 'K': 8}
@@ -132,7 +132,7 @@ def at_least(least: int, **numbers: float) -> None:
 
 @cache
 def check_model(cfg: ModelConfig) -> None:
-    """Raise `ValueError` with everything that is wrong with the config of a network.
+    """Raise `ValueError` with every mistake in the config of a network.
 
     >>> check_model(ModelConfig(n_layer=0))
     Traceback (most recent call last):

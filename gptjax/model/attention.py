@@ -1,12 +1,12 @@
 """Causal self-attention three ways, all the same function of (q, k, v).
 
-`xla` forms every weight at once; `blockwise` holds a tile of them and forms it again in the
-backward pass; `cudnn` is flash attention as one kernel. The first two really drop weights, and
-keep documents apart where `documents_BT` numbers them; cuDNN's public interface does neither
-without a matrix of all weights, so it is refused there. `attend` is the definition, for any mask.
+`xla` forms all weights at once; `blockwise` holds one tile of them and forms it again in the
+backward pass; `cudnn` is flash attention as one kernel. The first two can drop weights, and keep
+attention inside documents if `documents_BT` numbers them. cuDNN's public interface does neither
+without a matrix of all weights, so it is refused then. `attend` is the definition, for any mask.
 
-All take q, k and v as [B, T, H, K], then `rate` and `key`. Integers count as float32. Scores and
-softmax are float32, or float64 where an input is. Shapes that do not fit raise `ValueError`.
+All take q, k and v as [B, T, H, K], then `rate` and `key`. Integers become float32. Scores and
+softmax are float32, or float64 if an input is. Shapes that do not fit raise `ValueError`.
 
 Letters: B batch, T query time, S key time, H heads, K head dim.
 """
@@ -40,9 +40,9 @@ def attend(
     """Scaled dot-product attention over the allowed positions, [B, T, H, K].
 
     Vaswani et al. (2017), equation 1: `softmax(q k^T / sqrt(K)) v`. The boolean mask is True where
-    a query may look; it is [B, T, S], or [T, S] for all rows alike. Without one attention is causal
-    and S is T. A query that may look nowhere gets the mean of all values. Dropout, with probability
-    `rate` and only where a `key` is given, falls on the weights. Values may have a K of their own.
+    a query may look; it is [B, T, S], or [T, S] for all rows alike. Without a mask, attention is
+    causal and S is T. A query that may look nowhere gets the mean of all values. If a `key` is
+    given, weights are dropped with probability `rate`. The head dim of the values may differ.
 
     >>> q = k = jnp.zeros((1, 3, 1, 2))
     >>> v = jnp.arange(3).reshape(1, 3, 1, 1)
@@ -71,7 +71,7 @@ def attend(
 def _attend(
     q_BHTK: Array, k_BHSK: Array, v_BHSK: Array, mask_BTS: Array, rate: Any, key: Array | None
 ) -> Array:
-    """`attend` with the heads first, as the products want them, of arrays that fit."""
+    """`attend` on checked arrays with the heads first, as the products need them."""
     scores_BHTS = jnp.einsum(
         "bhtk,bhsk->bhts",
         q_BHTK * q_BHTK.shape[-1] ** -0.5,
@@ -85,7 +85,7 @@ def _attend(
 
 
 def _fitting(q: Any, k: Any, v: Any, documents: Any) -> tuple[Array, Array, Array, Array | None]:
-    """What attention to itself takes, as arrays of floats and integers that fit."""
+    """The arguments of self-attention as arrays of floats and integers, with shapes checked."""
     q, k, v = floating("q_BTHK", q), floating("k_BTHK", k), floating("v_BTHK", v)
     sizes = check_shapes(q_BTHK=q, k_BTHK=k)
     check_shapes({letter: sizes[letter] for letter in "BTH"}, v_BTHK=v)
@@ -129,9 +129,9 @@ def blockwise_attention(
     """Causal attention in O(T) memory, [B, T, H, K]: a scan over blocks of queries.
 
     After Rabe and Staats (2021): a block of queries meets all its keys, and the backward pass forms
-    its weights again instead of keeping them. The queries are cut into four segments, each of which
-    leaves out the keys that come after it, so that most of what the mask would discard is never
-    computed. A key drops other weights than in `xla_attention`.
+    its weights again instead of keeping them. The queries are cut into four segments. Each leaves
+    out the keys after it, so most of the pairs that the mask would discard are never computed. The
+    same key drops other weights than in `xla_attention`.
 
     >>> q = k = v = jax.random.normal(jax.random.key(0), (1, 100, 2, 4))
     >>> bool(jnp.allclose(blockwise_attention(q, k, v), xla_attention(q, k, v), atol=1e-5))
@@ -199,8 +199,8 @@ def cudnn_attention(
 ) -> Array:
     """Causal flash attention as one cuDNN kernel (Dao et al. 2022), [B, T, H, K].
 
-    NVIDIA GPUs from compute capability 8.0 on, float16 or bfloat16, head dim a multiple of 8 up to
-    128. Raises `ValueError` if weights are to be dropped or documents kept apart.
+    Needs an NVIDIA GPU of compute capability 8.0 or newer, float16 or bfloat16, and a head dim that
+    is a multiple of 8 up to 128. Raises `ValueError` for dropout of weights and for documents.
 
     >>> cudnn_attention(q_BTHK, k_BTHK, v_BTHK)  # doctest: +SKIP
     """
@@ -249,10 +249,10 @@ def causal_mask(t: int) -> Array:
 
 
 def document_numbers(tokens_BT: ArrayLike, eot_id: int) -> Array:
-    """Number the documents of each row from 0, [B, T]; end-of-text belongs to what it precedes.
+    """Number the documents of each row from 0, [B, T]; end-of-text belongs to the next document.
 
-    It is the first thing that a model sees of a document, as it is where text is sampled; the
-    document before it only has to predict it.
+    It is the first token that a model sees of a document, in training as in sampling; the document
+    before it only predicts it.
 
     >>> document_numbers(jnp.array([[7, 8, 256, 7]]), eot_id=256).tolist()
     [[0, 0, 1, 1]]
@@ -263,7 +263,7 @@ def document_numbers(tokens_BT: ArrayLike, eot_id: int) -> Array:
 
 
 def same_document(documents_BT: ArrayLike, documents_BS: ArrayLike) -> Array:
-    """Boolean [B, T, S]: whether query and key are of one document.
+    """Boolean [B, T, S]: whether query and key belong to the same document.
 
     >>> same_document(jnp.array([[0, 1]]), jnp.array([[0, 0, 1]])).tolist()
     [[[True, True, False], [False, False, True]]]
@@ -280,10 +280,10 @@ def _heads_first(x: Array) -> Array:
 
 
 def cudnn_problem(head_dim: int, time: int, dtype: str) -> str | None:
-    """Why cuDNN's attention does not work here; None if it does.
+    """The reason why cuDNN's attention does not work here; None if it works.
 
-    Runs it forward and backward once on the first device, for only that tells: support depends on
-    the card, the driver, the cuDNN that was installed and the shape.
+    This runs it forward and backward once on the first device. Nothing else can tell: support
+    depends on the card, the driver, the installed cuDNN and the shape.
     """
     if jax.default_backend() != "gpu":
         return f"it needs an NVIDIA GPU, and this is {jax.default_backend()}"
@@ -295,6 +295,6 @@ def cudnn_problem(head_dim: int, time: int, dtype: str) -> str | None:
     try:
         gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(q, q, q)
         finite = all(bool(jnp.isfinite(g.astype(jnp.float32)).all()) for g in gradients)
-    except Exception as error:  # whatever it is, there is another way to attend
+    except Exception as error:  # any failure has the same remedy: another kind of attention
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None if finite else "its gradients are not finite"

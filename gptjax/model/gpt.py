@@ -27,10 +27,10 @@ PADDING_LOGIT = -1e9  # keeps rows that only pad the table out of every softmax
 class GPT(nn.Module):
     """A decoder-only transformer: GPT-2 by default, GPT-1 by five fields of its config.
 
-    Radford et al. (2018, 2019). `features` is all of it but the head; a loss that never forms all
-    logits starts from there. Raises `ValueError` for tokens that are no integers [B, T], or more
-    than the context holds. Ids are from 0 to n_vocab - 1; others are not refused, for values are
-    unknown while a program is compiled: logits are nan from the padded vocabulary on.
+    Radford et al. (2018, 2019). `features` is everything but the head; a loss that never forms all
+    logits starts from it. Raises `ValueError` unless the tokens are integers [B, T] that fit in the
+    context. Ids must be from 0 to n_vocab - 1. This is not checked, because values are unknown
+    while a program is compiled; ids beyond the padded vocabulary give logits of nan.
 
     >>> cfg = ModelConfig(n_layer=2, n_head=2, n_embd=8, n_ctx=16, n_vocab=100)
     >>> ids = jnp.array([[1, 2, 3]])
@@ -41,7 +41,7 @@ class GPT(nn.Module):
 
     cfg: ModelConfig
     split: ModelSharding = UNSHARDED
-    """Inside a `shard_map`: what the given parameters are parts of. Only for `features`."""
+    """Inside a `shard_map`: how the given parameters are divided. Only for `features`."""
 
     def __call__(
         self, tokens_BT: ArrayLike, train: bool = False, documents_BT: ArrayLike | None = None
@@ -56,8 +56,8 @@ class GPT(nn.Module):
     ) -> tuple[Array, Array]:
         """The input of the head, [B, T, D], and the head itself, float32 [V, D].
 
-        `train` needs a `dropout` key if any rate is above 0. A token sees only tokens of the
-        document with its own number in `documents_BT`; positions count on across documents.
+        `train` needs a `dropout` key if any rate is above 0. A token sees only tokens with its own
+        document number in `documents_BT`; positions continue across documents.
         """
         cfg, split = self.cfg, self.split
         check_model(cfg)
@@ -123,7 +123,7 @@ def init_params(cfg: ModelConfig, key: Array) -> dict:
     >>> sorted(init_params(cfg, jax.random.key(0)))
     ['h', 'ln_f', 'wpe', 'wte']
     """
-    # cuDNN takes no single token, and layers in a loop are drawn by one small program
+    # cuDNN rejects a single token, and one small program draws layers in a loop
     plain = dataclasses.replace(cfg, attention="xla", unroll=1)
     return dict(GPT(plain).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 

@@ -2,9 +2,9 @@
 
 Modules carry GPT-2's own names (`ln_1`, `attn/c_attn`, `mlp/c_fc`, ...) and kernels are
 (in, out) as in OpenAI's and Hugging Face's checkpoints. Parameters are float32; each layer casts
-them to the type of its input and computes in that. Integers count as float32. Layers with dropout
-take `train`, False by default; True needs a key, `rngs={"dropout": key}`. Shapes that do not fit
-raise `ValueError`, and so does a config that cannot be a network.
+them to the type of its input and computes in that. Integers become float32. Layers with dropout
+take `train`, False by default; True needs a key, `rngs={"dropout": key}`. A shape that does not fit
+and a config with mistakes raise `ValueError`.
 """
 
 import flax.linen as nn
@@ -58,10 +58,10 @@ class Projection(nn.Module):
     features: int
     bias: bool = True
     is_residual: bool = False
-    """Writes into the residual stream: GPT-2 divides the initial scale of these by sqrt(2 N)
-    (section 2.3 of the paper)."""
+    """Whether it writes into the residual stream: GPT-2 divides the initial scale of such layers by
+    sqrt(2 N) (section 2.3 of the paper)."""
     split: ModelSharding = UNSHARDED
-    """Over `tensor` a residual projection has a part of the inputs, any other of the features."""
+    """Along `tensor` a residual projection has part of the inputs, others part of the features."""
 
     @nn.compact
     def __call__(self, x: ArrayLike) -> Array:
@@ -88,7 +88,7 @@ class Projection(nn.Module):
 class CausalSelfAttention(nn.Module):
     """Multi-head self-attention that sees only the past. Shapes: [B, T, D] to [B, T, D].
 
-    Where `documents_BT` numbers documents, it sees only the past of its own.
+    If `documents_BT` numbers documents, a token sees only the past of its own document.
 
     >>> attention = CausalSelfAttention(ModelConfig(n_head=2, n_embd=8))
     >>> y_BTD, _ = attention.init_with_output(jax.random.key(0), jnp.ones((1, 5, 8)))
@@ -136,7 +136,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: ArrayLike) -> Array:
-        """Widen, bend, narrow."""
+        """Project up, apply GELU, project down."""
         cfg, split = self.cfg, self.split
         x_BTD = _residual_stream(x_BTD, cfg)
         width = 4 * cfg.n_embd // split.tensor
@@ -191,7 +191,7 @@ def _with_last_axis(name: str, x: ArrayLike) -> Array:
 def _residual_stream(
     x_BTD: ArrayLike, cfg: ModelConfig, documents_BT: ArrayLike | None = None
 ) -> Array:
-    """An array of floats, as wide as a config that can be a network."""
+    """The input as floats, after checking the config and the width."""
     check_model(cfg)
     x = floating("x_BTD", x_BTD)
     sizes = check_shapes({"D": cfg.n_embd}, x_BTD=x)
@@ -220,13 +220,13 @@ def gathering_block(
 def rematerialised(
     block: type[nn.Module], remat: str, split: ModelSharding = UNSHARDED
 ) -> type[nn.Module]:
-    """`Block` that keeps only what `remat` names for its backward pass and computes the rest again.
+    """`Block` whose backward pass keeps some arrays, by `remat`, and recomputes the others.
 
-    Chen et al. (2016). `none` keeps everything; `dots` the products and the attention's output, so
-    that norms, GELUs, dropout and sums are done twice; `block` the attention's output besides the
-    block's input; `full` the block's input alone. Weights gathered over `fsdp` are never kept, so
-    that `none` means `dots` there. Raises `ValueError` for another `remat`. Its `train` goes by
-    place, not by name.
+    Chen et al. (2016). `none` keeps everything; `dots` keeps the products and the attention's
+    output, so norms, GELUs, dropout and sums are done twice; `block` keeps the block's input and
+    the attention's output; `full` keeps only the block's input. Weights gathered over `fsdp` are
+    never kept, so `none` means `dots` there. Raises `ValueError` for any other `remat`. Pass
+    `train` by position.
 
     >>> block = rematerialised(Block, "full")(ModelConfig(n_head=2, n_embd=8))
     >>> variables = block.init(jax.random.key(0), jnp.ones((1, 5, 8)), False)

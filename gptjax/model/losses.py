@@ -1,11 +1,11 @@
 """Cross-entropy as weighted sums, never a mean, and without ever holding all logits.
 
-Only the whole step knows how many tokens count; whoever has all the sums divides once. A mean of
-means over unequal masks is wrong by tens of percent.
+Only the whole step knows the number of weighted tokens, so it divides once, after all sums. A mean
+of means over unequal masks is wrong by tens of percent.
 
-Targets are ids from 0 to n_vocab - 1. Values are unknown while a program is compiled, so others are
-not refused: from n_vocab on the loss is nan or infinite, and below 0 it means nothing. Gradients of
-`cross_entropy` are checked as those of `gptjax.model.ops`.
+Targets are ids from 0 to n_vocab - 1. This is not checked, because values are unknown while a
+program is compiled: larger ids give a loss that is nan or infinite, and negative ids have no
+meaning. `gptjax.model.ops` says how to check gradients, also those of `cross_entropy`.
 
 Letters: B batch, T time, M tokens of a chunk, D width, V vocabulary.
 """
@@ -52,11 +52,11 @@ def cross_entropy(
 ) -> Array:
     """Weighted sum of `-log p(target)` over all positions, in nats: a float32 scalar.
 
-    The head's product, the softmax and their gradients are done chunk by chunk of `chunk_tokens`
-    tokens in one pass: while a chunk's logits exist, its part of the gradients of `x_BTD` and
-    `head_VD` is computed from them. So there are as many products as without chunks, and memory
-    depends on neither B nor T. Rows of the head from `n_vocab` on are padding. Where `split`
-    divides the vocabulary, each device has its rows of the head, and `x_BTD` has entered.
+    The head's product, the softmax and their gradients are computed in one pass, in chunks of
+    `chunk_tokens` tokens: while a chunk's logits exist, its part of the gradients of `x_BTD` and
+    `head_VD` is computed from them. So chunks need no extra products, and memory depends on neither
+    B nor T. Rows of the head from `n_vocab` on are padding. If `split` divides the vocabulary, each
+    device has its rows of the head, and `x_BTD` comes from `copy_to_tensor`.
 
     >>> x_BTD, head_VD, ones_BT = jnp.zeros((1, 2, 4)), jnp.ones((8, 4)), jnp.ones((1, 2))
     >>> loss = cross_entropy(x_BTD, head_VD, [[0, 4]], ones_BT, n_vocab=5, chunk_tokens=1)
@@ -79,7 +79,7 @@ def _head_inputs(
     chunk_tokens: int,
     split: ModelSharding,
 ) -> tuple[Array, Array, Array]:
-    """Features, head and targets as arrays that fit."""
+    """Features, head and targets as arrays, with shapes checked."""
     x, head = floating("x_BTD", x_BTD), floating("head_VD", head_VD)
     targets = integers("targets_BT", targets_BT)
     check_shapes(x_BTD=x, head_VD=head, targets_BT=targets)
@@ -125,7 +125,7 @@ def _forward(
         dhead_VD = dhead_VD + dot_fp32_sum(dlogits_MV, x_MD, (0, 0), wide(x_MD))
         return dhead_VD, (losses_M, dx_MD)
 
-    # like the targets, so that they vary over the same devices, as what is added to them does
+    # made from the targets, so that they vary over the same devices as their summands
     zeros = copy_to_tensor(jnp.zeros_like(targets_BT, wide(x_BTD), head_VD.shape), split)
     dhead_VD, (losses_BT, dx_BTD) = _over_chunks(
         chunk, zeros, (x_BTD, targets_BT, weights_BT), chunk_tokens
@@ -175,11 +175,11 @@ def token_losses(
 def _softmax_losses(
     x_MD: Array, head_VD: Array, targets_M: Array, n_vocab: int, split: ModelSharding
 ) -> tuple[Array, Array]:
-    """Losses [M] and probabilities [M, V], both float32; padding of the vocabulary has none."""
+    """Losses [M] and probabilities [M, V], both float32; 0 for padding of the vocabulary."""
     if split.tensor > 1:
         return _divided_softmax_losses(x_MD, head_VD, targets_M, n_vocab, split)
     logits_MV = materialised_on_cpu(dot_fp32_sum(x_MD, head_VD, (1, 1), wide(x_MD)))
-    # masked where it stands: a `where` would pass over all of the logits once more
+    # masked in place: a `where` would pass over all logits once more
     padding = jnp.full((len(x_MD), len(head_VD) - n_vocab), -jnp.inf, logits_MV.dtype)
     logits_MV = materialised_on_cpu(lax.dynamic_update_slice(logits_MV, padding, (0, n_vocab)))
     top_M1 = jnp.max(logits_MV, axis=-1, keepdims=True)
@@ -193,7 +193,7 @@ def _softmax_losses(
 def _divided_softmax_losses(
     x_MD: Array, head_VD: Array, targets_M: Array, n_vocab: int, split: ModelSharding
 ) -> tuple[Array, Array]:
-    """The same from this device's rows of the head: losses of all, probabilities of its own."""
+    """The same from this device's rows of the head: all losses, and its rows' probabilities."""
     rows = len(head_VD)
     first = first_row(rows, split)
     logits_MV = dot_fp32_sum(x_MD, head_VD, (1, 1), wide(x_MD))

@@ -1,9 +1,9 @@
 """The elementwise arithmetic of a transformer: pure functions of arrays, no modules, no state.
 
-Letters: M rows, D width. Statistics are float32, or float64 where an input is; results come back in
-the input's type, and integers count as float32. The backward passes are written out where autodiff
-would keep more than it needs. jax has no forward mode for such functions, so `jax.jvp` and
-`jax.jacfwd` refuse `gelu` and `layer_norm`. Check gradients against differences with
+Letters: M rows, D width. Statistics are float32, or float64 if an input is. Results have the type
+of the input, and integers become float32. The backward passes are written out where autodiff would
+keep more than it needs. jax has no forward mode for such functions, so `jax.jvp` and `jax.jacfwd`
+refuse `gelu` and `layer_norm`. Compare gradients with finite differences by
 `jax.test_util.check_grads(f, args, order=1, modes=["rev"])`; `jax.hessian` works.
 """
 
@@ -25,7 +25,7 @@ def gelu(x: ArrayLike) -> Array:
     """Gaussian error linear unit in its tanh form, as GPT-1 and GPT-2 compute it; any shape.
 
     Hendrycks and Gimpel (2016), section 2: `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`. The
-    backward pass computes the tanh again, so that only `x` is kept.
+    backward pass recomputes the tanh, so only `x` is kept.
 
     >>> gelu(jnp.array([0, 10])).tolist()  # integers count as float32
     [0.0, 10.0]
@@ -66,8 +66,7 @@ def layer_norm(
     """Normalise the last axis to mean 0 and variance 1, then scale and shift: [..., D] to [..., D].
 
     Ba et al. (2016), equation 4, with the biased variance. `scale_D` and `bias_D` may be left out.
-    The backward pass needs no more than `x` and two numbers a row. Raises `ValueError` where a
-    width is not D.
+    The backward pass keeps only `x` and two numbers a row. Raises `ValueError` if a width is not D.
 
     >>> layer_norm(jnp.array([[1, 3]])).round(2).tolist()
     [[-1.0, 1.0]]
@@ -130,7 +129,8 @@ def dropout(x: ArrayLike, rate: ArrayLike, key: Array | None = None) -> Array:
     """Zero each element with probability `rate` and divide the rest by `1 - rate`.
 
     The probability is exact to 2^-32. Without a key nothing is dropped: evaluation passes none.
-    Raises `ValueError` for a rate outside [0, 1), key or none; a traced rate is taken as it is.
+    Raises `ValueError` for a rate outside [0, 1), with or without a key. A traced rate is not
+    checked.
 
     >>> kept = dropout(jnp.ones(1000, int), 0.75, jax.random.key(0))
     >>> sorted(set(kept.tolist()))

@@ -1,4 +1,4 @@
-"""One model over several devices: which leaf is divided along which axis, and what undoes it.
+"""One model over several devices: the axes that divide each leaf, and the inverse collectives.
 
 Rows of a batch are divided over the mesh axes `data` and `fsdp`; each device computes with its own.
 Over `fsdp` every matrix is stored in parts and gathered where it is used (Rajbhandari et al. 2020,
@@ -27,10 +27,10 @@ from gptjax.model.places import FSDP, TENSOR, UNSHARDED, ModelSharding
 
 
 def gathered(params: Tree, split: ModelSharding, cfg: ModelConfig, prefix: str = "") -> Tree:
-    """What a device computes with: leaves whole along `fsdp`, and its own part along `tensor`.
+    """The parameters that a device computes with: whole along `fsdp`, its part along `tensor`.
 
-    `prefix` is the name of the tree that `params` is a part of; below `h/` a layer's leaves have no
-    layer axis any more.
+    `prefix` names the tree that `params` belongs to; below `h/` a layer's leaves no longer have a
+    layer axis.
 
     >>> gathered({"scale": jnp.ones(2)}, UNSHARDED, ModelConfig(), "h/ln_1/")["scale"].tolist()
     [1.0, 1.0]
@@ -56,8 +56,8 @@ def _own_heads(
 ) -> Array:
     """Query, key and value of this device's heads, [..., 3 D] to [..., 3 D / tensor].
 
-    GPT-2 stores the three side by side, so that a device's part of the last dimension is not its
-    heads': they are gathered first.
+    GPT-2 stores the three side by side, so a device's part of the last dimension does not match its
+    heads: the parts are gathered first.
     """
     if TENSOR in place:
         x = all_gather(x, TENSOR, x.ndim - 1, cfg.dtype)
@@ -81,9 +81,9 @@ def param_specs(params: Tree, split: ModelSharding) -> Tree:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def all_gather(part: Array, axis: str, dimension: int, dtype: Any) -> Array:
-    """Put the parts of all devices along `axis` together again, float32 as `part` is.
+    """Join the parts of all devices along `axis`, in float32 like `part`.
 
-    They travel in `dtype`, in which the products are computed anyway; the gradient's parts are
+    They travel in `dtype`, in which the products are computed anyway. The gradient's parts are
     added up in float32, each on the device that stores it.
 
     >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -109,7 +109,7 @@ all_gather.defvjp(_all_gather_forward, _all_gather_backward)
 
 
 def copy_to_tensor(x: Array, split: ModelSharding) -> Array:
-    """Let every device along `tensor` have its own use of `x`; their gradients are added up.
+    """Give every device along `tensor` its own copy of `x`; their gradients are added up.
 
     >>> copy_to_tensor(jnp.float32(2), UNSHARDED).item()  # one device: nothing to do
     2.0
@@ -118,7 +118,7 @@ def copy_to_tensor(x: Array, split: ModelSharding) -> Array:
 
 
 def sum_over_tensor(x: Array, split: ModelSharding) -> Array:
-    """Add up what the devices along `tensor` have.
+    """Sum `x` over the devices along `tensor`.
 
     >>> sum_over_tensor(jnp.float32(2), UNSHARDED).item()
     2.0
@@ -127,7 +127,7 @@ def sum_over_tensor(x: Array, split: ModelSharding) -> Array:
 
 
 def first_row(rows: int, split: ModelSharding) -> Array | int:
-    """Where this device's rows of the vocabulary begin, if each has `rows` of them.
+    """The first row of this device's part of the vocabulary, if each device has `rows` rows.
 
     >>> first_row(128, UNSHARDED)
     0
@@ -140,8 +140,8 @@ def embedding_lookup(
 ) -> Array:
     """Rows of a table whose vocabulary is divided over `tensor`: [B, T] to [B, T, D].
 
-    Ids are not checked: a table that is not divided has rows of nan beyond its end, and counts
-    negative ids from there.
+    Ids are not checked. Without a division, ids beyond the table give rows of nan, and negative ids
+    count from its end.
 
     >>> embedding_lookup(jnp.eye(3), jnp.array([[2, 0]])).tolist()
     [[[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]]

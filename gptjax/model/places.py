@@ -1,8 +1,8 @@
-"""One table of all parameters: what each is called and how it is treated. Read without jax.
+"""One table of all parameters: the name and treatment of each. Read without jax.
 
-Counts, the planner, decay, Muon's groups, the division over devices and conversion are readings of
-it. Over `fsdp` every matrix is stored in parts and gathered where it is used; over `tensor` the
-heads, the MLP's width and the vocabulary are divided: `gptjax.model.parallel` computes by that.
+Counts, the planner, decay, Muon's groups, the division over devices and conversion read it. Over
+`fsdp` every matrix is stored in parts and gathered for use; over `tensor` the heads, the MLP's
+width and the vocabulary are divided. `gptjax.model.parallel` computes accordingly.
 
 Letters: D width, F MLP width, N layers, V vocabulary (padded), T context.
 """
@@ -20,7 +20,7 @@ FSDP, TENSOR = "fsdp", "tensor"
 
 
 class Sizes(Protocol):
-    """Whatever knows how many devices there are along an axis of the mesh."""
+    """Anything that knows the number of devices along an axis of the mesh."""
 
     def size(self, axis: str) -> int:
         """Devices along `axis`."""
@@ -33,16 +33,16 @@ class Leaf(NamedTuple):
     name: str
     """Its keys in the parameter tree, joined with slashes."""
     shape: tuple[int, ...]
-    """As it is stored, with the vocabulary padded."""
+    """Its stored shape, with the vocabulary padded."""
     axes: tuple[str | None, ...]
     """The axis of the mesh that divides each dimension; those after the last are whole."""
     is_decayed: bool
     """Whether weight decay applies: to matrices and tables, not to biases and norms."""
     is_block_matrix: bool
-    """Whether it is a matrix of the blocks: what Muon orthogonalises, and all tokens multiply."""
+    """Whether it is a matrix of the blocks: Muon orthogonalises it, every token multiplies it."""
     huggingface: str
     """Its name in the state of GPT2LMHeadModel, or of OpenAIGPTLMHeadModel where norms come after
-    the sums; `{}` stands for the layer, of which each has an array of its own there."""
+    the sums; `{}` stands for the layer, because each layer has its own array there."""
     padding: int = 0
     """Last rows of the first dimension that only pad the vocabulary: no paper counts them, and no
     other program has them."""
@@ -63,13 +63,13 @@ class Leaf(NamedTuple):
         return FSDP in self.axes
 
     def part(self, sizes: Sizes, *axes: str) -> int:
-        """Numbers on one device if divided over those of `axes`; over all by default."""
+        """Numbers on one device if `axes` divide it; all axes by default."""
         kept = [a for a in self.axes if a is not None and (not axes or a in axes)]
         return self.elements // math.prod(sizes.size(a) for a in kept)
 
 
 def leaves(cfg: ModelConfig) -> list[Leaf]:
-    """Every parameter of a model, as its switches have it.
+    """Every parameter of a model, given its switches.
 
     Norms and most biases are too small to be worth dividing.
 
@@ -106,7 +106,7 @@ def leaves(cfg: ModelConfig) -> list[Leaf]:
 
 @cache
 def _rows() -> dict[str, Leaf]:
-    """Rows by name, of a model with every switch on: good for what no shape is needed for."""
+    """Rows by name, of a model with every switch on, for readers that need no shape."""
     everything = ModelConfig(n_vocab=0, qkv_bias=True, bias=True, final_norm=True, tied_head=False)
     return {leaf.name: leaf for leaf in leaves(everything)}
 
@@ -149,7 +149,7 @@ def is_block_matrix(name: str) -> bool:
 
 @dataclass(frozen=True)
 class ModelSharding:
-    """How many devices a model is divided among; the whole model by default."""
+    """The numbers of devices that divide a model; one each by default."""
 
     fsdp: int = 1
     tensor: int = 1
@@ -157,7 +157,7 @@ class ModelSharding:
     def indivisible(self, cfg: ModelConfig) -> Iterator[tuple[str, int, str, int, int]]:
         """Indivisible dimensions: axis, its size, the dimension's name and size, a size that fits.
 
-        The last divides all that lies along the axis.
+        The last one divides every dimension along the axis.
         """
         along = {
             "mesh.fsdp": (self.fsdp, {"model.n_embd": cfg.n_embd}),
@@ -175,7 +175,7 @@ class ModelSharding:
                     yield axis, size, name, dimension, max(divides_all)
 
     def check(self, cfg: ModelConfig) -> None:
-        """Raise `UserError` where a dimension does not divide."""
+        """Raise `UserError` if a dimension does not divide."""
         for axis, size, name, dimension, fits in self.indivisible(cfg):
             raise UserError(
                 f"{axis} {size} does not divide {name}, {dimension}: try --{axis} {fits}"
@@ -186,7 +186,7 @@ class ModelSharding:
         return {FSDP: self.fsdp, TENSOR: self.tensor}[axis]
 
     def place(self, name: str) -> tuple[str | None, ...]:
-        """`axes_of` a leaf, axes of one device left out."""
+        """`axes_of` a leaf, without axes of one device."""
         return tuple(axis if axis and self.size(axis) > 1 else None for axis in axes_of(name))
 
 

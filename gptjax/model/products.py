@@ -20,12 +20,12 @@ Arrays = TypeVar("Arrays")
 
 
 def materialised_on_cpu(arrays: Arrays) -> Arrays:
-    """The same arrays, computed before whatever reads them; on other devices than CPUs, nothing.
+    """The same arrays, computed before their readers on CPUs; unchanged on other devices.
 
     >>> materialised_on_cpu({"a": jax.numpy.ones(2)})["a"].tolist()
     [1.0, 1.0]
     """
-    # one by one, for a joint barrier would make all of them vary over devices if one does
+    # one by one: a joint barrier would make all of them vary over devices if one does
     return jax.tree.map(
         lambda x: lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x),
         arrays,
@@ -35,8 +35,8 @@ def materialised_on_cpu(arrays: Arrays) -> Arrays:
 def dot_fp32_sum(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array:
     """Multiply two matrices over `axes`, one of each, with float32 sums: a result in `dtype`.
 
-    GPUs round as they write. XLA for CPUs is asked for a float32 result that is rounded afterwards:
-    only then does it use the processor's bfloat16 instructions. Sums of float64 are float64.
+    GPUs round as they write. XLA for CPUs computes a float32 result that is rounded afterwards,
+    because it uses the processor's bfloat16 instructions only then. Sums of float64 are float64.
 
     >>> a, b = jax.numpy.ones((2, 300)), jax.numpy.ones((4, 300))
     >>> print(dot_fp32_sum(a, b, (1, 1), "bfloat16")[0, 0])
@@ -59,18 +59,18 @@ def dot_fp32_sum(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array
 def matmul_precision(cfg: ModelConfig, device: Any) -> str:
     """The `jax.default_matmul_precision` for a model on such a device.
 
-    Narrow factors are multiplied exactly by any unit, and XLA keeps its fastest kernels for GPUs
-    from products that ask for more than the default.
+    Every unit multiplies narrow factors exactly, and XLA does not use its fastest GPU kernels for
+    products that ask for more than the default.
 
     >>> matmul_precision(ModelConfig(dtype="float32"), jax.devices()[0])
     'highest'
     """
     if cfg.dtype != "float32":
-        # A few products have a float32 factor even so: a gradient of scores or of uncut logits.
-        # TF32 keeps at least as many of its bits as the compute type would; the other is narrow.
+        # A few products still have a float32 factor: a gradient of scores or of uncut logits. TF32
+        # keeps at least as many of its bits as the compute type; the other factor is narrow.
         return "default"
-    # The algorithm by name, for "tensorfloat32" is an alias that jax means to change. Processors
-    # and older cards, which have exact products alone, refuse to compile it.
+    # The algorithm by name: jax means to change the alias "tensorfloat32". Processors and older
+    # cards have only exact products and refuse to compile it.
     if cfg.float32_matmul == "tf32" and _has_tf32(device):
         return lax.DotAlgorithmPreset.TF32_TF32_F32.name
     return "highest"
@@ -85,9 +85,9 @@ def _has_tf32(device: Any) -> bool:
 def mixed_matmul(x_MD: ArrayLike, kernel_DF: ArrayLike) -> Array:
     """Multiply activations [M, D] by a float32 weight [D, F] in the activations' type: [M, F].
 
-    Sums are float32 whatever that type is, and so is the weight's gradient: it never passes through
-    fewer bits on its way to the accumulator. Integers count as float32. Raises `ValueError` for
-    shapes that do not fit.
+    Sums are float32 for every type of activations, and so is the weight's gradient: it never passes
+    through fewer bits on its way to the accumulator. Integers become float32. Raises `ValueError`
+    for shapes that do not fit.
 
     >>> mixed_matmul(jax.numpy.arange(6).reshape(2, 3), jax.numpy.ones((3, 1))).tolist()
     [[3.0], [12.0]]
@@ -106,8 +106,8 @@ def _mixed_matmul(x_MD: Array, kernel_DF: Array) -> Array:
 def _forward(x_MD: Array, kernel_DF: Array) -> tuple[Array, tuple[Array, Array]]:
     x_MD, settled_DF = materialised_on_cpu((x_MD, kernel_DF))
     y_MF = dot_fp32_sum(x_MD, settled_DF.astype(x_MD.dtype), (1, 0), x_MD.dtype)
-    # the kernel as it came: a materialised one would be a new array, and a scan would stack those
-    # of all layers beside the ones that it was given
+    # save the kernel itself: a materialised one would be a new array, and a scan would stack a
+    # second copy of the kernels of all layers
     return y_MF, (x_MD, kernel_DF)
 
 

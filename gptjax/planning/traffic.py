@@ -33,7 +33,7 @@ class Transfer:
     devices: int
     """Devices along the axis."""
     micro_steps: int | None = None
-    """Number of micro-steps, each of which runs them; None if they run once a step."""
+    """Number of micro-steps that each run them; None if they run once a step."""
 
     @property
     def payload(self) -> int:

@@ -1,9 +1,9 @@
 """Adopt token files of other trainers: they stay as they are and get a manifest and a tokenizer.
 
 llm.c and modded-nanogpt write our own format. nanoGPT's `train.bin` and `val.bin` are uint16 tokens
-without a header, of characters if there is a `meta.pkl`; build-nanogpt's are NumPy files. `train`
-or `val` in a file's name says which split it is. Every token is read: for its hash, for its range,
-to count documents and bytes.
+without a header; a `meta.pkl` beside them means that the tokens are characters. build-nanogpt's are
+NumPy files. `train` or `val` in a file's name says which split it is. Every token is read, to hash
+it, to check its range, and to count documents and bytes.
 
 With `shard_tokens` the tokens are copied into shards of our own.
 """
@@ -46,26 +46,26 @@ CHUNK_TOKENS = 2**22
 def tokenizer_of(directory: Path, name: str | None) -> Tokenizer:
     """The tokenizer `name` of token files, or the characters that nanoGPT stored beside them.
 
-    Raises `UserError` where there is none, or where the two contradict each other.
+    Raises `UserError` if there is neither, or if the two contradict each other.
     """
     meta = directory / META
     if meta.exists():
         if name not in (None, "chars"):
             raise UserError(
                 f"{meta} says that the tokens are characters, but --tokenizer says {name}: leave "
-                f"that out, or move {META} away"
+                f"out --tokenizer, or move {META} away"
             )
         return read_characters(meta)
     if name == "chars":
         raise UserError(
             f"--tokenizer chars needs the characters of the tokens, which nanoGPT stores in "
-            f"{META}, and {directory} has none: put it there, or give a tokenizer's JSON file"
+            f"{META}, but {directory} has none: copy it there, or give a tokenizer's JSON file"
         )
     if name is None:
         raise ConfigError(
             [
-                "--adopt needs the --tokenizer that made the files (gpt2, or tiktoken:ENCODING, or "
-                f"a tokenizer's JSON file), or nanoGPT's {META} beside them"
+                "--adopt needs the --tokenizer that made the files (gpt2, tiktoken:ENCODING or a "
+                f"tokenizer's JSON file), or nanoGPT's {META} beside them"
             ]
         )
     return make_tokenizer(name)
@@ -80,9 +80,9 @@ def adopt(
 ) -> Manifest:
     """Write manifest and tokenizer of the token files in `directory` into `out`.
 
-    With `shard_tokens` also their tokens, as shards of that size. What was adopted already, from
-    files of the same sizes, is returned as it is. Raises `UserError` for files that are not what
-    the tokenizer makes.
+    With `shard_tokens`, also write their tokens, as shards of that size. Data adopted before from
+    files of the same sizes is returned as it is. Raises `UserError` for files that the tokenizer
+    cannot have made.
     """
     files, out = find_files(directory), out.absolute()
     tokenizer = tokenizer_of(directory, tokenizer_name)
@@ -111,7 +111,7 @@ def adopt(
             if not is_there:
                 stored.unlink(missing_ok=True)
             with suppress(OSError):
-                out.rmdir()  # if nothing is in it
+                out.rmdir()  # if it is empty
             raise UserError(f"cannot adopt {directory}: {error}") from error
         return read_manifest(out)
     with locked_workspace(str(out)) as (out, work):
@@ -135,7 +135,7 @@ def write_manifest(
 ) -> Manifest:
     """Read every token of `files` and write their manifest and tokenizer into `out`.
 
-    With `shard_tokens` their tokens too, as shards.
+    With `shard_tokens`, also write their tokens, as shards.
     """
     table, notes = bytes_per_token(tokenizer), Counter[str]()
     of_split = {name: [file for file in files if file.split == name] for name in SPLITS}
@@ -193,7 +193,7 @@ def _split(
                 raise UserError(
                     f"{file.path} holds token id {chunk.max()}, but {tokenizer.name} ends at "
                     f"{tokenizer.n_vocab - 1}: another --tokenizer made it, or it is damaged, or "
-                    "no token file"
+                    "not a token file"
                 )
             is_text = chunk != tokenizer.eot_id
             documents += int((is_text[1:] & ~is_text[:-1]).sum()) + int(is_text[0] & is_after_end)
@@ -208,7 +208,7 @@ def _split(
 def adopt_with_progress(
     directory: Path, tokenizer_name: str | None, out: Path, shard_tokens: int | None
 ) -> None:
-    """Adopt on a terminal: a progress bar while files are read, totals when they are."""
+    """Adopt on a terminal: show a progress bar, then the totals."""
     total = sum(file.path.stat().st_size for file in find_files(directory))
     with byte_bars() as bar:
         task = bar.add_task("reading", total=total)
@@ -216,15 +216,15 @@ def adopt_with_progress(
         manifest = adopt(directory, tokenizer_name, out, advance, shard_tokens)
     if even := manifest.notes.get("even_ids"):
         print(
-            f"note: in {even} files without a header all ids are about as frequent, as in noise or "
-            "in a packed file: look at the text of --inspect before you train on them"
+            f"note: in {even} files without a header all ids are about equally frequent, as in "
+            "noise or a compressed file: look at the text of --inspect before you train on them"
         )
     print_splits(manifest)
     print(f"now try: --data.path {shlex.quote(str(out))}")
 
 
 def print_splits(manifest: Manifest) -> None:
-    """Say what is in token files that have a manifest."""
+    """Print the totals of token files that have a manifest."""
     for name, split in manifest.splits.items():
         print(
             f"{name:5}  {split.tokens:,} tokens in {len(split.shards)} files, {split.documents:,} "

@@ -1,4 +1,4 @@
-"""The bytes of a file as a text has them: unpacked, and UTF-16 and UTF-32 as UTF-8."""
+"""The bytes of a file as text: decompressed, and UTF-16 and UTF-32 as UTF-8."""
 
 import codecs
 import gzip
@@ -22,7 +22,7 @@ _MARKS = {
 
 
 def is_plain(path: Path) -> bool:
-    """Whether the bytes of a file are those of its text; raises `UserError` if it is unreadable."""
+    """Whether a file needs no conversion to text; raises `UserError` if it is unreadable."""
     try:
         return _packing(path) is None and _encoding(_head(path)) is None
     except OSError as error:
@@ -30,9 +30,9 @@ def is_plain(path: Path) -> bool:
 
 
 def contents(path: Path) -> Iterator[bytes]:
-    """The text of a file, chunk by chunk; raises `UserError` if what is compressed is damaged.
+    """The text of a file, chunk by chunk; raises `UserError` if a compressed file is damaged.
 
-    What is invalid in UTF-16 and UTF-32 becomes a byte that is invalid in UTF-8.
+    Invalid UTF-16 and UTF-32 becomes a byte that is invalid in UTF-8.
     """
     try:
         yield from _as_utf8(_unpacked(path))
@@ -40,7 +40,7 @@ def contents(path: Path) -> Iterator[bytes]:
         if isinstance(error, OSError) and error.errno:
             raise
         raise UserError(
-            f"{path} cannot be unpacked, it is damaged or cut short: {error}"
+            f"{path} cannot be unpacked: it is damaged or cut short ({error})"
         ) from error
 
 
@@ -105,10 +105,10 @@ def _unpacked(path: Path) -> Iterator[bytes]:
                 raw = frame.unused_data
                 frame = None if frame.eof else frame
     if frame is not None:
-        raise EOFError("it ends within a frame")
+        raise EOFError("it ends inside a frame")
 
 
 def _zstd_error() -> type[Exception]:
-    """What a damaged zstd file raises; it can only be raised where zstandard is loaded."""
+    """The exceptions of a damaged zstd file; none can occur unless zstandard is loaded."""
     module = sys.modules.get("zstandard")
     return EOFError if module is None else module.ZstdError

@@ -1,13 +1,13 @@
-"""The document, whatever it was read from: its id, its source, and bytes that are to be UTF-8.
+"""The document, from any source: its id, its source, and its bytes, which should be UTF-8.
 
-A document is read in parts of about 1 MiB that end where no token can span them. Its own bytes
-alone decide where that is, so a document of any size is tokenised in bounded memory, by any number
-of workers, exactly as if it had been read whole.
+A document is read in parts of about 1 MiB, cut where no token can span the cut. Its own bytes alone
+decide the places, so a document of any size is tokenised in bounded memory, by any number of
+workers, exactly as if it had been read whole.
 
-Such places are those of which that is known by the patterns of gpt2, cl100k_base and o200k_base
-together: before and after them the pattern finds the same pre-tokens as in the whole, and no merge
-crosses pre-tokens. Where a document has none for 8 MiB, or the tokenizer has another pattern, a cut
-may fall into a token; `tokenising` counts those that do.
+The cuts are safe for the patterns of gpt2, cl100k_base and o200k_base: on both sides of a cut each
+pattern finds the same pre-tokens as in the whole text, and no merge crosses pre-tokens. If a
+document has no such place for 8 MiB, or the tokenizer has another pattern, a cut may fall inside a
+token; `tokenising` counts such cuts.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from pathlib import Path
 from gptjax.base.errors import UserError
 
 PART_BYTES = 2**20
-UNBROKEN_BYTES = 8 * PART_BYTES  # text with no place to cut is cut anywhere, to bound memory
+UNBROKEN_BYTES = 8 * PART_BYTES  # text without a safe cut is cut anywhere, to bound memory
 WINDOW_BYTES = 2**12
-HASHED_BYTES = 2**16  # a document is known by its beginning, so that none need be read twice
+HASHED_BYTES = 2**16  # the beginning identifies a document, so none has to be read twice
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def _after_text(then: bytes) -> bytes:
-    """Where `then` follows what is not white space.
+    """Places where `then` follows anything but white space.
 
     White space is ASCII's, and the UTF-8 of U+0085, A0, 1680, 2000-200A, 2028, 2029, 202F, 205F and
     3000.
@@ -38,8 +38,8 @@ def _after_text(then: bytes) -> bytes:
     return rb"(?<=[^ \t-\r\x1c-\x1f]%s)" % then + not_longer
 
 
-# Where no token spans a cut, the best first: a tokenizer that looks at whole lines, as GPT-1's does
-# to repair them, then sees whole lines.
+# Cuts that no token spans, the best first: a tokenizer that repairs whole lines, as GPT-1's does,
+# then sees whole lines.
 _CUTS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -49,8 +49,8 @@ _CUTS = tuple(
         + rb"(?=[!-.0-~\xc3-\xe0\xe4-\xf4]|\xe3(?:[\x81-\xbf]|\x80[\x81-\xbf]))",
         # Before a blank, which all patterns join to what follows.
         _after_text(b"") + rb"(?= )",
-        # After a letter or digit, and before what is neither, nor a mark nor an apostrophe: what is
-        # left in tables, and in Chinese and Japanese (U+4E00-9FBF, hiragana).
+        # After a letter or digit, and before a character that is none of letter, digit, mark and
+        # apostrophe: the last resort in tables, Chinese and Japanese (U+4E00-9FBF, hiragana).
         rb"(?<=[0-9A-Za-z])(?=[\r\n,.;:])",
         rb"(?:(?<=\xe4[\xb8-\xbf][\x80-\xbf])|(?<=[\xe5-\xe8][\x80-\xbf]{2})"
         rb"|(?<=\xe9[\x80-\xbe][\x80-\xbf])|(?<=\xe3\x81[\x81-\xbf])|(?<=\xe3\x82[\x80-\x96]))"
@@ -61,7 +61,7 @@ _CUTS = tuple(
 
 @dataclass(frozen=True)
 class Document:
-    """Text with an id and a source: bytes in memory, or those of a file from `offset` on."""
+    """Text with an id and a source: bytes in memory, or in a file from `offset` on."""
 
     id: str
     source: str
@@ -82,7 +82,7 @@ class Document:
             raise UserError(f"cannot read {self.content}: {error.strerror}") from error
 
     def part_end(self, start: int, stop: int) -> int:
-        """Where the part that begins at `start` ends: the first safe cut after 1 MiB, or `stop`."""
+        """The end of the part that begins at `start`: the first safe cut after 1 MiB, or `stop`."""
         at = start + PART_BYTES
         last = start + UNBROKEN_BYTES
         window = min(WINDOW_BYTES, PART_BYTES)
@@ -98,7 +98,7 @@ class Document:
         if last >= stop:
             return stop
         while last < stop and (byte := self.read(last, 1)) and byte[0] & 0xC0 == 0x80:
-            last += 1  # cut no character
+            last += 1  # do not cut inside a character
         return last
 
     def parts(self, start: int, stop: int) -> Iterator[bytes]:
@@ -111,16 +111,16 @@ class Document:
 
     @cached_property
     def fraction(self) -> float:
-        """A number in [0, 1) that the document's first 64 KiB alone decide."""
+        """A number in [0, 1) that depends only on the document's first 64 KiB."""
         digest = hashlib.blake2b(self.read(0, HASHED_BYTES), digest_size=8).digest()
         return int.from_bytes(digest, "big") / 2**64
 
     def held_out_from(self, val_fraction: float) -> int:
-        """The first line end after the first `1 - val_fraction`, where its end is to be cut off."""
+        """The place to cut off the held-out end: the first line end after `1 - val_fraction`."""
         wanted = int(self.size * (1 - val_fraction))
         line_end = self.read(wanted, PART_BYTES).find(b"\n")
         cut = wanted + line_end + 1
-        if line_end < 0 or cut >= self.size:  # cut the line, but no character
+        if line_end < 0 or cut >= self.size:  # cut inside the line, but not inside a character
             cut = wanted
             while (byte := self.read(cut, 1)) and byte[0] & 0xC0 == 0x80:
                 cut += 1
@@ -129,7 +129,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Passage:
-    """Bytes `start` to `stop` of a document: all of it, or what one worker takes of a long one."""
+    """Bytes `start` to `stop` of a document: all of it, or one worker's part of a long one."""
 
     document: Document
     start: int
@@ -141,10 +141,10 @@ class Passage:
         return self.stop == self.document.size
 
     def split(self, val_fraction: float, ends: bool) -> Iterator[tuple[str, int, int, bool]]:
-        """(train or val, start, stop, whether end-of-text follows) for each split that gets any.
+        """(train or val, start, stop, whether end-of-text follows) for each split with a part.
 
-        A document goes to one split as a whole by its hash, or with `ends` its last part is held
-        out.
+        The hash of a document sends all of it to one split; with `ends`, its last part is held out
+        instead.
         """
         document = self.document
         if not ends:

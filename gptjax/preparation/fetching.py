@@ -34,7 +34,7 @@ from gptjax.preparation.sources import find_inputs
 from gptjax.preparation.workspace import INPUTS, locked_workspace, preparing, publish, settings_diff
 from gptjax.tokenizers.registry import make_tokenizer, tokenizer_identity
 
-FETCHERS = 4  # files under way at a time
+FETCHERS = 4  # files fetched at a time
 
 
 def prepare_from_hub(
@@ -47,8 +47,9 @@ def prepare_from_hub(
 ) -> None:
     """Make `data.path` from `data.hub` on a terminal; leave a complete data set as it is.
 
-    Of ready token files so many are fetched as hold `tokens` to train on, else the `read` of a run;
-    None is all. Raises `ConfigError` if flags were given that only text needs, the `unread` ones.
+    Fetches as many token files as hold `tokens` training tokens, else the number that a run will
+    `read`; None fetches all. `unread` are the given flags that only text needs: `ConfigError`
+    refuses them for token files.
     """
     asked = read if tokens is None else tokens
     if existing := existing_manifest(data, asked):
@@ -59,13 +60,13 @@ def prepare_from_hub(
     repository = None if is_text else find_repository(hub_name(data.hub))
     if repository is None or not any(map(_is_shard, repository.files)):
         if tokens is not None:
-            raise ConfigError([f"--tokens is for ready token files, and {data.hub} holds text"])
+            raise ConfigError([f"--tokens needs ready token files, but {data.hub} holds text"])
         return prepare_with_progress(data, workers, shard_tokens=shard_tokens)
     if unread:
         raise ConfigError(
             [
-                f"{', '.join(unread)} is for text, and {data.hub} has ready token files, which are "
-                "used as they are: leave it out"
+                f"{', '.join(unread)} works only with text, but {data.hub} has ready token files, "
+                "which are used as they are: leave it out"
             ]
         )
     if data.tokenizer is None:

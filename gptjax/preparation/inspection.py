@@ -1,6 +1,6 @@
-"""Look into a prepared directory: verify every hash, count, and show what the tokens say.
+"""Inspect a prepared directory: verify every hash, count tokens, and show some of the text.
 
-Nothing needs to be written: where the directory is read-only, only the histogram is left out.
+It needs no write access: if the directory is read-only, only the histogram is left out.
 """
 
 import io
@@ -19,7 +19,7 @@ from gptjax.data.shards import open_shard
 from gptjax.data.windows import TokenWindows
 
 SHOWN_TOKENS, SHOWN_WINDOWS, WINDOW = 20, 3, 64
-COUNTED_TOKENS = 2**22  # at a time
+COUNTED_TOKENS = 2**22  # tokens counted at a time
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Counts:
     """The findings of one pass over the tokens of a split."""
 
     lengths: np.ndarray
-    """Tokens of every document, its end-of-text left out."""
+    """Tokens of every document, without its end-of-text."""
     frequencies: np.ndarray
     """How often each id occurs, [V]."""
 
 
 def verify_shards(manifest: Manifest, progress: ByteProgress = lambda _: None) -> None:
-    """Compare the sha256 of every shard; raises `UserError` that names all that are wrong."""
+    """Compare the sha256 of every shard; raises `UserError` that names all damaged ones."""
     wrong = []
     for split in manifest.splits.values():
         for shard in split.shards:
@@ -46,8 +46,8 @@ def verify_shards(manifest: Manifest, progress: ByteProgress = lambda _: None) -
                 wrong.append(shard.name)
     if wrong:
         raise UserError(
-            f"{', '.join(wrong)} in {manifest.directory} changed since the data was prepared "
-            "(another sha256 than the manifest's): move it away and prepare the data again"
+            f"{', '.join(wrong)} in {manifest.directory} changed since the data was prepared (its "
+            "sha256 differs from the manifest's): move it away and prepare the data again"
         )
 
 
@@ -100,9 +100,9 @@ def report(manifest: Manifest, split: str, counts: Counts) -> str:
 
 
 def plot_lengths(counts: Counts, name: str, path: Path) -> str:
-    """A histogram of document lengths, both axes logarithmic, with their median; where it is."""
+    """Draw a histogram of document lengths, both axes logarithmic; returns its place or why not."""
     if not os.access(path.parent, os.W_OK):
-        return f"not drawn, as {path.parent} is read-only"
+        return f"not drawn, because {path.parent} is read-only"
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -126,12 +126,12 @@ def plot_lengths(counts: Counts, name: str, path: Path) -> str:
     try:
         write_atomically(path, drawn.getvalue())
     except OSError as error:
-        return f"not drawn, as {path} cannot be written: {error.strerror}"
+        return f"not drawn, because {path} cannot be written: {error.strerror}"
     return str(path)
 
 
 def inspect_with_report(directory: Path) -> None:
-    """Verify with a progress bar, then print what is there and draw the histogram."""
+    """Verify with a progress bar, then print the findings and draw the histogram."""
     manifest = read_manifest(directory)
     eot_id = read_tokenizer(manifest).eot_id
     paths = [directory / shard.name for s in manifest.splits.values() for shard in s.shards]

@@ -1,6 +1,6 @@
-"""Oddities of the text: what was left out, changed or doubtful, how often, and where first.
+"""Oddities of the text: how often text was left out, changed or doubtful, and where first.
 
-Nothing in a text ends a preparation, and nothing that is left out or changed goes unsaid.
+Nothing in a text stops a preparation, and everything that is left out or changed is reported.
 """
 
 from collections import Counter
@@ -16,24 +16,24 @@ ODDITIES = {
     "looks_like": "files that look like JSON, CSV or TSV but hold no records with text, "
     "read as plain text",
     "other_field": "files without a field 'text', read from their only field of strings",
-    "not_utf8": "parts with bytes that are no UTF-8, which became U+FFFD",
+    "not_utf8": "parts with invalid UTF-8, which became U+FFFD",
     "nul": "parts with NUL characters, kept: is this text?",
     "empty": "empty documents, left out",
     "no_separator": "text files in which --doc-separator does not occur, each one document",
-    "long_lines": "stretches of 1 MiB without a line end, kept",
+    "long_lines": "stretches of 1 MiB without a line break, kept",
     "long_records": "JSON lines of over 32 MiB, left out",
-    "bad_records": "lines that are no JSON, left out",
+    "bad_records": "lines that are not JSON, left out",
     "bad_rows": "rows of CSV or TSV that are malformed or do not fit their header, left out",
-    "broken_json": "JSON files that break off, are malformed or have a record of over 32 MiB, "
-    "read up to there",
+    "broken_json": "JSON files that are cut short, are malformed or have a record of over 32 MiB, "
+    "read up to that place",
     "no_text": "records without text in the field that --text-field names, left out",
     "cut_blanks": "parts with more blanks in a row than the tokenizer takes, cut every 65,536",
-    "cut_tokens": "places where a long document was cut within a token, for lack of a better one",
+    "cut_tokens": "places where a long document was cut inside a token, for lack of a better place",
 }
 
 
 def describe_oddities(counts: Mapping[str, int], first: Mapping[str, str]) -> Iterator[str]:
-    """One sentence a kind: how many, what became of them, where the first is."""
+    """One line for each kind: the count, the consequence, and the place of the first."""
     for kind, meaning in ODDITIES.items():
         if count := counts.get(kind, 0):
             where = f" (first: {first[kind]})" if kind in first else ""
@@ -42,7 +42,7 @@ def describe_oddities(counts: Mapping[str, int], first: Mapping[str, str]) -> It
 
 @dataclass
 class Oddities:
-    """Oddities of the text: how often each occurs, and where first."""
+    """Counts of the oddities of a text, and the place of the first of each kind."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)

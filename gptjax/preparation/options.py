@@ -1,4 +1,4 @@
-"""The flags of the prepare door, and what must not go together among them."""
+"""The flags of `prepare`, and combinations of them that are refused."""
 
 import dataclasses
 from collections.abc import Iterable, Set
@@ -17,61 +17,60 @@ TOKENIZER_FORM = "gpt2, gpt1, bytes, tiktoken:ENCODING or a tokenizer's JSON fil
 
 @dataclass(frozen=True)
 class PrepareCommand:
-    """Turn text into token shards with a manifest; flags override what the config says."""
+    """Turn text into token shards with a manifest; flags override the config."""
 
     config: str | None = None
-    """Name or path of a config whose data is to be prepared."""
+    """Name or path of the config whose data to prepare."""
     input: tuple[str, ...] = ()
     """Files, directories and patterns, or - for standard input: text (UTF-8, or UTF-16 or UTF-32
     with a byte-order mark), JSON (lines or arrays), CSV, TSV or Parquet, each also compressed
     (gzip, zstd)."""
     hub: str | None = None
     """Data set of the Hugging Face hub: OWNER/NAME, OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT
-    (train, unless it says another), with @REVISION after NAME or not. Ready token files of llm.c's
-    format are fetched, text is streamed."""
+    (the default is train); @REVISION may follow NAME. Ready token files in llm.c's format are
+    fetched; text is streamed."""
     tokens: int | None = None
-    """Tokens to train on, of ready token files: only as many files as hold them are fetched. By
-    default those that the config's run reads, and without --config all."""
+    """Training tokens to fetch, if the hub has ready token files: only as many files as hold them.
+    The default is the number that the config's run reads, or all without --config."""
     format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] | None = None
-    """What the inputs are; by default (auto) the content of each file tells. json is lines or
-    arrays; the delimiter of csv is found out."""
+    """Format of the inputs; the default, auto, recognises each file by its content. json is lines
+    or arrays; the delimiter of csv is detected."""
     text_field: str | None = None
-    """Field of JSON, or column of CSV, TSV or Parquet, that holds the text; by default text, or
-    else the only one of strings."""
+    """Field of JSON, or column of CSV, TSV or Parquet, that holds the text; the default is text, or
+    else the only field of strings."""
     doc_separator: str | None = None
-    """What stands between the documents of a text file, such as '<|endoftext|>' or '\\n\\n'; by
+    """Separator between the documents of a text file, such as '<|endoftext|>' or '\\n\\n'; by
     default a file is one document."""
     tokenizer: str | None = None
     """gpt2, gpt1, bytes, chars (those of this text), bpe:N (a BPE of N tokens trained on it),
     tiktoken:ENCODING, or a tokenizer's JSON file; the default is bytes."""
     out: Path | None = None
-    """Directory to make."""
+    """Directory to create."""
     val_fraction: float | None = None
     """Share of the text held out for validation (0 to 0.5); the default is 0.05."""
     shard_tokens: int | None = None
-    """Tokens of a shard; the last of a split has up to twice as many. The default is 2^20; readers
-    of other trainers need a batch of all processes, and a token more, in every shard."""
+    """Tokens in a shard; the last shard of a split has up to twice as many. The default is 2^20.
+    Readers of other trainers need one batch of all processes, plus one token, in every shard."""
     workers: int | None = None
-    """Cores to use, all by default; the result is the same."""
+    """Number of cores to use; the default is all. The result is the same."""
     partition: str | None = None
-    """i/n: tokenise only share i (from 0) of n, as one job of an array; then --merge."""
+    """i/n: tokenise only part i (from 0) of n, as one job of an array; then --merge."""
     merge: bool = False
-    """Put together what all partitions have made; the result is that of one machine."""
+    """Join the results of all partitions; the output is the same as from one machine."""
     adopt: Path | None = None
     """Directory of token files of llm.c, modded-nanogpt (.bin), nanoGPT (.bin without a header,
-    meta.pkl if of characters) or build-nanogpt (.npy): they stay where they are, and --out (or it)
-    gets a manifest, and with --shard-tokens also copies of the tokens."""
+    with meta.pkl for characters) or build-nanogpt (.npy). The files stay where they are. --out, or
+    the directory itself, gets a manifest; with --shard-tokens, --out also gets copies."""
     inspect: Path | None = None
     """Prepared directory to verify and describe; nothing is prepared."""
     train_tokenizer: bool = False
     """Only train a byte-level BPE on the text and write it to --out, a JSON file."""
     vocab_size: int | None = None
-    """Tokens of the BPE that --train-tokenizer makes, end-of-text included (257 or more); the
-    default is 4096."""
+    """Vocabulary of --train-tokenizer, end-of-text included (257 or more); the default is 4096."""
 
 
 def data_of(command: PrepareCommand, config: Config) -> DataConfig:
-    """The config's data as the flags have it; another text takes the place of its own."""
+    """The config's data, overridden by the flags; another text replaces the config's own."""
     data = config.data
     if command.input or command.hub:
         data = dataclasses.replace(data, source=None, inputs=(), hub=None)
@@ -90,7 +89,7 @@ def data_of(command: PrepareCommand, config: Config) -> DataConfig:
 
 
 def check(command: PrepareCommand, config: Config) -> None:
-    """Raise one `ConfigError` with everything that cannot work, or not together."""
+    """Raise one `ConfigError` with every bad value and every combination that cannot work."""
     data, text = config.data, command.input or command.hub
     missing = [f for f, v in (("--input", text), ("--out", command.out)) if not v]
     rules = [
@@ -114,7 +113,7 @@ def check(command: PrepareCommand, config: Config) -> None:
         (data.doc_separator == "", "--doc-separator must not be empty"),
         (
             command.tokens is not None and (data.hub is None or command.tokens < 1),
-            f"--tokens {command.tokens} must be 1 or more, and is for --hub alone",
+            f"--tokens {command.tokens} must be 1 or more, and works only with --hub",
         ),
         (
             bool(command.partition and command.merge),
@@ -122,25 +121,26 @@ def check(command: PrepareCommand, config: Config) -> None:
         ),
         (
             bool(command.partition and command.shard_tokens),
-            "--shard-tokens is for --merge, which writes the shards: leave it out here",
+            "--shard-tokens belongs to --merge, which writes the shards: leave it out here",
         ),
         (
             command.merge and (needs_text(data.tokenizer or "bytes") or "-" in data.inputs),
-            "--merge puts together what --partition made, and that is never of standard input, "
-            "nor with a tokenizer made from the text: leave it out",
+            "--merge joins the results of --partition, which takes neither standard input nor a "
+            "tokenizer made from the text: leave it out",
         ),
         (
             data.hub is not None and bool(command.partition or command.merge),
-            "--partition and --merge are for files, and a data set of the hub is one stream: "
-            "prepare it on one machine, or download its files and give them by --input",
+            "--partition and --merge work with files, but a data set of the hub is one stream: "
+            "prepare it on one machine, or download its files and pass them to --input",
         ),
         (
             data.hub is not None and bool(command.format or command.doc_separator),
-            "--format and --doc-separator are for files: --hub knows its records",
+            "--format and --doc-separator work with files, not with --hub: leave them out",
         ),
         (
             command.vocab_size is not None and not command.train_tokenizer,
-            "--vocab-size is for --train-tokenizer: a BPE made on the way is --tokenizer bpe:N",
+            "--vocab-size works only with --train-tokenizer: to train a BPE while preparing, "
+            "give --tokenizer bpe:N",
         ),
     ]
     problems = [message for bad, message in rules if bad]
@@ -159,7 +159,7 @@ def check(command: PrepareCommand, config: Config) -> None:
 
 
 def flags_given(command: PrepareCommand, fields: Iterable[str]) -> list[str]:
-    """The flags among those of `fields` that are not at their defaults."""
+    """The flags of those `fields` that do not have their default."""
     defaults = PrepareCommand()
     return [
         "--" + name.replace("_", "-")
@@ -169,7 +169,7 @@ def flags_given(command: PrepareCommand, fields: Iterable[str]) -> list[str]:
 
 
 def refuse_unread_flags(command: PrepareCommand) -> None:
-    """Raise `ConfigError` for flags that the verb in hand would pass over."""
+    """Raise `ConfigError` for flags that --inspect, --adopt or --train-tokenizer would ignore."""
     text = ("config", "input", "hub", "format", "text_field", "doc_separator", "out", "vocab_size")
     verbs = {
         "inspect": (),
@@ -193,13 +193,13 @@ def check_adoption(command: PrepareCommand) -> None:
     if size is not None and not 1 <= size <= MOST_SHARD_TOKENS:
         problems.append(f"--shard-tokens must be 1 to 2**30, not {size}")
     if size is not None and command.out in (None, command.adopt):
-        problems.append("--adopt with --shard-tokens writes new shards: name a directory by --out")
+        problems.append("--adopt with --shard-tokens writes new shards: give --out another DIR")
     if problems:
         raise ConfigError(problems)
 
 
 def check_vocabulary(command: PrepareCommand) -> tuple[Path, int]:
-    """File and size of the tokenizer to train; raises `ConfigError` where they cannot be."""
+    """File and size of the tokenizer to train; raises `ConfigError` if they are invalid."""
     size = 4096 if command.vocab_size is None else command.vocab_size
     if command.out is None or not is_tokenizer_name(f"bpe:{size}"):
         raise ConfigError(
@@ -212,21 +212,21 @@ def check_vocabulary(command: PrepareCommand) -> tuple[Path, int]:
 
 
 def needs_text(tokenizer: str) -> bool:
-    """Whether a tokenizer is made from the text it is to tokenise."""
+    """Whether a tokenizer is made from the text that it tokenises."""
     return tokenizer == "chars" or tokenizer.startswith("bpe:")
 
 
 def unread_fields(data: DataConfig, kinds: Set[str]) -> list[str]:
-    """What is wrong with fields of `data` that inputs of these `kinds` alone would pass over."""
+    """A message for every field of `data` that has no effect on inputs of these `kinds`."""
     problems = []
     if data.doc_separator is not None and "text" not in kinds:
         problems.append(
-            f"--doc-separator (data.doc_separator) is for text, and all input is "
+            f"--doc-separator (data.doc_separator) works only with text, but all input is "
             f"{' and '.join(sorted(kinds))}, whose records are the documents: leave it out"
         )
     if data.text_field not in (None, "text") and kinds == {"text"}:
         problems.append(
-            f"--text-field (data.text_field) {data.text_field} is for records, and all input "
-            "is text: leave it out, or say by --format what the input is"
+            f"--text-field (data.text_field) {data.text_field} works only with records, but all "
+            "input is text: leave it out, or name the format by --format"
         )
     return problems

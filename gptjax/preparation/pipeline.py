@@ -48,10 +48,10 @@ def prepare_shards(
 ) -> Manifest:
     """Prepare `inputs` by the settings in `data`, into `data.path`; returns the manifest.
 
-    `oddities` has what `find_inputs` found odd, and is told what else is, and where.
+    `oddities` holds the findings of `find_inputs`; those of the text are added.
 
     A finished data set of the same settings is returned as it is. Finished work of a killed
-    preparation or of partitions is used; `merge` demands that all of it is there. Raises
+    preparation or of partitions is used; with `merge` all of it must exist. Raises
     `UserError` if `data.path` holds anything else.
     """
     name = data.tokenizer or "bytes"
@@ -96,7 +96,7 @@ def prepare_shards(
 
 
 def _tokenise(work: Workspace, progress: Progress) -> tuple[Scan, list[UnitTokens]]:
-    """Tokenise all units; what the text is, and what was made of each."""
+    """Tokenise all units; returns the scan of the text, and the counts of each unit."""
     total, units = Scan(), []
     for found, made in work.tokenise(range(len(work.units))):
         total.merge(found)
@@ -110,7 +110,7 @@ def _tokenise(work: Workspace, progress: Progress) -> tuple[Scan, list[UnitToken
 def _write_split(
     work: Workspace, split: str, counts: Sequence[SplitCounts], dtype: str, shard_tokens: int
 ) -> Split:
-    """Write the tokens of all units, each with its `counts`, as the shards of a split."""
+    """Write the tokens of all units as the shards of a split; `counts` has one entry a unit."""
     parts = chain.from_iterable(
         work.worker.tokens(number, split, expected, dtype) for number, expected in enumerate(counts)
     )
@@ -163,7 +163,7 @@ def prepare_with_progress(
     merge: bool = False,
     shard_tokens: int | None = None,
 ) -> None:
-    """Prepare on a terminal: progress while it runs; what was odd, and totals, when it is done."""
+    """Prepare on a terminal: show progress, then notes about odd text and the totals."""
     oddities = Oddities()
     inputs = find_inputs(data, oddities)
     total = sum(d.size for d in inputs if not d.is_stream)
@@ -186,7 +186,7 @@ def prepare_with_progress(
         print(f"{data.path} is complete: there is nothing left to do")
         return
     if partition is not None:
-        print(f"{tokens:,} tokens; when every partition is done, run the same with --merge")
+        print(f"{tokens:,} tokens; when every partition is done, run the command with --merge")
         return
     for note in describe_oddities(manifest.notes, oddities.first):
         print(f"note: {note}")
@@ -199,7 +199,7 @@ def prepare_with_progress(
 
 
 def how_to_prepare(config_name: str, config: Config, own: DataConfig) -> str:
-    """The command that makes the data of a config, for error messages; `own` is its file's data."""
+    """The command that prepares a config's data, for messages; `own` is the file's own data."""
     data, command = config.data, f"python -m gptjax.prepare --config {shlex.quote(config_name)}"
     out = f" --out {shlex.quote(data.path)}"
     if data.hub is not None:

@@ -73,7 +73,7 @@ def worker_pool(workers: int, size: int) -> Iterator[Executor]:
 def ordered_map(
     pool: Executor, workers: int, function: Callable[..., T], arguments: Iterable[tuple]
 ) -> Iterator[T]:
-    """The results of many calls, in order; only a few calls are under way at a time."""
+    """The results of many calls, in order; only a few calls run at a time."""
     waiting: deque[Future[T]] = deque()
     for given in arguments:
         waiting.append(pool.submit(function, *given))

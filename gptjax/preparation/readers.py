@@ -1,9 +1,9 @@
-"""Documents out of files: text, text with separators, JSON, CSV, Parquet.
+"""Reads documents from files: text, text with separators, JSON, CSV, Parquet.
 
 A `Span` is a stretch of one file that is read by itself; a file's spans, one after the other, give
 the file's documents in order. Records that cannot be read are left out and counted in `Oddities`.
-A JSON array and a CSV file are one span: only who reads them from the beginning knows whether a
-line end is within a text.
+A JSON array and a CSV file are one span: only a reader that begins at the start of the file knows
+whether a line break is inside a text.
 """
 
 import csv
@@ -19,24 +19,24 @@ from gptjax.preparation.oddities import Oddities
 from gptjax.preparation.sources import Input
 
 READ_BYTES = 2**20
-RECORD_BYTES = 2**25  # a longer record is left out: it has to be held in memory as a whole
+RECORD_BYTES = 2**25  # a longer record is left out, because a record is held in memory at once
 BROKEN = object()  # stands for the rest of a JSON file that cannot be read
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes `start` to `stop` of a file, or of a Parquet file its row groups."""
+    """Bytes `start` to `stop` of a file, or the row groups of a Parquet file."""
 
     input: Input
     start: int
     stop: int
     size: int
-    """About how many bytes of text it holds."""
+    """An estimate of its bytes of text."""
 
 
 def read_passages(span: Span, oddities: Oddities) -> Iterator[Passage]:
-    """The documents of a span, or the passage of one that it holds; empty ones are counted."""
+    """The documents of a span, or its passage of one document; empty ones are counted."""
     source = span.input
     if source.kind == "text" and source.separator is None:
         document = Document(source.label, source.label, source.size, source.path)
@@ -66,7 +66,7 @@ def passages_of(spans: Iterable[Span], oddities: Oddities) -> Iterator[Passage]:
 
 
 def separator_ends(source: Input, start: int, stop: int) -> Iterator[int]:
-    """Where each separator between `start` and `stop` ends, overlapping ones left out."""
+    """The end of each separator between `start` and `stop`, without overlapping ones."""
     separator = separator_bytes(source)
     with source.path.open("rb") as file:
         file.seek(start)
@@ -90,7 +90,7 @@ def separator_bytes(source: Input) -> bytes:
 
 
 def _other_separator(source: Input) -> str:
-    """Words that name a usual separator at the beginning of a text that lacks its own."""
+    """Words that name a usual separator near the beginning of a text without the given one."""
     wanted = separator_bytes(source)
     bare = wanted.replace(b"\r\n", b"\n")
     usual = (bare.replace(b"\n", b"\r\n"), bare, wanted.strip(), b"\r\n\r\n", b"\n\n")
@@ -101,7 +101,7 @@ def _other_separator(source: Input) -> str:
 
 
 def parquet_file(source: Input) -> Any:
-    """Open a Parquet file; raises `UserError` if it is none or lacks the text's column."""
+    """Open a Parquet file; raises `UserError` if it is not one or lacks the text's column."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -110,12 +110,12 @@ def parquet_file(source: Input) -> Any:
     try:
         file = pq.ParquetFile(source.path, buffer_size=READ_BYTES, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{source.label} is no readable Parquet file: {error}") from error
+        raise UserError(f"{source.label} is not a readable Parquet file: {error}") from error
     return file
 
 
 def json_values(source: Input) -> Iterator[Any]:
-    """The values in a JSON file, of an array its elements; `BROKEN` where the file breaks off."""
+    """The values in a JSON file, or the elements of its array; `BROKEN` if it is cut short."""
     decoder, blanks = json.JSONDecoder(strict=False), re.compile(r"[\s,]*")
     with source.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         held, is_in_array = file.read(READ_BYTES), False
@@ -145,14 +145,14 @@ def json_values(source: Input) -> Iterator[Any]:
 
 
 def _is_malformed(error: Exception, length: int) -> bool:
-    """Whether JSON of a length is wrong itself, and not only cut short."""
+    """Whether JSON of a given length is malformed, not just cut short."""
     if not isinstance(error, json.JSONDecodeError):
         return True
     return error.pos < length - 16 and not error.msg.startswith("Unterminated string")
 
 
 def csv_rows(source: Input) -> Iterator[tuple[int, list[str] | None]]:
-    """The rows of a CSV file with the number of the line that each begins at; None: malformed."""
+    """The rows of a CSV file, each with the number of its first line; None if malformed."""
     csv.field_size_limit(RECORD_BYTES)
     quoting = csv.QUOTE_MINIMAL if source.has_quotes else csv.QUOTE_NONE
     with source.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -269,9 +269,9 @@ def _parquet_rows(span: Span, oddities: Oddities) -> Iterator[Document]:
 
 
 def _raw_texts(column: Any) -> list[bytes | None]:
-    """The texts of an Arrow array as they are stored, since not all that is there is UTF-8.
+    """The texts of an Arrow array as stored bytes, since they need not be UTF-8.
 
-    None where there is no text.
+    None stands for a value that is not text.
     """
     import pyarrow as pa
 

@@ -1,7 +1,7 @@
-"""What a file is: known by its content, with its name as a hint where the content leaves a doubt.
+"""Recognises the format of a file by its content; in doubt, its name decides.
 
-JSON, CSV and TSV are read for what they are only if the file begins with records; what merely looks
-like them is plain text, and that is noted. A format that --format names is taken or refused.
+A file is JSON, CSV or TSV only if it begins with records. A file that merely looks like one of them
+is plain text, and a note says so. The format that --format names is used, or the file is refused.
 """
 
 import json
@@ -19,22 +19,22 @@ from gptjax.preparation.readers import BROKEN, RECORD_BYTES, csv_rows, json_valu
 from gptjax.preparation.sources import Input
 from gptjax.preparation.walking import kind_named
 
-LOOKED = 100  # records, which tell what a file is and which fields it has
+LOOKED = 100  # records that decide the format of a file and its fields
 JSON, TABLES = ("json", "jsonl"), ("csv", "tsv")
 DELIMITERS = ",\t;|"
-# as people name columns; in prose a blank follows a comma
+# the usual form of a column name; in prose a blank follows a comma
 _COLUMN_NAME = re.compile(r"(?=.*[^\W\d_])\w(?:[\w .:/#%()-]{0,62}[\w)%])?")
 _TEXT_TYPE = re.compile(r"(dictionary<values=)?(large_)?(string|binary)")
 _LETTER = re.compile(r"[^\W\d_]")
-# a number, a date, a truth value: no text
+# a number, a date or a truth value, not text
 _NO_TEXT = re.compile(r"[\W\d_]*(?:[TZEe][\W\d_]*)*|(?i:true|false|yes|no|null|none|nan|n/a)")
 
 
 def recognise_input(source: Input, oddities: Oddities) -> Input:
     """The input, a plain file, with its kind, text field and delimiter.
 
-    Raises `UserError` if the file is not what --format says, or if it is not clear which of its
-    fields is the text.
+    Raises `UserError` if the file does not have the format of --format, or if its text field is not
+    clear.
     """
     kind, named = source.kind, kind_named(Path(source.label))
     wanted = named if kind == "auto" else kind
@@ -53,12 +53,12 @@ def recognise_input(source: Input, oddities: Oddities) -> Input:
         if found is None and kind != "auto":
             begins = head[:40].decode("utf-8", "replace")
             raise UserError(
-                f"{source.label} is no {kind}: it begins with {begins!r}; leave out --format to "
-                "have it recognised, or give --format text"
+                f"{source.label} is not {kind}: it begins with {begins!r}; leave out --format, or "
+                "give --format text"
             )
         if found is None and (named or begins_as_json):
             oddities.add("looks_like", source.label)
-    elif wanted == "jsonl":  # of which an empty file is no empty document
+    elif wanted == "jsonl":  # an empty file of JSON lines has no document, not an empty one
         found = replace(source, kind="jsonl")
     return replace(source, kind="text") if found is None else replace(found, separator=None)
 
@@ -66,10 +66,10 @@ def recognise_input(source: Input, oddities: Oddities) -> Input:
 def choose_field(
     label: str, given: str | None, fields: Mapping[str, bool], oddities: Oddities | None = None
 ) -> str:
-    """The field with the text, of `fields` and whether they hold strings.
+    """Choose the text field among `fields`, which map each name to whether it holds strings.
 
-    It is the one given, else `text`, else the only one of strings, of which `oddities` is told.
-    Raises `UserError` that names the fields there are.
+    It is the given one, else `text`, else the only field of strings, which is noted in `oddities`.
+    Raises `UserError` that lists the fields.
     """
     strings = [name for name, is_text in fields.items() if is_text]
     if given is not None and given in fields:
@@ -113,7 +113,7 @@ def _as_parquet(source: Input, oddities: Oddities) -> Input:
 
 
 def _as_json(source: Input, head: bytes, wanted: str | None, oddities: Oddities) -> Input | None:
-    """The input as JSON lines, or as an array or objects over many lines, if those are records."""
+    """The input as JSON lines, or as an array or objects over many lines, if it holds records."""
     lines, kind = _look_at(_line_values(source)), "jsonl"
     found, whole = lines, lines.total
     begins_well = next(_line_values(source), BROKEN) is not BROKEN
@@ -122,7 +122,7 @@ def _as_json(source: Input, head: bytes, wanted: str | None, oddities: Oddities)
         found, kind = _look_at(json_values(source)), "json"
         whole = found.total - found.broken
         are_records = 2 * found.tables > whole or 0 < whole == found.strings
-        # a name is believed of a file that breaks off soon
+        # believe the name of a file that is cut short early
         if source.kind == "jsonl" or not are_records or (found.broken and wanted not in JSON):
             if wanted != "jsonl" or (source.kind == "jsonl" and not lines.tables):
                 return None
@@ -139,8 +139,8 @@ def _as_json(source: Input, head: bytes, wanted: str | None, oddities: Oddities)
 def _as_csv(source: Input, wanted: str | None, oddities: Oddities) -> Input | None:
     """The input as CSV with the delimiter that fits the most rows, if it is a table with a header.
 
-    Without a name that says so, it is one only if its header names the text, or all rows fit and
-    one column alone is text.
+    Without the name of a table, it is one only if its header names the text field, or if all rows
+    fit and exactly one column is text.
     """
     looks = []
     for delimiter in "\t" if source.kind == "tsv" else DELIMITERS:
@@ -159,7 +159,7 @@ def _as_csv(source: Input, wanted: str | None, oddities: Oddities) -> Input | No
         if not all(_LETTER.search(name) for name in names if name):
             raise UserError(
                 f"{source.label} has no header: its first row is {', '.join(names)}. Expected the "
-                "names of the columns there; --format text takes the file as it is"
+                "names of the columns there; --format text reads the file as plain text"
             )
     elif len(names) < 2 or share < 0.5 or not found.total or not well_named:
         return None

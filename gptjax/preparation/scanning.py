@@ -1,8 +1,8 @@
-"""The contents of a unit: how much text, on which side of the split, and its oddities.
+"""The contents of a unit: the amount of text, its side of the split, and its oddities.
 
-It is found while the text passes on its way to the tokenizer. `look` tells beforehand what has to
-be known then, how validation is held out, from a few documents; where those are not all, what
-passed may say otherwise in the end.
+They are found while the text passes on its way to the tokenizer. `look` decides beforehand, from a
+few documents, how validation is held out. If those are not all documents, the full text may say
+otherwise in the end.
 
 The digest of the contents is the same however the text is stored and cut into units: a polynomial
 in the hashes of the parts of all documents, which can be joined from those of its stretches.
@@ -19,7 +19,7 @@ from gptjax.preparation.readers import passages_of
 from gptjax.preparation.units import Unit
 
 MANY = 100  # documents
-LOOKED = 1000  # documents at most, before the text is read
+LOOKED = 1000  # most documents to look at before the text is read
 _PRIME = 2**127 - 1
 _BASE = 0x1F3D5B79A2C4E6081B3C5D7F9A0E2C46
 
@@ -37,7 +37,7 @@ class Digest:
         return Digest((shifted + later.value) % _PRIME, self.parts + later.parts)
 
     def add(self, part: bytes, ends: bool) -> "Digest":
-        """The digest with one more part, which may end its document."""
+        """The digest with one more part, which may be the end of its document."""
         hashed = hashlib.blake2b(part, digest_size=16, person=b"end" if ends else b"part")
         return self.then(Digest(int.from_bytes(hashed.digest(), "big") % _PRIME, 1))
 
@@ -68,7 +68,7 @@ class Scan:
             self.val_bytes += size
 
     def merge(self, later: "Scan") -> None:
-        """Add what a later unit holds."""
+        """Add the contents of a later unit."""
         self.documents += later.documents
         self.bytes += later.bytes
         self.val_bytes += later.val_bytes
@@ -82,7 +82,7 @@ class Scan:
         is when the share of bytes is off by more than three times.
         """
         if self.documents > MANY and self.documents * val_fraction < 1:
-            return False  # so little was asked for that nothing is
+            return False  # the share is so small that holding out nothing is right
         share = self.val_bytes / max(1, self.bytes)
         return not (val_fraction / 3 <= share <= val_fraction * 3 and share < 1)
 
@@ -98,7 +98,7 @@ def read_parts(passage: Passage, found: Scan) -> Iterator[bytes]:
 
 
 def scan(unit: Unit, val_fraction: float) -> Scan:
-    """Read a unit for nothing but this."""
+    """Read a unit only to scan it."""
     found = Scan()
     for passage in passages_of(unit, found.oddities):
         found.count(passage, val_fraction)
@@ -118,7 +118,7 @@ def look(units: Sequence[Unit], val_fraction: float) -> tuple[Scan, bool]:
 
 
 def _note_oddities(part: bytes, where: str, oddities: Oddities) -> None:
-    """Note what is odd about a part."""
+    """Count the oddities of a part."""
     if not part.isascii():
         try:
             part.decode()

@@ -1,9 +1,8 @@
-"""Where text comes from: files, directories, patterns, standard input, Python's own library.
+"""Sources of text: files, directories, patterns, standard input, Python's own library.
 
-Every source becomes a list of `Input`s. What is compressed is unpacked, UTF-16 becomes UTF-8, and
-what comes through standard input is stored, in the directory of the work in hand, since only a
-plain file can be read from any place by any worker. Only then is it known what a file is: see
-`recognition`.
+Every source becomes a list of `Input`s. Compressed files are unpacked, UTF-16 becomes UTF-8, and
+standard input is stored, all in the directory of the preparation, since only a plain file can be
+read from any place by any worker. Only then is the format of a file known: see `recognition`.
 """
 
 import hashlib
@@ -37,21 +36,21 @@ class Input:
     """One file of documents: `text` (one, or many by `separator`) or records.
 
     Records are `jsonl` (lines), `json` (arrays, or objects over several lines), `csv` or `parquet`.
-    Until its content is known an input has the kind that --format names. Of kind `hub` it is no
-    file yet: `path` is then the name of a data set to be streamed.
+    Until the content of an input is read, its kind is that of --format. An input of kind `hub` is
+    not a file yet: its `path` is the name of a data set to stream.
     """
 
     path: Path
     kind: str = "text"
     field: str | None = "text"
-    """The field with the text; None: not chosen yet, or the records are texts themselves."""
+    """The field with the text; None if it is not chosen yet, or if the records are texts."""
     separator: str | None = None
     name: str = ""
     """The user's name for it, if it is not the path."""
     delimiter: str = ""
-    """What stands between the fields of a row of CSV."""
+    """The separator between the fields of a row of CSV."""
     has_quotes: bool = True
-    """Whether quotation marks around a field of CSV are no part of it."""
+    """Whether quotation marks around a field of CSV are syntax, not text."""
 
     @property
     def size(self) -> int:
@@ -65,15 +64,15 @@ class Input:
 
     @property
     def is_stream(self) -> bool:
-        """Whether it is no file yet, so that nobody knows its size."""
+        """Whether it is not a file yet, so that its size is unknown."""
         return str(self.path) == STDIN or self.kind == HUB
 
 
 def find_inputs(data: DataConfig, oddities: Oddities | None = None) -> list[Input]:
     """The input files of a config in their order, or its hub data set, or its built-in corpus.
 
-    `oddities` is told what a walk over a directory leaves out. Raises `UserError` that names every
-    path without files, or every path if all files are empty.
+    `oddities` counts the files that a walk over a directory leaves out. Raises `UserError` that
+    names every path without files, or every path if all files are empty.
     """
     if data.hub is not None:
         return [Input(Path(data.hub), HUB, data.text_field)]
@@ -83,7 +82,7 @@ def find_inputs(data: DataConfig, oddities: Oddities | None = None) -> list[Inpu
         raise UserError("there is nothing to prepare: give text files with --input FILE...")
     if special := [g for g in data.inputs if is_special(Path(g))]:
         raise UserError(
-            f"{', '.join(special)} is a pipe or a device, which can be read once only: expected a "
+            f"{', '.join(special)} is a pipe or a device, which can be read only once: expected a "
             f"file; try --input - < {shlex.quote(special[0])}"
         )
     out = Path(data.path).absolute()
@@ -100,10 +99,10 @@ def find_inputs(data: DataConfig, oddities: Oddities | None = None) -> list[Inpu
         found = "; ".join(describe_oddities(oddities.counts, oddities.first))
         raise UserError(
             f"no such text file: {', '.join(bad)}; expected files, directories with files in them, "
-            f"patterns that match any, or - for standard input{found and f'. Found: {found}'}"
+            f"patterns that match files, or - for standard input{found and f'. Found: {found}'}"
         )
     if sum(given == STDIN for given in data.inputs) > 1:
-        raise UserError("standard input (-) can be read once only, but is given twice")
+        raise UserError("standard input (-) can be read only once, but is given twice")
     inputs = [
         Input(path, data.input_format, data.text_field, data.doc_separator)
         for given in dict.fromkeys(data.inputs)
@@ -115,14 +114,14 @@ def find_inputs(data: DataConfig, oddities: Oddities | None = None) -> list[Inpu
 
 
 def is_special(path: Path) -> bool:
-    """Whether a path is there, but is neither a file nor a directory."""
+    """Whether a path exists, but is neither a file nor a directory."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def text_files(paths: Sequence[str]) -> list[Input]:
     """One document a file, in the order given; empty ones are left out.
 
-    Raises `UserError` that names every path that is no readable file, or where no text is left.
+    Raises `UserError` that names every path that is not a readable file, or if no text is left.
     """
     if bad := [p for p in paths if not Path(p).is_file()]:
         raise UserError(f"no such text file: {', '.join(bad)}; expected paths of UTF-8 text files")
@@ -135,7 +134,7 @@ def text_files(paths: Sequence[str]) -> list[Input]:
 def standard_library() -> list[Input]:
     """The source of the running Python's standard library: about 1,630 files, 29 MB, no download.
 
-    Files that are no UTF-8, a handful of its own test data, are left out.
+    Files that are not UTF-8 (a few of its own test data) are left out.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     # encodings and pydoc_data hold tables and help texts that programs wrote
@@ -145,12 +144,12 @@ def standard_library() -> list[Input]:
 
 
 def unpack(source: Input, directory: Path) -> Input:
-    """The input as a plain file: itself, or one in `directory`, which is complete if it is there.
+    """The input as a plain file: the input itself, or a file in `directory`, complete if it exists.
 
-    Raises `UserError` if it cannot be read, or if what is compressed is damaged.
+    Raises `UserError` if the input cannot be read, or if a compressed file is damaged.
     """
     if str(source.path) == STDIN:
-        # another text each time: known by what is in it
+        # the text differs each time, so its name comes from its content
         directory.mkdir(parents=True, exist_ok=True)
         path = unique_name(directory / "stdin")
         with path.open("wb") as file:

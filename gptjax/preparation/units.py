@@ -1,6 +1,6 @@
 """The work of a preparation, cut into units that any worker can do, in any order, on any machine.
 
-Units are found from the files alone, never from the number of workers; so an array job that does
+Units depend only on the files, never on the number of workers. So an array job with
 `--partition i/n` and a single machine cut the same corpus the same way.
 """
 
@@ -15,8 +15,8 @@ from gptjax.preparation.sources import Input
 
 SMALLEST_UNIT = 2**20
 LARGEST_UNIT = 2**25
-SPANS = 4096  # of a unit at most
-USUAL_UNITS = 256  # as many as give every core of a large machine work to the end
+SPANS = 4096  # most spans in a unit
+USUAL_UNITS = 256  # enough to keep every core of a large machine busy to the end
 Unit = tuple[Span, ...]
 
 
@@ -36,7 +36,7 @@ class Partition:
         return cls(int(index), int(count))
 
     def has(self, unit: int) -> bool:
-        """Whether a unit is this partition's."""
+        """Whether a unit belongs to this partition."""
         return unit % self.count == self.index
 
 
@@ -57,11 +57,11 @@ def find_units(inputs: Sequence[Input]) -> list[Unit]:
 
 
 def inputs_digest(inputs: Sequence[Input]) -> str:
-    """16 hexadecimal digits of names, sizes and times, which tell work on other files apart."""
+    """16 hexadecimal digits of names, sizes and times, which identify the input files."""
     digest = hashlib.blake2b(digest_size=8)
     for source in inputs:
         status = source.path.stat()
-        # what was unpacked or stored has its name from its origin
+        # the name of an unpacked or stored file comes from its origin
         when = 0 if source.name else status.st_mtime_ns
         name = source.path.name if source.name else source.path.absolute()
         digest.update(
@@ -73,7 +73,7 @@ def inputs_digest(inputs: Sequence[Input]) -> str:
 
 
 def _spans(source: Input, size: int) -> Iterator[Span]:
-    """A file's spans of at least `size`, but for the last."""
+    """A file's spans of at least `size` each, except the last."""
     if source.kind == "parquet":
         with parquet_file(source) as file:
             column = file.schema_arrow.names.index(source.field)
@@ -96,7 +96,7 @@ def _spans(source: Input, size: int) -> Iterator[Span]:
 
 
 def _cuts(source: Input, size: int) -> Iterator[int]:
-    """Places where a file may be cut, as many as are needed for spans of `size`."""
+    """Places where a file may be cut, enough for spans of `size`."""
     end = source.size
     if source.kind == "jsonl":
         with source.path.open("rb") as file:

@@ -31,7 +31,7 @@ def train_tokenizer(inputs: Sequence[Input], n_vocab: int, out: Path) -> BPEToke
 def train_tokenizer_with_report(
     inputs: Sequence[Input], n_vocab: int, out: Path, oddities: Oddities
 ) -> None:
-    """Train on a terminal: what is trained on before, what came of it after."""
+    """Train, and print the amount of text before and the result afterwards."""
     with _plain_files(inputs, out, oddities) as plain:
         size = sum(source.size for source in plain)
         print(f"training a BPE of {n_vocab:,} tokens on {size / 1e6:,.1f} MB", flush=True)
@@ -53,7 +53,7 @@ def train_tokenizer_with_report(
 
 @contextmanager
 def _plain_files(inputs: Sequence[Input], out: Path, oddities: Oddities) -> Iterator[list[Input]]:
-    """The inputs as plain files, for a while; what has to be unpacked lies beside `out`."""
+    """The inputs as plain files, while the context lasts; unpacked ones lie beside `out`."""
     if out.suffix != ".json":
         raise UserError(f"--out {out} must end in .json: a tokenizer is stored as one JSON file")
     if out.exists():
@@ -62,7 +62,7 @@ def _plain_files(inputs: Sequence[Input], out: Path, oddities: Oddities) -> Iter
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as directory:
             yield store_plain_files(inputs, Path(directory), oddities)
-    except BrokenPipeError:  # of the terminal
+    except BrokenPipeError:  # the terminal's, not that of `out`
         raise
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error

@@ -1,7 +1,7 @@
 """The files of directories and patterns, and a count of everything that a walk leaves out.
 
-A walk leaves out what is hidden, binary, linked or unreadable, and what gptjax made itself:
-prepared directories, preparations under way, runs and checkpoints. A file that is named is taken.
+A walk leaves out files that are hidden, binary, linked or unreadable, and gptjax's own products:
+prepared directories, unfinished preparations, runs and checkpoints. A file given by name is read.
 """
 
 import glob
@@ -24,15 +24,15 @@ LeftOut = dict[Path, str]
 
 
 def kind_named(path: Path) -> str | None:
-    """What the name of a file says that it is; None for plain text."""
+    """The format that the name of a file suggests; None for plain text."""
     plain = Path(path.stem) if path.suffix.lower() in PACKED else path
     return KINDS.get(plain.suffix.lower())
 
 
 def expand(given: str, out: Path, left_out: LeftOut) -> Iterator[Path]:
-    """The files of one path, directory or pattern, sorted; never what is being prepared in `out`.
+    """The files of one path, directory or pattern, sorted; never those of `out` itself.
 
-    `left_out` gets what a walk leaves out, each with its kind of oddity.
+    `left_out` is called with each file that a walk leaves out, and its kind of oddity.
     """
     path = Path(given)
     if path.is_file():
@@ -55,7 +55,7 @@ def _matches(pattern: str, out: Path, left_out: LeftOut) -> list[Path]:
     for root in glob.glob(str(Path(*parts[:at]))):
         for path in Path(root).glob(str(Path(*parts[at:]))):
             is_hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-            # which Python 3.13 has among what ** matches
+            # Python 3.13 includes it in the matches of **
             is_linked_directory = path.is_symlink() and path.is_dir()
             above = [folder for folder in path.parents if folder.is_relative_to(root)]
             for folder in set(above) - set(own):
@@ -92,7 +92,7 @@ def _walk(directory: Path, out: Path, left_out: LeftOut) -> Iterator[Path]:
 
 
 def _making(out: Path) -> set[Path]:
-    """The paths of the preparation itself: not even counted, as it may find them after a kill."""
+    """The paths of this preparation: not counted, because they may exist after a kill."""
     return {out, out.with_name(out.name + PREPARING), out.with_name(f".{out.name}.lock")}
 
 
@@ -107,7 +107,7 @@ def _reason_to_leave_out(path: Path) -> str | None:
         return "binary" if b"\0" in head and not is_parquet else None
     except OSError:
         return "unreadable"
-    except UserError:  # damaged, or a package is missing: whoever reads it says so
+    except UserError:  # damaged, or a package is missing: the reader reports it
         return None
 
 

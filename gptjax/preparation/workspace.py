@@ -48,7 +48,7 @@ class Workspace:
     workers: int
     inputs: list[Input]
     oddities: Oddities
-    """What was odd about the files, before any was read."""
+    """The oddities of the files, before any was read."""
 
     def scan(self, progress: Progress) -> Scan:
         """Scan all units, or recall stored scans."""
@@ -163,7 +163,7 @@ def open_workspace(
             oddities = Oddities()
             inputs = store_plain_files(given, directory / INPUTS, oddities, progress)
             problems = unread_fields(data, {source.kind for source in inputs})
-            if problems and data.input_format == "auto":  # else it was known from the start
+            if problems and data.input_format == "auto":  # otherwise checked at the start
                 raise ConfigError(problems)
             _keep_or_clear(directory, _plan(data, inputs), strict=merge or shared)
             worker = UnitTokeniser(directory, data.val_fraction)
@@ -179,7 +179,7 @@ def open_workspace(
 def store_plain_files(
     inputs: Sequence[Input], directory: Path, oddities: Oddities, progress: Progress = silent
 ) -> list[Input]:
-    """Inputs as plain files of known kinds; `directory` takes what has to be stored or unpacked."""
+    """The inputs as plain files of known formats; stored or unpacked ones lie in `directory`."""
     plain: list[Input] = []
     for source in inputs:
         if source.kind == HUB:
@@ -226,7 +226,7 @@ def locked_workspace(path: str, shared: bool = False) -> Iterator[tuple[Path, Pa
             finally:
                 if not shared:
                     with suppress(OSError):
-                        directory.rmdir()  # if nothing is in it
+                        directory.rmdir()  # if it is empty
                     lock.unlink(missing_ok=True)  # only an exclusive holder may: see `locked`
     except BrokenPipeError:  # the terminal's
         raise
@@ -247,8 +247,8 @@ def _keep_or_clear(directory: Path, plan: dict[str, Any], strict: bool) -> None:
     if before != plan:
         if strict and before is not None:
             raise UserError(
-                f"{directory} holds work done with other settings ({settings_diff(before, plan)}): "
-                "give the same flags to every partition and to --merge, or move that directory away"
+                f"{directory} holds work with other settings ({settings_diff(before, plan)}): give "
+                "the same flags to every partition and to --merge, or move that directory away"
             )
         for entry in directory.iterdir():
             if not strict and entry.name != INPUTS:

@@ -1,18 +1,17 @@
-"""Checkpoints that survive: Orbax writes them, this adds what Orbax does not do by itself.
+"""Checkpoints that survive: Orbax writes them, and this file adds signatures and error reports.
 
-Orbax commits a step atomically and in the background, but does not notice a flipped bit, takes a
-half-deleted directory for a step, and tells of a failed background save only when asked again. So
-a step is signed before it is committed (`integrity`), restoring walks back from the newest step to
-the first that verifies, and `poll` brings late errors to light.
+Orbax commits a step atomically and in the background. But it does not notice a flipped bit, takes a
+half-deleted directory for a step, and reports a failed background save only at the next call. So a
+step is signed before it is committed (`integrity`), restoring walks back from the newest step to
+the first that verifies, and `poll` reports late errors.
 
-A step holds named trees of arrays, cursor (step, data fingerprint, validation loss) and config. A
-run names its trees params, opt_state and, where there is one, averaged, the running average of the
-parameters. Parameters stand alone so that generating or converting reads nothing else; the average
-is what is read then.
+A step holds named trees of arrays, a cursor (step, data fingerprint, validation loss) and the
+config. A run's trees are params, opt_state and, if there is one, averaged: the running average of
+the parameters. Generating or converting reads the average, else params, and nothing else.
 
 All processes of a run save, sign, verify and restore together, each its own part. Process 0 moves
-what is damaged; which step is restored is what it says. A save that fails at one of several ends
-the run: the others would wait for it where nobody can call them back.
+damaged steps and decides which step is restored. If a save fails on one of several processes, the
+run ends: the others would wait for it, and nothing could interrupt them.
 """
 
 import math
@@ -34,7 +33,7 @@ from gptjax.runs.quiet import silence_orbax
 from gptjax.runs.ranking import LatestAndBest, Ranking
 
 CURSOR_FILE = "cursor/metadata"
-NO_STEP = -1  # what process 0 tells the others if there is none
+NO_STEP = -1  # process 0 sends this to the others if there is none
 WRITTEN = "async_write_complete"  # Orbax: each process has written its part of a step
 PARAMS, AVERAGED = "params", "averaged"
 REASONS = [os.strerror(number) for number in sorted(DISK_ERRORS)]
@@ -48,7 +47,7 @@ class SaveError(UserError):
 
 
 class RestoreError(UserError):
-    """Not all processes could restore a checkpoint; it stays where it is."""
+    """Not all processes could restore a checkpoint; it is not moved."""
 
     exit_code = 74
 
@@ -176,7 +175,7 @@ class Checkpointer:
             self._manager.close()
 
     def _failed(self, step: int, error: Exception) -> SaveError:
-        """Reopen the manager, whose idea of what is on disk is wrong now, and tell the user."""
+        """Reopen the manager, whose list of steps is wrong now, and tell the user."""
         self.ranking.drop(step)
         if not _several():
             self._manager.close()
@@ -198,8 +197,8 @@ class Checkpointer:
             return None
         for doubtful in self.ranking.unknown():
             say(
-                f"checkpoint of step {doubtful} has a damaged {CURSOR_FILE}: nobody knows its "
-                "validation loss, so it is kept but is not the best"
+                f"checkpoint of step {doubtful} has a damaged {CURSOR_FILE}: its validation loss "
+                "is unknown, so it is kept but is not the best"
             )
         return self._restore(step, abstract)
 
@@ -210,7 +209,7 @@ class Checkpointer:
         return self._newest_good(say, before)
 
     def _newest_good(self, say: Say, before: float = math.inf) -> int | None:
-        """The newest step that verifies; what is damaged, or not before `before`, is set aside."""
+        """The newest good step below `before`; damaged and later ones are set aside."""
         while (step := int(broadcast_from_0(max(self.steps(), default=NO_STEP)))) != NO_STEP:
             problem = "no step after it had finite gradients"
             if step < before and (problem := first_complaint(self._problem(step))) is None:
@@ -251,7 +250,7 @@ class Checkpointer:
                 ) from error
             raise RestoreError(
                 f"checkpoint {place} cannot be restored: {_reason(error)}; if every start ends "
-                "like this, move it away and the one before is taken"
+                "like this, move it away, and training resumes from the one before"
             ) from error
         return Restored(step, {name: items[name] for name in abstract}, items["cursor"])
 
@@ -274,7 +273,7 @@ def _several() -> bool:
 
 
 def _save_problem(error: Exception) -> str:
-    """Why a save failed, in one line: tensorstore names the disk's error among many file names."""
+    """The reason of a failed save in one line; tensorstore hides it among many file names."""
     if known := next((text for text in REASONS if text in str(error)), None):
         return known
     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]

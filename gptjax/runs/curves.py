@@ -1,4 +1,4 @@
-"""loss.png: training and validation loss of a run, and the learning rate beneath."""
+"""loss.png: training and validation loss of a run, and below them the learning rate."""
 
 from collections.abc import Sequence
 from pathlib import Path

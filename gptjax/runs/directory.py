@@ -1,7 +1,7 @@
 """A run's directory: config, tokenizer, checkpoints, metrics.jsonl, loss.png, samples.md, log.
 
-Starting a run again in the same directory resumes it; what decides the parameters or the order of
-the data must then be the same.
+Starting a run again in the same directory resumes it. Settings that decide the parameters or the
+order of the data must then be the same.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import tokenizer_from_json
 
 LOCK = ".lock"
-# Fields that may differ when a run goes on: where data lies, how fast things run, what is shown.
+# Fields that may differ when a run resumes: places of data, speed, and output.
 FREE = (
     "data.path", "data.tokenizer", "data.source", "data.inputs", "data.input_format",
     "data.text_field", "data.doc_separator", "data.hub", "data.val_fraction", "data.mixture",
@@ -79,14 +79,14 @@ class RunDir:
         return self.path / "log.txt"
 
     def set_aside(self) -> Path | None:
-        """Move an existing run out of the way; returns where to, None if there was nothing.
+        """Move an existing run aside; returns its new place, or None if there was no run.
 
         Raises `UserError` if the directory is not a run, or if a process trains in it.
         """
         self.check()
         if not self.path.exists():
             return None
-        path = Path(os.path.abspath(self.path))  # a link is moved itself, not what it points to
+        path = Path(os.path.abspath(self.path))  # move a link itself, not its target
         target = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         while target.exists():
             target = target.with_name(target.name + "x")
@@ -98,7 +98,7 @@ class RunDir:
         return target
 
     def require(self) -> None:
-        """Raise `UserError` where there is no such directory."""
+        """Raise `UserError` if there is no such directory."""
         if not self.path.is_dir():
             raise UserError(
                 f"there is no run in {self.path}: train one first, for example with "
@@ -116,13 +116,13 @@ class RunDir:
             )
         if not self.path.is_dir() or self.config.exists():
             return
-        # a run that was killed while it started left no more than these
+        # a run that was killed during its start leaves at most these
         own = {LOCK, "profile", *(p.name for p in (self.log, self.checkpoints, self.tokenizer))}
         names = {p.name for p in self.path.iterdir() if p.suffix != ".tmp"}
         if names - own:
             raise UserError(
-                f"{self.path} is not empty and no run of gptjax (no config.json): choose another "
-                "--run-dir"
+                f"{self.path} is not empty and not a run of gptjax (no config.json): choose "
+                "another --run-dir"
             )
         if any(self.checkpoints.glob("[0-9]*")):
             raise UserError(
@@ -132,9 +132,9 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory, creating it; raises `UserError` while another process does.
+        """Create and lock the directory; raises `UserError` while another process holds it.
 
-        The system releases the lock of a process however it ends.
+        However a process ends, the system releases its lock.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -149,9 +149,9 @@ class RunDir:
             yield
 
     def compare(self, config: Config) -> list[str]:
-        """List the settings that differ from the run that is already here.
+        """List the settings that differ from the run in the directory.
 
-        Raises `UserError` if a checkpoint is there and the settings make another run of it.
+        Raises `UserError` if there is a checkpoint and the settings would make another run of it.
         """
         if not any(self.checkpoints.glob("[0-9]*")):
             return []
@@ -165,7 +165,7 @@ class RunDir:
         return differences
 
     def begin(self, config: Config, tokenizer: Tokenizer) -> None:
-        """Write config and tokenizer, once a step has been made with them."""
+        """Write config and tokenizer, once they have been used for a step."""
         write_atomically(self.config, to_json(config).encode())
         write_atomically(self.tokenizer, tokenizer.to_json().encode())
 

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from gptjax.runs.metrics import Row
 
-LINE_SECONDS = 5.0  # between plain progress lines; speed and waits are those of the last 5 s
-WAIT_SHARE = 0.01  # of the time; a longer wait for data is shown
+LINE_SECONDS = 5.0  # between plain progress lines, and for the means of speed and waits
+WAIT_SHARE = 0.01  # a larger share of waits for data is shown
 
 
 class _Console(Console):
@@ -45,7 +45,7 @@ class Display:
     def say(self, text: str) -> None:
         """Print a message and log it with the time."""
         self._console.print(text, soft_wrap=True)
-        indented = text.replace("\n", "\n  ")  # so that a text cannot pass for a message
+        indented = text.replace("\n", "\n  ")  # so that no line of a text looks like a message
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {indented}\n")
 
     def table(self, title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -61,7 +61,7 @@ class Display:
     def start(
         self, step: int, max_steps: int, work: Callable[[int], float] = lambda step: step
     ) -> None:
-        """Begin showing progress; `work` is all that is done before a step, in any unit."""
+        """Begin showing progress; `work` gives the work done before a step, in any unit."""
         self._max_steps, self._work = max_steps, work
         self._second: tuple[int, float] | None = None  # step and time of the first one shown
         if self._console.is_terminal:
@@ -112,7 +112,7 @@ class Display:
 
 
 class _Recent:
-    """Speed, MFU and waits over the last rows: as many as took so many seconds, pauses left out."""
+    """Means of speed, MFU and waits over the rows of the last seconds, without pauses."""
 
     def __init__(self, seconds: float):
         self._seconds = seconds
@@ -120,7 +120,7 @@ class _Recent:
         self._sums: tuple[float, ...] = (0.0,) * 4
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Take the rows of a call if it was measured, and forget what is too old."""
+        """Add the rows of a call if it was measured, and drop rows that are too old."""
         if (rate := rows[-1].get("tokens_per_second")) is None:
             return
         tokens, waited = (sum(row[name] for row in rows) for name in ("tokens", "data_wait"))
@@ -131,7 +131,7 @@ class _Recent:
             self._sums = tuple(map(operator.sub, self._sums, self._parts.popleft()))
 
     def rates(self) -> Row:
-        """The means over these rows, and the share of the time that went into waits."""
+        """The means over these rows, and the share of the time spent waiting."""
         if not self._parts:
             return {}
         seconds, tokens, waited, at_peak = self._sums

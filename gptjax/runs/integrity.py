@@ -27,7 +27,7 @@ Checksums = dict[str, list[int]]
 class SignedStep(atomicity.AtomicRenameTemporaryPath):
     """The directory in which Orbax prepares a step, signed between its last write and the commit.
 
-    Orbax finishes a step by a rename. Here the new name is still that of an unfinished step; its
+    Orbax finishes a step by a rename. Here the new name still marks an unfinished step; then its
     files are signed, and a second rename commits it.
     """
 
@@ -52,7 +52,7 @@ class SignedStep(atomicity.AtomicRenameTemporaryPath):
 
 
 def sign(step_dir: Path) -> None:
-    """Write `INTEGRITY.json`; checksums that processes made of their own files are taken over."""
+    """Write `INTEGRITY.json`; it includes the checksums that processes made of their own files."""
     found: Checksums = {}
     for part in step_dir.glob(f"{INTEGRITY}.*"):
         found |= json.loads(part.read_text())
@@ -64,7 +64,7 @@ def sign(step_dir: Path) -> None:
 
 
 def sign_own(directory: Path, step: int, process: int) -> None:
-    """Sign the files that a process has written of a step still being prepared, for `sign`."""
+    """Sign a process's own files of an unfinished step, for `sign`."""
     step_dir = Path(SignedStep.from_final(epath.Path(directory / str(step))).get())
     own = [p for p in _files(step_dir) if f"ocdbt.process_{process}" in p.parts]
     names = (str(p.relative_to(step_dir)).replace(UNFINISHED, "") for p in own)
@@ -139,7 +139,7 @@ def _signed(step_dir: Path) -> Checksums | None:
 
 
 def _stranger(step_dir: Path, expected: Checksums) -> str | None:
-    """A file that nobody signed; hidden files belong to desktops and network file systems."""
+    """An unsigned file; hidden files belong to desktops and network file systems."""
     for file in _files(step_dir):
         name = str(file.relative_to(step_dir))
         if name not in expected and not file.name.startswith("."):

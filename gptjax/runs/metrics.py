@@ -17,12 +17,12 @@ Row = dict[str, Any]
 
 
 class MetricsLog:
-    """The rows of a run, in memory and on disk; the file stays as it is until a row is added."""
+    """The rows of a run, in memory and on disk; the file does not change until a row is added."""
 
     def __init__(self, path: Path | None, step: int):
-        """Open the log of a run that goes on after `step`; later rows are cut off.
+        """Open the log of a run that continues after `step`; later rows are cut off.
 
-        Without a path the rows are kept in memory alone.
+        Without a path the rows are kept only in memory.
         """
         known = [] if path is None else read_rows(path)
         self.rows = [row for row in known if row["step"] <= step]
@@ -53,7 +53,7 @@ class MetricsLog:
             self._file.close()
 
     def _rewrite(self) -> TextIO:
-        """Replace the file by one with just these rows, open at its end; nowhere without a path."""
+        """Replace the file by one with only these rows, and open it at its end, if there is one."""
         if self._path is not None:
             rows = "".join(json.dumps(row) + "\n" for row in self.rows)
             write_atomically(self._path, rows.encode())

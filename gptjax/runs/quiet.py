@@ -1,4 +1,4 @@
-"""What other libraries say of their own, where this program says it itself or need not."""
+"""Silences messages of other libraries that this program reports itself, or that mean nothing."""
 
 import logging
 import os
@@ -14,9 +14,9 @@ ORBAX = f"{os.sep}orbax{os.sep}checkpoint{os.sep}"
 def silence_orbax() -> None:
     """Have Orbax raise its errors and print nothing.
 
-    It narrates what its threads do, and after a failed save asyncio logs tasks that nobody waits
-    for, tensorstore calls back into an event loop that Orbax has closed, and coroutines are left
-    that never began. The failure itself is raised.
+    Orbax logs the work of its threads. After a failed save, asyncio logs tasks that are never
+    awaited, tensorstore calls back into an event loop that Orbax has closed, and some coroutines
+    never begin. The failure itself is raised.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_not_orbax)
@@ -26,7 +26,7 @@ def silence_orbax() -> None:
 
 
 class _Hook:
-    """`sys.unraisablehook` without what comes of a closed event loop."""
+    """`sys.unraisablehook` without the errors of a closed event loop."""
 
     def __init__(self, others: Any):
         self._others = others
@@ -44,9 +44,9 @@ def _is_not_orbax(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def silent_matplotlib() -> Iterator[None]:
-    """Draw without matplotlib's warnings: of a read-only home, or of letters that its font lacks.
+    """Draw without matplotlib's warnings about a read-only home and characters missing in its font.
 
-    Where it cannot even make a temporary directory it raises an error.
+    matplotlib raises an error if it cannot make a temporary directory.
     """
     logger = logging.getLogger("matplotlib")
     level = logger.level

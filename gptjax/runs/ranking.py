@@ -61,9 +61,9 @@ class Ranking:
 
 
 class LatestAndBest(PreservationPolicy):
-    """Keep the newest `n` steps, the one with the lowest validation loss, those of unknown loss.
+    """Keep the newest `n` steps, the step of lowest validation loss, and steps of unknown loss.
 
-    While `keeps_all` is true, none goes.
+    While `keeps_all` is true, keep every step.
     """
 
     def __init__(self, n: int, ranking: Callable[[], Ranking]):

@@ -1,6 +1,6 @@
-"""What a question about a run should come with: versions, devices, config, the end of the log.
+"""A report to send with a question about a run: versions, devices, config, the end of the log.
 
-Nothing private: no sampled text, and no names of users, hosts or homes.
+It holds nothing private: no sampled text, and no names of users, hosts or homes.
 """
 
 import os
@@ -26,15 +26,15 @@ LAST = 40  # lines of the log
 MESSAGE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ")
 SECRET = re.compile("TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 SHORTEST_SECRET = 6  # letters; shorter values are switches and numbers
-COMMON = {"", "root", "localhost"}  # names of nobody
+COMMON = {"", "root", "localhost"}  # names that identify nobody
 ADDRESS = re.compile(r"\b\d{1,3}(\.\d{1,3}){3}\b")
 LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
 
 
 def run_report(run_path: Path | None, config: Config) -> Iterator[str]:
-    """The lines of a report on a run; its own config if there is one, else `config`.
+    """The lines of a report on a run, with its own config if there is one, else `config`.
 
-    `run_path` None, or a directory without a run, leaves the log out.
+    Without a `run_path`, or without a run there, the report has no log.
     """
     hide = Privacy.of_this_process()
     yield f"python {platform.python_version()} on {platform.system()} {platform.machine()}"
@@ -67,7 +67,7 @@ def last_messages(log: Path) -> list[str]:
 
 
 class Privacy:
-    """Replaces what nobody else should read: homes, names of users and hosts, secrets."""
+    """Replaces private text: homes, names of users and hosts, secrets."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Privacy:
 
     @classmethod
     def of_this_process(cls) -> "Privacy":
-        """The names that hold here; those that cannot be found out need no hiding."""
+        """The private names of this machine; unknown ones need no hiding."""
         names = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "SUDO_USER")}
         homes, host = {os.environ.get("HOME", "")}, socket.gethostname()
         with suppress(KeyError):  # a container may run as a user without a name
@@ -96,7 +96,7 @@ class Privacy:
         return cls(homes, names, [host, host.partition(".")[0]], os.environ)
 
     def __call__(self, text: str) -> str:
-        """The same text without them."""
+        """The text without private names."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
         for name, word in self._words.items():
@@ -113,7 +113,7 @@ def _version(name: str) -> str:
 
 
 def _devices() -> str:
-    # a look takes no memory from a run on the same GPU
+    # looking at the devices takes no memory from a run on the same GPU
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         devices = find_devices()

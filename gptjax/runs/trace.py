@@ -108,14 +108,14 @@ class StepTrace:
 
     def _start(self, step: int) -> None:
         options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # each Python call is an event: slow, and nothing to see
+        options.python_tracer_level = 0  # each Python call would be an event: slow and useless
         jax.profiler.start_trace(
             self._directory, create_perfetto_trace=True, profiler_options=options
         )
         self._done = step
 
     def close(self) -> None:
-        """Write the trace, if one is under way, and say how to look at it."""
+        """Write the trace, if there is one, and say how to look at it."""
         if self._done is None:
             return
         done, self._done = self._done, None

@@ -1,8 +1,8 @@
 """The characters of nanoGPT's data sets: `meta.pkl`, beside `train.bin` and `val.bin`.
 
 It is a pickled dictionary: `vocab_size`, `itos` (id to character) and `stoi` (character to id). A
-pickle is a program, so this one is looked through before it runs: it may build dictionaries of
-strings and numbers, and nothing else.
+pickle is a program, so it is inspected before it runs: it may build dictionaries of strings and
+numbers, and nothing else.
 """
 
 import io
@@ -28,7 +28,7 @@ _WRONG = (ValueError, TypeError, LookupError, EOFError, RecursionError, pickle.P
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds what needs no code."""
+    """Builds only values that need no code."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Refuse every class and function."""
@@ -38,8 +38,8 @@ class _PlainUnpickler(pickle.Unpickler):
 def read_characters(path: Path) -> CharTokenizer:
     """The characters of a `meta.pkl`, with its ids and an end-of-text after them.
 
-    Raises `UserError` for anything but dictionaries of strings and numbers that say one character
-    for each id.
+    Raises `UserError` for anything but dictionaries of strings and numbers with one character for
+    each id.
     """
     try:
         return _characters(_plain_dictionary(path))
@@ -52,9 +52,9 @@ def read_characters(path: Path) -> CharTokenizer:
 
 
 def _plain_dictionary(path: Path) -> dict:
-    """Unpickle a dictionary; raises ValueError, before anything runs, where that takes more."""
+    """Unpickle a dictionary; raises ValueError, before anything runs, if that takes code."""
     if (size := path.stat().st_size) > MOST_BYTES:
-        raise ValueError(f"it has {size:,} bytes, at most {MOST_BYTES:,} are read")
+        raise ValueError(f"it has {size:,} bytes; at most {MOST_BYTES:,} are read")
     raw = path.read_bytes()
     for count, (operation, argument, _) in enumerate(pickletools.genops(raw)):
         if operation.name not in _HARMLESS:
@@ -68,17 +68,17 @@ def _plain_dictionary(path: Path) -> dict:
 
 
 def _characters(meta: dict) -> CharTokenizer:
-    """Check that the two dictionaries say the same, and say all."""
+    """Check that the two dictionaries agree and are complete."""
     if missing := [name for name in ("vocab_size", "itos", "stoi") if name not in meta]:
         raise ValueError(f"it has no {' and no '.join(missing)}")
     size, itos, stoi = meta["vocab_size"], meta["itos"], meta["stoi"]
     if not (type(size) is int and isinstance(itos, dict) and isinstance(stoi, dict)):
-        raise ValueError("its vocab_size is no whole number, or itos or stoi no dictionary")
+        raise ValueError("its vocab_size is not a whole number, or itos or stoi not a dictionary")
     if len(itos) != size or any(i not in itos for i in range(size)):
         raise ValueError(f"its itos has {len(itos):,} ids, expected 0 to {size - 1:,}")
     characters = [itos[i] for i in range(size)]
     if wrong := [c for c in characters if not isinstance(c, str) or len(c) != 1]:
         raise ValueError(f"its itos has {wrong[0]!r:.40}, which is not one character")
     if stoi != {c: i for i, c in enumerate(characters)}:
-        raise ValueError("its stoi says other ids than its itos")
+        raise ValueError("its stoi and its itos have different ids")
     return CharTokenizer("".join(characters))

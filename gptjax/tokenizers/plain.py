@@ -22,7 +22,7 @@ class Tokenizer(Protocol):
     eot_id: int
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of `text`; special tokens written in it, as <|endoftext|>, are plain text."""
+        """Token ids of `text`; special tokens in it, such as <|endoftext|>, are plain text."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -65,7 +65,7 @@ class ByteTokenizer:
 class CharTokenizer:
     """The characters of an alphabet in its order, then end-of-text.
 
-    Raises ValueError where the alphabet is empty, or has a character twice.
+    Raises ValueError if the alphabet is empty, or has a character twice.
     """
 
     name = "chars"
@@ -116,5 +116,5 @@ def collect_characters(texts: Iterable[str]) -> CharTokenizer:
     """
     alphabet = set[str]().union(*(utf8(text).decode() for text in texts))
     if not alphabet:
-        raise UserError("the text is empty: there are no characters to make a tokenizer of")
+        raise UserError("the text is empty: there are no characters to make a tokenizer from")
     return CharTokenizer("".join(sorted(alphabet)))

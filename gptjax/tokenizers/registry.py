@@ -23,7 +23,7 @@ NAMED: dict[str, Callable[[], Tokenizer]] = {"bytes": ByteTokenizer, "gpt1": gpt
 
 
 def document_separator(tokenizer: Tokenizer) -> int:
-    """The id that ends documents and stands for nothing else.
+    """The id that ends documents and has no other meaning.
 
     Raises `UserError` for GPT-1's vocabulary, which has no such id.
     """
@@ -48,10 +48,10 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def make_tokenizer(name: str) -> Tokenizer:
-    """Make the tokenizer of a name or of a JSON file.
+    """Make a tokenizer from its name or its JSON file.
 
-    Raises `UserError` if there is none, where its files cannot be had, or for `chars` and `bpe:N`,
-    which are made from a text.
+    Raises `UserError` if there is no such tokenizer, if its files are missing, and for `chars` and
+    `bpe:N`, which need a text.
     """
     kind, _, encoding = name.partition(":")
     if name in NAMED:
@@ -62,8 +62,8 @@ def make_tokenizer(name: str) -> Tokenizer:
         return read_tokenizer_file(Path(name))
     if is_tokenizer_name(name):
         raise UserError(
-            f"tokenizer {name} is made from the text that it is for, and here is no text: give the "
-            "JSON file of the one that made the tokens, such as tokenizer.json of prepared data"
+            f"tokenizer {name} is made from a text, and there is none here: give the JSON file of "
+            "the tokenizer that made the tokens, such as tokenizer.json of prepared data"
         )
     known = [*NAMED, "chars", "bpe:4096", "tiktoken:cl100k_base"]
     raise UserError(

@@ -1,8 +1,9 @@
 """From rows to devices: the batches of each call of the program, and the work due after it.
 
-A call makes one step or several: dispatching a program takes a millisecond or two of a CPU, and
+A call takes one step or several: dispatching a program takes a millisecond or two of a CPU, and
 with several devices the next dispatch waits until the last call ends. That is a large part of a
-small model's step, and nothing of a large one's. Nothing here knows the fields of a batch.
+small model's step, and a negligible part of a large one's. Nothing here knows the fields of a
+batch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -86,8 +87,8 @@ def steps_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
 def due(train: TrainConfig, step: int, stopping: bool, save_owed: bool) -> set[str]:
     """The work due after step `step`: any of `validate`, `sample`, `save`.
 
-    After the last step of a run all of it is due that the run does at all; after a stop request
-    only a save; a save that is owed, as it failed or was put off, comes after every step.
+    After the last step, everything is due that the run ever does; after a stop request, only a
+    save. A save that failed or was postponed (`save_owed`) is due after every step.
     """
     last = step == train.max_steps
     every = {

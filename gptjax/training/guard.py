@@ -1,9 +1,9 @@
 """One gradient norm per step: it decides whether the gradients are used, is logged, and clips them.
 
-If gradients are not finite the step is skipped: only the counters change, and with dynamic loss
-scaling the scale. The norm is computed outside the branch that runs the optimizer and handed in:
-XLA does not share work across the edge of a branch, and at the size of GPT-2 every pass over the
-gradients is a tenth of a second on a CPU.
+If gradients are not finite, the step is skipped: only the counters change, and with dynamic loss
+scaling the scale. The norm is computed outside the branch that runs the optimizer, because XLA does
+not share work across the edge of a branch, and at the size of GPT-2 every pass over the gradients
+takes a tenth of a second on a CPU.
 """
 
 from typing import Any, NamedTuple
@@ -57,7 +57,7 @@ class GuardState(NamedTuple):
     notfinite_count: Array
     """Steps skipped in a row, int32."""
     total_notfinite: Array
-    """Steps skipped ever, int32."""
+    """Steps skipped in the whole run, int32."""
     loss_scale: Array
     """Factor of the next loss, float32; 1 unless scaling is dynamic."""
     good_updates: Array
@@ -123,7 +123,7 @@ def skip_unless_finite(
 
 
 def with_loss_scale(state: Any, dynamic: bool) -> Any:
-    """The state of a run that goes on in another type, with loss scaling turned on or off."""
+    """The state of a run that continues in another type, with loss scaling turned on or off."""
     is_scaled = float(state.loss_scale) != 1.0
     if is_scaled == dynamic:
         return state

@@ -1,9 +1,8 @@
 """A run from start to end: restore, train, validate, sample, save.
 
-The device never waits for the host: a call makes one step or several, and its numbers are fetched
-only after the next call has been dispatched. Where something is due (a validation, a sample, a
-checkpoint) the loop first finishes the call and writes its rows, so that no checkpoint knows more
-than metrics.jsonl.
+The device never waits for the host: a call takes one step or several, and its numbers are fetched
+only after the next call has been dispatched. If a validation, a sample or a checkpoint is due, the
+loop first finishes the call and writes its rows, so that no checkpoint is ahead of metrics.jsonl.
 """
 
 import shlex
@@ -76,7 +75,7 @@ def fit(
         display = stack.enter_context(closing(Display(run_dir.log if is_process_0() else None)))
         keep_latest = setup.config.train.keep_latest
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
-        stack.push(exit_if_distributed)  # before the checkpointer would wait for the others
+        stack.push(exit_if_distributed)  # runs before the checkpointer can wait for the others
         stack.callback(display.stop)
         for line in [*changes, *links, *notes]:
             display.say(line)
@@ -99,7 +98,7 @@ def fit(
 
 
 class _Loop:
-    """The steps of one start of a run."""
+    """The steps between one start of a run and its stop."""
 
     def __init__(
         self,
@@ -128,7 +127,7 @@ class _Loop:
         traced = train.profile if is_process_0() else None
         trace = StepTrace(traced, self.run_dir.path / "profile", display.say)
         previous: Dispatched | None = None
-        # a copy that nobody asked for would cost every step: feeding and fetching are explicit
+        # an implicit copy would slow down every step: feeding and fetching are explicit
         unasked = jax.transfer_guard("disallow")
         with batches_from(self.setup.source, step) as batches, closing(trace), unasked:
             display.say("compiling the train step ...")
@@ -136,7 +135,7 @@ class _Loop:
             with watching_cache() as cache, jax.transfer_guard("allow"):
                 self.setup.compile_steps(step)  # while the thread behind `batches` reads
             self.startup.end("compilation", f"cached: {cache}")
-            self.watchdog.heartbeat()  # the first step is watched: devices may first meet in it
+            self.watchdog.heartbeat()  # the first step is watched: devices may connect only in it
             display.start(step, train.max_steps, self.setup.ramp.rows_before)
             trace.begin(step, train.max_steps)
             calls = by_call(batches, train, self.setup.ramp, step)
@@ -152,7 +151,7 @@ class _Loop:
                 previous = dispatched
                 self.stop.agree()
                 self.saving.poll()
-                if trace.after(step, metrics):  # which has waited for the call, and then for a disk
+                if trace.after(step, metrics):  # it waited for the call, and then for a disk
                     previous = previous._replace(interval=UNMEASURED)
                     self.throughput.begin()
                 now = due(train, step, bool(self.stop), self.saving.is_owed)
@@ -177,14 +176,14 @@ class _Loop:
         return rows
 
     def _check(self, step: int, skipped: int) -> None:
-        """Tell of a skipped step; raise `UserError` when it is one of too many in a row."""
+        """Report a skipped step; raise `UserError` after too many in a row."""
         self._is_skipping = skipped > 0
         if skipped:
             self.display.say(f"step {step} was skipped: its gradients are not finite")
         if skipped < GIVE_UP_AFTER:
             return
         with jax.transfer_guard("allow"):
-            what_to_do = self.saving.go_back(step - skipped)  # the last step that was accepted
+            what_to_do = self.saving.go_back(step - skipped)  # the last accepted step
         raise UserError(
             f"{skipped} steps in a row had gradients that are not finite, the last at step {step}. "
             f"{what_to_do} a lower --optim.peak-lr"
@@ -225,7 +224,7 @@ class _Loop:
             heartbeat, before_leaving = self.watchdog.heartbeat, self.saving.wait
             self.showing.sample(step, params, self.stop, heartbeat, before_leaving)
         if "validate" in now and step < max_steps:
-            self.showing.plot(self.log.rows)  # after the last step `_end` does
+            self.showing.plot(self.log.rows)  # after the last step, `_end` plots
         self.throughput.begin()
         return stopping
 

@@ -1,6 +1,6 @@
-"""How fast a run goes: its time, cut at the ends of the calls of the compiled program.
+"""The speed of a run: its time, divided at the ends of the calls of the compiled program.
 
-Speed and waits of a row in metrics.jsonl come from the same piece of time. The pieces follow each
+Speed and waits of a row in metrics.jsonl come from the same interval. The intervals follow each
 other without gaps, except for pauses (validating, saving, sampling, writing a trace), so tokens
 over seconds is the true speed of any number of rows.
 """
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Interval(NamedTuple):
-    """The time that a call took; nan where it was not measured."""
+    """The time that a call took; nan if it was not measured."""
 
     seconds: float
     waited: float
@@ -29,17 +29,17 @@ UNMEASURED = Interval(math.nan, math.nan)
 
 
 class Dispatched(NamedTuple):
-    """A call of the compiled program: its last step, how many it makes, and their numbers."""
+    """A call of the compiled program: its last step, its number of steps, and their numbers."""
 
     step: int
     steps: int
     metrics: dict[str, Array]
     interval: Interval | None = None
-    """None until somebody has seen the call end."""
+    """None until the host has seen the end of the call."""
 
 
 def with_waits(items: Iterator[T]) -> Iterator[tuple[T, float]]:
-    """Each item, and the seconds that whoever asked for it waited.
+    """Each item, and the seconds that its reader waited for it.
 
     For batches this bounds how long the devices waited for data: they still had the step before.
     """
@@ -55,7 +55,7 @@ class Throughput:
     def __init__(self, peak: float | None = None):
         """`peak` is the rate, in tokens a second, at which all devices would be at their peak."""
         self._peak = math.nan if peak is None else peak
-        self._began = math.nan  # the first call of all is not measured: memory is new to it
+        self._began = math.nan  # the first call is not measured, because its memory is new
         self._waited = 0.0
 
     def wait(self, seconds: float) -> None:
@@ -67,7 +67,7 @@ class Throughput:
         self._began, self._waited = time.perf_counter(), 0.0
 
     def end(self, calls: int = 1) -> Interval:
-        """End an interval and begin the next; several calls that end at once share it equally."""
+        """End an interval and begin the next; calls that end together share it equally."""
         began, waited = self._began, self._waited
         self.begin()
         return Interval((self._began - began) / calls, waited / calls)
@@ -77,7 +77,7 @@ class Throughput:
     ) -> tuple[Dispatched | None, Dispatched]:
         """Measure those of the two latest calls that have ended when the last one is dispatched.
 
-        Small programs on processors run while they are dispatched. If nobody looked before the
+        Small programs on CPUs run while they are dispatched. If they were measured only when their
         numbers are fetched, one call would seem to take no time and the next one twice its time.
         """
         if not last.metrics["loss"].is_ready():  # pyright: ignore[reportAttributeAccessIssue]
@@ -88,7 +88,7 @@ class Throughput:
         return previous._replace(interval=shared), last._replace(interval=shared)
 
     def rates(self, interval: Interval, tokens: int, steps: int) -> Row:
-        """What metrics.jsonl says of each step of a call; nan where it is not known.
+        """The values of each step of a call for metrics.jsonl; nan if unknown.
 
         `tokens_per_second`; `mfu`, the share of the peak (0 to 1); `data_wait`, in seconds a step.
         """

@@ -1,6 +1,6 @@
-"""Checkpoints of a run under way: saved in the background, tried once more after a failure.
+"""Checkpoints of a run in progress: saved in the background, tried once more after a failure.
 
-While steps are skipped the parameters may be what is wrong: no checkpoint is deleted for theirs.
+While steps are skipped the parameters may be bad, so no older checkpoint is deleted for theirs.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ NOT_SAVED = "a checkpoint was not saved"
 
 
 class Saving:
-    """Saves one run. `is_owed` says that the last save failed or was put off: it is due again."""
+    """Saves one run. `is_owed` is true if the last save failed or was postponed."""
 
     def __init__(
         self, setup: Setup, checkpointer: Checkpointer, watchdog: Watchdog, display: Display
@@ -35,23 +35,23 @@ class Saving:
         return self._failed or self._is_put_off
 
     def lowest_loss(self) -> float:
-        """The lowest validation loss among those that compare with today's."""
+        """The lowest validation loss among those that can be compared with the current one."""
         return self._checkpointer.ranking.lowest(self._setup.data.loss_definition)
 
     def put_off(self, step: int) -> None:
-        """Leave the save after a skipped step to the next one."""
+        """Postpone the save after a skipped step to the next step."""
         if not self._is_put_off:
-            self._display.say(f"step {step} was skipped, so its checkpoint is put off")
+            self._display.say(f"step {step} was skipped, so its checkpoint is postponed")
         self._is_put_off = True
 
     def go_back(self, before: int) -> str:
-        """Set aside the checkpoints from step `before` on, if any is older; what to do then."""
+        """Set aside the checkpoints from step `before` on, if any is older; returns advice."""
         with suppress(SaveError):
             self.wait()
         good = self._checkpointer.go_back(before, self._display.say)
         if good is None:
-            return "No checkpoint is from before that: start over with --fresh and"
-        return f"The checkpoint of step {good} is from before and was verified now: rerun with"
+            return "There is no earlier checkpoint: start over with --fresh and"
+        return f"The checkpoint of step {good} is earlier and was verified now: rerun with"
 
     def save(
         self, state: TrainState, validation: Validation | None, keeps_all: bool = False
@@ -90,7 +90,7 @@ class Saving:
     def _note_failure(self, error: SaveError) -> None:
         """Try once more after the next step; a run of several processes fails at once.
 
-        Only this process knows of the failure: the others would not join a second try.
+        Only this process knows about the failure: the others would not join a second try.
         """
         if self._failed or jax.process_count() > 1:
             raise error

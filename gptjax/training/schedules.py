@@ -11,7 +11,7 @@ def learning_rate_schedule(cfg: OptimConfig, max_steps: int) -> optax.Schedule:
 
     Step i of w warm-up steps has rate `peak (i + 1) / (w + 1)`: unlike a warm-up from zero, the
     first step learns. A run shorter than its warm-up never leaves it. Every shape starts at the
-    peak with step w and would reach `final_lr` with the first step after the schedule's end:
+    peak in step w and would reach `final_lr` in the first step after the schedule's end:
 
     - cosine: half a period (Loshchilov and Hutter 2017);
     - linear: a straight line (Defazio et al. 2023);
@@ -19,7 +19,7 @@ def learning_rate_schedule(cfg: OptimConfig, max_steps: int) -> optax.Schedule:
       that its length is free until the cooldown starts (Hu et al. 2024, Hägele et al. 2024). The
       warm-up may shorten the cooldown; with no cooldown the rate stays at the peak.
 
-    Each of `cfg.rewarm_steps` ends one such schedule and begins the next, whose warm-up rises from
+    Each of `cfg.rewarm_steps` ends one such schedule and begins the next. Its warm-up rises from
     the last rate to the peak (Ibrahim et al. 2024).
     """
     parts, rate = [], 0.0
@@ -30,7 +30,7 @@ def learning_rate_schedule(cfg: OptimConfig, max_steps: int) -> optax.Schedule:
 
 
 def _warm_up_and_decay(cfg: OptimConfig, length: int, rate: float) -> tuple[optax.Schedule, float]:
-    """A schedule that rises from `rate`, over `length` steps; and its last rate."""
+    """A schedule of `length` steps that begins at `rate`; returns it and its last rate."""
     length = max(length, cfg.warmup_steps + 1)
     left = length - cfg.warmup_steps
     first = rate + (cfg.peak_lr - rate) / (cfg.warmup_steps + 1)

@@ -1,8 +1,8 @@
-"""Everything of a run that stays the same while it runs, and what is announced of it at its start.
+"""The parts of a run that never change while it runs, and the lines printed at its start.
 
-Making a `Setup` opens the data and checks what can be checked at once. What has to be tried out or
-compiled (the attention that works, the micro-batch that fits) is found when it is first asked for:
-after the run's directory is held.
+Making a `Setup` opens the data and makes every check that needs no compiling. The attention that
+works and the micro-batch that fits have to be tried or compiled, so they are found when they are
+first needed, after the run's directory is locked.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ class Setup:
 
     @cached_property
     def _attention(self) -> tuple[str, str]:
-        """The attention that works here, and why it is that one."""
+        """The attention that works here, and the reason for it."""
         config = self.config
         return choose_attention(config.model, config.context, config.data.document_mask)
 
@@ -87,12 +87,12 @@ class Setup:
 
     @property
     def layout(self) -> BatchLayout:
-        """How a batch is cut; with micro-batch `auto` compiling finds it."""
+        """The division of a batch; with micro-batch `auto`, compiling finds it."""
         return self._layout[0]
 
     @cached_property
     def feed(self) -> Feed:
-        """The way of the batches to the devices."""
+        """The feed that carries batches to the devices."""
         return Feed(self.mesh, self.layout, self.config.train.updates_per_call)
 
     @cached_property
@@ -107,8 +107,8 @@ class Setup:
         return self._compiled[layout]
 
     def compile_steps(self, step: int) -> None:
-        """Compile every program that the steps from `step` on, counted from 0, still lack."""
-        _ = self.key  # which has a small program of its own
+        """Compile all missing programs for the steps from `step` on, counted from 0."""
+        _ = self.key  # making it compiles a small program
         for rows in self.ramp.sizes():
             if rows >= self.ramp.rows(step):
                 self._compile(self.layout.of_rows(rows))
@@ -128,7 +128,7 @@ class Setup:
         return state.params if averaged is None else averaged
 
     def data_identity(self, step: int) -> dict[str, str]:
-        """Identify the data of the first `step` steps, beyond config; kept with checkpoints.
+        """Identify the data of the first `step` steps, beyond the config; kept with checkpoints.
 
         Mixture changes that take effect later are left out, so that they may still change.
         """
@@ -142,7 +142,7 @@ class Setup:
         ]
 
     def announce(self, step: int, display: Display) -> None:
-        """Say what is about to happen, so that a mistake is seen before it costs anything."""
+        """Print the plan of the run, so that a mistake is seen before it costs anything."""
         train, model, say = self.config.train, self.config.model, display.say
         device = jax.devices()[0]
         tokens = self.ramp.rows_before(train.max_steps) * self.config.context
@@ -180,4 +180,4 @@ class Setup:
         decay = f"weight decay {self.config.optim.weight_decay}"
         display.table(decay, ("parameter", "shape", "decayed"), rows)
         if model.dtype == "bfloat16" and device.platform == "cpu":
-            say("note     bfloat16 is slow on most processors: --model.dtype float32 may be faster")
+            say("note     bfloat16 is slow on most CPUs: --model.dtype float32 may be faster")

@@ -1,6 +1,6 @@
-"""How a run begins: hold its directory, agree on its program, restore its state.
+"""The start of a run: lock its directory, agree on its program, restore its state.
 
-With several processes, process 0 looks after the directory; all of them have to see it.
+With several processes, process 0 manages the directory, and all of them must see it.
 """
 
 import math
@@ -28,10 +28,10 @@ SAME_ATTENTION = (
 
 
 def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> list[str]:
-    """Hold the directory until `stack` ends, an older run moved aside if `fresh`.
+    """Lock the directory until `stack` ends; if `fresh`, move an older run aside first.
 
     Returns notes for the user. Raises `UserError` if the directory belongs to another process or
-    another run, or if the processes do not have the same run. Nothing has been compiled by then.
+    another run, or if the processes do not have the same run. Nothing is compiled before that.
     """
     require_same("the config", to_json(setup.config))
     require_same("the data", setup.data.fingerprint_until())
@@ -64,7 +64,7 @@ def restore_or_start(
     with watchdog.watching("no checkpoint was restored"):
         restored = checkpointer.restore(items_of(abstract), display.say)
     if restored is None:
-        return setup.program.initial_state(), 0  # not waited for: the train step compiles meanwhile
+        return setup.program.initial_state(), 0  # no wait: the train step compiles meanwhile
     step, items, cursor = restored
     identity = setup.data_identity(step)
     if cursor["data"] != identity["data"]:
@@ -77,14 +77,14 @@ def restore_or_start(
         )
     display.say(f"resuming {run_dir.path} after step {step}")
     state = setup.adapted(state_of(step, items, abstract))
-    accepted = step - int(state.opt_state.total_notfinite)  # skipped steps move no schedule
+    accepted = step - int(state.opt_state.total_notfinite)  # skipped steps do not count
     if change := course_change(run_dir.read_config(), setup.config, step, accepted):
         display.say(f"changed since the last start: {change}")
     return state, step
 
 
 def course_change(old: Config, new: Config, step: int, accepted: int) -> str | None:
-    """The learning rate after step `step` as it was and as it is now, and how to keep the old one.
+    """A note on the old and new learning rate after step `step`, and the flags that keep the old.
 
     None if neither the rate nor the end of the schedule has changed.
     """
@@ -95,10 +95,10 @@ def course_change(old: Config, new: Config, step: int, accepted: int) -> str | N
     end, new_end = (schedule_end(c.optim, c.train.max_steps) for c in (old, new))
     if math.isclose(before, now, rel_tol=1e-3) and end == new_end:
         return None
-    words = f"the learning rate of step {step + 1} was {before:.4g}, now {now:.4g}"
+    words = f"the learning rate of step {step + 1} was {before:.4g}, now it is {now:.4g}"
     if end != new_end:
-        words += f"; its schedule ended with step {end}, now {new_end}"
-    if new.optim.rewarm_steps and not old.optim.rewarm_steps:  # a jump was asked for
+        words += f"; its schedule ended with step {end}, now with step {new_end}"
+    if new.optim.rewarm_steps and not old.optim.rewarm_steps:  # the user wants this jump
         return words
     kept = [
         f"--optim.{name.replace('_', '-')} {_as_words(getattr(old.optim, name))}"
@@ -106,18 +106,18 @@ def course_change(old: Config, new: Config, step: int, accepted: int) -> str | N
         if getattr(old.optim, name) != getattr(new.optim, name)
     ]
     kept += [f"--optim.decay-steps {end}"] if end != new_end else []
-    return f"{words}. To keep the old course: {' '.join(kept)}"
+    return f"{words}. To keep the old schedule: {' '.join(kept)}"
 
 
 def how_to_go_on(config: Config, step: int) -> str:
-    """The flags by which a run that is complete at `step` goes on without a jump of its rate."""
+    """The flags that continue a run, complete at `step`, without a jump in its learning rate."""
     rewarm = _as_words((*config.optim.rewarm_steps, step))
     reset = "" if config.optim.decay_steps is None else " --optim.decay-steps None"
     return (
-        "to go on, rerun the command with a larger --train.max-steps and\n"
+        "to continue, rerun the command with a larger --train.max-steps and\n"
         f"  --optim.decay-steps {schedule_end(config.optim, config.train.max_steps)}"
-        "  to keep to its schedule and then its final learning rate, or\n"
-        f"  --optim.rewarm-steps {rewarm}{reset}  to warm up anew and decay once more.\n"
+        "  to keep its schedule, and then its final learning rate, or\n"
+        f"  --optim.rewarm-steps {rewarm}{reset}  to warm up again and decay once more.\n"
         "To start over instead: --fresh"
     )
 

@@ -33,9 +33,9 @@ except UserError as error:
 @pytest.mark.parametrize(
     ("variable", "answer"),
     [
-        ("JAX_DISABLE_JIT=maybe", "EnvironmentProblem jax does not take JAX_DISABLE_JIT=maybe"),
-        ("JAX_NUM_CPU_DEVICES=x", "EnvironmentProblem jax does not take JAX_NUM_CPU_DEVICES=x"),
-        ("XLA_FLAGS=--xla_no=1", "EnvironmentProblem XLA does not take XLA_FLAGS=--xla_no=1"),
+        ("JAX_DISABLE_JIT=maybe", "EnvironmentProblem jax does not accept JAX_DISABLE_JIT=maybe"),
+        ("JAX_NUM_CPU_DEVICES=x", "EnvironmentProblem jax does not accept JAX_NUM_CPU_DEVICES=x"),
+        ("XLA_FLAGS=--xla_no=1", "EnvironmentProblem XLA does not accept XLA_FLAGS=--xla_no=1"),
         pytest.param(
             "JAX_PLATFORMS=cuda",
             "EnvironmentProblem JAX_PLATFORMS=cuda: jax finds no such device",

@@ -110,7 +110,7 @@ def test_a_directory_without_a_manifest_is_not_prepared(tmp_path: Path):
 def test_a_manifest_of_another_format_says_which_is_read(data: Manifest):
     path = data.directory / MANIFEST
     path.write_text(edited(format=2)(path.read_text()))
-    with pytest.raises(UserError, match=f"{re.escape(str(path))} has another format than 1"):
+    with pytest.raises(UserError, match=f"{re.escape(str(path))} is not in format 1"):
         read_manifest(data.directory)
 
 

@@ -111,7 +111,7 @@ def test_a_change_has_a_step_and_a_weight_for_every_source():
         (["a=x"], [], "'x' is not a number of 0 or more"),
         (["a=-1"], [], "'-1' is not a number of 0 or more"),
         (["a=nan"], [], "'nan' is not a number"),
-        (["a=0", "b=0"], ["5=1,1"], "needs a weight above 0 to begin with"),
+        (["a=0", "b=0"], ["5=1,1"], "needs at least one weight above 0"),
         (["a=1:0"], [], "'0' must be above 0"),
         (["a=1:"], [], "'' is not a number"),
         (["a=1", "a=2"], [], "names a directory twice: a, a"),

@@ -129,7 +129,7 @@ def test_adopting_again_is_free_and_other_files_are_refused(tmp_path: Path):
         ("train.bin", b"abc", r"train\.bin has 3 bytes and no header of llm\.c"),
         ("train.bin", b"", r"train\.bin has 0 bytes"),
         ("train_1.bin", llm_c([1] * 50)[:-2], r"train_1\.bin is truncated"),
-        ("train_1.bin", b"\1" + llm_c([1] * 9)[1:], r"magic number \d+, which is none of llm\.c's"),
+        ("train_1.bin", b"\1" + llm_c([1] * 9)[1:], r"magic number \d+, not one of llm\.c's"),
         ("train.npy", npy([1] * 50)[:-2], r"train\.npy is truncated"),
         ("train.npy", nano([1] * 50), r"not a NumPy file"),
         ("data.bin", nano([1]), r"data\.bin in .*: expected train or val in the name"),
@@ -214,7 +214,7 @@ TEXT = b"first of all, some words of a text\n" * 300
         (bytes(i % 65 for i in range(9000)), "no byte in .* is above 127"),
         (np.frombuffer(TEXT, np.uint8).astype("<u2").tobytes(), "has no id above 120"),
         (TEXT.decode().encode("utf-16-le"), "has no id above 120"),
-        (bytes(9000), "nothing but id 0"),
+        (bytes(9000), "only id 0"),
         (gzip.compress(IDS.tobytes()) + b"\0", "is a gzip file"),
         (b"PK\3\4" + bytes(100), "is a zip file"),
         (b"PAR1" + bytes(100), "is a Parquet file"),
@@ -293,7 +293,7 @@ def test_every_tokenizer_name_works_or_is_refused_with_the_reason(tmp_path: Path
     nano_characters(tmp_path / "chars", "zwtsromfexda\n ")
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "train.bin").write_bytes(nano(TRAIN))
-    reasons = {"chars": "meta.pkl, and .* has none", "bpe:300": "made from the text"}
+    reasons = {"chars": "meta.pkl, but .* has none", "bpe:300": "made from a text"}
     for name in {*TOKENIZERS, "bpe:300"} - {"gpt1", "gpt2"}:
         if name == "bytes":
             adopt(tmp_path / "bare", name, tmp_path / "out")

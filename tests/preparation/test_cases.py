@@ -124,7 +124,7 @@ def test_a_format_that_is_named_is_taken(tmp_path: Path, name: str, form: str):
     ],
 )  # fmt: skip
 def test_a_format_that_a_file_does_not_have_is_refused(tmp_path: Path, name: str, form: str):
-    with pytest.raises(UserError, match=f"{name} is no {form}: it begins with"):
+    with pytest.raises(UserError, match=f"{name} is not {form}: it begins with"):
         read(CASES / name, tmp_path, input_format=form)
     assert list(tmp_path.iterdir()) == []
 

@@ -266,10 +266,10 @@ def test_the_verb_fetches_what_a_config_names_and_says_why_not(hub, shards, tmp_
     ("words", "message"),
     [
         (["--hub", "a/b", "--input", "x.txt"], "--input and --hub are two sources"),
-        (["--hub", "a/b", "--partition", "0/2"], "--partition and --merge are for files"),
-        (["--hub", "a/b", "--merge", "--format", "text"], "--hub knows its records"),
+        (["--hub", "a/b", "--partition", "0/2"], "--partition and --merge work with files"),
+        (["--hub", "a/b", "--merge", "--format", "text"], "not with --hub"),
         (["--hub", "a/b", "--tokens", "0"], "--tokens 0 must be 1 or more"),
-        (["--input", "x.txt", "--tokens", "5"], "and is for --hub alone"),
+        (["--input", "x.txt", "--tokens", "5"], "works only with --hub"),
         (["--hub", "fineweb"], "data.hub must be OWNER/NAME, OWNER/NAME:SUBSET or"),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_read_only_directory_is_inspected_and_stays_as_it_is(
     assert "lengths.png cannot be written" in capsys.readouterr().out
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     inspect_with_report(four.directory)
-    assert "not drawn, as" in capsys.readouterr().out
+    assert "not drawn, because" in capsys.readouterr().out
     assert sorted(four.directory.parent.rglob("*")) == before
 
 

@@ -400,7 +400,9 @@ def test_the_command_line_reads_json_lines_and_says_what_was_odd(tmp_path: Path)
     done = run_verb("prepare", *arguments, "--text-field", "body", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     where = (tmp_path / "a.jsonl").stat().st_size - len("oops\n")
-    assert f"note: 1 lines that are no JSON, left out (first: a.jsonl, byte {where})" in done.stdout
+    assert (
+        f"note: 1 lines that are not JSON, left out (first: a.jsonl, byte {where})" in done.stdout
+    )
     assert "from 56 documents" in done.stdout
 
 

@@ -225,7 +225,7 @@ def test_what_there_is_not_is_named_with_what_there_is(hub, data, monkeypatch):
     assert "has no field 'body'; its fields are text, n" in (
         said(hub="owner/lines", text_field="body")
     )
-    assert "--tokens is for ready token files" in said(tokens=5, hub="owner/texts")
+    assert "--tokens needs ready token files" in said(tokens=5, hub="owner/texts")
     (hub.root / "owner" / "card").mkdir()
     (hub.root / "owner" / "card" / "README.md").write_text("---\nlicense: mit\n---\n")
     assert "doesn't contain any data files" in said(hub="owner/card")

@@ -44,7 +44,7 @@ def test_text_may_come_as_compressed_records(made: BPETokenizer, text_file: Path
     assert os.listdir(tmp_path / "records") == ["tok.json"]
     (tmp_path / "b.jsonl").write_text("no record\n")
     inputs = find_inputs(DataConfig(inputs=(str(tmp_path / "b.jsonl"),)))
-    with pytest.raises(UserError, match="no text in the input: 1 lines that are no JSON"):
+    with pytest.raises(UserError, match="no text in the input: 1 lines that are not JSON"):
         train_tokenizer(inputs, 300, tmp_path / "empty" / "tok.json")
 
 

@@ -298,7 +298,7 @@ def test_starting_afresh_keeps_the_old_run_and_says_where(begun, start_afresh, c
 def test_starting_afresh_does_not_move_what_is_no_run(start_afresh, tmp_path):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="no run of gptjax"):
+    with pytest.raises(UserError, match="not a run of gptjax"):
         start_afresh(tmp_path / "work")
     assert contents(tmp_path) == {"work/thesis.tex": b"x"}
 

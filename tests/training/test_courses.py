@@ -47,7 +47,7 @@ def test_a_run_that_diverges_keeps_a_good_checkpoint_and_goes_on_from_it(
         loop.fit(diverging, run)
     assert kept(run) == [6]  # step 7 was accepted, and spoilt the parameters
     assert [p.name for p in (run / "damaged").iterdir()] == ["7"]
-    assert "checkpoint is put off" in capsys.readouterr().out
+    assert "checkpoint is postponed" in capsys.readouterr().out
     assert loop.fit(with_optim(config, 8), run) == 0
     assert kept(run) == [7, 8]
 

@@ -23,8 +23,8 @@ from gptjax.preparation.hub.repository import find_repository, hub_errors, hub_n
 from gptjax.preparation.recognition import choose_field
 from gptjax.preparation.sources import Input, Progress, silent
 
-STREAM_PART_BYTES = 2**27  # of text: the most that a kill can lose
-GROUP_BYTES = 2**23  # of text in a row group, and so in memory
+STREAM_PART_BYTES = 2**27  # bytes of text that a kill can lose at most
+GROUP_BYTES = 2**23  # bytes of text in a row group, and so in memory
 STATE = "stream.json"
 PLAIN = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".txt")
 FILES_ASKED = 500  # paths in one request to the hub
@@ -186,7 +186,7 @@ def _files(name: HubName, commit: str) -> dict[str, int]:
 
 
 def _spool(source: Input, directory: Path) -> Path:
-    """Where a stream is stored: another data set, or field, is another stream."""
+    """The folder of a stream: another data set, or field, is another stream."""
     key = hashlib.blake2b(f"{source.path} {source.field or 'text'}".encode(), digest_size=8)
     return directory / f"hub-{key.hexdigest()}"
 
