@@ -13,6 +13,7 @@ ODDITIES = {
     "linked": "links to directories or to nothing, left out",
     "unreadable": "files and directories that cannot be read, left out",
     "own_products": "prepared directories, runs and checkpoints, left out",
+    "given_twice": "files given more than once, read once",
     "looks_like": "files that look like JSON, CSV or TSV but hold no records with text, "
     "read as plain text",
     "other_field": "files without a field 'text', read from their only field of strings",
