@@ -19,6 +19,8 @@ ODDITIES = {
     "other_field": "files without a field 'text', read from their only field of strings",
     "not_utf8": "parts with invalid UTF-8, which became U+FFFD",
     "nul": "parts with NUL characters, kept: is this text?",
+    "end_of_text": "parts with <|endoftext|> as text, kept: --doc-separator '<|endoftext|>' cuts "
+    "text files there",
     "empty": "empty documents, left out",
     "no_separator": "text files in which --doc-separator does not occur, each one document",
     "long_lines": "stretches of 1 MiB without a line break, kept",

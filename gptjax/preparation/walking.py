@@ -1,7 +1,8 @@
 """The files of directories and patterns, and a count of everything that a walk leaves out.
 
 A walk leaves out files that are hidden, binary, linked or unreadable, and gptjax's own products:
-prepared directories, unfinished preparations, runs and checkpoints. A file given by name is read.
+prepared directories, unfinished preparations, runs and checkpoints. So does a pattern, except for
+hidden files that it names. A file given by name is read.
 """
 
 import glob

@@ -181,6 +181,13 @@ def test_a_quote_left_open_is_said_to_take_many_lines(tmp_path: Path):
     assert oddities.first["bad_rows"].endswith("line 152 to 154")
 
 
+def test_a_mark_between_documents_that_no_separator_names_is_noted(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("one<|endoftext|>two")
+    assert read(tmp_path / "a.txt", tmp_path / "1")[1] == {"end_of_text": 1}
+    cut = read(tmp_path / "a.txt", tmp_path / "2", doc_separator="<|endoftext|>")
+    assert cut == (["one", "two"], {})
+
+
 def test_documents_of_one_byte_are_trained_on(tmp_path: Path):
     path = CASES / "lines.json"
     data = DataConfig(str(tmp_path / "out"), inputs=(str(path),), val_fraction=0.05)
