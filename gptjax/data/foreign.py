@@ -24,7 +24,8 @@ _FORMATS = {
     b"\x28\xb5\x2f\xfd": "a zstd file",
     b"BZh": "a bzip2 file",
     b"\xfd7zXZ": "an xz file",
-    b"PK\x03\x04": "a zip file, as torch.save and np.savez make them",
+    b"PK\x03\x04": "a zip file, as .docx, .npz and those of torch.save are",
+    b"%PDF-": "a PDF file",
     b"PAR1": "a Parquet file",
     b"\x93NUMPY": "a NumPy file, whose name should end in .npy",
     b"\x89HDF": "an HDF5 file",
@@ -111,13 +112,19 @@ def _recognise(path: Path, split: str) -> ForeignFile:
     return file
 
 
+def format_by_magic(raw: bytes) -> str | None:
+    """The format, neither text nor tokens, that the beginning of a file shows; None if none."""
+    if raw[257:262] == b"ustar":
+        return "a tar archive"
+    return next((what for magic, what in _FORMATS.items() if raw.startswith(magic)), None)
+
+
 def _doubt_beginning(path: Path) -> None:
     """Raise `UserError` if a file begins like another format, or like text."""
     with path.open("rb") as file:
         raw = file.read(BEGINNING)
-    for magic, what in _FORMATS.items():
-        if raw.startswith(magic):
-            raise UserError(f"{path} is {what}, expected tokens: unpack it, or move it away")
+    if what := format_by_magic(raw):
+        raise UserError(f"{path} is {what}, expected tokens: unpack it, or move it away")
     if len(raw) >= 32 and not set(raw) & set(_CONTROLS) and _is_utf8(raw):
         raise UserError(
             f"{path} is text, or has one byte a token; expected two bytes a token: tokenise text "

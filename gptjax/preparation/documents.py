@@ -117,7 +117,7 @@ class Document:
 
     def held_out_from(self, val_fraction: float) -> int:
         """The place to cut off the held-out end: the first line end after `1 - val_fraction`."""
-        wanted = int(self.size * (1 - val_fraction))
+        wanted = max(1, int(self.size * (1 - val_fraction)))  # some of it is always trained on
         line_end = self.read(wanted, PART_BYTES).find(b"\n")
         cut = wanted + line_end + 1
         if line_end < 0 or cut >= self.size:  # cut inside the line, but not inside a character

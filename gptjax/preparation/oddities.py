@@ -13,11 +13,14 @@ ODDITIES = {
     "linked": "links to directories or to nothing, left out",
     "unreadable": "files and directories that cannot be read, left out",
     "own_products": "prepared directories, runs and checkpoints, left out",
+    "given_twice": "files given more than once, read once",
     "looks_like": "files that look like JSON, CSV or TSV but hold no records with text, "
     "read as plain text",
     "other_field": "files without a field 'text', read from their only field of strings",
     "not_utf8": "parts with invalid UTF-8, which became U+FFFD",
     "nul": "parts with NUL characters, kept: is this text?",
+    "end_of_text": "parts with <|endoftext|> as text, kept: --doc-separator '<|endoftext|>' cuts "
+    "text files there",
     "empty": "empty documents, left out",
     "no_separator": "text files in which --doc-separator does not occur, each one document",
     "long_lines": "stretches of 1 MiB without a line break, kept",

@@ -111,6 +111,7 @@ def check(command: PrepareCommand, config: Config) -> None:
             f"--shard-tokens must be 1 to 2**30, not {command.shard_tokens}",
         ),
         (data.doc_separator == "", "--doc-separator must not be empty"),
+        (data.text_field == "", "--text-field must not be empty"),
         (
             command.tokens is not None and (data.hub is None or command.tokens < 1),
             f"--tokens {command.tokens} must be 1 or more, and works only with --hub",

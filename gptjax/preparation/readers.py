@@ -151,13 +151,16 @@ def _is_malformed(error: Exception, length: int) -> bool:
     return error.pos < length - 16 and not error.msg.startswith("Unterminated string")
 
 
-def csv_rows(source: Input) -> Iterator[tuple[int, list[str] | None]]:
-    """The rows of a CSV file, each with the number of its first line; None if malformed."""
+def csv_rows(source: Input) -> Iterator[tuple[int, int, list[str] | None]]:
+    """The rows of a CSV file, each with its first and last line number; None if malformed."""
     csv.field_size_limit(RECORD_BYTES)
     quoting = csv.QUOTE_MINIMAL if source.has_quotes else csv.QUOTE_NONE
     with source.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = iter(lambda: file.readline(RECORD_BYTES), "")
-        rows = csv.reader(lines, delimiter=source.delimiter, quoting=quoting, strict=True)
+        delimiter, skips = source.delimiter[0], source.delimiter.endswith(" ")
+        rows = csv.reader(
+            lines, delimiter=delimiter, skipinitialspace=skips, quoting=quoting, strict=True
+        )
         while True:
             line = rows.line_num + 1
             try:
@@ -167,7 +170,7 @@ def csv_rows(source: Input) -> Iterator[tuple[int, list[str] | None]]:
             except csv.Error:
                 row = None
             if row != []:  # of a blank line
-                yield line, row
+                yield line, rows.line_num, row
 
 
 def _separated(span: Span, oddities: Oddities) -> Iterator[Document]:
@@ -244,12 +247,12 @@ def _json_records(span: Span, oddities: Oddities) -> Iterator[Document]:
 
 def _csv_records(span: Span, oddities: Oddities) -> Iterator[Document]:
     rows, source = csv_rows(span.input), span.input
-    header = next(rows)[1] or []
+    header = next(rows)[-1] or []
     column = header.index(source.field or "")
-    for line, row in rows:
+    for line, last, row in rows:
         where = f"{source.label}, line {line}"
-        if row is None or len(row) != len(header):
-            oddities.add("bad_rows", where)
+        if row is None or len(row) != len(header):  # a quote left open takes many lines with it
+            oddities.add("bad_rows", where if last <= line else f"{where} to {last}")
         else:
             yield _text_document(row[column], where, source, where, oddities)
 

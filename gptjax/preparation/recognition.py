@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.base.errors import UserError
+from gptjax.data.foreign import format_by_magic
 from gptjax.preparation.documents import BYTE_ORDER_MARK, HASHED_BYTES
 from gptjax.preparation.oddities import Oddities
 from gptjax.preparation.readers import BROKEN, RECORD_BYTES, csv_rows, json_values, parquet_file
@@ -21,7 +22,7 @@ from gptjax.preparation.walking import kind_named
 
 LOOKED = 100  # records that decide the format of a file and its fields
 JSON, TABLES = ("json", "jsonl"), ("csv", "tsv")
-DELIMITERS = ",\t;|"
+DELIMITERS = (",", "\t", ";", "|")
 # the usual form of a column name; in prose a blank follows a comma
 _COLUMN_NAME = re.compile(r"(?=.*[^\W\d_])\w(?:[\w .:/#%()-]{0,62}[\w)%])?")
 _TEXT_TYPE = re.compile(r"(dictionary<values=)?(large_)?(string|binary)")
@@ -43,6 +44,8 @@ def recognise_input(source: Input, oddities: Oddities) -> Input:
     if wanted == "parquet" or (kind == "auto" and head.startswith(b"PAR1")):
         return _as_parquet(source, oddities)
     found = None
+    if kind != "text" and (what := format_by_magic(head)):
+        raise UserError(f"{source.label} is {what}, expected text: give the files in it instead")
     if kind != "text" and head:
         begins_as_json = head[:1] in (b"{", b"[")
         if kind in ("auto", *JSON) and (begins_as_json or wanted in JSON):
@@ -64,7 +67,11 @@ def recognise_input(source: Input, oddities: Oddities) -> Input:
 
 
 def choose_field(
-    label: str, given: str | None, fields: Mapping[str, bool], oddities: Oddities | None = None
+    label: str,
+    given: str | None,
+    fields: Mapping[str, bool],
+    oddities: Oddities | None = None,
+    whence: str = "",
 ) -> str:
     """Choose the text field among `fields`, which map each name to whether it holds strings.
 
@@ -81,8 +88,8 @@ def choose_field(
             oddities.add("other_field", f"{label}: {strings[0]}")
         return strings[0]
     raise UserError(
-        f"{label} has no field {given or 'text'!r}; its fields are {', '.join(fields)}: name the "
-        "one with the text by --text-field"
+        f"{label} has no field {given or 'text'!r}; its fields{whence} are "
+        f"{', '.join(f'{name:.60}' for name in fields)}: name the one with the text by --text-field"
     )
 
 
@@ -143,13 +150,16 @@ def _as_csv(source: Input, wanted: str | None, oddities: Oddities) -> Input | No
     fit and exactly one column is text.
     """
     looks = []
-    for delimiter in "\t" if source.kind == "tsv" else DELIMITERS:
+    # a blank may follow each, but in prose it follows the commas too
+    blanks = (", ", "; ") if wanted in TABLES else ()
+    for delimiter in ("\t",) if source.kind == "tsv" else (*DELIMITERS, *blanks):
         for has_quotes in (True, False):
             tried = replace(source, kind="csv", delimiter=delimiter, has_quotes=has_quotes)
             found = _look_at_rows(tried)
             share = found.tables / found.total if found.total else 1.0
-            looks.append((share * (len(found.fields) > 1), share, tried, found))
-    _, share, best, found = max(looks, key=lambda look: look[:2])
+            is_neat = not any(name.startswith(" ") for name in found.fields)
+            looks.append((share * (len(found.fields) > 1), share, is_neat, tried, found))
+    _, share, _, best, found = max(looks, key=lambda look: look[:3])
     names = list(found.fields)
     well_named = all(_COLUMN_NAME.fullmatch(name) for name in names if name)
     if wanted in TABLES:
@@ -169,14 +179,16 @@ def _as_csv(source: Input, wanted: str | None, oddities: Oddities) -> Input | No
         if share > 0.9:
             oddities.add("looks_like", source.label)
         return None
-    return replace(best, field=choose_field(source.label, source.field, found.fields, oddities))
+    whence = ", by its first row,"
+    chosen = choose_field(source.label, source.field, found.fields, oddities, whence)
+    return replace(best, field=chosen)
 
 
 def _look_at_rows(source: Input) -> _Look:
     found, rows = _Look(), csv_rows(source)
-    header = next(rows)[1] or []
+    header = next(rows)[-1] or []
     found.fields = dict.fromkeys(header, False)
-    for _, row in islice(rows, LOOKED):
+    for *_, row in islice(rows, LOOKED):
         found.total += 1
         if row is not None and len(row) == len(header):
             found.add({n: not _NO_TEXT.fullmatch(v[:64]) for n, v in zip(header, row, strict=True)})

@@ -126,5 +126,7 @@ def _note_oddities(part: bytes, where: str, oddities: Oddities) -> None:
             oddities.add("not_utf8", where)
     if b"\0" in part:
         oddities.add("nul", where)
+    if b"<|endoftext|>" in part:
+        oddities.add("end_of_text", where)
     if len(part) >= PART_BYTES and b"\n" not in part:
         oddities.add("long_lines", where)

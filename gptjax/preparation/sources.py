@@ -6,12 +6,14 @@ read from any place by any worker. Only then is the format of a file known: see 
 """
 
 import hashlib
+import os
 import shlex
 import shutil
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from gptjax.base.errors import UserError
@@ -80,6 +82,8 @@ def find_inputs(data: DataConfig, oddities: Oddities | None = None) -> list[Inpu
         if data.source == "stdlib":
             return standard_library()
         raise UserError("there is nothing to prepare: give text files with --input FILE...")
+    if "" in data.inputs:
+        raise UserError("--input is empty: expected files, directories or patterns")
     if special := [g for g in data.inputs if is_special(Path(g))]:
         raise UserError(
             f"{', '.join(special)} is a pipe or a device, which can be read only once: expected a "
@@ -103,10 +107,15 @@ def find_inputs(data: DataConfig, oddities: Oddities | None = None) -> list[Inpu
         )
     if sum(given == STDIN for given in data.inputs) > 1:
         raise UserError("standard input (-) can be read only once, but is given twice")
+    paths: dict[str, Path] = {}
+    for path in chain.from_iterable(expanded.get(g, [Path(STDIN)]) for g in data.inputs):
+        if (key := os.path.abspath(path)) in paths:
+            oddities.add("given_twice", str(path))
+        else:
+            paths[key] = path
     inputs = [
         Input(path, data.input_format, data.text_field, data.doc_separator)
-        for given in dict.fromkeys(data.inputs)
-        for path in expanded.get(given, [Path(STDIN)])
+        for path in paths.values()
     ]
     if not any(i.is_stream or i.size for i in inputs):
         raise UserError(f"there is no text in {', '.join(data.inputs)}: every file is empty")

@@ -1,16 +1,19 @@
 """The files of directories and patterns, and a count of everything that a walk leaves out.
 
 A walk leaves out files that are hidden, binary, linked or unreadable, and gptjax's own products:
-prepared directories, unfinished preparations, runs and checkpoints. A file given by name is read.
+prepared directories, unfinished preparations, runs and checkpoints. So does a pattern, except for
+hidden files that it names. A file given by name is read.
 """
 
 import glob
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from gptjax.base.errors import UserError
+from gptjax.data.foreign import format_by_magic
 from gptjax.data.manifest import MANIFEST
 from gptjax.preparation.contents import PACKED, contents
 from gptjax.preparation.documents import HASHED_BYTES
@@ -38,11 +41,16 @@ def expand(given: str, out: Path, left_out: LeftOut) -> Iterator[Path]:
     if path.is_file():
         yield path
         return
+    is_own = cache(_is_own)
     for match in [path] if path.is_dir() else _matches(given, out, left_out):
-        if match.is_file():
+        if match.is_dir():
+            yield from sorted(_walk(match, out, left_out))
+        elif is_own(match.parent):
+            left_out[match.parent] = "own_products"
+        elif (reason := _reason_to_leave_out(match)) in (None, "hidden"):  # a dot in the pattern
             yield match
         else:
-            yield from sorted(_walk(match, out, left_out))
+            left_out[match] = reason
 
 
 def _matches(pattern: str, out: Path, left_out: LeftOut) -> list[Path]:
@@ -54,7 +62,10 @@ def _matches(pattern: str, out: Path, left_out: LeftOut) -> list[Path]:
     own: dict[Path, bool] = {}
     for root in glob.glob(str(Path(*parts[:at]))):
         for path in Path(root).glob(str(Path(*parts[at:]))):
-            is_hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+            inner = [*reversed(path.relative_to(root).parents), path.relative_to(root)]
+            hidden = next((Path(root, p) for p in inner if p.name.startswith(".")), None)
+            if hidden is not None and hidden.absolute() not in _making(out):
+                left_out[hidden] = "hidden"
             # Python 3.13 includes it in the matches of **
             is_linked_directory = path.is_symlink() and path.is_dir()
             above = [folder for folder in path.parents if folder.is_relative_to(root)]
@@ -62,7 +73,7 @@ def _matches(pattern: str, out: Path, left_out: LeftOut) -> list[Path]:
                 own[folder] = _is_own(folder)
                 if own[folder] and folder.absolute() not in _making(out):
                     left_out[folder] = "own_products"
-            if not is_hidden and not is_linked_directory and not any(own[f] for f in above):
+            if hidden is None and not is_linked_directory and not any(own[f] for f in above):
                 found.append(path)
     return sorted(found)
 
@@ -104,7 +115,8 @@ def _reason_to_leave_out(path: Path) -> str | None:
             return "linked" if path.is_symlink() else "unreadable"
         head = next(contents(path), b"")[:HASHED_BYTES]
         is_parquet = head.startswith(b"PAR1") or kind_named(path) == "parquet"
-        return "binary" if b"\0" in head and not is_parquet else None
+        is_binary = b"\0" in head or format_by_magic(head) is not None
+        return "binary" if is_binary and not is_parquet else None
     except OSError:
         return "unreadable"
     except UserError:  # damaged, or a package is missing: the reader reports it

@@ -1,8 +1,11 @@
 """Files as people have them, in tests/cases: the right documents, and the right notes."""
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,6 +137,63 @@ def test_text_is_what_format_says_is_text(tmp_path: Path):
     assert read(CASES / "lines.json", tmp_path, input_format="text") == ([raw], {})
 
 
+NO_TEXT = {
+    "twice.gz": gzip.compress(gzip.compress(b"text")),
+    "a.xz": lzma.compress(b"text"),
+    "a.bz2": bz2.compress(b"text"),
+    "a.docx": b"PK\x03\x04\x14\x00word/document.xml",
+    "a.tar.gz": gzip.compress(b"a.txt".ljust(257, b"\0") + b"ustar"),
+    "a.pdf": b"%PDF-1.4\n1 0 obj\n",
+}
+
+
+@pytest.mark.parametrize("name", NO_TEXT)
+def test_packed_files_are_no_text(tmp_path: Path, name: str):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(NO_TEXT[name])
+    (tmp_path / "in" / "a.txt").write_text("text")
+    with pytest.raises(UserError, match=f"{name} is an? .*, expected text"):
+        read(tmp_path / "in" / name, tmp_path)
+    assert read(tmp_path / "in", tmp_path) == (["text"], {"binary": 1})
+
+
+@pytest.mark.parametrize(
+    ("raw", "texts"),
+    [
+        ('id, text\n1, "a, b"\n2, c\n', ["a, b", "c"]),
+        ("id; text\n1; a\n2; c\n", ["a", "c"]),
+        ("id,text\n1, a\n2, c\n", [" a", " c"]),
+    ],
+)
+def test_a_blank_after_the_delimiter_is_no_text_where_the_header_has_it(
+    tmp_path: Path, raw: str, texts: list[str]
+):
+    (tmp_path / "a.csv").write_text(raw)
+    assert read(tmp_path / "a.csv", tmp_path) == (texts, {})
+
+
+def test_a_quote_left_open_is_said_to_take_many_lines(tmp_path: Path):
+    rows = [f'{i},"t {i}"' for i in range(150)]
+    (tmp_path / "a.csv").write_text("\n".join(["id,text", *rows, '9,"open', "10,b", "11,c"]))
+    oddities = Oddities()
+    data = DataConfig(str(tmp_path / "out"), inputs=(str(tmp_path / "a.csv"),), val_fraction=0.0)
+    prepare_shards(data, find_inputs(data), oddities=oddities, workers=1)
+    assert oddities.first["bad_rows"].endswith("line 152 to 154")
+
+
+def test_a_mark_between_documents_that_no_separator_names_is_noted(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("one<|endoftext|>two")
+    assert read(tmp_path / "a.txt", tmp_path / "1")[1] == {"end_of_text": 1}
+    cut = read(tmp_path / "a.txt", tmp_path / "2", doc_separator="<|endoftext|>")
+    assert cut == (["one", "two"], {})
+
+
+def test_documents_of_one_byte_are_trained_on(tmp_path: Path):
+    path = CASES / "lines.json"
+    data = DataConfig(str(tmp_path / "out"), inputs=(str(path),), val_fraction=0.05)
+    assert prepare_shards(data, find_inputs(data), workers=1).splits["train"].documents == 2
+
+
 ROWS = ["one", 'two, "so"\n\nlines', "", "drei ü 漢"] * 60
 WRITTEN = {
     "json": lambda file: json.dump([{"text": text} for text in ROWS], file),
@@ -190,7 +250,7 @@ def test_the_field_is_the_one_given_or_is_asked_for(tmp_path: Path, name: str):
     path.write_bytes(AS_FILES[name])
     assert read(path, tmp_path / "1", text_field="body") == (["b"], {})
     for given, missing in ((None, "text"), ("author", "author")):
-        says = f"has no field '{missing}'; its fields are n, title, body: name the one"
+        says = f"has no field '{missing}'; its fields.* are n, title, body: name the one"
         with pytest.raises(UserError, match=says):
             read(path, tmp_path, text_field=given)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["1", name])

@@ -390,6 +390,49 @@ def test_no_file_comes_twice_by_directories_or_links_within_a_pattern(tmp_path: 
         assert [os.path.relpath(i.path, tmp_path / "in") for i in found] == expected, pattern
 
 
+@pytest.mark.parametrize(
+    ("pattern", "names", "left_out"),
+    [
+        ("*", ["a.txt", "b.txt"], {"binary": 1, "linked": 1, "own_products": 1}),
+        ("**/*", ["a.txt", "b.txt"], {"binary": 1, "hidden": 2, "linked": 1, "own_products": 1}),
+        ("*.txt", ["a.txt"], {}),
+        (".s*", [".secret"], {}),
+        ("*/*", ["b.txt"], {"own_products": 1}),
+    ],
+)
+def test_a_pattern_leaves_out_what_a_walk_does(
+    tmp_path: Path, pattern: str, names: list[str], left_out: dict[str, int]
+):
+    for path in ("a.txt", ".secret", ".git/x/config", "run/notes.txt", "sub/b.txt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(path)
+    (tmp_path / "run" / "config.json").write_text('{"model":1,"data":1,"optim":1,"train":1}')
+    (tmp_path / "image").write_bytes(b"\x89PNG\0")
+    (tmp_path / "dead").symlink_to("nothing")
+    oddities = Oddities()
+    data = DataConfig(inputs=(str(tmp_path / pattern), str(tmp_path / "a.txt")))
+    found = find_inputs(data, oddities)
+    assert [i.path.name for i in found] == (names if "a.txt" in names else [*names, "a.txt"])
+    twice = {"given_twice": 1} if "a.txt" in names else {}
+    assert oddities.counts == {**left_out, **twice}
+
+
+def test_a_file_that_is_given_twice_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    Path("in/a").write_text("a")
+    oddities = Oddities()
+    found = find_inputs(DataConfig(inputs=("in", "./in/../in/a", "in/*", "in")), oddities)
+    assert ([str(i.path) for i in found], oddities.counts) == (["in/a"], {"given_twice": 3})
+
+
+def test_an_empty_input_is_not_the_directory_one_is_in(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a").write_text("a")
+    with pytest.raises(UserError, match="--input is empty"):
+        find_inputs(DataConfig(inputs=("",)))
+
+
 @pytest.mark.parametrize("kept", ["in/locked", "in/a"])
 def test_what_may_not_be_read_is_left_out_of_a_walk_and_said_to_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
