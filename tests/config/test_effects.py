@@ -32,7 +32,8 @@ def flags(here: Surroundings = HERE, **fields: Any) -> set[str]:
     return {name.replace("-", "_") for name in found}
 
 
-ALWAYS = {"optim.cooldown_fraction", "model.float32_matmul"}  # of a cosine in bfloat16
+# of AdamW on a cosine in bfloat16
+ALWAYS = {"optim.muon_momentum", "optim.cooldown_fraction", "model.float32_matmul"}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,6 @@ ALWAYS = {"optim.cooldown_fraction", "model.float32_matmul"}  # of a cosine in b
         ({}, set()),
         ({"optim__name": "adafactor"}, {"optim.beta1", "optim.beta2", "optim.eps"}),
         ({"optim__name": "lion"}, {"optim.eps"}),
-        ({"optim__name": "muon"}, set()),
         ({"train__eval_every_steps": 0}, {"train.eval_tokens"}),
         ({"train__sample_every_steps": 0}, set(SAMPLING.split())),
         ({"sample__temperature": 0.0}, {"sample.top_k"}),
@@ -57,11 +57,20 @@ def test_what_has_no_effect_is_noted(fields, noted):
     assert flags(**fields) == ALWAYS | noted
 
 
+def test_muon_reads_its_momentum():
+    assert flags(optim__name="muon") == ALWAYS - {"optim.muon_momentum"}
+
+
 def test_a_flat_schedule_has_no_end():
     flat = {"optim__schedule": "wsd", "optim__cooldown_fraction": 0.0}
-    assert flags(**flat) == {"optim.final_lr", "optim.decay_steps", "model.float32_matmul"}
-    assert flags(optim__schedule="wsd") == {"model.float32_matmul"}
-    assert flags(GPU, model__dtype="float32") == {"optim.cooldown_fraction", "train.cpu_devices"}
+    assert flags(**flat) == ALWAYS - {"optim.cooldown_fraction"} | {
+        "optim.final_lr",
+        "optim.decay_steps",
+    }
+    assert flags(optim__schedule="wsd") == ALWAYS - {"optim.cooldown_fraction"}
+    assert flags(GPU, model__dtype="float32") == ALWAYS - {"model.float32_matmul"} | {
+        "train.cpu_devices"
+    }
 
 
 def test_what_was_not_typed_is_not_noted():
