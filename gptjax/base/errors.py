@@ -47,6 +47,10 @@ class StorageError(UserError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `" (did you mean X?)"` for the known word nearest to `word`, or `""` for none."""
+    """Return `" (did you mean X?)"` for the known word nearest to `word`, or `""` for none.
+
+    >>> did_you_mean("adam", ["adamw", "lion"])
+    ' (did you mean adamw?)'
+    """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]}?)" if near else ""

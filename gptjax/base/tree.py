@@ -20,7 +20,11 @@ def leaf_names(tree: Tree) -> Tree:
 
 
 def named_leaves(tree: Tree) -> dict[str, Any]:
-    """The leaves of `tree` under their names, in tree order."""
+    """The leaves of `tree` under their names, in tree order.
+
+    >>> named_leaves({"h": {"ln_1": {"scale": 1}}})
+    {'h/ln_1/scale': 1}
+    """
     return dict(zip(jax.tree.leaves(leaf_names(tree)), jax.tree.leaves(tree), strict=True))
 
 

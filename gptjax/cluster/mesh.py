@@ -34,6 +34,9 @@ def model_sharding(cfg: MeshConfig, n_devices: int, n_local: int) -> ModelShardi
     """How a config divides the model among `n_devices`, of which each process has `n_local`.
 
     Raises `UserError` if the axes do not multiply to the number of devices.
+
+    >>> model_sharding(MeshConfig(fsdp=2), n_devices=8, n_local=8)
+    ModelSharding(fsdp=2, tensor=1)
     """
     group = cfg.fsdp * cfg.tensor
     asked = f"mesh.fsdp {cfg.fsdp} x mesh.tensor {cfg.tensor}"
@@ -164,6 +167,10 @@ def batch_layout(config: Config, groups: int, micro_batch: int) -> BatchLayout:
 
     If the rows of a device do not fill `micro_batch`, the largest smaller one that divides them is
     taken.
+
+    >>> layout = batch_layout(Config(), groups=8, micro_batch=16)  # 512 x 1,024 tokens a step
+    >>> layout.micro_steps
+    4
     """
     per_device = rows_per_device(config, groups)
     largest = min(micro_batch, per_device)

@@ -15,7 +15,11 @@ def schedule_end(optim: OptimConfig, max_steps: int) -> int:
 
 
 def schedules(optim: OptimConfig, max_steps: int) -> list[tuple[int, int]]:
-    """The first step, from 0, of every schedule of a run, and the step at which it ends."""
+    """The first step, from 0, of every schedule of a run, and the step at which it ends.
+
+    >>> schedules(OptimConfig(rewarm_steps=(100,)), max_steps=300)
+    [(0, 100), (100, 300)]
+    """
     return list(pairwise([0, *optim.rewarm_steps, schedule_end(optim, max_steps)]))
 
 

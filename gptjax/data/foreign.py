@@ -73,7 +73,11 @@ def recognise_all(paths: Sequence[Path]) -> list[ForeignFile]:
 
 
 def split_of(name: str) -> str | None:
-    """The split whose name occurs in a file's name; None if neither does, or both do."""
+    """The split whose name occurs in a file's name; None if neither does, or both do.
+
+    >>> split_of("fineweb_val_000000.bin")
+    'val'
+    """
     found = [split for split in SPLITS if split in name.lower()]
     return found[0] if len(found) == 1 else None
 

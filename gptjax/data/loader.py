@@ -96,7 +96,11 @@ def read_ahead(items: Iterator[T], put: Callable[[T], Placed]) -> Iterator[Place
 
 
 def evenly_spread(examples: Examples, most: int | None) -> list[int]:
-    """Indices of at most `most` examples, at least one, evenly spread over all of them."""
+    """Indices of at most `most` examples, at least one, evenly spread over all of them.
+
+    >>> evenly_spread(range(10), 4)
+    [0, 2, 5, 7]
+    """
     chosen = len(examples) if most is None else max(1, min(len(examples), most))
     return [i * len(examples) // chosen for i in range(chosen)]
 

@@ -38,7 +38,11 @@ class ShardInfo:
 
 
 def token_dtype(n_vocab: int) -> str:
-    """The narrowest stored type that holds every id of the vocabulary."""
+    """The narrowest stored type that holds every id of the vocabulary.
+
+    >>> token_dtype(50257), token_dtype(100277)
+    ('uint16', 'uint32')
+    """
     return "uint16" if n_vocab <= 2**16 else "uint32"
 
 

@@ -24,7 +24,11 @@ SHORTEST_WINDOW = 64
 
 
 def sample_token(logits_V: Array, key: Array, temperature: float, top_k: int | None) -> Array:
-    """Sample a token id from the `top_k` most likely; `temperature` 0 takes the most likely one."""
+    """Sample a token id from the `top_k` most likely; `temperature` 0 takes the most likely one.
+
+    >>> sample_token(jnp.array([0.0, 3.0, 1.0]), jax.random.key(0), 0.0, top_k=None).item()
+    1
+    """
     if temperature == 0.0:
         return jnp.argmax(logits_V)
     if top_k is not None and top_k < logits_V.shape[-1]:

@@ -106,6 +106,9 @@ def find_gpu(name: str) -> Gpu:
     """The GPU called `name`, in any spelling: `H100`, `RTX 4090`, `a100-40gb`.
 
     Raises a `ConfigError` that gives the nearest name and lists all.
+
+    >>> find_gpu("NVIDIA H100").name
+    'h100'
     """
 
     def plain(text: str) -> str:

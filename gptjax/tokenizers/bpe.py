@@ -191,6 +191,10 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> BPETokenizer:
 
     Sennrich et al. (2016) over bytes. Deterministic for the same texts in the same order. Raises
     `UserError` if the text has too few pairs to merge.
+
+    >>> bpe = train_bpe(["low lower lowest"] * 5, 260)  # 256 bytes, three merges, end-of-text
+    >>> bpe.encode("low").tolist(), bpe.decode([257])
+    ([257], 'low')
     """
     import rustbpe
 

@@ -96,7 +96,11 @@ _SPECIAL = _special_cases()
 
 
 def words_of(chunk: str) -> list[str]:
-    """Cut text without blanks into words: peel punctuation off both ends, then cut at infixes."""
+    """Cut text without blanks into words: peel punctuation off both ends, then cut at infixes.
+
+    >>> words_of("(stop).")
+    ['(', 'stop', ')', '.']
+    """
     before: list[str] = []
     after: list[str] = []
     while chunk and chunk not in _SPECIAL:

@@ -113,6 +113,10 @@ def collect_characters(texts: Iterable[str]) -> CharTokenizer:
     """Make the tokenizer of all characters in `texts`, in the order of their code points.
 
     Raises `UserError` if there are none.
+
+    >>> letters = collect_characters(["abba", "c"])
+    >>> letters.alphabet, letters.encode("cab").tolist()
+    ('abc', [2, 0, 1])
     """
     alphabet = set[str]().union(*(utf8(text).decode() for text in texts))
     if not alphabet:

@@ -52,6 +52,9 @@ def make_tokenizer(name: str) -> Tokenizer:
 
     Raises `UserError` if there is no such tokenizer, if its files are missing, and for `chars` and
     `bpe:N`, which need a text.
+
+    >>> make_tokenizer("bytes").encode("hé").tolist()
+    [104, 195, 169]
     """
     kind, _, encoding = name.partition(":")
     if name in NAMED:
@@ -107,6 +110,10 @@ def tokenizer_from_json(text: str, name: str) -> Tokenizer:
 
 
 def bytes_per_token(tokenizer: Tokenizer) -> np.ndarray:
-    """Length of every token in bytes, [V] int32; 0 for end-of-text."""
+    """Length of every token in bytes, [V] int32; 0 for end-of-text.
+
+    >>> bytes_per_token(make_tokenizer("bytes"))[[65, 256]].tolist()
+    [1, 0]
+    """
     lengths = [len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_vocab)]
     return np.array(lengths, dtype=np.int32)
