@@ -6,7 +6,8 @@ compiled program. They cannot see values, such as ids outside the vocabulary.
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import jax.core
 import jax.numpy as jnp
@@ -74,11 +75,12 @@ def probability(name: str, rate: Any) -> Any:
     if isinstance(rate, jax.core.Tracer):
         return rate
     try:
-        value = float(rate)
+        value = float("nan" if isinstance(rate, str) else rate)
     except (TypeError, ValueError):
         value = float("nan")
     if not 0 <= value < 1:
-        raise ValueError(f"{name} is {rate}: expected a number in [0, 1)")
+        shown = repr(rate) if isinstance(rate, str) else rate
+        raise ValueError(f"{name} is {shown}: expected a number in [0, 1)")
     return value
 
 
@@ -117,17 +119,21 @@ def _of(sizes: Mapping[str, int], letters: str) -> dict[str, int]:
     return {letter: sizes[letter] for letter in letters if letter in sizes}
 
 
-def at_least(least: int, **numbers: float) -> None:
-    """Raise `ValueError` with its name for a number below `least`.
+def at_least(least: int, **counts: SupportsIndex) -> None:
+    """Raise `ValueError` with its name for a count that is no integer or below `least`.
 
     >>> at_least(1, chunk_tokens=0)
     Traceback (most recent call last):
         ...
     ValueError: chunk_tokens is 0: expected 1 or more
     """
-    for name, number in numbers.items():
-        if number < least:
-            raise ValueError(f"{name} is {number}: expected {least} or more")
+    for name, count in counts.items():
+        try:
+            fits = index(count) >= least
+        except TypeError:
+            raise ValueError(f"{name} is {count!r}: expected an integer") from None
+        if not fits:
+            raise ValueError(f"{name} is {count}: expected {least} or more")
 
 
 @cache

@@ -63,7 +63,7 @@ def attend(
             )
     sizes = check_shapes(sizes, k_BSHK=k)
     check_shapes({letter: sizes[letter] for letter in "BSH"}, v_BSHK=v)
-    check_shapes(sizes if len(mask) != 1 else sizes | {"B": 1}, mask_BTS=mask)
+    check_shapes(sizes if mask.shape[:1] != (1,) else sizes | {"B": 1}, mask_BTS=mask)
     q, k, v = map(_heads_first, (q, k, v))
     return _heads_first(_attend(q, k, v, mask, probability("rate", rate), key))
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from gptjax.model.arguments import at_least, check_shapes, floating, probability, wide
+from gptjax.model.arguments import check_shapes, floating, probability, wide
 
 GELU_SCALE = (2 / jnp.pi) ** 0.5
 GELU_CUBIC = 0.044715
@@ -74,7 +74,8 @@ def layer_norm(
     x = floating("x_MD", x_MD)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x_MD has shape {x.shape}: expected [..., D]")
-    at_least(0, eps=eps)
+    if not eps >= 0:
+        raise ValueError(f"eps is {eps}: expected 0 or more")
     scale, bias = _parameter("scale_D", scale_D), _parameter("bias_D", bias_D)
     check_shapes({"D": x.shape[-1]}, scale_D=scale, bias_D=bias)
     y: Any = _layer_norm(x.reshape(-1, x.shape[-1]), scale, bias, eps)
@@ -139,5 +140,5 @@ def dropout(x: ArrayLike, rate: ArrayLike, key: Array | None = None) -> Array:
     x, rate = floating("x", x), probability("rate", rate)
     if key is None or (isinstance(rate, float) and rate == 0.0):
         return x
-    dropped = jax.random.bits(key, x.shape, jnp.uint32) < jnp.uint32(rate * 2**32)
+    dropped = jax.random.bits(key, x.shape, jnp.uint32) < jnp.uint32(rate * 2.0**32)
     return jnp.where(dropped, jnp.zeros_like(x), (x / (1.0 - rate)).astype(x.dtype))

@@ -50,7 +50,7 @@ def test_integers_count_as_float32(name):
         np.testing.assert_array_equal(y, as_floats)
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1, 1.5, float("nan"), jnp.float32(2), "half"])
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.5, float("nan"), jnp.float32(2), "half", "0.5"])
 @pytest.mark.parametrize("key", [None, jax.random.key(0)], ids=["without a key", "with one"])
 def test_a_rate_outside_its_range_is_refused_by_name(rate, key):
     with pytest.raises(ValueError, match="rate"):
@@ -58,6 +58,21 @@ def test_a_rate_outside_its_range_is_refused_by_name(rate, key):
     for attend in [*WAYS, attention.cudnn_attention]:
         with pytest.raises(ValueError, match="rate"):
             attend(*QKV, rate, key)
+
+
+def test_a_traced_rate_drops_as_a_known_one():
+    x, key = jnp.ones(100), jax.random.key(0)
+    dropped = jax.jit(ops.dropout)(x, 0.5, key)
+    np.testing.assert_array_equal(dropped, ops.dropout(x, 0.5, key))
+
+
+@pytest.mark.parametrize("count", [1.5, "2", 0])
+def test_a_count_that_is_no_integer_is_refused_by_name(count):
+    ids = np.zeros((1, 3), int)
+    with pytest.raises(ValueError, match="chunk_tokens"):
+        losses.cross_entropy(np.ones((1, 3, 4)), np.ones((8, 4)), ids, ids, 5, count)
+    with pytest.raises(ValueError, match="n_vocab"):
+        losses.token_losses(np.ones((1, 3, 4)), np.ones((8, 4)), ids, count, 2)
 
 
 def test_all_ways_of_attending_take_the_same_arguments():
@@ -69,6 +84,7 @@ def test_all_ways_of_attending_take_the_same_arguments():
 MISFITS = {
     "k_B": lambda: attention.attend(QKV[0], QKV[1, :, :, :1], QKV[2]),
     "mask_BTS": lambda: attention.attend(*QKV, mask_BTS=np.ones((3, 4), bool)),
+    "mask_BTS has shape ()": lambda: attention.attend(*QKV, mask_BTS=True),
     "v_B": lambda: attention.blockwise_attention(QKV[0], QKV[1], QKV[2, :, :3]),
     "scale_D": lambda: ops.layer_norm(jnp.ones((2, 4)), jnp.ones(3)),
     "kernel_DF": lambda: products.mixed_matmul(jnp.ones((2, 4)), jnp.ones((3, 4))),
