@@ -34,7 +34,7 @@ def results(remat, attention, unroll):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("attention", "unroll"),
-    [("xla", 1), ("blockwise", 1), pytest.param("xla", 3, marks=EXHAUSTIVE)],
+    [("xla", 1), ("blockwise", 1), pytest.param("xla", 2, marks=EXHAUSTIVE)],
     ids=str,
 )
 @pytest.mark.parametrize("remat", POLICIES[1:])
