@@ -88,3 +88,6 @@ def test_what_cannot_be_is_said(run_path, tmp_path):
         gptjax.load_run(run_path, checkpoint=77)
     with pytest.raises(ConfigError, match="temperature"):
         gptjax.load_run(run_path).generate(temperature=-1.0)
+    for seed in (-1, 2**32, 1.5):
+        with pytest.raises(ConfigError, match="seed"):
+            gptjax.load_run(run_path).generate(seed=seed, max_new_tokens=1)  # pyright: ignore[reportArgumentType]

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import index
 from os import PathLike
 from pathlib import Path
+from typing import SupportsIndex
 
 import jax
 
@@ -55,8 +57,11 @@ class LoadedRun:
 
     def stream(self, sample: SampleConfig, seed: int = 0, number: int = 0) -> Iterator[str]:
         """Yield the text after `sample.prompt` while it is sampled; `number` varies the text."""
-        if problems := sample_problems(sample):
-            raise ConfigError([f"{field} {rule}" for field, rule in problems])
+        problems = [f"{field} {rule}" for field, rule in sample_problems(sample)]
+        if not isinstance(seed, SupportsIndex) or not 0 <= index(seed) < 2**32:
+            problems.append(f"seed must be an integer in [0, 2**32), not {seed!r}")
+        if problems:
+            raise ConfigError(problems)
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
         return stream_text(self.config.model, self.params, self.tokenizer, key, sample)
 

@@ -20,12 +20,12 @@ from gptjax.config.validation import find_problems
 def floating(name: str, x: Any) -> Array:
     """An array of floats: integers and booleans become float32, floats keep their type.
 
-    Raises `ValueError` with the name for complex numbers and keys.
+    Raises `ValueError` with the name for complex numbers, keys, text, and rows of unequal length.
 
     >>> floating("x", [1, 2]).dtype, floating("x", jnp.ones(2, "bfloat16")).dtype
     (dtype('float32'), dtype(bfloat16))
     """
-    x = jnp.asarray(x)
+    x = _array(name, x)
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x
     if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool:
@@ -43,10 +43,17 @@ def integers(name: str, x: Any) -> Array:
         ...
     ValueError: tokens_BT is float32: expected integers
     """
-    x = jnp.asarray(x)
+    x = _array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(f"{name} is {x.dtype}: expected integers")
     return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
+
+
+def _array(name: str, x: Any) -> Array:
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is not an array of numbers: {error}") from error
 
 
 def wide(*arrays: Array) -> Any:
@@ -81,6 +88,23 @@ def probability(name: str, rate: Any) -> Any:
     if not 0 <= value < 1:
         shown = repr(rate) if isinstance(rate, str) else rate
         raise ValueError(f"{name} is {shown}: expected a number in [0, 1)")
+    return value
+
+
+def not_negative(name: str, number: Any) -> float:
+    """A Python float; raises `ValueError` with the name if it is negative, no number or traced.
+
+    >>> not_negative("eps", -1)
+    Traceback (most recent call last):
+        ...
+    ValueError: eps is -1: expected a number, 0 or more, that is not traced
+    """
+    try:
+        value = float("nan" if isinstance(number, str) else number)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not value >= 0:
+        raise ValueError(f"{name} is {number!r}: expected a number, 0 or more, that is not traced")
     return value
 
 

@@ -259,7 +259,7 @@ def document_numbers(tokens_BT: ArrayLike, eot_id: int) -> Array:
     """
     tokens = integers("tokens_BT", tokens_BT)
     check_shapes(tokens_BT=tokens)
-    return jnp.cumsum(tokens == eot_id, axis=1, dtype=jnp.int32)
+    return jnp.cumsum(tokens == integers("eot_id", eot_id), axis=1, dtype=jnp.int32)
 
 
 def same_document(documents_BT: ArrayLike, documents_BS: ArrayLike) -> Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from gptjax.model.arguments import check_shapes, floating, probability, wide
+from gptjax.model.arguments import check_shapes, floating, not_negative, probability, wide
 
 GELU_SCALE = (2 / jnp.pi) ** 0.5
 GELU_CUBIC = 0.044715
@@ -74,8 +74,7 @@ def layer_norm(
     x = floating("x_MD", x_MD)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x_MD has shape {x.shape}: expected [..., D]")
-    if not eps >= 0:
-        raise ValueError(f"eps is {eps}: expected 0 or more")
+    eps = not_negative("eps", eps)
     scale, bias = _parameter("scale_D", scale_D), _parameter("bias_D", bias_D)
     check_shapes({"D": x.shape[-1]}, scale_D=scale, bias_D=bias)
     y: Any = _layer_norm(x.reshape(-1, x.shape[-1]), scale, bias, eps)
