@@ -5,6 +5,7 @@ If a variable is wrong, jax raises an exception of its own, and XLA ends the pro
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,9 @@ from typing import Any
 from gptjax.base.errors import UserError
 
 FLAGS = "XLA_FLAGS"
-UNKNOWN = "not in the list of known backends"  # jax's words about a platform without a driver
+CHOICES = ("jax_platforms", "jax_platform_name", "jax_default_device")
+# jax's words about a platform without a driver
+UNKNOWN = ("not in the list of known backends", "no platforms that are instances of")
 READS_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
 GUARDS = ("jax_transfer_guard", "jax_transfer_guard_host_to_device")
 TRAINING = {
@@ -66,10 +69,11 @@ def _check_xla_flags() -> None:
         return
     asked = subprocess.run([sys.executable, "-c", READS_FLAGS], capture_output=True, text=True)
     if asked.returncode and FLAGS in asked.stderr:
-        reason = next(line for line in asked.stderr.splitlines() if FLAGS in line)
+        lines = asked.stderr.splitlines()  # XLA's errors, then all its flags
+        reason = next((line for line in lines if re.match(r"[EF]\d{4} ", line)), lines[0])
+        reason = (reason.partition("] ")[2] or reason).rstrip(".")
         raise EnvironmentProblem(
-            f"XLA does not accept {FLAGS}={flags}: {reason.partition('] ')[2] or reason}. Correct "
-            f"{FLAGS}, or unset it"
+            f"XLA does not accept {FLAGS}={flags}: {reason}. Correct {FLAGS}, or unset it"
         )
 
 
@@ -84,13 +88,22 @@ def find_devices() -> Sequence[Any]:
     try:
         with _warnings_as_notes("jax._src.xla_bridge"):
             devices = jax.devices()
+            if isinstance(default := _setting("jax_default_device"), str):
+                jax.devices(default)
     except (RuntimeError, AssertionError) as error:
         reason = _first_line(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
-        asked = f"JAX_PLATFORMS={platforms}: " if (platforms := _setting("jax_platforms")) else ""
-        if reason and UNKNOWN not in reason:
+        choices = {
+            name.upper(): value
+            for name in CHOICES
+            if (value := _setting(name) or os.environ.get(name.upper()))
+        }
+        asked = ", ".join(f"{name}={value}" for name, value in choices.items())
+        asked += ": " * bool(asked)
+        if reason and not any(words in reason for words in UNKNOWN):
             raise DeviceError(f"{asked}jax finds no device: {reason}") from error
         raise EnvironmentProblem(
-            f"{asked}jax finds no such device. Unset JAX_PLATFORMS to use other devices, or "
+            f"{asked}jax finds no such device. Unset "
+            f"{' and '.join(choices) or 'JAX_PLATFORMS'} to use other devices, or "
             f'install the driver (README, "On a GPU"){". " * bool(reason)}{reason}'
         ) from error
     for name in GUARDS:

@@ -36,6 +36,19 @@ except UserError as error:
         ("JAX_DISABLE_JIT=maybe", "EnvironmentProblem jax does not accept JAX_DISABLE_JIT=maybe"),
         ("JAX_NUM_CPU_DEVICES=x", "EnvironmentProblem jax does not accept JAX_NUM_CPU_DEVICES=x"),
         ("XLA_FLAGS=--xla_no=1", "EnvironmentProblem XLA does not accept XLA_FLAGS=--xla_no=1"),
+        (
+            "XLA_FLAGS=--xla_cpu_enable_fast_math=perhaps",
+            "EnvironmentProblem XLA does not accept XLA_FLAGS=--xla_cpu_enable_fast_math=perhaps: "
+            "Couldn't interpret value",
+        ),
+        (
+            "JAX_DEFAULT_DEVICE=gpu",
+            "EnvironmentProblem JAX_PLATFORMS=cpu, JAX_DEFAULT_DEVICE=gpu: jax finds no such",
+        ),
+        (
+            "JAX_PLATFORM_NAME=gpu",
+            "EnvironmentProblem JAX_PLATFORMS=cpu, JAX_PLATFORM_NAME=gpu: jax finds no such",
+        ),
         pytest.param(
             "JAX_PLATFORMS=cuda",
             "EnvironmentProblem JAX_PLATFORMS=cuda: jax finds no such device",
