@@ -24,7 +24,8 @@ _MARKS = {
 def is_plain(path: Path) -> bool:
     """Whether a file needs no conversion to text; raises `UserError` if it is unreadable."""
     try:
-        return _packing(path) is None and _encoding(_head(path)) is None
+        head = _head(path)
+        return _packing(path, head) is None and _encoding(head) is None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 
@@ -49,9 +50,9 @@ def _head(path: Path) -> bytes:
         return file.read(4)
 
 
-def _packing(path: Path) -> str | None:
-    """How a file is compressed, by its content or else by its name."""
-    head, suffix = _head(path), path.suffix.lower()
+def _packing(path: Path, head: bytes) -> str | None:
+    """How a file is compressed, by its first bytes or else by its name."""
+    suffix = path.suffix.lower()
     found = (packing for magic, packing in _MAGIC.items() if head.startswith(magic))
     return next(found, suffix if suffix in PACKED else None)
 
@@ -85,7 +86,7 @@ def _mark_invalid(error: UnicodeError) -> tuple[str, int]:
 
 def _unpacked(path: Path) -> Iterator[bytes]:
     """The contents of a file, of all its gzip members or zstd frames, chunk by chunk."""
-    packing = _packing(path)
+    packing = _packing(path, _head(path))
     if packing in (None, ".gz"):
         with gzip.open(path) if packing else path.open("rb") as file:
             while raw := file.read(CHUNK_BYTES):

@@ -52,7 +52,7 @@ def recognise_input(source: Input, oddities: Oddities) -> Input:
             found = _as_json(source, head, wanted, oddities)
         has_lines = b"\n" in head or b"\r" in head or wanted in TABLES
         if found is None and kind in ("auto", *TABLES) and has_lines:
-            found = _as_csv(source, wanted, oddities)
+            found = _as_csv(source, head, wanted, oddities)
         if found is None and kind != "auto":
             begins = head[:40].decode("utf-8", "replace")
             raise UserError(
@@ -143,22 +143,27 @@ def _as_json(source: Input, head: bytes, wanted: str | None, oddities: Oddities)
     return replace(source, kind=kind, field=chosen)
 
 
-def _as_csv(source: Input, wanted: str | None, oddities: Oddities) -> Input | None:
+def _as_csv(source: Input, head: bytes, wanted: str | None, oddities: Oddities) -> Input | None:
     """The input as CSV with the delimiter that fits the most rows, if it is a table with a header.
 
     Without the name of a table, it is one only if its header names the text field, or if all rows
     fit and exactly one column is text.
     """
-    looks = []
-    # a blank may follow each, but in prose it follows the commas too
-    blanks = (", ", "; ") if wanted in TABLES else ()
-    for delimiter in ("\t",) if source.kind == "tsv" else (*DELIMITERS, *blanks):
+    # in a table a blank may follow a delimiter; in prose it follows the commas too
+    looks, least, delimiters = [], 1, (*DELIMITERS, ", ", "; ")
+    if source.kind == "tsv":
+        delimiters = ("\t",)
+    elif wanted not in TABLES:  # most texts, and there may be many: look no further than needed
+        least, delimiters = 2, [d for d in DELIMITERS if d.encode() in head]
+    for delimiter in delimiters:
         for has_quotes in (True, False):
             tried = replace(source, kind="csv", delimiter=delimiter, has_quotes=has_quotes)
-            found = _look_at_rows(tried)
+            found = _look_at_rows(tried, least)
             share = found.tables / found.total if found.total else 1.0
             is_neat = not any(name.startswith(" ") for name in found.fields)
             looks.append((share * (len(found.fields) > 1), share, is_neat, tried, found))
+    if not looks:
+        return None
     _, share, _, best, found = max(looks, key=lambda look: look[:3])
     names = list(found.fields)
     well_named = all(_COLUMN_NAME.fullmatch(name) for name in names if name)
@@ -184,11 +189,12 @@ def _as_csv(source: Input, wanted: str | None, oddities: Oddities) -> Input | No
     return replace(best, field=chosen)
 
 
-def _look_at_rows(source: Input) -> _Look:
+def _look_at_rows(source: Input, least: int) -> _Look:
+    """The header and the rows below it; the header alone if it has fewer than `least` columns."""
     found, rows = _Look(), csv_rows(source)
     header = next(rows)[-1] or []
     found.fields = dict.fromkeys(header, False)
-    for *_, row in islice(rows, LOOKED):
+    for *_, row in islice(rows, LOOKED if len(header) >= least else 0):
         found.total += 1
         if row is not None and len(row) == len(header):
             found.add({n: not _NO_TEXT.fullmatch(v[:64]) for n, v in zip(header, row, strict=True)})
