@@ -9,6 +9,7 @@ from gptjax.base.errors import ConfigError
 from gptjax.cli import main, parse
 from gptjax.cluster.environment import import_jax
 from gptjax.config import SampleConfig
+from gptjax.config.origins import flag_of
 from gptjax.config.validation import sample_problems
 from gptjax.runs.directory import RunDir
 
@@ -71,11 +72,11 @@ def _idle_flags(command: GenerateCommand) -> str:
         return ""
     names = ["seed", "num_samples", "top_k" if coldest else "temperature"]
     idle = [name for name in names if getattr(command, name) != getattr(defaults, name)]
-    return " and ".join("--" + name.replace("_", "-") for name in idle)
+    return " and ".join(flag_of(name) for name in idle)
 
 
 def _check(command: GenerateCommand, sample: SampleConfig) -> None:
-    problems = [f"--{field.replace('_', '-')} {rule}" for field, rule in sample_problems(sample)]
+    problems = [f"{flag_of(field)} {rule}" for field, rule in sample_problems(sample)]
     if command.num_samples < 1:
         problems.append(f"--num-samples must be at least 1, not {command.num_samples}")
     if not 0 <= command.seed < 2**32:

@@ -23,7 +23,7 @@ def value_of(config: Config, name: str) -> Any:
 
 
 def flag_of(name: str) -> str:
-    """The flag of a field under its dotted name."""
+    """The flag of a field: of a config, under its dotted name, or of a verb."""
     return f"--{name.replace('_', '-')}"
 
 

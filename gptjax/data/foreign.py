@@ -31,7 +31,7 @@ _FORMATS = {
     b"\x89HDF": "an HDF5 file",
     b"\x7fELF": "a program",
 }
-_CONTROLS = bytes({*range(32), 127} - {*b"\t\n\f\r\x1b"})
+_CONTROLS = {*range(32), 127} - {*b"\t\n\f\r\x1b"}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _doubt_beginning(path: Path) -> None:
         raw = file.read(BEGINNING)
     if what := format_by_magic(raw):
         raise UserError(f"{path} is {what}, expected tokens: unpack it, or move it away")
-    if len(raw) >= 32 and not set(raw) & set(_CONTROLS) and _is_utf8(raw):
+    if len(raw) >= 32 and _CONTROLS.isdisjoint(raw) and _is_utf8(raw):
         raise UserError(
             f"{path} is text, or has one byte a token; expected two bytes a token: tokenise text "
             f"with python -m gptjax.prepare --input, or save tokens as {_NPY}"

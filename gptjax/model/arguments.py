@@ -4,6 +4,7 @@ The checks run while a function is traced, on types and shapes alone, so they ad
 compiled program. They cannot see values, such as ids outside the vocabulary.
 """
 
+import math
 from collections.abc import Mapping
 from functools import cache
 from operator import index
@@ -81,11 +82,7 @@ def probability(name: str, rate: Any) -> Any:
         raise ValueError(f"{name} is an array of shape {rate.shape}: expected a number in [0, 1)")
     if isinstance(rate, jax.core.Tracer):
         return rate
-    try:
-        value = float("nan" if isinstance(rate, str) else rate)
-    except (TypeError, ValueError):
-        value = float("nan")
-    if not 0 <= value < 1:
+    if not 0 <= (value := _float(rate)) < 1:
         shown = repr(rate) if isinstance(rate, str) else rate
         raise ValueError(f"{name} is {shown}: expected a number in [0, 1)")
     return value
@@ -99,13 +96,17 @@ def not_negative(name: str, number: Any) -> float:
         ...
     ValueError: eps is -1: expected a number, 0 or more, that is not traced
     """
-    try:
-        value = float("nan" if isinstance(number, str) else number)
-    except (TypeError, ValueError):
-        value = float("nan")
-    if not value >= 0:
+    if not (value := _float(number)) >= 0:
         raise ValueError(f"{name} is {number!r}: expected a number, 0 or more, that is not traced")
     return value
+
+
+def _float(number: Any) -> float:
+    """A number as a Python float; nan for text, other objects and traced values."""
+    try:
+        return math.nan if isinstance(number, str) else float(number)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def check_shapes(

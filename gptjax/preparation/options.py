@@ -9,6 +9,7 @@ from typing import Literal
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.config import Config, DataConfig
 from gptjax.config.names import is_tokenizer_name
+from gptjax.config.origins import flag_of
 from gptjax.config.validation import validate
 from gptjax.data.shards import MOST_SHARD_TOKENS
 
@@ -106,10 +107,7 @@ def check(command: PrepareCommand, config: Config) -> None:
             command.workers is not None and command.workers < 1,
             f"--workers must be at least 1, not {command.workers}",
         ),
-        (
-            command.shard_tokens is not None and not 1 <= command.shard_tokens <= MOST_SHARD_TOKENS,
-            f"--shard-tokens must be 1 to 2**30, not {command.shard_tokens}",
-        ),
+        _shard_size(command),
         (data.doc_separator == "", "--doc-separator must not be empty"),
         (data.text_field == "", "--text-field must not be empty"),
         (
@@ -159,14 +157,17 @@ def check(command: PrepareCommand, config: Config) -> None:
         )
 
 
+def _shard_size(command: PrepareCommand) -> tuple[bool, str]:
+    """Whether --shard-tokens is out of range, and the message."""
+    size = command.shard_tokens
+    bad = size is not None and not 1 <= size <= MOST_SHARD_TOKENS
+    return bad, f"--shard-tokens must be 1 to 2**30, not {size}"
+
+
 def flags_given(command: PrepareCommand, fields: Iterable[str]) -> list[str]:
     """The flags of those `fields` that do not have their default."""
     defaults = PrepareCommand()
-    return [
-        "--" + name.replace("_", "-")
-        for name in fields
-        if getattr(command, name) != getattr(defaults, name)
-    ]
+    return [flag_of(f) for f in fields if getattr(command, f) != getattr(defaults, f)]
 
 
 def refuse_unread_flags(command: PrepareCommand) -> None:
@@ -181,8 +182,9 @@ def refuse_unread_flags(command: PrepareCommand) -> None:
     for verb, read in verbs.items():
         others = flags_given(command, [n for n in names if n not in (verb, *read)])
         if getattr(command, verb) and others:
-            flag = "--" + verb.replace("_", "-")
-            raise ConfigError([f"{flag} does not read {', '.join(others)}: leave that out"])
+            raise ConfigError(
+                [f"{flag_of(verb)} does not read {', '.join(others)}: leave that out"]
+            )
 
 
 def check_adoption(command: PrepareCommand) -> None:
@@ -191,8 +193,8 @@ def check_adoption(command: PrepareCommand) -> None:
     problems = []
     if name is not None and not is_tokenizer_name(name):
         problems.append(f"--tokenizer must be {TOKENIZER_FORM}, not {name!r}")
-    if size is not None and not 1 <= size <= MOST_SHARD_TOKENS:
-        problems.append(f"--shard-tokens must be 1 to 2**30, not {size}")
+    bad, message = _shard_size(command)
+    problems += [message] if bad else []
     if size is not None and command.out in (None, command.adopt):
         problems.append("--adopt with --shard-tokens writes new shards: give --out another DIR")
     if problems:

@@ -8,7 +8,7 @@ hidden files that it names. A file given by name is read.
 import glob
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -35,14 +35,14 @@ def kind_named(path: Path) -> str | None:
 def expand(given: str, out: Path, left_out: LeftOut) -> Iterator[Path]:
     """The files of one path, directory or pattern, sorted; never those of `out` itself.
 
-    `left_out` is called with each file that a walk leaves out, and its kind of oddity.
+    `left_out` gets each file that is left out, with its kind of oddity.
     """
     path = Path(given)
     if path.is_file():
         yield path
         return
     is_own = cache(_is_own)
-    for match in [path] if path.is_dir() else _matches(given, out, left_out):
+    for match in [path] if path.is_dir() else _matches(given, out, left_out, is_own):
         if match.is_dir():
             yield from sorted(_walk(match, out, left_out))
         elif is_own(match.parent):
@@ -53,13 +53,14 @@ def expand(given: str, out: Path, left_out: LeftOut) -> Iterator[Path]:
             left_out[match] = reason
 
 
-def _matches(pattern: str, out: Path, left_out: LeftOut) -> list[Path]:
+def _matches(
+    pattern: str, out: Path, left_out: LeftOut, is_own: Callable[[Path], bool]
+) -> list[Path]:
     """The matches of a pattern, sorted; ** follows no links, which may go round in circles."""
     parts = Path(pattern).parts
     if "**" not in parts:
         return [Path(p) for p in sorted(glob.glob(pattern))]
     at, found = parts.index("**"), []
-    own: dict[Path, bool] = {}
     for root in glob.glob(str(Path(*parts[:at]))):
         for path in Path(root).glob(str(Path(*parts[at:]))):
             inner = [*reversed(path.relative_to(root).parents), path.relative_to(root)]
@@ -69,11 +70,11 @@ def _matches(pattern: str, out: Path, left_out: LeftOut) -> list[Path]:
             # Python 3.13 includes it in the matches of **
             is_linked_directory = path.is_symlink() and path.is_dir()
             above = [folder for folder in path.parents if folder.is_relative_to(root)]
-            for folder in set(above) - set(own):
-                own[folder] = _is_own(folder)
-                if own[folder] and folder.absolute() not in _making(out):
+            own = [folder for folder in above if is_own(folder)]
+            for folder in own:
+                if folder.absolute() not in _making(out):
                     left_out[folder] = "own_products"
-            if hidden is None and not is_linked_directory and not any(own[f] for f in above):
+            if hidden is None and not is_linked_directory and not own:
                 found.append(path)
     return sorted(found)
 

@@ -13,6 +13,7 @@ from gptjax.cluster.agreement import on_process_0, require_same, require_shared
 from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config, to_json
 from gptjax.config.courses import schedule_end
+from gptjax.config.origins import as_words, flag_of
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
@@ -101,7 +102,7 @@ def course_change(old: Config, new: Config, step: int, accepted: int) -> str | N
     if new.optim.rewarm_steps and not old.optim.rewarm_steps:  # the user wants this jump
         return words
     kept = [
-        f"--optim.{name.replace('_', '-')} {_as_words(getattr(old.optim, name))}"
+        f"{flag_of(f'optim.{name}')} {as_words(getattr(old.optim, name))}"
         for name in COURSE
         if getattr(old.optim, name) != getattr(new.optim, name)
     ]
@@ -111,7 +112,7 @@ def course_change(old: Config, new: Config, step: int, accepted: int) -> str | N
 
 def how_to_go_on(config: Config, step: int) -> str:
     """The flags that continue a run, complete at `step`, without a jump in its learning rate."""
-    rewarm = _as_words((*config.optim.rewarm_steps, step))
+    rewarm = as_words((*config.optim.rewarm_steps, step))
     reset = "" if config.optim.decay_steps is None else " --optim.decay-steps None"
     return (
         "to continue, rerun the command with a larger --train.max-steps and\n"
@@ -120,8 +121,3 @@ def how_to_go_on(config: Config, step: int) -> str:
         f"  --optim.rewarm-steps {rewarm}{reset}  to warm up again and decay once more.\n"
         "To start over instead: --fresh"
     )
-
-
-def _as_words(value: object) -> str:
-    """A value as the command line takes it."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
