@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from gptjax.config.presets import load_config
-    from gptjax.generation.loaded import LoadedRun, load_run
+    from gptjax.conversion.opening import load_run
+    from gptjax.generation.loaded import LoadedRun
     from gptjax.model.gpt import GPT
 
 __version__ = "0.1.0"
@@ -48,7 +49,7 @@ _MODULES = {
     "LoadedRun": "gptjax.generation.loaded",
     "UserError": "gptjax.base.errors",
     "load_config": "gptjax.config.presets",
-    "load_run": "gptjax.generation.loaded",
+    "load_run": "gptjax.conversion.opening",
 }
 
 

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from gptjax.base.errors import ConfigError
 from gptjax.cli import main, parse
@@ -12,14 +11,15 @@ from gptjax.config import SampleConfig
 from gptjax.config.origins import flag_of
 from gptjax.config.validation import sample_problems
 from gptjax.runs.directory import RunDir
+from gptjax.runs.naming import read_checkpoint_name
 
 
 @dataclass(frozen=True)
 class GenerateCommand:
     """Write text to standard output while it is sampled; the same seed gives the same text."""
 
-    run: Path = Path("runs/quickstart")
-    """Directory of a run."""
+    run: str = "runs/quickstart"
+    """RUN, RUN@best (lowest validation loss, the default), RUN@latest or RUN@STEP."""
     prompt: str = ""
     """Text to continue; empty starts a new document."""
     max_new_tokens: int = 200
@@ -32,8 +32,6 @@ class GenerateCommand:
     """Number of samples."""
     seed: int = 0
     """Seed of the samples."""
-    checkpoint: str = "best"
-    """best (lowest validation loss), latest, or the number of a step."""
 
 
 def generate(argv: Sequence[str]) -> int:
@@ -43,18 +41,18 @@ def generate(argv: Sequence[str]) -> int:
         command.prompt, command.max_new_tokens, command.temperature, command.top_k
     )
     _check(command, sample)
-    RunDir(command.run).require()
+    RunDir(read_checkpoint_name(command.run).path).require()
     if idle := _idle_flags(command):
         print(f"note: decoding is greedy, so {idle} has no effect", file=sys.stderr)
     import_jax()
 
     from gptjax.cluster.compiler import enable_compilation_cache
-    from gptjax.generation.loaded import load_run
+    from gptjax.conversion.opening import load_run
 
     enable_compilation_cache()
-    run = load_run(command.run, command.checkpoint)
+    run = load_run(command.run)
     run.tokenizer.encode(command.prompt)  # a prompt it cannot encode fails before any output
-    print(f"checkpoint of step {run.step} in {command.run}", file=sys.stderr)
+    print(run.origin, file=sys.stderr)
     for number in range(command.num_samples):
         if number:
             print("\n---")

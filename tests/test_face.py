@@ -73,7 +73,7 @@ def test_five_lines_of_a_notebook(run_path):
 
 
 def test_it_generates_what_the_verb_prints(run_path):
-    run = gptjax.load_run(run_path, checkpoint="latest")
+    run = gptjax.load_run(f"{run_path}@latest")
     text = run.generate("ta be", max_new_tokens=8, temperature=0.7, top_k=20, seed=3)
     flags = ["--max-new-tokens", 8, "--temperature", 0.7, "--top-k", 20, "--seed", 3]
     printed = run_verb("generate", "--run", run_path, "--prompt", "ta be", *flags, cwd=run_path)
@@ -85,7 +85,7 @@ def test_what_cannot_be_is_said(run_path, tmp_path):
     with pytest.raises(UserError, match="no run"):
         gptjax.load_run(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no checkpoint"):
-        gptjax.load_run(run_path, checkpoint=77)
+        gptjax.load_run(f"{run_path}@77")
     with pytest.raises(ConfigError, match="temperature"):
         gptjax.load_run(run_path).generate(temperature=-1.0)
     for seed in (-1, 2**32, 1.5):

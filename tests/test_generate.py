@@ -120,19 +120,20 @@ def greedy(run: Path, step: int, prompt: str, n: int) -> str:
 @pytest.mark.parametrize("step", STEPS)
 def test_the_text_is_that_of_the_chosen_checkpoint(step, run, text):
     expected = greedy(run, step, PROMPT, 12)
-    shown = text("--checkpoint", step, "--temperature", 0, "--max-new-tokens", 12)
+    shown = text("--run", f"{run}@{step}", "--temperature", 0, "--max-new-tokens", 12)
     assert shown == expected + "\n"
 
 
 def test_latest_and_best_are_names_of_checkpoints(run, text, tmp_path):
     hot = ["--top-k", "None"]
-    by_step = {step: text("--checkpoint", step, *hot) for step in STEPS}
+    by_step = {step: text("--run", f"{run}@{step}", *hot) for step in STEPS}
     assert by_step[10] != by_step[20]
-    assert text("--checkpoint", "latest", *hot) == by_step[20]
+    assert text("--run", f"{run}@latest", *hot) == by_step[20]
     losses = {row["step"]: row["val_loss"] for row in read_rows(run / "metrics.jsonl")
               if "val_loss" in row}  # fmt: skip
     assert list(losses) == STEPS
-    assert text("--checkpoint", "best", *hot) == text(*hot) == by_step[min(losses, key=losses.get)]
+    best = by_step[min(losses, key=losses.get)]
+    assert text("--run", f"{run}@best", *hot) == text(*hot) == best
 
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
@@ -154,11 +155,11 @@ def test_samples_are_told_apart_and_the_first_is_the_one_alone(text):
 
 def test_only_the_text_is_on_standard_output(run, text):
     result = run_verb(
-        "generate", "--run", run.name, "--prompt", PROMPT, "--max-new-tokens", 24,
-        "--checkpoint", 20, cwd=run.parent,
+        "generate", "--run", f"{run.name}@20", "--prompt", PROMPT, "--max-new-tokens", 24,
+        cwd=run.parent,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout == text("--checkpoint", 20)
+    assert result.stdout == text("--run", f"{run}@20")
     assert result.stderr == "checkpoint of step 20 in run\n"
 
 
@@ -210,13 +211,10 @@ def test_bad_options_are_listed_together(argv, problems, run, monkeypatch, capsy
     assert [p for p, line in zip(problems, listed, strict=True) if p not in line] == []
 
 
-@pytest.mark.parametrize("which", ["7", "newest", "", "-1", "\u00b2"])
-def test_a_checkpoint_that_does_not_exist_is_told_with_those_that_do(
-    which, run, monkeypatch, capsys
-):
-    code, message = failure(monkeypatch, capsys, "--run", run, f"--checkpoint={which}")
+def test_a_checkpoint_that_does_not_exist_is_told_with_those_that_do(run, monkeypatch, capsys):
+    code, message = failure(monkeypatch, capsys, "--run", f"{run}@7")
     assert code == 1
-    assert f"there is no checkpoint {which!r} in " in message
+    assert "there is no checkpoint '7' in " in message
     assert "expected best, latest or one of 10, 20\n" in message
 
 
@@ -248,15 +246,15 @@ def test_a_damaged_checkpoint_is_named(run, tmp_path, monkeypatch, capsys):
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    code, message = failure(monkeypatch, capsys, "--run", copy, "--checkpoint", 20)
+    code, message = failure(monkeypatch, capsys, "--run", f"{copy}@20")
     assert code == 1
     assert "checkpoints/20 is damaged" in message
     assert largest.name in message
-    assert generate(["--run", str(copy), "--checkpoint", "10", "--max-new-tokens", "1"]) == 0
+    assert generate(["--run", f"{copy}@10", "--max-new-tokens", "1"]) == 0
 
 
 def test_an_error_in_a_shell_is_one_message_without_a_traceback(run, tmp_path):
-    result = run_verb("generate", "--run", run, "--checkpoint", 7, cwd=tmp_path)
+    result = run_verb("generate", "--run", f"{run}@7", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: there is no checkpoint '7'")
     assert result.stderr.count("\n") == 1

@@ -3,22 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import index
-from os import PathLike
-from pathlib import Path
 from typing import SupportsIndex
 
 import jax
 
 from gptjax.base.errors import ConfigError
-from gptjax.base.tree import Tree, abstract_tree
-from gptjax.cluster.environment import find_devices
-from gptjax.cluster.mesh import make_mesh, replicated
+from gptjax.base.tree import Tree
 from gptjax.config import Config, SampleConfig
 from gptjax.config.validation import sample_problems
 from gptjax.generation.sampling import stream_text
-from gptjax.model.gpt import parameter_shapes
-from gptjax.runs.checkpoint import Checkpointer
-from gptjax.runs.directory import RunDir
 from gptjax.tokenizers.plain import Tokenizer
 
 DEFAULTS = SampleConfig()
@@ -35,7 +28,9 @@ class LoadedRun:
     tokenizer: Tokenizer
     """Text to token ids and back."""
     step: int
-    """The step at which the checkpoint was saved."""
+    """The step at which the checkpoint was saved; 0 for a model that is not a run's."""
+    origin: str
+    """Where it was found, in words for messages."""
 
     def generate(
         self,
@@ -64,23 +59,3 @@ class LoadedRun:
             raise ConfigError(problems)
         key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
         return stream_text(self.config.model, self.params, self.tokenizer, key, sample)
-
-
-def load_run(path: str | PathLike[str], checkpoint: str | int = "best") -> LoadedRun:
-    """Load a checkpoint of the run in `path`: `best` by validation loss, `latest`, or a step.
-
-    A run that keeps a running average of its parameters gives the average. Nothing in the directory
-    changes. Raises `UserError` if there is no run, no such checkpoint, or a damaged one.
-    """
-    run_dir = RunDir(Path(path))
-    run_dir.require()
-    find_devices()
-    config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
-    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
-    try:
-        step = checkpointer.choose(str(checkpoint))
-        shapes = abstract_tree(parameter_shapes(config.model), replicated(make_mesh(1)))
-        params = checkpointer.restore_params(step, shapes)
-    finally:
-        checkpointer.close()
-    return LoadedRun(config, params, tokenizer, step)

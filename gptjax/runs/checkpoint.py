@@ -254,9 +254,13 @@ class Checkpointer:
             ) from error
         return Restored(step, {name: items[name] for name in abstract}, items["cursor"])
 
-    def restore_params(self, step: int, abstract_params: Tree) -> Tree:
-        """Parameters alone, their average if there is one; `UserError` if the step is damaged."""
-        item = AVERAGED if (self.directory / str(step) / AVERAGED).exists() else PARAMS
+    def has_average(self, step: int) -> bool:
+        """Whether a step holds a running average of the parameters."""
+        return (self.directory / str(step) / AVERAGED).exists()
+
+    def restore_params(self, step: int, abstract_params: Tree, averaged: bool = True) -> Tree:
+        """Parameters alone, their average if wanted and there; `UserError` if damaged."""
+        item = AVERAGED if averaged and self.has_average(step) else PARAMS
         problem = verify(self.directory / str(step), needed=(item,))
         if problem is None:
             try:

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hf_names import our_leaves, our_tree
 
 from gptjax.base.tree import named_leaves
 from gptjax.config import ModelConfig
+from gptjax.conversion.weights import as_tree, from_huggingface
 from gptjax.model.gpt import GPT, parameter_shapes
 from gptjax.training.tasks import language_modelling
 
@@ -38,7 +38,8 @@ def part(numbers, prefix):
 
 def assert_same_numbers(cfg, theirs):
     """Compare our logits, loss and gradients with those of `make_gpt2_tiny.run`."""
-    params = jax.tree.map(jnp.asarray, our_tree(part(theirs, "parameter/"), cfg))
+    ours = from_huggingface(part(theirs, "parameter/"), cfg, "the reference")
+    params = jax.tree.map(jnp.asarray, as_tree(ours))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, parameter_shapes(cfg))
     tokens_BT = theirs["tokens"]
     batch = {"tokens": tokens_BT, "weights": np.ones_like(tokens_BT[:, 1:], np.float32)}
@@ -50,7 +51,7 @@ def assert_same_numbers(cfg, theirs):
     loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(params)
     np.testing.assert_allclose(logits_BTV[..., : cfg.n_vocab], theirs["logits"], rtol=0, atol=1e-5)
     assert float(loss) == pytest.approx(float(theirs["loss"]), abs=1e-6)
-    expected = our_leaves(part(theirs, "gradient/"), cfg)
+    expected = from_huggingface(part(theirs, "gradient/"), cfg, "the reference")
     assert named_leaves(gradients).keys() == expected.keys()
     for name, gradient in named_leaves(gradients).items():
         assert abs(expected[name]).max() > 1e-3, f"{name} has no gradient to compare"

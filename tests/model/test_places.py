@@ -7,7 +7,6 @@ import itertools
 import math
 
 import pytest
-from hf_names import our_leaves, their_arrays
 
 from gptjax.base.tree import named_leaves
 from gptjax.config import ModelConfig
@@ -103,22 +102,3 @@ def test_parameter_counts_are_the_published_ones(expected, n_layer, n_head, n_em
 def test_a_vocabulary_that_is_not_known_yet_counts_nothing():
     known, unknown = (ModelConfig(**SIZES | {"n_vocab": n}) for n in (130, None))
     assert parameter_count(known) - parameter_count(unknown) == 130 * 16
-
-
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_hugging_face_has_the_same_leaves_under_the_table_s_names(norm):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("torch")
-    sizes = {"n_layer": 3, "n_head": 2, "n_embd": 16, "n_positions": 24, "vocab_size": 130}
-    if norm == "pre":
-        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
-    else:
-        model = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**sizes))
-    names = {name for name, _ in model.named_parameters()}
-    theirs = {name: array.numpy() for name, array in model.state_dict().items() if name in names}
-    cfg = ModelConfig(**SIZES, norm=norm, final_norm=norm == "pre")
-    ours = our_leaves(theirs, cfg)
-    assert {name: x.shape for name, x in ours.items()} == {x.name: x.shape for x in leaves(cfg)}
-    back = their_arrays(ours, cfg)
-    assert back.keys() == theirs.keys()
-    assert all((back[name] == theirs[name]).all() for name in theirs)

@@ -1,0 +1,100 @@
+"""A model between two formats: its shape, its arrays under our names, its tokenizer.
+
+Every reader returns `Weights`, and every writer takes them. `gptjax.model.places` is the one table
+of names: Hugging Face has one array a layer, without padding, where ours are stacked and padded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gptjax.base.errors import UserError
+from gptjax.config import ModelConfig
+from gptjax.model.places import leaves
+from gptjax.tokenizers.plain import Tokenizer
+
+STACK = "h/"  # leaves below it have the layer as their first dimension
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model outside a run."""
+
+    model: ModelConfig
+    """Its shape and switches, with the vocabulary known."""
+    arrays: dict[str, np.ndarray]
+    """Float32 arrays under the names of `gptjax.model.places`: layers stacked, rows padded."""
+    tokenizer: Tokenizer
+    """Its tokenizer, with as many ids as the model."""
+    source: str
+    """Where it comes from, in words for messages and model cards."""
+
+
+def from_huggingface(
+    theirs: Mapping[str, np.ndarray], cfg: ModelConfig, name: str
+) -> dict[str, np.ndarray]:
+    """Our arrays from arrays under Hugging Face's names; the vocabulary is padded with zeros.
+
+    Arrays are read one after the other, so a lazy mapping never holds them all. Raises a
+    `UserError` that calls the source `name` and lists every array that is missing, left over or of
+    another shape.
+    """
+    ours, used, problems = {}, set(), []
+    for leaf in leaves(cfg):
+        is_stack = leaf.name.startswith(STACK)
+        names = [leaf.huggingface.format(i) for i in range(cfg.n_layer if is_stack else 1)]
+        expected = leaf.published_shape[1:] if is_stack else leaf.published_shape
+        used |= set(names)
+        array = np.zeros(leaf.shape, np.float32)
+        for i, theirs_name in enumerate(names):
+            if theirs_name not in theirs:
+                problems.append(f"{theirs_name} {expected} is missing")
+                continue
+            found = theirs[theirs_name]
+            if found.shape != expected:
+                problems.append(f"{theirs_name} is {found.shape}, expected {expected}")
+            elif is_stack:
+                array[i] = found
+            else:
+                array[: len(found)] = found
+        ours[leaf.name] = array
+    problems += [f"{extra} is not an array of this model" for extra in sorted(set(theirs) - used)]
+    if problems:
+        more = [f"... and {len(problems) - 12} more"] if len(problems) > 12 else []
+        listed = "".join(f"\n  - {problem}" for problem in [*problems[:12], *more])
+        raise UserError(f"the arrays of {name} do not fit its config:{listed}")
+    return ours
+
+
+def to_huggingface(
+    ours: Mapping[str, np.ndarray], cfg: ModelConfig, rows: int | None = None
+) -> dict[str, np.ndarray]:
+    """Arrays under Hugging Face's names, one a layer; the vocabulary has `rows`, or `n_vocab`."""
+    theirs = {}
+    for leaf in leaves(cfg):
+        array = np.asarray(ours[leaf.name])
+        if leaf.name.startswith(STACK):
+            theirs |= {leaf.huggingface.format(i): layer for i, layer in enumerate(array)}
+        else:
+            # only the vocabulary is padded, and only its table and its head have that dimension
+            kept = rows if leaf.padding and rows is not None else leaf.published_shape[0]
+            theirs[leaf.huggingface] = array[:kept]
+    return theirs
+
+
+def as_tree(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested parameter tree of arrays under our names.
+
+    >>> as_tree({"h/ln_1/scale": 1, "lm_head": 2})
+    {'h': {'ln_1': {'scale': 1}}, 'lm_head': 2}
+    """
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *modules, last = name.split("/")
+        node = tree
+        for module in modules:
+            node = node.setdefault(module, {})
+        node[last] = array
+    return tree

@@ -1,0 +1,39 @@
+"""The name of a checkpoint on every command line: RUN, RUN@best, RUN@latest or RUN@STEP."""
+
+from os import PathLike, fspath
+from pathlib import Path
+from typing import NamedTuple
+
+from gptjax.base.errors import UserError
+
+BEST, LATEST = "best", "latest"
+FORM = f"RUN, RUN@{BEST}, RUN@{LATEST} or RUN@STEP"
+
+
+class CheckpointName(NamedTuple):
+    """A directory, and the checkpoint in it: `best`, `latest`, or a step's number."""
+
+    path: Path
+    which: str = BEST
+    """`best` is the lowest validation loss, and the newest checkpoint if nothing was validated."""
+
+    def __str__(self) -> str:
+        return str(self.path) if self.which == BEST else f"{self.path}@{self.which}"
+
+
+def read_checkpoint_name(name: str | PathLike[str]) -> CheckpointName:
+    """Read `FORM`; a directory whose own name has an @ is taken as it is.
+
+    Raises `UserError` for anything else after the last @.
+
+    >>> read_checkpoint_name("runs/x@500")
+    CheckpointName(path=PosixPath('runs/x'), which='500')
+    """
+    text = fspath(name)
+    path, separator, which = text.rpartition("@")
+    if not separator or "/" in which or Path(text).exists():
+        return CheckpointName(Path(text))
+    is_step = which.isascii() and which.isdecimal()
+    if not path or not (is_step or which in (BEST, LATEST)):
+        raise UserError(f"{text} names no checkpoint: expected {FORM}")
+    return CheckpointName(Path(path), str(int(which)) if is_step else which)
