@@ -2,7 +2,8 @@
 
 Shape: Radford et al. (2018), section 4.1: 12 layers, 12 heads, 768 wide, context 512, 40,478 tokens
 of GPT-1's BPE. Layer norms follow the residual sums, no norm closes the stack, and all weights
-start from N(0, 0.02), unscaled. 116,534,784 parameters, as in the released weights.
+start from N(0, 0.02), unscaled. 116,534,784 parameters, as in the released weights. Only
+fine-tuning trains start, delimiter and extract, ids 40,478 to 40,480 in the vocabulary's padding.
 Optimizer: section 4.1: Adam (0.9, 0.999, 1e-8), 2,000 steps of warm-up to 2.5e-4, cosine to 0,
 dropout 0.1 at three places, decay 0.01 except for biases and norms. Clipping at 1.0 comes from the
 released fine-tuning code. Its embedding dropout applies to the table, ours to the sum.

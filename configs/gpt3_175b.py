@@ -8,7 +8,7 @@ GPUs).
 Appendix B: peak learning rate 6e-5 (table 2.1), cosine to a tenth of it over 260e9 tokens, warm-up
 over 375M, betas 0.9 and 0.95, decay 0.1, clipping at 1.0. The batch grows over the first 12e9
 tokens; here it starts from a quarter, because the paper's 32k tokens are 16 rows, too few for so
-many GPUs.
+many GPUs. `gptjax/config/gpt3.py` has the whole table.
 Length: 300e9 tokens. Ramp: 10,173 steps of 2^18 x 3 and 2^19 x 3 tokens, half each; then
 3 x 2^20: 101,726 steps in all. The cosine ends at step 89,010, the warm-up at 477.
 Mesh: heads and widths divided among the 8 GPUs of a node, weights among 16 nodes.
@@ -18,44 +18,14 @@ Expected: 3.2e23 FLOP; the paper counts 3.14e23. Nobody has trained this config.
     python -m gptjax.train --config gpt3_175b
 """
 
-from gptjax.config import (
-    Config,
-    DataConfig,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from dataclasses import replace
+
+from gptjax.config import Config, MeshConfig
+from gptjax.config.gpt3 import gpt3
 
 
 def get_config() -> Config:
-    """The run described above."""
-    return Config(
-        model=ModelConfig(
-            n_layer=96, n_head=96, n_embd=12_288, n_ctx=2048, n_vocab=50257, remat="block"
-        ),
-        data=DataConfig(path="data/gpt3_300b", tokenizer="gpt2", val_fraction=0.001),
-        optim=OptimConfig(
-            peak_lr=6e-5,
-            final_lr=6e-6,
-            warmup_steps=477,
-            decay_steps=89_010,
-            weight_decay=0.1,
-            beta1=0.9,
-            beta2=0.95,
-            clip_norm=1.0,
-        ),
-        train=TrainConfig(
-            batch_tokens=3 * 2**20,
-            ramp_from_tokens=3 * 2**18,
-            ramp_steps=10_173,
-            micro_batch="auto",
-            max_steps=101_726,
-            eval_every_steps=500,
-            save_every_steps=500,
-            sample_every_steps=0,
-        ),
-        mesh=MeshConfig(fsdp=16, tensor=8),
-        sample=SampleConfig(prompt="Once upon a time"),
-    )
+    """The row of the paper's table, and what the GPUs need."""
+    config = gpt3("175B")
+    model = replace(config.model, remat="block")
+    return replace(config, model=model, mesh=MeshConfig(fsdp=16, tensor=8))

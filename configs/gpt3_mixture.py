@@ -13,9 +13,7 @@ The shares are rounded and add up to 101; from them the trainer gets 0.43, 3.44,
 epochs. It allows at most four epochs of any source (Muennighoff et al. 2023: up to four are as good
 as new text). OpenAI never published the five sources: use a prepared directory of your own for
 each.
-Shape and optimizer: table 2.1's first row and appendix B. 12 layers, 12 heads, 768 wide, context
-2048, batch 2^19 tokens, learning rate 6e-4 to a tenth over 260e9 tokens (495,911 steps), warm-up
-over 375M (715 steps). 572,205 steps make 300e9 tokens. The batch ramp is left out.
+Everything else is `gpt3_125m`, whose docstring gives the sources and the steps.
 Expected: 2.3e20 FLOP. Nobody has trained this config.
 
     python -m gptjax.prepare --config gpt3_mixture --input crawl.txt --out data/common_crawl
@@ -29,8 +27,8 @@ from gptjax.config.presets import load_config
 
 
 def get_config() -> Config:
-    """`gpt2_124m` with twice the context, on five sources, for thirty times as many steps."""
-    config = load_config("gpt2_124m")
+    """`gpt3_125m` on five sources."""
+    config = load_config("gpt3_125m")
     data = DataConfig(
         tokenizer="gpt2",
         mixture=(
@@ -41,13 +39,4 @@ def get_config() -> Config:
             "data/wikipedia=3:4",
         ),
     )
-    model = replace(config.model, n_ctx=2048, unroll=1)
-    optim = replace(config.optim, decay_steps=495_911)
-    train = replace(
-        config.train,
-        max_steps=572_205,
-        eval_every_steps=1000,
-        eval_tokens=2**20,
-        save_every_steps=1000,
-    )
-    return replace(config, model=model, data=data, optim=optim, train=train)
+    return replace(config, data=data)

@@ -20,6 +20,7 @@ from gptjax.config.names import parse_change
 from gptjax.config.presets import find_preset, load_config, preset_names, presets_dir
 from gptjax.config.validation import validate
 from gptjax.model.gpt import parameter_shapes
+from gptjax.model.places import leaves
 from gptjax.model.size import parameter_count
 from gptjax.plan import plan
 from gptjax.tokenizers.gpt1 import SPECIAL_TOKENS
@@ -138,6 +139,7 @@ def test_gpt2_is_trained_as_published():
     assert (model.embd_pdrop, model.attn_pdrop, model.resid_pdrop) == (0.0, 0.0, 0.0)
     assert (model.norm, model.final_norm, model.scale_residual_init) == ("pre", True, True)
     assert (model.qkv_bias, model.bias, model.tied_head) == (True, True, True)
+    assert model.activation == "gelu_tanh"
     assert config.data.tokenizer == "gpt2"
     assert config.train.max_steps * config.train.batch_tokens == pytest.approx(10e9, rel=1e-4)
 
@@ -153,8 +155,17 @@ def test_gpt1_is_trained_as_published():
     assert (model.embd_pdrop, model.attn_pdrop, model.resid_pdrop) == (0.1, 0.1, 0.1)
     assert (model.norm, model.final_norm, model.scale_residual_init) == ("post", False, False)
     assert (model.qkv_bias, model.bias, model.tied_head) == (True, True, True)
+    assert (model.activation, model.n_vocab, model.dtype) == ("gelu_tanh", 40_478, "float32")
+    assert (config.optim.name, config.optim.schedule) == ("adamw", "cosine")
     assert config.data.tokenizer == "gpt1"
-    assert config.batch_rows == 64
+    assert config.train.batch_tokens == 64 * 512
+    assert config.train.ramp_from_tokens is None
+    assert (config.batch_rows, config.context) == (64, 512)
+    decayed = {leaf.name for leaf in leaves(model) if leaf.is_decayed}
+    assert decayed == {
+        "wte/embedding", "wpe/embedding", "h/attn/c_attn/kernel", "h/attn/c_proj/kernel",
+        "h/mlp/c_fc/kernel", "h/mlp/c_proj/kernel",
+    }  # fmt: skip
     assert config.train.max_steps * config.train.batch_tokens == pytest.approx(100e9, rel=1e-4)
 
 

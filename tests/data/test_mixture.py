@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gptjax.base.errors import ConfigError
 from gptjax.config import Config, DataConfig
+from gptjax.config.batches import batch_schedule
 from gptjax.config.names import MixtureSource, mistakes, parse_change, parse_source
 from gptjax.config.presets import load_config
 from gptjax.config.validation import validate
@@ -57,7 +58,7 @@ def test_the_shipped_mixture_is_gpt3_s_table():
     config = load_config("gpt3_mixture")
     sources = [parse_source(text) for text in config.data.mixture]
     assert [source.weight for source in sources] == GPT3
-    rows = config.train.max_steps * config.batch_rows
+    rows = batch_schedule(config).rows_before(config.train.max_steps)
     counts = Mixture(sources, [], lambda step: step).counts(rows)
     held = np.array([410, 19, 12, 55, 3]) * 1e9
     epochs = np.array(counts) * config.context / held

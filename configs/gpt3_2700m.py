@@ -1,0 +1,32 @@
+"""GPT-3 2.7B on 300 billion tokens: divided among the eight GPUs of a node.
+
+Shape: Brown et al. (2020), table 2.1: 32 layers, 32 heads of 80, 2,560 wide, context 2048, GPT-2's
+50,257 BPE tokens; 2,651,553,280 parameters with the tied head. Attention is dense in every layer;
+the paper alternates dense and banded sparse layers.
+Batch 2^20 tokens and peak learning rate 1.6e-4: the same table. Appendix B: cosine to a tenth of it
+over 260e9 tokens (257,492 steps), warm-up over 375M (1,431), betas 0.9 and 0.95, decay 0.1,
+clipping at 1.0. The batch grows from a quarter over 6e9 tokens (15,259 steps).
+`gptjax/config/gpt3.py` has the whole table and says what is our own.
+Length: 295,639 steps = 300e9 tokens.
+Mesh: the GPUs of a node divide parameters, gradients and moments, 24 GiB each on eight H100. The
+backward pass recomputes all of a block but its attention.
+Data: as `gpt3_125m`.
+Expected: not known; nobody has trained this config. 460.3 hours on 8 H100 at 40% of the peak, by
+the planner; not measured.
+
+    python -m gptjax.plan --config gpt3_2700m --gpu h100 --gpus 8 --price 2.5
+    python -m gptjax.prepare --config gpt3_2700m --hub HuggingFaceFW/fineweb:sample-350BT
+    python -m gptjax.train --config gpt3_2700m
+"""
+
+from dataclasses import replace
+
+from gptjax.config import Config, MeshConfig
+from gptjax.config.gpt3 import gpt3
+
+
+def get_config() -> Config:
+    """The row of the paper's table, and what the GPUs need."""
+    config = gpt3("2.7B")
+    model = replace(config.model, remat="block")
+    return replace(config, model=model, mesh=MeshConfig(fsdp=8))

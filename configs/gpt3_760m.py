@@ -1,0 +1,31 @@
+"""GPT-3 Large, 760 million parameters, on 300 billion tokens.
+
+Shape: Brown et al. (2020), table 2.1: 24 layers, 16 heads of 96, 1,536 wide, context 2048, GPT-2's
+50,257 BPE tokens; 760,300,032 parameters with the tied head. Attention is dense in every layer; the
+paper alternates dense and banded sparse layers.
+Batch 2^19 tokens and peak learning rate 2.5e-4: the same table. Appendix B: cosine to a tenth of it
+over 260e9 tokens (508,626 steps), warm-up over 375M (2,861), betas 0.9 and 0.95, decay 0.1,
+clipping at 1.0. The batch grows from a quarter over 4e9 tokens (20,345 steps).
+`gptjax/config/gpt3.py` has the whole table and says what is our own.
+Length: 584,920 steps = 300e9 tokens.
+The backward pass recomputes norms, GELUs and sums.
+Data: as `gpt3_125m`.
+Expected: not known; nobody has trained this config. 133.8 hours on 8 H100 at 40% of the peak, by
+the planner; not measured.
+
+    python -m gptjax.plan --config gpt3_760m --gpu h100 --gpus 8 --price 2.5
+    python -m gptjax.prepare --config gpt3_760m --hub HuggingFaceFW/fineweb:sample-350BT
+    python -m gptjax.train --config gpt3_760m
+"""
+
+from dataclasses import replace
+
+from gptjax.config import Config
+from gptjax.config.gpt3 import gpt3
+
+
+def get_config() -> Config:
+    """The row of the paper's table, and what the GPUs need."""
+    config = gpt3("Large")
+    model = replace(config.model, remat="dots")
+    return replace(config, model=model)
