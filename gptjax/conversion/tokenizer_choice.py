@@ -67,6 +67,24 @@ def ids_kept(tokenizer: Tokenizer, n_vocab: int) -> int | None:
     return tokenizer.n_vocab if is_padded or padding == 0 else None
 
 
+def vocabulary_notes(tokenizer: Tokenizer, n_vocab: int) -> tuple[str, ...]:
+    """What a user should know about a model whose `n_vocab` rows are not just the tokenizer's ids.
+
+    >>> from gptjax.tokenizers.plain import CharTokenizer
+    >>> vocabulary_notes(CharTokenizer("abc"), 3)
+    ('the model has no end-of-text, so its texts end only where they are cut',)
+    """
+    if n_vocab < tokenizer.n_vocab:
+        return ("the model has no end-of-text, so its texts end only where they are cut",)
+    if n_vocab > tokenizer.n_vocab:
+        return (
+            f"dropped the last {n_vocab - tokenizer.n_vocab:,} of {n_vocab:,} rows of the "
+            "vocabulary, which are no ids of the tokenizer; the trainer's own loss counts them, so "
+            "it is a little higher",
+        )
+    return ()
+
+
 def _open(name: str) -> Tokenizer:
     """A tokenizer by what --tokenizer says."""
     if name.endswith(".pkl"):
