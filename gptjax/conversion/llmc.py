@@ -16,7 +16,7 @@ import numpy as np
 from gptjax.base.errors import UserError
 from gptjax.base.files import replaced, write_atomically
 from gptjax.config import ModelConfig
-from gptjax.conversion.tokenizer_choice import choose_tokenizer
+from gptjax.conversion.tokenizer_choice import choose_tokenizer, vocabulary_notes
 from gptjax.conversion.weights import Weights
 from gptjax.data.foreign import format_by_magic
 from gptjax.data.shards import HEADER_BYTES, HEADER_INTS, format_of, read_header
@@ -98,7 +98,8 @@ def read_llmc(path: Path, tokenizer: str | None) -> Weights:
         array = np.zeros(leaf.shape, np.float32)
         array[: len(array) - leaf.padding] = _turned(leaf.name, stored[: len(array) - leaf.padding])
         arrays[leaf.name] = array
-    return Weights(model, arrays, found, f"the llm.c model {file} ({dtype})")
+    notes = vocabulary_notes(found, header.vocab_size)
+    return Weights(model, arrays, found, f"the llm.c model {file} ({dtype})", notes)
 
 
 def write_llmc(
