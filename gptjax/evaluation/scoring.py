@@ -95,14 +95,17 @@ class Scorer:
             progress(1)
         return scores
 
-    def token_logprobs(self, requests: Sequence[Request]) -> list[np.ndarray]:
+    def token_logprobs(
+        self, requests: Sequence[Request], progress: Callable[[int], None] = lambda done: None
+    ) -> list[np.ndarray]:
         """The log-probability of each token of each continuation, in nats: float32 arrays.
 
-        Raises as `score` does.
+        Calls `progress` and raises as `score` does.
         """
         found = [np.empty(0, np.float32)] * len(requests)
         for number, logprobs, _ in self._run(requests):
             found[number] = logprobs
+            progress(1)
         return found
 
     def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
