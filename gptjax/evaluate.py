@@ -57,9 +57,9 @@ def evaluate(argv: Sequence[str]) -> int:
 
     from gptjax.cluster.compiler import enable_compilation_cache
     from gptjax.conversion.opening import load_run
-    from gptjax.evaluation.report import as_table, write_json
+    from gptjax.evaluation.report import as_table, conditions, write_json
     from gptjax.evaluation.scoring import Scorer
-    from gptjax.evaluation.setting import Setting, conditions
+    from gptjax.evaluation.setting import Setting
 
     enable_compilation_cache()
     run = load_run(command.run, averaged=command.averaged)

@@ -14,7 +14,6 @@ WikiText-2 and WikiText-103 are one text, and Radford et al. (2019) give for Wik
 26.37, 22.05 and 17.48 for their four sizes.
 """
 
-import math
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.base.errors import UserError
-from gptjax.evaluation.estimates import bounded_exp, ratio_estimate, text_figures
+from gptjax.evaluation.estimates import bounded_exp, ratio_estimate, text_figures, times
 from gptjax.evaluation.registry import Figures
 from gptjax.evaluation.scoring import Request
 from gptjax.evaluation.setting import Setting
@@ -103,12 +102,12 @@ def measure_wikitext(setting: Setting) -> Figures:
     sizes = [len(page.encode()) for page in pages]
     per_word, word_error = ratio_estimate(losses, words)
     per_byte, byte_error = ratio_estimate(losses, sizes)
-    word_perplexity, byte_perplexity = bounded_exp(per_word), math.exp(per_byte)
+    word_perplexity, byte_perplexity = bounded_exp(per_word), bounded_exp(per_byte)
     return {
         "word_perplexity": word_perplexity,
-        "word_perplexity_stderr": word_perplexity * word_error,
+        "word_perplexity_stderr": times(word_error, word_perplexity),
         "byte_perplexity": byte_perplexity,
-        "byte_perplexity_stderr": byte_perplexity * byte_error,
+        "byte_perplexity_stderr": times(byte_error, byte_perplexity),
         **text_figures(losses, tokens, sizes),
         "words": sum(words),
         "pages": len(pages),
