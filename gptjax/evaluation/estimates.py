@@ -17,7 +17,7 @@ def ratio_estimate(
 
     The mean is `sum(sums) / sum(counts)`. The error is that of a ratio of two sums over drawn
     stretches (Cochran 1977, equation 6.13, without the correction for finite populations); for
-    stretches of equal length it is the usual error of their means. It is None for one stretch.
+    stretches of equal length it is the usual error of their means. For one stretch it is None.
 
     >>> ratio_estimate([2.0, 4.0, 6.0], [2, 2, 2])
     (2.0, 0.5773502691896257)

@@ -8,6 +8,7 @@ from gptjax.base.terminal import count_bar
 from gptjax.evaluation.scoring import Scorer
 from gptjax.generation.loaded import LoadedRun
 
+LM_EVAL_STYLE, LLMC_STYLE, BOTH_STYLES = "lm-eval", "llmc", "both"
 Bar = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 
 
@@ -27,5 +28,7 @@ class Setting:
     """Tokens by which a window moves; None is the whole window."""
     text_field: str | None = None
     """Field of the records that holds the text."""
+    style: str | None = None
+    """Style of HellaSwag, one of the three above; None is that of lm-evaluation-harness."""
     bar: Bar = count_bar
     """Called with a total and the name of what is counted; gives what counts them."""
