@@ -46,12 +46,12 @@ def mean_gradients(layers: Layers, x_D: Array, shortcut: bool) -> Array:
 def random_layers(key: Array, widths: Sequence[int]) -> Layers:
     """Kernels and biases uniform in +-1 / sqrt(in), the initial values of torch's `nn.Linear`."""
     layers = []
-    for fan_in, fan_out in pairwise(widths):
-        key, *keys = jax.random.split(key, 3)
-        limit = fan_in**-0.5
-        kernel = jax.random.uniform(keys[0], (fan_in, fan_out), minval=-limit, maxval=limit)
-        bias = jax.random.uniform(keys[1], (fan_out,), minval=-limit, maxval=limit)
-        layers.append((kernel, bias))
+    for (fan_in, fan_out), of_layer in zip(
+        pairwise(widths), jax.random.split(key, len(widths) - 1), strict=True
+    ):
+        shape, limit = (fan_in + 1, fan_out), fan_in**-0.5
+        drawn = jax.random.uniform(of_layer, shape, minval=-limit, maxval=limit)
+        layers.append((drawn[:-1], drawn[-1]))
     return layers
 
 
@@ -85,7 +85,7 @@ def draw(depth: int) -> Figure:
         first, last = gradient_N[0], gradient_N[-1]
         print(f"{label} shortcuts: {first:.1e} in the first layer, {last:.1e} in the last")
     axes.set(xlabel="layer, from input to output", ylabel="mean |gradient| of its weights")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     return figure

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import math
 import re
 
 import jax
@@ -99,7 +100,7 @@ def test_the_last_step_is_the_layer_that_we_train_with_biases_too(page):
     (x_BTD,) = arrays(3, (2, 9, 20))
     shapes = jax.eval_shape(layer.init, jax.random.key(0), x_BTD)["params"]
     params = jax.tree.map(lambda leaf: arrays(leaf.size, leaf.shape)[0] / 4, shapes)
-    expected = layer.apply({"params": params}, x_BTD)
+    expected = jax.jit(layer.apply)({"params": params}, x_BTD)
     # a bias is the weight of an input that is always 1
     x_BTE = jnp.concatenate([x_BTD, jnp.ones((2, 9, 1))], axis=-1)
     heads = page.split_heads(jnp.vstack([params["c_attn"]["kernel"], params["c_attn"]["bias"]]), 5)
@@ -165,9 +166,11 @@ def test_the_table_of_means_is_right():
 
 
 def test_the_two_gelus_differ_as_the_page_says():
-    x = jnp.linspace(-8, 8, 4001)
-    assert 0.0004 < jnp.abs(ops.gelu(x) - jax.nn.gelu(x, approximate=False)).max() < 0.0005
-    slopes = jax.grad(lambda x: ops.gelu(x).sum())(x)
+    x = np.linspace(-8, 8, 4001)
+    exact = x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2
+    tanh, slopes_of = jax.vjp(ops.gelu, jnp.asarray(x))
+    assert 0.0004 < np.abs(tanh - exact).max() < 0.0005
+    (slopes,) = slopes_of(np.ones(4001, np.float32))
     assert -0.76 < x[slopes > 0].min() < -0.74
 
 
@@ -184,14 +187,14 @@ def test_the_gradients_of_the_book_come_out(flow, shortcut):
 
 
 def test_the_command_draws_that_shortcuts_keep_the_gradient(flow, tmp_path, capsys):
-    flow.main(["--out", str(tmp_path / "flow.png"), "--depth", "8"])
+    flow.main(["--out", str(tmp_path / "flow.png"), "--depth", "6"])
     assert (tmp_path / "flow.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out.splitlines()
     (first, last), (first_without, last_without) = (
         map(float, re.findall(r"\d\S*e\S\d+", line)) for line in printed
     )
     assert first > 0.5 * last
-    assert first_without < 1e-2 * last_without
+    assert first_without < 0.1 * last_without
 
 
 def test_a_network_of_one_layer_is_refused_before_anything_is_drawn(flow, tmp_path):
