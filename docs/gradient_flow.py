@@ -24,6 +24,7 @@ from gptjax.model.ops import gelu
 
 Layers = Sequence[tuple[Array, Array]]  # a kernel (in, out) and a bias each
 WIDTH, DRAWS = 32, 16
+SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def deep_network(layers: Layers, x_D: Array, shortcut: bool) -> Array:
@@ -95,12 +96,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, draw and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--out", type=Path, required=True, help="picture to write (PNG, SVG or PDF)"
+        "--out", type=Path, required=True, help=f"picture to write: {', '.join(SUFFIXES)}"
     )
     parser.add_argument("--depth", type=int, default=20, help="layers of the network, 2 or more")
     args = parser.parse_args(argv)
     if args.depth < 2:
         parser.error(f"--depth is {args.depth}: expected 2 or more")
+    if args.out.suffix not in SUFFIXES:
+        parser.error(f"--out is {args.out}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    if not args.out.parent.is_dir():
+        parser.error(f"--out is {args.out}: there is no directory {args.out.parent}")
     draw(args.depth).savefig(args.out)
 
 

@@ -20,7 +20,8 @@ from gptjax.model.size import parameter_count
 from gptjax.plan import PlanCommand
 
 PAGE = (ROOT / "docs/attention.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+FUNCTIONS = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+SESSIONS = re.findall(r"^```pycon\n(.*?)^```", PAGE, re.M | re.S)
 STEPS = ast.parse((ROOT / "docs/attention.py").read_text()).body
 
 
@@ -44,16 +45,16 @@ def arrays(seed, *shapes):
 
 
 def test_the_sessions_of_the_page_give_what_it_shows(page):
-    sessions = "\n".join(block for block in BLOCKS if block.startswith(">>>"))
     told: list[str] = []
-    examples = doctest.DocTestParser().get_doctest(sessions, {}, "attention.md", None, 0)
+    parse = doctest.DocTestParser().get_doctest
+    examples = parse("\n".join(SESSIONS), {}, "attention.md", None, 0)
     assert len(examples.examples) > 40
     doctest.DocTestRunner(verbose=False).run(examples, out=told.append)
     assert "".join(told) == ""
 
 
 def test_the_functions_that_the_page_shows_are_those_of_the_module():
-    shown = [ast.parse(block).body[0] for block in BLOCKS if block.startswith("def ")]
+    shown = [ast.parse(block).body[0] for block in FUNCTIONS]
     assert len(shown) == 5
     ours = {node.name: node for node in STEPS if isinstance(node, ast.FunctionDef)}
     for function in shown:
@@ -197,9 +198,10 @@ def test_the_command_draws_that_shortcuts_keep_the_gradient(flow, tmp_path, caps
     assert first_without < 0.1 * last_without
 
 
-def test_a_network_of_one_layer_is_refused_before_anything_is_drawn(flow, tmp_path):
+@pytest.mark.parametrize(("name", "depth"), [("flow.png", 1), ("flow.text", 3), ("no/flow.png", 3)])
+def test_what_cannot_be_drawn_is_refused_before_anything_is_written(flow, tmp_path, name, depth):
     with pytest.raises(SystemExit) as left:
-        flow.main(["--out", str(tmp_path / "flow.png"), "--depth", "1"])
+        flow.main(["--out", str(tmp_path / name), "--depth", str(depth)])
     assert left.value.code == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -209,7 +211,10 @@ VARIANTS = [(flags.strip("`"), int(n.replace(",", ""))) for _, flags, n in table
 
 @pytest.mark.parametrize(("flags", "parameters"), VARIANTS)
 def test_every_variant_has_its_number_of_parameters(flags, parameters):
-    config = cli.parse_config(PlanCommand, flags.split(), "plan").run
+    argv = [] if flags == "none" else flags.split()
+    if "--config" not in argv:
+        argv = ["--config", "gpt2_124m", *argv]
+    config = cli.parse_config(PlanCommand, argv, "plan").run
     assert parameter_count(config.model) == parameters
 
 
