@@ -37,7 +37,9 @@ def read_source(name: str) -> Source:
     """
     path = read_checkpoint_name(name).path
     if not path.is_dir():
-        raise UserError(f"there is no model in {path}: expected {FORM}, or a Hugging Face directory")
+        raise UserError(
+            f"there is no model in {path}: expected {FORM}, or a Hugging Face directory"
+        )
     return _of_run(name, path)
 
 
