@@ -54,7 +54,8 @@ FREE = {
     "train.save_every_steps": 9, "train.keep_latest": 5, "train.sample_every_steps": 11,
     "train.evaluate_on": ("lambada=a",), "train.evaluate_on_every_steps": 5,
     "train.evaluate_on_limit": 9, "train.stall_seconds": 0, "train.cpu_devices": 2,
-    "sample.prompt": "x", "sample.max_new_tokens": 5, "sample.temperature": 0.0, "sample.top_k": None,
+    "sample.prompt": "x", "sample.max_new_tokens": 5, "sample.temperature": 0.0,
+    "sample.top_k": None,
 }  # fmt: skip
 PRESET = load_config("tiny")
 TINY = dataclasses.replace(

@@ -110,6 +110,7 @@ def test_a_tokenizer_of_the_same_size_is_still_another(prepared, config, convert
         started(prepared, tmp_path, {})
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_the_run_it_comes_from(prepared, tmp_path):
     made = Setup(tiny(prepared, QUICK))
     _, state = trained(made, 3)
@@ -118,7 +119,8 @@ def test_the_first_loss_is_that_of_the_run_it_comes_from(prepared, tmp_path):
     checkpointer.close()
     run_dir.begin(made.config, made.tokenizer)
 
-    config = tiny(prepared, {**QUICK, "train.init_from": f"{tmp_path}@3", "train.seed": 5})
+    train = dataclasses.replace(made.config.train, init_from=f"{tmp_path}@3", seed=5)
+    config = dataclasses.replace(made.config, train=train)
     new, _ = warm_state(config, made.program, made.tokenizer)
     batch = made.feed.training([made.source[3]])
     (_, there), (_, here) = (made.train_steps(s, batch) for s in (state, new))
