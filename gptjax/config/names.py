@@ -10,7 +10,7 @@ TOKENIZERS = ("gpt1", "gpt2", "bytes", "chars")
 HUB_FORM = (
     "OWNER/NAME, OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT, where @REVISION may follow NAME"
 )
-EVALUATIONS = ("perplexity", "wikitext", "hellaswag", "lambada", "choices")
+TESTS = ("perplexity", "wikitext", "hellaswag", "lambada", "choices")
 _NAME = re.compile(
     r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^:@\s]+))?"
     r"(:(?P<subset>[^:/\s]*))?(:(?P<split>\w[\w.-]*))?",
@@ -118,14 +118,14 @@ def _positive(text: str, whole: str) -> Fraction:
 
 
 def parse_evaluation(text: str) -> tuple[str, str]:
-    """Read NAME=FILE, a test of `EVALUATIONS` and its data; raises ValueError with the mistake.
+    """Read NAME=FILE, a test of `TESTS` and its data; raises ValueError with the mistake.
 
     >>> parse_evaluation("lambada=data/lambada_test.jsonl")
     ('lambada', 'data/lambada_test.jsonl')
     """
     name, _, file = text.partition("=")
-    if name not in EVALUATIONS or not file:
-        names = ", ".join(EVALUATIONS)
+    if name not in TESTS or not file:
+        names = ", ".join(TESTS)
         raise ValueError(f"must be NAME=FILE with a NAME of {names}, not {text!r}")
     return name, file
 
