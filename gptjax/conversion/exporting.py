@@ -68,7 +68,9 @@ def _open(run_name: str, averaged: bool) -> tuple[Weights, LoadedRun, Checkpoint
     notes = []
     if has_average and not averaged:
         notes = ["these are the last parameters; --averaged exports their running average"]
-    arrays = {leaf: np.asarray(x) for leaf, x in named_leaves(jax.device_get(loaded.params)).items()}
+    arrays = {
+        leaf: np.asarray(x) for leaf, x in named_leaves(jax.device_get(loaded.params)).items()
+    }
     model = replace(loaded.config.model, n_vocab=loaded.config.model.n_vocab)
     weights = Weights(model, arrays, loaded.tokenizer, loaded.origin, (), loaded.config.task)
     return weights, loaded, name, notes

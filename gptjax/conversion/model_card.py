@@ -115,7 +115,10 @@ def _training_rows(card: ModelCard) -> Iterator[tuple[str, object]]:
         return
     optim, train = card.config.optim, card.config.train
     yield "batch", f"{train.batch_tokens:,} tokens, in windows of {card.config.context:,}"
-    yield "optimizer", f"{optim.name}, weight decay {optim.weight_decay}, clipped at {optim.clip_norm}"
+    yield (
+        "optimizer",
+        f"{optim.name}, weight decay {optim.weight_decay}, clipped at {optim.clip_norm}",
+    )
     rates = f"{optim.peak_lr:g} to {optim.final_lr:g}"
     yield "learning rate", f"{rates}, {optim.schedule}, {optim.warmup_steps:,} steps of warm-up"
     if card.config.task != _DEFAULT.task:
