@@ -53,8 +53,8 @@ def card_text(
     if card.curve:
         parts.append(f"![loss over the steps]({card.curve.name})")
     parts += [
-        "## Licence\n\nNot stated yet. Write here, and in the first lines of this file, under which "
-        "licence the model may be used; the licence of the training data counts too.",
+        "## Licence\n\nNot stated yet. Write here, and in the first lines of this file, under "
+        "which licence the model may be used; the licence of the training data counts too.",
         "## Use\n\n" + _usage(name),
     ]
     if isinstance(weights.tokenizer, GPT1Tokenizer):
@@ -70,8 +70,8 @@ def card_text(
 
 
 _GPT1_NOTE = (
-    "the tokenizer here cuts words by regexes where GPT-1's has ftfy and spaCy: rare words, capital "
-    "letters that decide and damaged text get other ids than in training"
+    "the tokenizer here cuts words by regexes where GPT-1's has ftfy and spaCy: rare words, "
+    "capital letters that decide and damaged text get other ids than in training"
 )
 
 
