@@ -32,6 +32,8 @@ def write_huggingface_model(path: Path, cfg: ModelConfig = CFG, **settings: obje
         "model_type": "gpt2" if cfg.norm == "pre" else "openai-gpt", "vocab_size": cfg.n_vocab,
         "n_layer": cfg.n_layer, "n_head": cfg.n_head, "n_embd": cfg.n_embd,
         "n_positions": cfg.n_ctx, "tie_word_embeddings": cfg.tied_head,
+        "embd_pdrop": cfg.embd_pdrop, "attn_pdrop": cfg.attn_pdrop,
+        "resid_pdrop": cfg.resid_pdrop,
     }  # fmt: skip
     arrays = to_huggingface(weights.arrays, cfg)
     save_file(arrays, path / "model.safetensors", {"format": "pt"})

@@ -1,7 +1,7 @@
-"""Export of a run: its parameters, tokenizer, config and loss curve, as a Hugging Face directory."""
+"""Export of a run, its parameters and tokenizer: to a Hugging Face directory or to llm.c."""
 
 import shlex
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -9,8 +9,10 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.base.tree import named_leaves
-from gptjax.conversion.huggingface_writing import require_free, write_huggingface
+from gptjax.conversion.huggingface_writing import write_huggingface
+from gptjax.conversion.llmc import write_llmc
 from gptjax.conversion.model_card import ModelCard, data_in_words
+from gptjax.conversion.new_directory import require_free
 from gptjax.conversion.opening import load_run
 from gptjax.conversion.reader_limits import Reader
 from gptjax.conversion.safetensors_files import FileType
@@ -47,13 +49,23 @@ def export_huggingface(
     return notes + write_huggingface(weights, out, dtype, card, reader)
 
 
-def run_weights(run_name: str, averaged: bool = False) -> tuple[Weights, list[str]]:
-    """A checkpoint of a run as `Weights`, for any writer, and notes for the user.
-
-    Raises `UserError` if the running average is asked for and the run keeps none.
-    """
+def export_llmc(
+    run_name: str,
+    out: Path,
+    dtype: FileType = "float32",
+    averaged: bool = False,
+    _reader: Reader = "transformers",
+) -> list[str]:
+    """Write the checkpoint `run_name` as a model of llm.c; otherwise like `export_huggingface`."""
     weights, _, _, notes = _open(run_name, averaged)
-    return weights, notes
+    return notes + write_llmc(weights, out, dtype)
+
+
+EXPORTS: dict[str, Callable[..., list[str]]] = {
+    "huggingface": export_huggingface,
+    "llmc": export_llmc,
+}
+"""What `--to` names: from a run, a place, a type, whether averaged, and the program that reads."""
 
 
 def _open(run_name: str, averaged: bool) -> tuple[Weights, LoadedRun, CheckpointName, list[str]]:
@@ -68,9 +80,11 @@ def _open(run_name: str, averaged: bool) -> tuple[Weights, LoadedRun, Checkpoint
     notes = []
     if has_average and not averaged:
         notes = ["these are the last parameters; --averaged exports their running average"]
-    arrays = {leaf: np.asarray(x) for leaf, x in named_leaves(jax.device_get(loaded.params)).items()}
-    model = replace(loaded.config.model, n_vocab=loaded.config.model.n_vocab)
-    weights = Weights(model, arrays, loaded.tokenizer, loaded.origin, (), loaded.config.task)
+    arrays = {
+        leaf: np.asarray(x) for leaf, x in named_leaves(jax.device_get(loaded.params)).items()
+    }
+    config = loaded.config
+    weights = Weights(config.model, arrays, loaded.tokenizer, loaded.origin, (), config.task)
     return weights, loaded, name, notes
 
 
@@ -103,6 +117,8 @@ def _card(run_dir: RunDir, loaded: LoadedRun, averaged: bool, command: str) -> M
 
 def _data(loaded: LoadedRun) -> str:
     """The run's data in words, with the counts of its manifest where that is at hand."""
+    if loaded.step == 0:  # a converted model, whose config names no data of its own
+        return ""
     words = data_in_words(loaded.config)
     try:
         manifest = read_manifest(Path(loaded.config.data.path))

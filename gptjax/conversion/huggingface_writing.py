@@ -6,16 +6,12 @@ card. `gptjax.conversion.huggingface` reads it back without a change of any bit 
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gptjax.base.errors import UserError
-from gptjax.base.files import unique_name
 from gptjax.config import ModelConfig
 from gptjax.config.schema import TASKS_WITH_SPECIAL_TOKENS
 from gptjax.conversion.huggingface_config import (
@@ -26,6 +22,7 @@ from gptjax.conversion.huggingface_config import (
     ModelType,
 )
 from gptjax.conversion.model_card import CARD, ModelCard, card_text
+from gptjax.conversion.new_directory import new_directory, require_free
 from gptjax.conversion.reader_limits import Reader, require_reader
 from gptjax.conversion.safetensors_files import FileType, write_safetensors
 from gptjax.conversion.tokenizer_writing import write_tokenizer_files
@@ -64,12 +61,14 @@ def write_huggingface(
     arrays = _with_zeros(weights.arrays, model, full)
     if absent := [leaf.name for leaf in leaves(full) if leaf.name not in weights.arrays]:
         notes.append(f"transformers insists on biases: wrote zeros for {', '.join(absent)}")
-    ends = {f"{name}_token_id": weights.tokenizer.eot_id for name in ("bos", "eos")}
-    with _appearing(out) as temporary:
+    eot = weights.tokenizer.eot_id
+    has_end = eot < rows  # nanoGPT's models of characters have none
+    ends = {f"{name}_token_id": eot if has_end else None for name in ("bos", "eos")}
+    with new_directory(out) as temporary:
         settings = settings_of(model, rows, dtype) | ends
         _write(temporary / CONFIG, settings)
         _write(temporary / GENERATION, {**ends, "pad_token_id": ends["eos_token_id"]})
-        write_tokenizer_files(weights.tokenizer, temporary, model.n_ctx, special)
+        write_tokenizer_files(weights.tokenizer, temporary, model.n_ctx, special, has_end)
         write_safetensors(to_huggingface(arrays, full, rows), temporary, dtype)
         for picture in filter(None, [card.curve]):
             shutil.copyfile(picture, temporary / picture.name)
@@ -81,7 +80,7 @@ def write_huggingface(
 def settings_of(model: ModelConfig, rows: int, dtype: FileType = "float32") -> dict[str, Any]:
     """config.json of a model with `rows` ids, without the ids that begin and end a text.
 
-    Older programs, llama.cpp's converter among them, look for `n_ctx`, newer ones for `n_positions`.
+    Older programs, and llama.cpp's converter, look for `n_ctx`, newer ones for `n_positions`.
     The section `gptjax` has the switches for which there is no field.
 
     >>> settings_of(ModelConfig(n_vocab=9), 9)["n_ctx"]
@@ -114,32 +113,9 @@ def settings_of(model: ModelConfig, rows: int, dtype: FileType = "float32") -> d
     }
 
 
-def require_free(out: Path) -> None:
-    """Raise `UserError` unless `out` is not there yet, or is an empty directory."""
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists():
-        what = "is not empty" if out.is_dir() else "is a file"
-        raise UserError(f"{out} {what}: give a new directory with --out, or move it away")
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A directory to fill, which becomes `out` when it is complete; an error leaves nothing."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = unique_name(out)
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.replace(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
 def _special_tokens(weights: Weights) -> list[str]:
-    is_used = weights.task in TASKS_WITH_SPECIAL_TOKENS and weights.model.norm == "post"
-    return list(SPECIAL_TOKENS) if is_used and weights.tokenizer.name == "gpt1" else []
+    is_used = weights.task in TASKS_WITH_SPECIAL_TOKENS and weights.tokenizer.name == "gpt1"
+    return list(SPECIAL_TOKENS) if is_used else []
 
 
 def _with_every_bias(model: ModelConfig) -> ModelConfig:

@@ -53,8 +53,8 @@ def card_text(
     if card.curve:
         parts.append(f"![loss over the steps]({card.curve.name})")
     parts += [
-        "## Licence\n\nNot stated yet. Write here, and in the first lines of this file, under which "
-        "licence the model may be used; the licence of the training data counts too.",
+        "## Licence\n\nNot stated yet. Write here, and in the first lines of this file, under "
+        "which licence the model may be used; the licence of the training data counts too.",
         "## Use\n\n" + _usage(name),
     ]
     if isinstance(weights.tokenizer, GPT1Tokenizer):
@@ -70,8 +70,8 @@ def card_text(
 
 
 _GPT1_NOTE = (
-    "the tokenizer here cuts words by regexes where GPT-1's has ftfy and spaCy: rare words, capital "
-    "letters that decide and damaged text get other ids than in training"
+    "the tokenizer here cuts words by regexes where GPT-1's has ftfy and spaCy: rare words, "
+    "capital letters that decide and damaged text get other ids than in training"
 )
 
 
@@ -115,7 +115,10 @@ def _training_rows(card: ModelCard) -> Iterator[tuple[str, object]]:
         return
     optim, train = card.config.optim, card.config.train
     yield "batch", f"{train.batch_tokens:,} tokens, in windows of {card.config.context:,}"
-    yield "optimizer", f"{optim.name}, weight decay {optim.weight_decay}, clipped at {optim.clip_norm}"
+    yield (
+        "optimizer",
+        f"{optim.name}, weight decay {optim.weight_decay}, clipped at {optim.clip_norm}",
+    )
     rates = f"{optim.peak_lr:g} to {optim.final_lr:g}"
     yield "learning rate", f"{rates}, {optim.schedule}, {optim.warmup_steps:,} steps of warm-up"
     if card.config.task != _DEFAULT.task:

@@ -1,9 +1,7 @@
 """Directories of transformers' own `save_pretrained`, read bitwise and computed alike."""
 
-import dataclasses
 import json
 import re
-import shutil
 from pathlib import Path
 
 import jax
@@ -14,6 +12,7 @@ from gptjax.base.errors import UserError
 from gptjax.base.tree import named_leaves
 from gptjax.conversion.huggingface import is_huggingface, open_huggingface, read_huggingface
 from gptjax.conversion.opening import load_run
+from gptjax.conversion.stored_arrays import StoredArrays
 from gptjax.conversion.tokenizer_writing import write_tokenizer_files
 from gptjax.conversion.weights import Weights, to_huggingface
 from gptjax.model.gpt import GPT
@@ -256,13 +255,9 @@ def test_weights_of_another_model_are_told(tmp_path):
         read_huggingface(path)
 
 
-def test_nothing_is_read_before_it_is_asked_for(tmp_path):
-    """A model is opened for its shape alone, as by --train.init-from."""
+def test_a_model_opens_for_its_shape_alone(tmp_path, monkeypatch):
+    """As --train.init-from does before anything is compiled."""
     path = save(make("gpt2"), tmp_path)
+    monkeypatch.setattr(StoredArrays, "__getitem__", lambda *_: pytest.fail("an array was read"))
     opened = open_huggingface(path)
-    whole = read_huggingface(path).model
-    assert opened.model == dataclasses.replace(whole, n_vocab=257)
-    shutil.copy(path / "model.safetensors", path / "copy")
-    assert np.array_equal(
-        opened.arrays["transformer.wpe.weight"], opened.arrays["transformer.wpe.weight"]
-    )
+    assert (opened.model.n_embd, opened.model.n_vocab, opened.rows) == (20, 257, 257)

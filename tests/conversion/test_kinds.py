@@ -58,7 +58,7 @@ def test_a_pointer_is_told(tmp_path):
 
 
 def test_a_path_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="there is no /.*/nothing: give a file or a directory"):
+    with pytest.raises(UserError, match=r"there is no /.*/nothing: give a file or a directory"):
         read_model(str(tmp_path / "nothing"))
     with pytest.raises(UserError, match="there is no runs/nothing on this machine, and the hub"):
         read_model("runs/nothing")

@@ -77,7 +77,7 @@ def test_the_published_shapes_are_gpt1():
 
 
 def test_the_tokenizer_must_fit(directory):
-    with pytest.raises(UserError, match="has 50,257 ids, but the model in .* has 257"):
+    with pytest.raises(UserError, match=r"has 50,257 ids, but the model in .* has 257"):
         read_openai(directory, "gpt2")
 
 

@@ -113,7 +113,7 @@ def test_a_shard_that_is_missing_is_named(tmp_path):
 def test_a_shard_without_its_array_is_named(tmp_path):
     write_sharded(tmp_path)
     save_file({"c": ARRAYS["b"]}, tmp_path / "model-00002-of-00002.safetensors")
-    with pytest.raises(UserError, match="00002-of-00002.safetensors has b, but it has not"):
+    with pytest.raises(UserError, match=r"00002-of-00002\.safetensors has b, but it has not"):
         open_arrays(tmp_path)
 
 
