@@ -55,6 +55,7 @@ class _Header(NamedTuple):
             n_ctx=self.max_seq_len,
             n_vocab=n_vocab,
             activation="gelu_tanh",
+            dtype="float32",
         )
 
     @property
