@@ -146,6 +146,18 @@ def test_what_llm_c_would_compute_otherwise_is_refused(tmp_path: Path, switches,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_nothing_is_overwritten(tmp_path: Path):
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for out in (taken, taken / "deeper"):
+        with pytest.raises(UserError, match="is not a directory: choose another --out"):
+            write_llmc(weights_of(), out)
+    write_llmc(weights_of(), tmp_path / "out")
+    with pytest.raises(UserError, match="exists: choose another --out"):
+        write_llmc(weights_of(), tmp_path / "out")
+    assert taken.read_text() == "mine"
+
+
 def test_characters_without_end_of_text_survive(tmp_path: Path):
     cfg = ModelConfig(**{**SIZES, "n_vocab": 3})
     write_llmc(Weights(cfg, random_arrays(cfg), CharTokenizer("cab"), "a test"), tmp_path)
