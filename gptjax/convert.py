@@ -35,6 +35,8 @@ class ConvertCommand:
     """Type of the numbers that --to writes; float32 is exact."""
     averaged: bool = False
     """Take the running average of the parameters, if --run keeps one."""
+    for_: Annotated[Literal["transformers", "vllm", "llama.cpp"], arg(name="for")] = "transformers"
+    """Program to serve what --to huggingface writes; what it would serve wrongly is refused."""
 
 
 def convert(argv: Sequence[str]) -> int:
@@ -48,7 +50,8 @@ def convert(argv: Sequence[str]) -> int:
 
     from gptjax.conversion.exporting import EXPORTS
 
-    notes = EXPORTS[command.to or ""](command.run or "", out, command.dtype, command.averaged)
+    export = EXPORTS[command.to or ""]
+    notes = export(command.run or "", out, command.dtype, command.averaged, command.for_)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"wrote {out}")
@@ -57,7 +60,8 @@ def convert(argv: Sequence[str]) -> int:
 
 def _bring_in(command: ConvertCommand, source: str, out: Path) -> int:
     from gptjax.conversion.kinds import read_model
-    from gptjax.conversion.run_directory import require_free, write_run
+    from gptjax.conversion.new_directory import require_free
+    from gptjax.conversion.run_directory import write_run
     from gptjax.conversion.weights import description
 
     require_free(out)
@@ -82,6 +86,7 @@ def check(command: ConvertCommand) -> None:
     inwards = {"--kind": command.kind, "--tokenizer": command.tokenizer}
     outwards = {"--to": command.to, "--averaged": command.averaged}
     outwards |= {"--dtype": command.dtype != ConvertCommand.dtype}
+    outwards |= {"--for": command.for_ != ConvertCommand.for_}
     if (command.from_ is None) == (command.run is None):
         problems.append("expected either --from, to bring a model in, or --run, to take one out")
     elif command.from_ is not None:
@@ -94,6 +99,8 @@ def check(command: ConvertCommand) -> None:
         ]
         if command.to is None:
             problems.append("--to is missing: choose huggingface or llmc")
+        elif command.to != "huggingface" and outwards["--for"]:
+            problems.append("--for goes with --to huggingface")
     if problems:
         raise ConfigError(problems)
 

@@ -5,14 +5,10 @@ serving and exporting take it, and training starts from it with --train.init-fro
 """
 
 import dataclasses
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from gptjax.base.errors import UserError
-from gptjax.base.files import unique_name
 from gptjax.config import Config, DataConfig, TrainConfig
+from gptjax.conversion.new_directory import new_directory, require_free
 from gptjax.conversion.weights import Weights, as_tree
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
@@ -46,7 +42,7 @@ def write_run(weights: Weights, out: Path) -> None:
     require_free(out)
     config = config_of(weights)
     cursor = {"data": CONVERTED, CONVERTED: weights.source}
-    with _renamed_at_the_end(out) as directory:
+    with new_directory(out) as directory:
         run_dir = RunDir(directory)
         run_dir.begin(config, weights.tokenizer)
         checkpointer = Checkpointer(run_dir.checkpoints)
@@ -55,25 +51,3 @@ def write_run(weights: Weights, out: Path) -> None:
             checkpointer.save(0, {"params": params}, dataclasses.asdict(config), cursor)
         finally:
             checkpointer.close()
-
-
-def require_free(out: Path) -> None:
-    """Raise `UserError` unless `out` does not exist, or is an empty directory."""
-    if out.is_dir():
-        if any(out.iterdir()):
-            raise UserError(f"{out} exists and is not empty: choose another --out, or move it away")
-    elif out.exists() or out.is_symlink():
-        raise UserError(f"{out} is not a directory: choose another --out, or move it away")
-
-
-@contextmanager
-def _renamed_at_the_end(out: Path) -> Iterator[Path]:
-    """A directory beside `out` that takes its name if no error comes, and else vanishes."""
-    temporary = unique_name(out)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from gptjax.base.errors import UserError
 from gptjax.conversion.byte_level import ranks_of_merges, read_merges, text_as_bytes
+from gptjax.conversion.tokenizer_choice import ids_kept, is_padding
 from gptjax.tokenizers.bpe import EOT, GPT2_PATTERN, GPT2_VOCAB, BPETokenizer
 from gptjax.tokenizers.gpt1 import END, NEWLINE, GPT1Tokenizer
 from gptjax.tokenizers.plain import ByteTokenizer, CharTokenizer, Tokenizer
@@ -32,7 +33,8 @@ _DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, Ind
 def read_tokenizer_files(directory: Path, n_vocab: int, kind: Kind) -> Tokenizer:
     """The tokenizer of a directory, for a model of `n_vocab` ids of Hugging Face's type `kind`.
 
-    A byte-level BPE may have fewer tokens than the model has ids; the ids after them are unused.
+    A byte-level BPE may have fewer tokens than the model has ids; the ids after them are unused,
+    unless they only pad the table.
     Raises `UserError` if there is no tokenizer, if its files are damaged, if it says what ours
     cannot, or if it has more ids than the model.
     """
@@ -49,7 +51,7 @@ def read_tokenizer_files(directory: Path, n_vocab: int, kind: Kind) -> Tokenizer
         raise UserError(
             f"the tokenizer of {directory} cannot be used here: {reason}; {ours}"
         ) from error
-    if tokenizer.n_vocab > n_vocab:
+    if tokenizer.n_vocab > n_vocab and ids_kept(tokenizer, n_vocab) is None:
         raise UserError(
             f"the tokenizer of {directory} does not fit its model: it has {tokenizer.n_vocab} ids, "
             f"the model has {n_vocab}; {ours}"
@@ -171,7 +173,8 @@ def _byte_level(table: Table, merges: list[tuple[str, str]], eot: int, n_vocab: 
     if pattern is None:
         raise ValueError("it merges across words: it has no regex that cuts text first")
     ids = max(*ranks.values(), eot, *special) + 1
-    ids = max(ids, n_vocab)
+    if ids < n_vocab and not is_padding(n_vocab - ids, n_vocab):
+        ids = n_vocab
     name = "gpt2" if ids == GPT2_VOCAB and eot == GPT2_VOCAB - 1 else f"bpe:{ids}"
     try:
         return BPETokenizer(name, ranks, pattern, eot, ids)
@@ -200,7 +203,7 @@ def _characters(table: Table) -> CharTokenizer:
     vocab, steps = table["model"]["vocab"], _parts(table.get("pre_tokenizer"), "pretokenizers")
     tokens = sorted((t for t in vocab if t != EOT), key=vocab.__getitem__)
     is_ours = [s.get("pattern") for s in steps] == [{"Regex": EVERY_CHARACTER}]
-    ids = [vocab[token] for token in [*tokens, EOT]]
+    ids = [vocab[token] for token in tokens] + ([vocab[EOT]] if EOT in vocab else [])
     if not is_ours or table.get("normalizer") or ids != list(range(len(ids))):
         raise ValueError("it is a table of words; only one of single characters is known here")
     return CharTokenizer("".join(tokens))

@@ -28,11 +28,16 @@ GPT2_CLASS, ANY_CLASS = "GPT2Tokenizer", "PreTrainedTokenizerFast"
 
 
 def write_tokenizer_files(
-    tokenizer: Tokenizer, directory: Path, n_ctx: int, special_tokens: Sequence[str] = ()
+    tokenizer: Tokenizer,
+    directory: Path,
+    n_ctx: int,
+    special_tokens: Sequence[str] = (),
+    has_end: bool = True,
 ) -> None:
     """Write tokenizer.json and its settings, with vocab.json and merges.txt where there are merges.
 
     `n_ctx` is the longest text in tokens; `special_tokens` take the ids after the vocabulary.
+    Without `has_end`, as in nanoGPT's models of characters, the model has no id for end-of-text.
     Raises `UserError` without the `tokenizers` library, or for a tokenizer that has no such file.
     """
     try:
@@ -51,36 +56,34 @@ def write_tokenizer_files(
     elif isinstance(tokenizer, ByteTokenizer):
         theirs, kind = _bytes(tokenizer), ANY_CLASS
     elif isinstance(tokenizer, CharTokenizer):
-        theirs, kind = _characters(tokenizer), ANY_CLASS
+        theirs, kind = _characters(tokenizer, has_end), ANY_CLASS
     else:
         raise UserError(f"tokenizer {tokenizer.name} has no form that transformers can load")
-    special = [end, *special_tokens]
+    special = [*([end] if has_end else []), *special_tokens]
     theirs.add_special_tokens(
         [tokenizers.AddedToken(token, special=True, normalized=False) for token in special]
     )
     theirs.save(str(directory / TOKENIZER))
-    names = {"bos_token": end, "eos_token": end, "unk_token": end}
+    names = {"bos_token": end, "eos_token": end} if has_end else {}
+    if isinstance(tokenizer, BPETokenizer | GPT1Tokenizer):
+        names["unk_token"] = end
     settings = {
         "tokenizer_class": kind,
         "model_max_length": n_ctx,
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
-        **(names if isinstance(tokenizer, BPETokenizer | GPT1Tokenizer) else _without_unk(names)),
+        **names,
     }
     if special_tokens:
         settings["additional_special_tokens"] = list(special_tokens)
     _write(directory / SETTINGS, settings)
-    _write(directory / SPECIAL_MAP, {k: v for k, v in settings.items() if "_token" in k[-7:]})
+    _write(directory / SPECIAL_MAP, names)
     model = json.loads(theirs.to_str())["model"]
     if model.get("merges"):
         ordered = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
         (directory / VOCABULARY).write_text(json.dumps(ordered, ensure_ascii=False), "utf-8")
         lines = ["#version: 0.2", *map(" ".join, model["merges"])]
         (directory / MERGES).write_text("\n".join(lines) + "\n", "utf-8")
-
-
-def _without_unk(names: dict[str, str]) -> dict[str, str]:
-    return {name: token for name, token in names.items() if name != "unk_token"}
 
 
 def _byte_pairs(tokenizer: BPETokenizer) -> tuple[Any, str]:
@@ -118,13 +121,14 @@ def _bytes(tokenizer: ByteTokenizer) -> Any:
     return theirs
 
 
-def _characters(tokenizer: CharTokenizer) -> Any:
+def _characters(tokenizer: CharTokenizer, has_end: bool) -> Any:
     """A table of words of one character; without an unknown token, a stranger is an error."""
     from tokenizers import Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Theirs
 
     vocab = {character: i for i, character in enumerate(tokenizer.alphabet)}
-    theirs = Theirs(models.WordLevel({**vocab, EOT: tokenizer.eot_id}, unk_token=""))
+    end = {EOT: tokenizer.eot_id} if has_end else {}
+    theirs = Theirs(models.WordLevel({**vocab, **end}, unk_token=""))
     theirs.pre_tokenizer = pre_tokenizers.Split(Regex(EVERY_CHARACTER), "isolated")
     theirs.decoder = decoders.Fuse()
     return theirs
