@@ -55,6 +55,7 @@ class _Header(NamedTuple):
             n_ctx=self.max_seq_len,
             n_vocab=n_vocab,
             activation="gelu_tanh",
+            dtype="float32",
         )
 
     @property
@@ -109,8 +110,8 @@ def write_llmc(
 
     `out` is a file whose name ends in `.bin`, or a directory, in which it is `model.bin`. Version 3
     is float32, version 5 bfloat16, rounded to the nearest even. Absent biases are written as zeros,
-    which compute the same. Raises `UserError`, before anything is written, if llm.c would compute
-    another function of the weights.
+    which compute the same. Raises `UserError`, before anything is written, if the file exists or if
+    llm.c would compute another function of the weights.
     """
     model = weights.model
     if reasons := list(_reasons_against(model)):
@@ -119,6 +120,7 @@ def write_llmc(
             "nothing else: export with --to huggingface"
         )
     file = out if out.suffix == ".bin" else out / MODEL_FILE
+    _make_room(file)
     version = next(number for number, name in VERSIONS.items() if name == dtype)
     header = _Header(
         MODEL_MAGIC, version, model.n_ctx, model.n_vocab or 0, model.n_layer, model.n_head,
@@ -126,7 +128,6 @@ def write_llmc(
     )  # fmt: skip
     numbers = np.zeros(HEADER_INTS, "<i4")
     numbers[: len(header)] = header
-    file.parent.mkdir(parents=True, exist_ok=True)
     with replaced(file) as opened:
         opened.write(numbers.tobytes())
         for name, shape in header.shapes.items():
@@ -147,6 +148,16 @@ def _file_of(path: Path) -> Path:
 def _tokenizer_beside(file: Path) -> Path:
     """Where the tokenizer of a model file lies; llm.c ignores it."""
     return file.with_suffix(".tokenizer.json")
+
+
+def _make_room(file: Path) -> None:
+    """Make the directory of a new file; raises `UserError` if either name is taken."""
+    if file.exists():
+        raise UserError(f"{file} exists: choose another --out, or move it away")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{file.parent} is not a directory: choose another --out") from error
 
 
 def _turned(name: str, array: np.ndarray) -> np.ndarray:

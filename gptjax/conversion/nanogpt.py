@@ -62,6 +62,7 @@ def read_nanogpt(path: Path, tokenizer: str | None) -> Weights:
         qkv_bias=args["bias"],
         tied_head=_is_tied(state),
         activation="gelu_erf",
+        dtype="float32",
         embd_pdrop=float(args["dropout"]),
         attn_pdrop=float(args["dropout"]),
         resid_pdrop=float(args["dropout"]),
