@@ -39,5 +39,4 @@ def test_stretches_of_one_length_have_the_usual_error():
 
 def test_an_unknown_error_is_none_and_so_is_the_rate_of_no_bytes():
     figures = text_figures([3.0], [2], [0])
-    assert figures["stderr"] is None and figures["perplexity_stderr"] is None
-    assert figures["bits_per_byte"] is None
+    assert [figures[n] for n in ("stderr", "perplexity_stderr", "bits_per_byte")] == [None] * 3

@@ -7,12 +7,10 @@ import math
 import jax
 import numpy as np
 import pytest
-from small_runs import tiny_on
 
 from gptjax.base.errors import UserError
 from gptjax.config import Config, ModelConfig
 from gptjax.data.manifest import Manifest
-from gptjax.evaluation.perplexity import evaluate_parts
 from gptjax.evaluation.scoring import Scorer
 from gptjax.evaluation.setting import Setting
 from gptjax.evaluation.texts import count_windows, measure_text, opened, sliding_windows
@@ -78,28 +76,6 @@ def test_windows_begin_at_multiples_of_the_stride(tokens, context, stride):
         assert window.start == number * stride
         assert window.start < window.scored < window.stop <= window.start + context + 1
         assert number == 0 or window.scored - window.start >= context + 1 - stride
-
-
-def test_the_first_windows_are_a_runs_validation_set(run, prepared):
-    from gptjax.training.setup import Setup
-
-    fields = {"train.context": 16, "train.eval_tokens": 480, "model.dtype": "float32"}
-    config = tiny_on(prepared, fields | {"train.eval_every_steps": 1})
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, unroll=1))
-    made = Setup(config, jax.devices()[:1])
-    params = made.evaluated_params(made.program.initial_state())
-    step = made.program.eval_step
-    validated = evaluate_parts(lambda batch: step(params, batch), made.validation_parts())
-
-    model = made.config.model
-    scorer = Scorer(model, jax.device_get(params), batch_rows=8, context=16)
-    trained = LoadedRun(made.config, params, made.data.tokenizer, 0, "")
-    setting = Setting(trained, scorer, str(prepared.directory), limit=30)
-    figures = measure_text(setting)
-    assert figures["tokens"] == 480
-    assert figures["loss"] == pytest.approx(validated.loss, abs=1e-5)
-    assert figures["stderr"] == pytest.approx(validated.stderr, rel=1e-3)
-    assert figures["bits_per_byte"] == pytest.approx(validated.bits_per_byte, abs=1e-5)
 
 
 def test_documents_end_with_end_of_text_but_the_last(run, scorer, tmp_path):

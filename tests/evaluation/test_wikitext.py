@@ -36,7 +36,8 @@ def of_lm_eval(file: str):
     if found is None or found.origin is None:
         pytest.skip("lm_eval is not installed")
     spec = importlib.util.spec_from_file_location("theirs", Path(found.origin).parent / file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -58,15 +59,15 @@ def test_pages_are_detokenised_as_theirs():
         assert detokenised(page) == theirs({"page": page})
 
 
-def test_windows_are_theirs():
-    theirs = of_lm_eval("utils.py")
+def test_windows_score_each_token_once_after_as_much_as_fits():
     for length in range(1, 20):
-        tokens = list(range(100, 100 + length))
         for context in (1, 2, 5, 16):
-            windows = theirs.get_rolling_token_windows(tokens, 7, context, 1)
-            expected = [theirs.make_disjoint_window(window) for window in windows]
-            ours = rolling_requests(tokens, 7, context)
-            assert [(r.context.tolist(), r.continuation.tolist()) for r in ours] == expected
+            requests = rolling_requests(list(range(1, length + 1)), 0, context)
+            scored = [int(token) for request in requests for token in request.continuation]
+            assert scored == list(range(1, length + 1))
+            for before, after in requests:
+                assert before[-1] + 1 == after[0]
+                assert len(before) + len(after) == min(length, context) + 1
 
 
 def test_pages_are_cut_before_headings_of_the_first_level():
@@ -94,7 +95,7 @@ def test_words_and_bytes_are_those_of_the_page_in_the_file(run, tmp_path):
         total -= sum(s.logprob for s in scorer.score(rolling_requests(ids, 256, 16)))
     words = sum(len(re.split(r"\s+", page)) for page in pages)
     sizes = sum(len(page.encode()) for page in pages)
-    assert figures["words"] == words and figures["bytes"] == sizes
+    assert (figures["words"], figures["bytes"]) == (words, sizes)
     assert figures["tokens"] == sum(len(detokenised(page).encode()) for page in pages) < sizes
     assert figures["word_perplexity"] == pytest.approx(math.exp(total / words), rel=1e-6)
     assert figures["byte_perplexity"] == pytest.approx(math.exp(total / sizes), rel=1e-6)
