@@ -15,6 +15,7 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
+from gptjax.conversion.stored_arrays import LFS_POINTER
 from gptjax.conversion.weights import Weights, from_huggingface
 from gptjax.tokenizers.gpt1 import FILES, gpt1
 from gptjax.tokenizers.plain import Tokenizer
@@ -104,7 +105,7 @@ def _read_part(path: Path) -> np.ndarray:
         ) from error
     except (OSError, ValueError, EOFError) as error:
         with path.open("rb") as file:
-            is_pointer = file.read(23) == b"version https://git-lfs"
+            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
         cure = "it is a pointer of git-lfs: run git lfs pull" if is_pointer else "fetch it again"
         raise UserError(f"{path} is not an array of NumPy, or was cut short: {cure}") from error
     if part.dtype != np.float32:

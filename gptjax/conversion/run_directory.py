@@ -6,8 +6,8 @@ serving and exporting take it, and training starts from it with --train.init-fro
 
 import dataclasses
 import shutil
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gptjax.base.errors import UserError

@@ -21,7 +21,7 @@ INDEX = ".index.json"
 WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, TORCH, TORCH + INDEX)  # the first one counts
 EXACT = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # types that float32 holds
 _OTHERS = ("tf_model.h5", "flax_model.msgpack", "*.gguf", "*.safetensors", "*.bin", "*.onnx")
-_POINTER = b"version https://git-lfs"
+LFS_POINTER = b"version https://git-lfs"
 Read = Callable[[], np.ndarray]
 
 
@@ -122,7 +122,7 @@ def _open(path: Path) -> dict[str, Read]:
     """A way to read each array of one file."""
     try:
         with path.open("rb") as file:
-            is_pointer = file.read(len(_POINTER)) == _POINTER
+            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     if is_pointer:

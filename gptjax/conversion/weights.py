@@ -14,6 +14,7 @@ from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
 from gptjax.config.schema import PRETRAIN
 from gptjax.model.places import leaves
+from gptjax.model.size import parameter_count
 from gptjax.tokenizers.plain import Tokenizer
 
 STACK = "h/"  # leaves below it have the layer as their first dimension
@@ -108,3 +109,21 @@ def as_tree(arrays: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(module, {})
         node[last] = array
     return tree
+
+
+def description(weights: Weights) -> list[str]:
+    """What a model is, in lines like those at the start of a training."""
+    model = weights.model
+    switches = [
+        f"{model.norm}-norm",
+        model.activation,
+        "tied head" if model.tied_head else "untied head",
+        "biases" if model.bias else "no biases",
+    ]
+    return [
+        f"from       {weights.source}",
+        f"model      {parameter_count(model):,} parameters: {model.n_layer} layers, "
+        f"{model.n_head} heads, {model.n_embd} wide, context {model.n_ctx}, "
+        f"{', '.join(switches)}",
+        f"tokenizer  {weights.tokenizer.name}, {weights.tokenizer.n_vocab:,} ids",
+    ]

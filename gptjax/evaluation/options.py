@@ -31,7 +31,8 @@ class EvaluateCommand:
     """Tokens by which the window of perplexity moves; the default is the whole window. A smaller
     one gives every token more context and takes longer."""
     limit: int | None = None
-    """Use only so many items, windows or pages, from the beginning."""
+    """Use only so many items or pages, from the beginning, or windows of perplexity, spread evenly
+    as in the validation of a run."""
     json: Path | None = None
     """File to write the figures to, with the conditions of the measurement."""
     batch: int = 16

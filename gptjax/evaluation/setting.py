@@ -23,7 +23,7 @@ class Setting:
     data: str
     """A path, or a data set of the hub."""
     limit: int | None = None
-    """Use only so many items, windows or pages from the beginning."""
+    """Use only so many items or pages, from the beginning, or windows, spread evenly."""
     stride: int | None = None
     """Tokens by which a window moves; None is the whole window."""
     text_field: str | None = None
