@@ -231,7 +231,7 @@ def _groups(argv: Sequence[str]) -> Iterator[list[str]]:
 def _flags(section: Any, prefix: str = "--") -> Iterator[tuple[str, Any]]:
     """Every flag of a dataclass with its type, `--no-` forms of switches included."""
     for name, expected in typing.get_type_hints(section).items():
-        word = name.replace("_", "-")
+        word = name.rstrip("_").replace("_", "-")  # from_, because from is a word of Python's
         if dataclasses.is_dataclass(expected):
             yield from _flags(expected, f"{prefix}{word}.")
         else:

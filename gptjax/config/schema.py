@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 PRETRAIN = "pretrain"
+TASKS_WITH_SPECIAL_TOKENS = frozenset({"classify"})
+"""Tasks that train GPT-1's start, delimiter and extract, ids in the padding of its vocabulary; only
+their runs are exported with them."""
 VOCAB_MULTIPLE = 128  # rows of the embedding table are padded to whole tensor-core tiles
 
 
@@ -41,6 +44,10 @@ class ModelConfig:
     """Bias of every other projection and of the layer norms."""
     tied_head: bool = True
     """Compute logits with the token embedding instead of a second matrix."""
+    activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
+    """GELU of the MLP: OpenAI's tanh form (Hugging Face's gelu_new), or the exact one by the error
+    function (torch's nn.GELU(), nanoGPT). A model trained with one is slightly wrong in the
+    other."""
     embd_pdrop: float = 0.0
     """Dropout probability after the sum of token and position embedding."""
     attn_pdrop: float = 0.0

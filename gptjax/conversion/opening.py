@@ -1,25 +1,34 @@
-"""Opens whatever holds a model: a checkpoint of a run, by `load_run`."""
+"""Opens whatever holds a model: a checkpoint of a run, or a Hugging Face directory."""
 
 from os import PathLike
 
+import jax
+
+from gptjax.base.errors import UserError
 from gptjax.base.tree import abstract_tree
 from gptjax.cluster.environment import find_devices
 from gptjax.cluster.mesh import make_mesh, replicated
+from gptjax.conversion.huggingface import is_huggingface, read_huggingface
+from gptjax.conversion.run_directory import config_of
+from gptjax.conversion.weights import as_tree
 from gptjax.generation.loaded import LoadedRun
 from gptjax.model.gpt import parameter_shapes
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
-from gptjax.runs.naming import read_checkpoint_name
+from gptjax.runs.naming import BEST, LATEST, CheckpointName, read_checkpoint_name
 
 
 def load_run(path: str | PathLike[str], averaged: bool = True) -> LoadedRun:
     """Load a checkpoint: RUN or RUN@best by validation loss, RUN@latest, or RUN@STEP.
 
     A run that keeps a running average of its parameters gives the average, unless `averaged` is
-    false. Nothing in the directory changes. Raises `UserError` if there is no run, no such
-    checkpoint, or a damaged one.
+    false. A directory of Hugging Face's GPT-2 or OpenAI-GPT is read like a run of step 0, in
+    float32. Nothing in the directory changes. Raises `UserError` if there is no run and no such
+    directory, no such checkpoint, or a damaged one.
     """
     name = read_checkpoint_name(path)
+    if is_huggingface(name.path):
+        return _load_huggingface(name)
     run_dir = RunDir(name.path)
     run_dir.require()
     find_devices()
@@ -33,3 +42,13 @@ def load_run(path: str | PathLike[str], averaged: bool = True) -> LoadedRun:
         checkpointer.close()
     origin = f"checkpoint of step {step} in {run_dir.path}"
     return LoadedRun(config, params, tokenizer, step, origin)
+
+
+def _load_huggingface(name: CheckpointName) -> LoadedRun:
+    if name.which not in (BEST, LATEST):
+        raise UserError(f"{name.path} is a Hugging Face directory: it has no step {name.which}")
+    weights = read_huggingface(name.path)
+    find_devices()
+    params = jax.device_put(as_tree(weights.arrays), replicated(make_mesh(1)))
+    origin = "; ".join((weights.source, *weights.notes))
+    return LoadedRun(config_of(weights), params, weights.tokenizer, 0, origin)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
+from gptjax.conversion.huggingface import is_huggingface, open_huggingface
 from gptjax.runs.directory import RunDir
 from gptjax.runs.naming import FORM, read_checkpoint_name
 from gptjax.tokenizers.plain import Tokenizer
@@ -31,7 +32,7 @@ class Source(NamedTuple):
 
 
 def read_source(name: str) -> Source:
-    """The shape of RUN, RUN@best, RUN@latest, RUN@STEP, or of a converted run.
+    """The shape of RUN, RUN@best, RUN@latest, RUN@STEP, or of a Hugging Face directory.
 
     Raises `UserError` if nothing of this kind is there, or if it is damaged.
     """
@@ -40,7 +41,15 @@ def read_source(name: str) -> Source:
         raise UserError(
             f"there is no model in {path}: expected {FORM}, or a Hugging Face directory"
         )
-    return _of_run(name, path)
+    return _of_huggingface(name, path) if is_huggingface(path) else _of_run(name, path)
+
+
+def _of_huggingface(name: str, path: Path) -> Source:
+    opened = open_huggingface(path)
+    tokenizer = opened.tokenizer
+    return Source(
+        name, opened.model, tokenizer, tokenizer.name if tokenizer.name in NAMED else None
+    )
 
 
 def _of_run(name: str, path: Path) -> Source:

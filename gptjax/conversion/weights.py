@@ -12,7 +12,9 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
+from gptjax.config.schema import PRETRAIN
 from gptjax.model.places import leaves
+from gptjax.model.size import parameter_count
 from gptjax.tokenizers.plain import Tokenizer
 
 STACK = "h/"  # leaves below it have the layer as their first dimension
@@ -30,24 +32,31 @@ class Weights:
     """Its tokenizer, with as many ids as the model."""
     source: str
     """Where it comes from, in words for messages and model cards."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about the reading, a sentence each."""
+    task: str = PRETRAIN
+    """The task that it was trained for; some tasks use rows of the vocabulary's padding."""
 
 
 def from_huggingface(
-    theirs: Mapping[str, np.ndarray], cfg: ModelConfig, name: str
+    theirs: Mapping[str, np.ndarray], cfg: ModelConfig, name: str, rows: int | None = None
 ) -> dict[str, np.ndarray]:
     """Our arrays from arrays under Hugging Face's names; the vocabulary is padded with zeros.
 
-    Arrays are read one after the other, so a lazy mapping never holds them all. Raises a
-    `UserError` that calls the source `name` and lists every array that is missing, left over or of
-    another shape.
+    Arrays are read one after the other, so a lazy mapping never holds them all. Their vocabulary
+    has `rows`, or `n_vocab`. Raises a `UserError` that calls the source `name` and lists every
+    array that is missing, left over or of another shape.
     """
-    ours, used, problems = {}, set(), []
+    ours: dict[str, np.ndarray] = {}
+    used: set[str] = set()
+    problems: list[str] = []
     for leaf in leaves(cfg):
         is_stack = leaf.name.startswith(STACK)
         names = [leaf.huggingface.format(i) for i in range(cfg.n_layer if is_stack else 1)]
         expected = leaf.published_shape[1:] if is_stack else leaf.published_shape
+        if leaf.padding and rows is not None:
+            expected = (rows, *expected[1:])
         used |= set(names)
-        array = np.zeros(leaf.shape, np.float32)
         for i, theirs_name in enumerate(names):
             if theirs_name not in theirs:
                 problems.append(f"{theirs_name} {expected} is missing")
@@ -55,11 +64,13 @@ def from_huggingface(
             found = theirs[theirs_name]
             if found.shape != expected:
                 problems.append(f"{theirs_name} is {found.shape}, expected {expected}")
-            elif is_stack:
-                array[i] = found
+                continue
+            if leaf.name not in ours:  # only now: a config may claim shapes that no memory holds
+                ours[leaf.name] = np.zeros(leaf.shape, np.float32)
+            if is_stack:
+                ours[leaf.name][i] = found
             else:
-                array[: len(found)] = found
-        ours[leaf.name] = array
+                ours[leaf.name][: len(found)] = found
     problems += [f"{extra} is not an array of this model" for extra in sorted(set(theirs) - used)]
     if problems:
         more = [f"... and {len(problems) - 12} more"] if len(problems) > 12 else []
@@ -98,3 +109,21 @@ def as_tree(arrays: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(module, {})
         node[last] = array
     return tree
+
+
+def description(weights: Weights) -> list[str]:
+    """What a model is, in lines like those at the start of a training."""
+    model = weights.model
+    switches = [
+        f"{model.norm}-norm",
+        model.activation,
+        "tied head" if model.tied_head else "untied head",
+        "biases" if model.bias else "no biases",
+    ]
+    return [
+        f"from       {weights.source}",
+        f"model      {parameter_count(model):,} parameters: {model.n_layer} layers, "
+        f"{model.n_head} heads, {model.n_embd} wide, context {model.n_ctx}, "
+        f"{', '.join(switches)}",
+        f"tokenizer  {weights.tokenizer.name}, {weights.tokenizer.n_vocab:,} ids",
+    ]

@@ -23,6 +23,7 @@ from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
 from gptjax.model.products import mixed_matmul
 
 PRODUCT, ATTENDED = "product", "attended"  # what a rematerialisation policy may keep
+ACTIVATIONS = {"gelu_tanh": ops.gelu, "gelu_erf": ops.gelu_erf}  # by `ModelConfig.activation`
 INIT_STD = 0.02  # GPT-1 and GPT-2, section "model specifications": N(0, 0.02)
 
 
@@ -142,7 +143,7 @@ class MLP(nn.Module):
         width = 4 * cfg.n_embd // split.tensor
         h_BTF = Projection(cfg, width, cfg.bias, split=split, name="c_fc")(x_BTD)
         project = Projection(cfg, cfg.n_embd, cfg.bias, True, split, name="c_proj")
-        return project(ops.gelu(h_BTF))
+        return project(ACTIVATIONS[cfg.activation](h_BTF))
 
 
 class Block(nn.Module):

@@ -3,7 +3,7 @@
 Letters: M rows, D width. Statistics are float32, or float64 if an input is. Results have the type
 of the input, and integers become float32. The backward passes are written out where autodiff would
 keep more than it needs. jax has no forward mode for such functions, so `jax.jvp` and `jax.jacfwd`
-refuse `gelu` and `layer_norm`. Compare gradients with finite differences by
+refuse both GELUs and `layer_norm`. Compare gradients with finite differences by
 `jax.test_util.check_grads(f, args, order=1, modes=["rev"])`; `jax.hessian` works.
 """
 
@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from gptjax.model.arguments import check_shapes, floating, not_negative, probability, wide
 
+SQRT_2, SQRT_2_PI = 2**0.5, (2 * jnp.pi) ** 0.5
 GELU_SCALE = (2 / jnp.pi) ** 0.5
 GELU_CUBIC = 0.044715
 
@@ -55,6 +56,42 @@ _gelu.defvjp(_gelu_forward, _gelu_backward)
 
 def _gelu_tanh(x: Array) -> Array:
     return jnp.tanh(GELU_SCALE * x * (1 + GELU_CUBIC * jnp.square(x)))
+
+
+def gelu_erf(x: ArrayLike) -> Array:
+    """Gaussian error linear unit, exactly: `x` times the normal distribution's `Phi(x)`; any shape.
+
+    Hendrycks and Gimpel (2016), section 2: `0.5 x (1 + erf(x / sqrt(2)))`, as nanoGPT and torch's
+    `nn.GELU()` compute it. The backward pass recomputes the error function, so only `x` is kept.
+
+    >>> gelu_erf(jnp.array([0, 10])).tolist()  # integers count as float32
+    [0.0, 10.0]
+    """
+    y: Any = _gelu_erf(floating("x", x))
+    return y
+
+
+@jax.custom_vjp
+def _gelu_erf(x: Array) -> Array:
+    return _gelu_erf_forward(x)[0]
+
+
+def _gelu_erf_forward(x: Array) -> tuple[Array, Array]:
+    x_wide = x.astype(wide(x))
+    return (x_wide * _normal_cdf(x_wide)).astype(x.dtype), x
+
+
+def _gelu_erf_backward(x: Array, dy: Array) -> tuple[Array]:
+    x_wide = x.astype(wide(x))
+    density = jnp.exp(-0.5 * jnp.square(x_wide)) / SQRT_2_PI
+    return ((dy * (_normal_cdf(x_wide) + x_wide * density)).astype(x.dtype),)
+
+
+_gelu_erf.defvjp(_gelu_erf_forward, _gelu_erf_backward)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * (1 + lax.erf(x / SQRT_2))
 
 
 def layer_norm(

@@ -33,6 +33,9 @@ from gptjax.tokenizers.plain import utf8
 FILES = (("encoder_bpe_40000.json", "vocab_40000.bpe"), ("vocab.json", "merges.txt"))
 HUB_REPOSITORY = "openai-community/openai-gpt"
 UNKNOWN = 0  # <unk>, which also ends documents: the published vocabulary has no other special token
+SPECIAL_TOKENS = {"_start_": 40_478, "_delimiter_": 40_479, "_classify_": 40_480}
+"""Ids of the tokens around the inputs of fine-tuning, by their names in OpenAI's code; the paper
+calls them start, delimiter and extract. They follow the published vocabulary, in its padding."""
 RULES = 1  # version of standardisation and words; part of the fingerprint
 END = "</w>"
 NEWLINE = "\n" + END

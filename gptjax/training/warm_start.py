@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding
 
 from gptjax.base.errors import UserError
 from gptjax.base.tree import Tree, abstract_tree
@@ -17,7 +19,9 @@ from gptjax.cluster.agreement import first_complaint, require_same
 from gptjax.cluster.mesh import shardings
 from gptjax.config import Config, ModelConfig
 from gptjax.conversion.fitting import changed_settings, leaf_differences
+from gptjax.conversion.huggingface import is_huggingface, read_huggingface
 from gptjax.conversion.shapes import Source, read_source
+from gptjax.conversion.weights import as_tree
 from gptjax.model.gpt import INIT_STD, parameter_shapes
 from gptjax.model.places import leaves
 from gptjax.runs.checkpoint import Checkpointer
@@ -102,22 +106,30 @@ def _agreed(name: str) -> Source:
 
 
 def _read(source: Source, program: Program) -> Found:
-    """The parameters of a run's checkpoint, divided as the program's are."""
+    """The parameters of a checkpoint or a directory, divided as the program's are."""
     named = read_checkpoint_name(source.name)
+    shapes = parameter_shapes(source.model)
+    places = shardings(shapes, shapes, program.mesh)
+    if is_huggingface(named.path):
+        weights = read_huggingface(named.path)
+        return Found(jax.tree.map(_placed, as_tree(weights.arrays), places), weights.source)
     run_dir = RunDir(named.path)
     checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
     try:
         step = checkpointer.choose(named.which)
         require_same("the checkpoint to start from", str(step), SAME_MODEL)
-        shapes = parameter_shapes(source.model)
-        target = abstract_tree(shapes, shardings(shapes, shapes, program.mesh))
-        params = checkpointer.restore_params(step, target)
+        params = checkpointer.restore_params(step, abstract_tree(shapes, places))
         loss = checkpointer.ranking.loss(step)
         average = ", the average of its parameters" if checkpointer.has_average(step) else ""
     finally:
         checkpointer.close()
     measured = "" if loss is None else f" (validation loss {loss:.4f})"
     return Found(params, f"{run_dir.path}, step {step}{measured}{average}")
+
+
+def _placed(array: np.ndarray, place: NamedSharding) -> Array:
+    """An array that every process has, each device with its own part."""
+    return jax.make_array_from_callback(array.shape, place, array.__getitem__)
 
 
 def _fitted(rows: int, params: Tree, key: Array) -> Tree:

@@ -22,6 +22,7 @@ from gptjax.config.validation import validate
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.size import parameter_count
 from gptjax.plan import plan
+from gptjax.tokenizers.gpt1 import SPECIAL_TOKENS
 from gptjax.training.autotune import memory_needed
 from gptjax.training.program import assemble
 from gptjax.training.schedules import learning_rate_schedule
@@ -155,6 +156,13 @@ def test_gpt1_is_trained_as_published():
     assert config.data.tokenizer == "gpt1"
     assert config.batch_rows == 64
     assert config.train.max_steps * config.train.batch_tokens == pytest.approx(100e9, rel=1e-4)
+
+
+def test_gpt1_s_special_tokens_lie_in_the_padding_of_its_vocabulary():
+    model = sized("gpt1_117m").model
+    assert list(SPECIAL_TOKENS.values()) == [40_478, 40_479, 40_480]
+    assert all(vocabulary(load_config("gpt1_117m")) <= i for i in SPECIAL_TOKENS.values())
+    assert all(i < model.padded_vocab for i in SPECIAL_TOKENS.values())
 
 
 def test_the_better_text_comes_in_as_the_learning_rate_begins_to_fall():

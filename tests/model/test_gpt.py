@@ -32,6 +32,7 @@ SWITCHES = {
     "qkv_bias": (False, {"h/attn/c_attn/bias"}),
     "bias": (False, {"ln_f/bias", *(f"h/{module}/bias" for module in BIASES)}),
     "tied_head": (False, {"lm_head"}),
+    "activation": ("gelu_erf", set()),
     "embd_pdrop": (0.3, set()),
     "attn_pdrop": (0.3, set()),
     "resid_pdrop": (0.3, set()),
@@ -226,7 +227,9 @@ def test_every_switch_changes_the_program_and_exactly_its_own_leaves(switch):
     assert all(before[name].shape == after[name].shape for name in before.keys() & after.keys())
 
 
-@pytest.mark.parametrize("switch", ["norm", "final_norm", "qkv_bias", "bias", "tied_head", "dtype"])
+@pytest.mark.parametrize(
+    "switch", ["norm", "final_norm", "qkv_bias", "bias", "tied_head", "activation", "dtype"]
+)
 def test_switches_of_the_arithmetic_change_the_logits(switch):
     cfg = replace(BASE, **{switch: SWITCHES[switch][0]})
     both = perturbed(BASE) | {"lm_head": perturbed(replace(BASE, tied_head=False))["lm_head"]}

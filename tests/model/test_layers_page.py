@@ -29,6 +29,7 @@ def test_the_test_file_of_the_page_passes():
 
 PROMOTED = {
     "gelu": (ops.gelu, QKV[:1]),
+    "gelu_erf": (ops.gelu_erf, QKV[:1]),
     "layer_norm": (ops.layer_norm, QKV[:1]),
     "dropout": (lambda x: ops.dropout(x, 0.5, jax.random.key(0)), QKV[:1]),
     "mixed_matmul": (products.mixed_matmul, [QKV[0, 0, 0], QKV[0, 0, 0].T]),

@@ -1,11 +1,13 @@
 """The pure functions of the network against ten-line NumPy references in float64."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.model.ops import dropout, gelu, layer_norm
+from gptjax.model.ops import dropout, gelu, gelu_erf, layer_norm
 
 
 def reference_layer_norm(x_BTD, scale_D, bias_D, eps=1e-5):
@@ -21,6 +23,10 @@ def normal(*shape, seed=0):
 
 def reference_gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def reference_gelu_erf(x):
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
 def slopes(f, x, dy, step=1e-5):
@@ -45,6 +51,26 @@ def test_gelu_is_the_tanh_form():
     x = np.linspace(-12, 12, 4001, dtype=np.float32)
     expected = reference_gelu(x.astype(np.float64))
     np.testing.assert_allclose(gelu(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_gelu_erf_is_the_exact_form():
+    x = np.linspace(-12, 12, 4001, dtype=np.float32)
+    expected = reference_gelu_erf(x.astype(np.float64))
+    np.testing.assert_allclose(gelu_erf(x), expected, rtol=1e-6, atol=1e-6)
+    assert abs(gelu_erf(x) - gelu(x)).max() == pytest.approx(4.7e-4, rel=0.02)  # not the same
+
+
+@pytest.mark.parametrize("ours", [gelu, gelu_erf])
+def test_both_gelus_are_torch_s_with_gradients(ours):
+    torch = pytest.importorskip("torch")
+    approximate = {gelu: "tanh", gelu_erf: "none"}[ours]
+    x, dy = 4 * normal(2, 64, 64), normal(2, 64, 64, seed=1)
+    theirs = torch.from_numpy(x).requires_grad_()
+    y = torch.nn.GELU(approximate)(theirs)
+    y.backward(torch.from_numpy(dy))
+    np.testing.assert_allclose(ours(x), y.detach().numpy(), rtol=1e-6, atol=1e-6)
+    (dx,) = pulled_back(ours, dy, x)
+    np.testing.assert_allclose(dx, theirs.grad.numpy(), rtol=1e-5, atol=3e-5)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -120,6 +146,27 @@ def test_the_gradient_of_gelu_is_its_slope():
     np.testing.assert_allclose(dx, by_autodiff, rtol=1e-5, atol=3e-5)
 
 
+def test_the_gradient_of_gelu_erf_is_its_slope():
+    x, dy = np.linspace(-12, 12, 4001, dtype=np.float32), normal(4001)
+    (dx,) = pulled_back(gelu_erf, dy, x)
+    wide, h = x.astype(np.float64), 1e-5
+    slope = (reference_gelu_erf(wide + h) - reference_gelu_erf(wide - h)) / (2 * h)
+    np.testing.assert_allclose(dx, slope * dy, rtol=1e-5, atol=1e-6)
+    (by_autodiff,) = pulled_back(lambda x: jax.nn.gelu(x, approximate=False), dy, x)
+    np.testing.assert_allclose(dx, by_autodiff, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_gelu_erf_is_the_float32_one_rounded():
+    x_BTF, dy_BTF = (jnp.asarray(4 * normal(2, 5, 64, seed=i), jnp.bfloat16) for i in range(2))
+    (dx_BTF,) = pulled_back(gelu_erf, dy_BTF, x_BTF)
+    assert gelu_erf(x_BTF).dtype == dx_BTF.dtype == jnp.bfloat16
+    x, dy = np.float64(x_BTF), np.float64(dy_BTF)
+    expected = reference_gelu_erf(x)
+    np.testing.assert_allclose(np.float64(gelu_erf(x_BTF)), expected, rtol=2**-8, atol=1e-6)
+    slope = (reference_gelu_erf(x + 1e-5) - reference_gelu_erf(x - 1e-5)) / 2e-5
+    np.testing.assert_allclose(np.float64(dx_BTF), slope * dy, rtol=2**-8, atol=1e-6)
+
+
 def test_bfloat16_gelu_stays_bfloat16_and_close():
     x_BTF, dy_BTF = (jnp.asarray(4 * normal(2, 5, 64, seed=i), jnp.bfloat16) for i in range(2))
     (dx_BTF,) = pulled_back(gelu, dy_BTF, x_BTF)
@@ -131,8 +178,9 @@ def test_bfloat16_gelu_stays_bfloat16_and_close():
     np.testing.assert_allclose(np.float64(dx_BTF), slope * dy, rtol=0.02, atol=0.08)
 
 
-def test_the_backward_pass_of_gelu_keeps_its_input_and_nothing_else():
-    kept = jax.tree.leaves(jax.vjp(gelu, jnp.ones((4, 8)))[1])
+@pytest.mark.parametrize("function", [gelu, gelu_erf])
+def test_the_backward_pass_of_gelu_keeps_its_input_and_nothing_else(function):
+    kept = jax.tree.leaves(jax.vjp(function, jnp.ones((4, 8)))[1])
     assert [x.shape for x in kept] == [(4, 8)]
 
 

@@ -18,11 +18,12 @@ BATCH, TIME, VOCAB = 4, 256, 512
 
 
 @cache
-def results(remat, attention, unroll):
+def results(remat, attention, unroll, activation="gelu_tanh"):
     """Loss and gradients of three small layers with every kind of dropout."""
     cfg = ModelConfig(
         n_layer=3, n_head=2, n_embd=16, n_ctx=TIME, n_vocab=VOCAB, dtype="float32", embd_pdrop=0.2,
         attn_pdrop=0.2, resid_pdrop=0.2, remat=remat, attention=attention, unroll=unroll,
+        activation=activation,
     )  # fmt: skip
     params = jax.tree.map(lambda x: 5 * x, init_params(cfg, jax.random.key(0)))
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, TIME + 1), dtype=np.int32)
@@ -33,14 +34,19 @@ def results(remat, attention, unroll):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("attention", "unroll"),
-    [("xla", 1), ("blockwise", 1), pytest.param("xla", 2, marks=EXHAUSTIVE)],
+    ("attention", "unroll", "activation"),
+    [
+        ("xla", 1, "gelu_tanh"),
+        ("xla", 1, "gelu_erf"),
+        ("blockwise", 1, "gelu_tanh"),
+        pytest.param("xla", 2, "gelu_tanh", marks=EXHAUSTIVE),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("remat", POLICIES[1:])
-def test_every_policy_has_the_same_loss_and_gradients(remat, attention, unroll):
-    loss, gradients = results(remat, attention, unroll)
-    expected_loss, expected = results("none", attention, unroll)
+def test_every_policy_has_the_same_loss_and_gradients(remat, attention, unroll, activation):
+    loss, gradients = results(remat, attention, unroll, activation)
+    expected_loss, expected = results("none", attention, unroll, activation)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     others = named_leaves(expected)
     for name, gradient in named_leaves(gradients).items():

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from prepared_models import write_huggingface_model
 from small_runs import tiny, trained
 
 from gptjax.base.errors import UserError
@@ -157,3 +158,13 @@ def test_a_run_does_not_start_from_its_own_directory(prepared, converted):
     with pytest.raises(UserError, match="is the run's own directory"):
         loop.fit(config, converted, fresh=True)
     assert RunDir(converted).is_converted
+
+
+@pytest.mark.parametrize("mesh", [{}, {"mesh.fsdp": 2, "mesh.tensor": 2}], ids=str)
+def test_a_hugging_face_directory_arrives_bit_for_bit_on_any_mesh(prepared, config, tmp_path, mesh):
+    path = write_huggingface_model(tmp_path / "hf", config.model)
+    _, params, lines = started(prepared, path, mesh)
+    expected = load_run(path).params
+    for name, array in named_leaves(expected).items():
+        np.testing.assert_array_equal(params[name], array, strict=True, err_msg=name)
+    assert lines[0] == f"start    from the Hugging Face directory {path}, with a new optimizer"

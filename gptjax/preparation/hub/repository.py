@@ -60,8 +60,10 @@ def find_repository(name: HubName) -> Repository:
 
 
 @contextmanager
-def hub_errors(repository: str) -> Iterator[None]:
-    """Turn errors of the hub, the network or the data set into one `UserError`.
+def hub_errors(repository: str, what: str = "data set", extra: str = "hub") -> Iterator[None]:
+    """Turn errors of the hub, the network or the repository into one `UserError`.
+
+    `what` the repository is goes into the message; `extra` of gptjax installs what is missing.
 
     Errors of this machine's own files pass through.
     """
@@ -73,7 +75,7 @@ def hub_errors(repository: str) -> Iterator[None]:
         is_network = isinstance(error, ConnectionError | TimeoutError)
         if isinstance(error, OSError) and error.errno and not is_network:
             raise
-        raise UserError(_in_words(repository, list(_causes(error)))) from error
+        raise UserError(_in_words(repository, what, extra, list(_causes(error)))) from error
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -83,19 +85,19 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _in_words(repository: str, chain: list[BaseException]) -> str:
+def _in_words(repository: str, what: str, extra: str, chain: list[BaseException]) -> str:
     """The cause in words, from the first error of a chain that has any."""
     for error in chain:
         if isinstance(error, ModuleNotFoundError):
-            return f"{repository} needs {error.name}: pip install 'gptjax[hub]'"
+            return f"{repository} needs {error.name}: pip install 'gptjax[{extra}]'"
 
     from huggingface_hub import errors as hub
 
     for error in chain:
         if isinstance(error, hub.OfflineModeIsEnabled):
             return (
-                f"HF_HUB_OFFLINE is set, and {repository} is not here yet: unset it, or prepare "
-                "the data on a machine with a network"
+                f"HF_HUB_OFFLINE is set, and {repository} is not here yet: unset it, or fetch "
+                f"the {what} on a machine with a network"
             )
         if isinstance(error, hub.GatedRepoError):
             return (
@@ -106,7 +108,7 @@ def _in_words(repository: str, chain: list[BaseException]) -> str:
             return f"{repository} has no such revision: check the name after @"
         if isinstance(error, hub.RepositoryNotFoundError):
             return (
-                f"the hub has no data set {repository}, or it is private: check the spelling, or "
+                f"the hub has no {what} {repository}, or it is private: check the spelling, or "
                 "set HF_TOKEN to a token that may read it (or run `hf auth login`)"
             )
         if isinstance(error, hub.HfHubHTTPError) and error.response.status_code != 404:
@@ -114,7 +116,8 @@ def _in_words(repository: str, chain: list[BaseException]) -> str:
                 f"the hub answered {error.response.status_code} about {repository}: fetched bytes "
                 "are kept; try the same command again later"
             )
-    if isinstance(chain[0], ValueError | FileNotFoundError):  # their text says enough
+    is_away = isinstance(chain[0], hub.LocalEntryNotFoundError)  # no network, nothing cached
+    if isinstance(chain[0], ValueError | FileNotFoundError) and not is_away:  # they say enough
         return f"{repository}: {chain[0]}"
     first = (str(chain[0]).strip() or "without details").splitlines()[0]
     return (

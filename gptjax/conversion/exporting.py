@@ -1,0 +1,128 @@
+"""Export of a run, its parameters and tokenizer: to a Hugging Face directory or to llm.c."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from gptjax.base.errors import UserError
+from gptjax.base.tree import named_leaves
+from gptjax.conversion.huggingface_writing import write_huggingface
+from gptjax.conversion.llmc import write_llmc
+from gptjax.conversion.model_card import ModelCard, data_in_words
+from gptjax.conversion.new_directory import require_free
+from gptjax.conversion.opening import load_run
+from gptjax.conversion.reader_limits import Reader
+from gptjax.conversion.safetensors_files import FileType
+from gptjax.conversion.weights import Weights
+from gptjax.data.manifest import read_manifest
+from gptjax.generation.loaded import LoadedRun
+from gptjax.runs.checkpoint import Checkpointer
+from gptjax.runs.directory import RunDir
+from gptjax.runs.metrics import read_rows
+from gptjax.runs.naming import CheckpointName, read_checkpoint_name
+
+
+def export_huggingface(
+    run_name: str,
+    out: Path,
+    dtype: FileType = "float32",
+    averaged: bool = False,
+    reader: Reader = "transformers",
+) -> list[str]:
+    """Write the checkpoint `run_name` as a Hugging Face directory; returns notes for the user.
+
+    `averaged` takes the running average of the parameters, which validation and generation use, in
+    place of the parameters themselves. Raises `UserError`, with nothing written, if the run keeps
+    none, and like `load_run` and `write_huggingface`.
+    """
+    require_free(out)
+    weights, loaded, name, notes = _open(run_name, averaged)
+    flags = [f"--dtype {dtype}"] if dtype != "float32" else []
+    flags += ["--averaged"] if averaged else []
+    flags += [f"--for {reader}"] if reader != "transformers" else []
+    command = ["python -m gptjax.convert", f"--run {shlex.quote(str(run_name))}"]
+    command += ["--to huggingface", f"--out {shlex.quote(str(out))}", *flags]
+    card = _card(RunDir(name.path), loaded, averaged, " ".join(command))
+    return notes + write_huggingface(weights, out, dtype, card, reader)
+
+
+def export_llmc(
+    run_name: str,
+    out: Path,
+    dtype: FileType = "float32",
+    averaged: bool = False,
+    _reader: Reader = "transformers",
+) -> list[str]:
+    """Write the checkpoint `run_name` as a model of llm.c; otherwise like `export_huggingface`."""
+    weights, _, _, notes = _open(run_name, averaged)
+    return notes + write_llmc(weights, out, dtype)
+
+
+EXPORTS: dict[str, Callable[..., list[str]]] = {
+    "huggingface": export_huggingface,
+    "llmc": export_llmc,
+}
+"""What `--to` names: from a run, a place, a type, whether averaged, and the program that reads."""
+
+
+def _open(run_name: str, averaged: bool) -> tuple[Weights, LoadedRun, CheckpointName, list[str]]:
+    """The weights of a checkpoint, the run itself, the checkpoint's full name, and notes."""
+    name, has_average = _find(read_checkpoint_name(run_name))
+    if averaged and not has_average:
+        raise UserError(
+            f"{name} has no running average of its parameters: leave --averaged out, or train with "
+            "--optim.ema-decay, such as 0.999"
+        )
+    loaded = load_run(str(name), averaged)
+    notes = []
+    if has_average and not averaged:
+        notes = ["these are the last parameters; --averaged exports their running average"]
+    arrays = {
+        leaf: np.asarray(x) for leaf, x in named_leaves(jax.device_get(loaded.params)).items()
+    }
+    config = loaded.config
+    weights = Weights(config.model, arrays, loaded.tokenizer, loaded.origin, (), config.task)
+    return weights, loaded, name, notes
+
+
+def _find(name: CheckpointName) -> tuple[CheckpointName, bool]:
+    """The name with its step in place of a word, and whether the step has a running average.
+
+    Whatever is not a run is left to `load_run`.
+    """
+    run_dir = RunDir(name.path)
+    if not run_dir.checkpoints.is_dir():
+        return name, False
+    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
+    try:
+        step = checkpointer.choose(name.which)
+        return CheckpointName(name.path, str(step)), checkpointer.has_average(step)
+    finally:
+        checkpointer.close()
+
+
+def _card(run_dir: RunDir, loaded: LoadedRun, averaged: bool, command: str) -> ModelCard:
+    curve = run_dir.curves if run_dir.curves.is_file() else None
+    if not run_dir.checkpoints.is_dir():
+        return ModelCard(command=command)
+    known = [row for row in read_rows(run_dir.metrics) if row["step"] == loaded.step]
+    fields = (("training loss", "train_loss"), ("validation loss", "val_loss"))
+    losses = [(what, known[-1][field]) for what, field in fields if known and field in known[-1]]
+    config = loaded.config
+    return ModelCard(config, loaded.step, averaged, _data(loaded), tuple(losses), curve, command)
+
+
+def _data(loaded: LoadedRun) -> str:
+    """The run's data in words, with the counts of its manifest where that is at hand."""
+    if loaded.step == 0:  # a converted model, whose config names no data of its own
+        return ""
+    words = data_in_words(loaded.config)
+    try:
+        manifest = read_manifest(Path(loaded.config.data.path))
+    except UserError:
+        return words
+    tokens = manifest.splits["train"].tokens
+    return f"{words}: {tokens:,} tokens to train on, fingerprint {manifest.fingerprint}"

@@ -1,0 +1,53 @@
+"""Writes a model from elsewhere as the directory of a run, whole or not at all.
+
+Such a run has one checkpoint, of step 0, and no state of an optimizer: generating, evaluating,
+serving and exporting take it, and training starts from it with --train.init-from.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from gptjax.config import Config, DataConfig, TrainConfig
+from gptjax.conversion.new_directory import new_directory, require_free
+from gptjax.conversion.weights import Weights, as_tree
+from gptjax.runs.checkpoint import Checkpointer
+from gptjax.runs.directory import RunDir
+from gptjax.tokenizers.registry import NAMED
+
+CONVERTED = "converted"
+"""In a checkpoint's cursor: where its parameters come from. It has no data and no optimizer."""
+_ROWS = 16  # windows in the batch of its config, which no training has used
+
+
+def config_of(weights: Weights) -> Config:
+    """The config of a run that holds this model; only its section `model` and `task` matter.
+
+    Other sections have defaults, as far as they fit the model's context.
+    """
+    name = weights.tokenizer.name
+    return Config(
+        model=weights.model,
+        data=DataConfig(tokenizer=name if name in NAMED else None),
+        train=TrainConfig(batch_tokens=_ROWS * weights.model.n_ctx, micro_batch=1),
+        task=weights.task,
+    )
+
+
+def write_run(weights: Weights, out: Path) -> None:
+    """Write config, tokenizer and parameters as a run in `out`, which must not exist or be empty.
+
+    The run is prepared beside `out` and renamed when all of it is on the disk, verified by its own
+    signature when it is read. Raises `UserError` if `out` is taken or cannot be written.
+    """
+    require_free(out)
+    config = config_of(weights)
+    cursor = {"data": CONVERTED, CONVERTED: weights.source}
+    with new_directory(out) as directory:
+        run_dir = RunDir(directory)
+        run_dir.begin(config, weights.tokenizer)
+        checkpointer = Checkpointer(run_dir.checkpoints)
+        try:
+            params = as_tree(weights.arrays)
+            checkpointer.save(0, {"params": params}, dataclasses.asdict(config), cursor)
+        finally:
+            checkpointer.close()

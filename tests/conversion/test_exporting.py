@@ -1,0 +1,96 @@
+"""A run leaves as a Hugging Face directory, and transformers continues its texts as it does."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import run_verb
+
+import gptjax
+from gptjax.base.errors import UserError
+from gptjax.base.tree import named_leaves
+from gptjax.config import SampleConfig
+from gptjax.conversion.exporting import export_huggingface
+from gptjax.generation.sampling import continue_tokens
+from gptjax.model.places import leaves
+
+pytest.importorskip("tokenizers")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, prepared) -> Path:
+    """A run of 20 steps that keeps a running average."""
+    cwd = tmp_path_factory.mktemp("export")
+    settings = {
+        "config": "tiny", "data.path": prepared.directory.resolve(), "run-dir": "run",
+        "train.max-steps": 20, "train.save-every-steps": 10, "train.eval-every-steps": 10,
+        "train.eval-tokens": 512, "optim.ema-decay": 0.9, "model.n-ctx": 256,
+        "train.micro-batch": 1,
+    }  # fmt: skip
+    trained = run_verb("train", *(f"--{k}={v}" for k, v in settings.items()), cwd=cwd)
+    assert trained.returncode == 0, trained.stderr
+    return cwd / "run"
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_run_s_export_holds_its_parameters_or_their_average(averaged, run, tmp_path):
+    notes = export_huggingface(f"{run}@10", tmp_path / "out", averaged=averaged)
+    assert any("--averaged" in note for note in notes) != averaged
+    back = gptjax.load_run(tmp_path / "out")
+    origin = gptjax.load_run(f"{run}@10", averaged)
+    theirs, ours = named_leaves(back.params), named_leaves(origin.params)
+    assert theirs.keys() == ours.keys()
+    for leaf in leaves(origin.config.model):
+        kept = slice(leaf.shape[0] - leaf.padding)  # padding comes back as zeros
+        assert np.array_equal(theirs[leaf.name][kept], ours[leaf.name][kept]), leaf.name
+
+
+def test_a_run_without_an_average_has_none_to_export(run, tmp_path):
+    export_huggingface(str(run), tmp_path / "out")
+    with pytest.raises(UserError, match="no running average"):
+        export_huggingface(str(tmp_path / "out"), tmp_path / "again", averaged=True)
+    assert not (tmp_path / "again").exists()
+
+
+def test_the_card_says_what_the_model_is_and_how_it_was_trained(run, tmp_path):
+    export_huggingface(f"{run}@10", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for expected in (
+        *("license: unknown", "![loss over the steps](loss.png)", "step 10", "validation loss"),
+        *("fingerprint ", "adamw", "--to huggingface", '"ema_decay": 0.9', "bytes, 257 ids"),
+    ):
+        assert expected in card
+    assert (tmp_path / "out" / "loss.png").read_bytes() == (run / "loss.png").read_bytes()
+
+
+def test_transformers_continues_a_text_by_the_same_200_tokens(run, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    export_huggingface(f"{run}@latest", tmp_path / "out", averaged=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    inputs = tokenizer("The ban", return_tensors="pt")
+    with torch.no_grad():
+        found = model.generate(**inputs, max_new_tokens=200, min_new_tokens=200, do_sample=False)
+    ours = gptjax.load_run(f"{run}@latest")
+    prompt = inputs["input_ids"][0].tolist()
+    greedy = SampleConfig(max_new_tokens=200, temperature=0.0)
+    expected = continue_tokens(ours.config.model, ours.params, prompt, jax.random.key(0), greedy)
+    assert found[0, len(prompt) :].tolist() == list(expected)
+
+
+def test_the_command_writes_a_directory_and_says_where(run):
+    result = run_verb(
+        "convert", "--run", "run@best", "--to", "huggingface", "--out", "hf", cwd=run.parent
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "wrote hf\n"
+    assert (run.parent / "hf" / "model.safetensors").is_file()
+    again = run_verb(
+        "convert", "--run", "run", "--to", "huggingface", "--out", "hf", cwd=run.parent
+    )
+    assert (again.returncode, "Traceback" in again.stderr) == (1, False)
+    shutil.rmtree(run.parent / "hf")
