@@ -76,8 +76,10 @@ def measure_text(setting: Setting) -> Figures:
     """Score a text or the validation split of a prepared directory.
 
     A limit takes whole windows that are spread evenly, as the validation of a run does, so it gives
-    the loss that the run records. Losses are summed over stretches of T scored tokens, whatever the stride, and the standard
-    errors come from the spread between them; a text that is shorter has its tokens as stretches.
+    the loss that the run records. Losses are summed over stretches of T scored tokens, whatever the
+    stride, and the standard errors come from the spread between stretches; a text that is shorter
+    has its tokens as stretches.
+
     Raises `UserError` for data without text, or with another tokenizer than the model's.
     """
     context = setting.scorer.context
