@@ -136,7 +136,7 @@ def model_class() -> Any:
                 tqdm(requests, desc="generate_until", disable=disable_tqdm)
             ):
                 context, wishes = request.args
-                answers.append(answer := _generate(self.run, context, wishes, number))
+                answers.append(answer := _generate(self, context, wishes, number))
                 self.cache_hook.add_partial("generate_until", request.args, answer)
             return answers
 
@@ -156,7 +156,7 @@ def model_class() -> Any:
     return HarnessModel
 
 
-def _generate(run: LoadedRun, context: str, wishes: Mapping[str, Any], number: int) -> str:
+def _generate(model: Any, context: str, wishes: Mapping[str, Any], number: int) -> str:
     """The answer of one request; `wishes` has the generation arguments of its task."""
     until = wishes.get("until") or []
     stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
@@ -165,13 +165,13 @@ def _generate(run: LoadedRun, context: str, wishes: Mapping[str, Any], number: i
     is_sampled = wishes.get("do_sample", bool(wishes.get("temperature")))
     temperature = float(wishes.get("temperature", 1.0)) if is_sampled else 0.0
     sample = SampleConfig("", new_tokens, temperature, wishes.get("top_k"))
-    tokenizer, n_ctx = run.tokenizer, run.config.model.n_ctx
+    tokenizer, scorer = model.run.tokenizer, model.scorer
     prompt = tokenizer.encode(context).tolist() or [tokenizer.eot_id]
-    prompt = prompt[-max(1, n_ctx - new_tokens) :]
+    prompt = prompt[-max(1, scorer.context - new_tokens) :]
     key = jax.random.fold_in(jax.random.key(0), number)
     tokens: list[int] = []
     text = ""
-    for token in continue_tokens(run.config.model, run.params, prompt, key, sample):
+    for token in continue_tokens(scorer.cfg, scorer.params, prompt, key, sample):
         if token == tokenizer.eot_id:
             break
         tokens.append(token)
