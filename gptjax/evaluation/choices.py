@@ -23,9 +23,8 @@ from gptjax.evaluation.records import (
     text_field,
     text_list_field,
 )
-from gptjax.evaluation.registry import Figures
 from gptjax.evaluation.scoring import Request, Score
-from gptjax.evaluation.setting import Setting
+from gptjax.evaluation.setting import Figures, Setting
 from gptjax.tokenizers.plain import Tokenizer
 
 

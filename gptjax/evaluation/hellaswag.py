@@ -28,8 +28,7 @@ from gptjax.evaluation.records import (
     text_field,
     text_list_field,
 )
-from gptjax.evaluation.registry import Figures
-from gptjax.evaluation.setting import BOTH_STYLES, LLMC_STYLE, LM_EVAL_STYLE, Setting
+from gptjax.evaluation.setting import BOTH_STYLES, LLMC_STYLE, LM_EVAL_STYLE, Figures, Setting
 
 _MARKS = re.compile(r"\[.*?\]")
 

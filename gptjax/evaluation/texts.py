@@ -29,9 +29,8 @@ from gptjax.data.loader import evenly_spread
 from gptjax.data.manifest import TOKENIZER, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.windows import TokenWindows
 from gptjax.evaluation.estimates import text_figures
-from gptjax.evaluation.registry import Figures
 from gptjax.evaluation.scoring import Request
-from gptjax.evaluation.setting import Setting
+from gptjax.evaluation.setting import Figures, Setting
 from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import find_inputs
 from gptjax.tokenizers.registry import bytes_per_token, fingerprint
