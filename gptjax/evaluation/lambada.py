@@ -15,10 +15,9 @@ import statistics
 from typing import Any
 
 from gptjax.evaluation.choices import share_stderr
-from gptjax.evaluation.estimates import bounded_exp, ratio_estimate, times
+from gptjax.evaluation.estimates import Figures, bounded_exp, ratio_estimate, times
 from gptjax.evaluation.pairs import Pair, requests_of
 from gptjax.evaluation.records import read_rows, text_field
-from gptjax.evaluation.registry import Figures
 from gptjax.evaluation.setting import Setting
 
 
