@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gptjax.evaluation.estimates import Figures
 from gptjax.evaluation.pairs import Pair, requests_of
 from gptjax.evaluation.records import (
     label_field,
@@ -24,7 +25,7 @@ from gptjax.evaluation.records import (
     text_list_field,
 )
 from gptjax.evaluation.scoring import Request, Score
-from gptjax.evaluation.setting import Figures, Setting
+from gptjax.evaluation.setting import Setting
 from gptjax.tokenizers.plain import Tokenizer
 
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gptjax.evaluation.estimates import Figures
+
 if TYPE_CHECKING:
-    from gptjax.evaluation.setting import Figures, Setting
+    from gptjax.evaluation.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -17,37 +19,37 @@ class Evaluation:
 
     purpose: str
     """What it measures, in a few words."""
-    measure: Callable[["Setting"], "Figures"]
+    measure: Callable[["Setting"], Figures]
     """Measures it; raises `UserError` for data that it cannot use."""
     reads: frozenset[str] = frozenset()
     """Optional flags that it reads, as fields of `Setting`, beside `limit`."""
 
 
-def _perplexity(setting: "Setting") -> "Figures":
+def _perplexity(setting: "Setting") -> Figures:
     from gptjax.evaluation.texts import measure_text
 
     return measure_text(setting)
 
 
-def _wikitext(setting: "Setting") -> "Figures":
+def _wikitext(setting: "Setting") -> Figures:
     from gptjax.evaluation.wikitext import measure_wikitext
 
     return measure_wikitext(setting)
 
 
-def _hellaswag(setting: "Setting") -> "Figures":
+def _hellaswag(setting: "Setting") -> Figures:
     from gptjax.evaluation.hellaswag import measure_hellaswag
 
     return measure_hellaswag(setting)
 
 
-def _lambada(setting: "Setting") -> "Figures":
+def _lambada(setting: "Setting") -> Figures:
     from gptjax.evaluation.lambada import measure_lambada
 
     return measure_lambada(setting)
 
 
-def _choices(setting: "Setting") -> "Figures":
+def _choices(setting: "Setting") -> Figures:
     from gptjax.evaluation.choices import measure_choices
 
     return measure_choices(setting)

@@ -9,8 +9,6 @@ from gptjax.evaluation.scoring import Scorer
 from gptjax.generation.loaded import LoadedRun
 
 LM_EVAL_STYLE, LLMC_STYLE, BOTH_STYLES = "lm-eval", "llmc", "both"
-Figures = dict[str, float | int | None]
-"""Numbers by name. `NAME_stderr` is the standard error of NAME; `stderr` is that of `loss`."""
 Bar = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
 
 

@@ -18,9 +18,10 @@ from gptjax.cluster.agreement import first_complaint
 from gptjax.cluster.mesh import replicated
 from gptjax.cluster.stop import StopRequest
 from gptjax.config.names import parse_evaluation
+from gptjax.evaluation.estimates import Figures
 from gptjax.evaluation.registry import EVALUATIONS
 from gptjax.evaluation.scoring import Request, Score, Scorer
-from gptjax.evaluation.setting import Figures, Setting
+from gptjax.evaluation.setting import Setting
 from gptjax.generation.loaded import LoadedRun
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import Row
