@@ -12,21 +12,22 @@ import numpy as np
 
 def ratio_estimate(
     sums_N: Sequence[float] | np.ndarray, counts_N: Sequence[float] | np.ndarray
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """The mean per counted thing over N stretches, and its standard error.
 
     The mean is `sum(sums) / sum(counts)`. The error is that of a ratio of two sums over drawn
     stretches (Cochran 1977, equation 6.13, without the correction for finite populations); for
-    stretches of equal length it is the usual error of their means. One stretch has error 0.
+    stretches of equal length it is the usual error of their means. For one stretch it is None.
 
     >>> ratio_estimate([2.0, 4.0, 6.0], [2, 2, 2])
     (2.0, 0.5773502691896257)
     """
     sums, counts = np.asarray(sums_N, np.float64), np.asarray(counts_N, np.float64)
     mean, stretches = float(sums.sum() / counts.sum()), len(sums)
+    if stretches == 1:
+        return mean, None
     squares = float(np.square(sums - mean * counts).sum())
-    spread = squares * stretches / max(1, stretches - 1)
-    return mean, math.sqrt(spread) / float(counts.sum())
+    return mean, math.sqrt(squares * stretches / (stretches - 1)) / float(counts.sum())
 
 
 def text_figures(
@@ -48,16 +49,25 @@ def text_figures(
         "loss": loss,
         "stderr": error,
         "perplexity": (perplexity := bounded_exp(loss)),
-        "perplexity_stderr": perplexity * error,
+        "perplexity_stderr": times(error, perplexity),
         "bits_per_byte": None,
         "bits_per_byte_stderr": None,
     }
     if any(bytes_N):
         per_byte, error = ratio_estimate(losses_N, bytes_N)
         figures["bits_per_byte"] = per_byte / math.log(2)
-        figures["bits_per_byte_stderr"] = error / math.log(2)
+        figures["bits_per_byte_stderr"] = times(error, 1 / math.log(2))
     figures["tokens"], figures["bytes"] = int(np.sum(tokens_N)), int(np.sum(bytes_N))
     return figures
+
+
+def times(error: float | None, factor: float) -> float | None:
+    """The error of a multiple; None if the error is unknown.
+
+    >>> times(0.5, 3.0), times(None, 3.0)
+    (1.5, None)
+    """
+    return None if error is None else error * factor
 
 
 def bounded_exp(loss: float) -> float:

@@ -38,6 +38,24 @@ def _wikitext(setting: "Setting") -> Figures:
     return measure_wikitext(setting)
 
 
+def _hellaswag(setting: "Setting") -> Figures:
+    from gptjax.evaluation.hellaswag import measure_hellaswag
+
+    return measure_hellaswag(setting)
+
+
+def _lambada(setting: "Setting") -> Figures:
+    from gptjax.evaluation.lambada import measure_lambada
+
+    return measure_lambada(setting)
+
+
+def _choices(setting: "Setting") -> Figures:
+    from gptjax.evaluation.choices import measure_choices
+
+    return measure_choices(setting)
+
+
 EVALUATIONS = {
     "perplexity": Evaluation(
         "loss, perplexity and bits per byte of any text or prepared directory",
@@ -47,4 +65,11 @@ EVALUATIONS = {
     "wikitext": Evaluation(
         "perplexity of WikiText by the word, as lm-evaluation-harness counts it", _wikitext
     ),
+    "hellaswag": Evaluation(
+        "accuracy on HellaSwag, in the style of lm-evaluation-harness, of llm.c or of both",
+        _hellaswag,
+        frozenset({"style"}),
+    ),
+    "lambada": Evaluation("accuracy and perplexity of the last word of LAMBADA", _lambada),
+    "choices": Evaluation("accuracy on any multiple-choice test in JSON lines", _choices),
 }

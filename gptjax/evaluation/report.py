@@ -2,12 +2,17 @@
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from gptjax.base.files import sha256_of, write_atomically
 from gptjax.data.manifest import is_prepared, read_manifest
 from gptjax.evaluation.registry import Figures
+from gptjax.evaluation.setting import Setting
+from gptjax.model.size import parameter_count
 
 ERROR = "stderr"
 UNITS = {
@@ -40,12 +45,34 @@ def as_table(figures: Figures) -> str:
     return "\n".join(lines)
 
 
-def identity(data: str) -> str | None:
+def identity_of(data: str) -> str | None:
     """The sha256 of a file, or the fingerprint of a prepared directory; None for anything else."""
     path = Path(data)
     if is_prepared(path):
         return read_manifest(path).fingerprint
     return sha256_of(path, lambda size: None) if path.is_file() else None
+
+
+def conditions(setting: Setting, name: str, seconds: float) -> dict[str, Any]:
+    """What another has to know to measure the same, and on what this was measured."""
+    cfg, device = setting.scorer.cfg, jax.devices()[0]
+    return {
+        "on": name,
+        "run": setting.run.origin,
+        "step": setting.run.step,
+        "parameters": parameter_count(cfg),
+        "tokenizer": setting.run.tokenizer.name,
+        "data": setting.data,
+        "data_identity": identity_of(setting.data),
+        "limit": setting.limit,
+        "context": setting.scorer.context,
+        "dtype": cfg.dtype,
+        "batch": setting.scorer.batch_rows,
+        "programs": len(setting.scorer.shapes),
+        "seconds": round(seconds, 3),
+        "device": f"{device.device_kind} ({device.platform})",
+        "versions": {name: version(name) for name in ("gptjax", "jax")},
+    }
 
 
 def write_json(path: Path, figures: Figures, conditions: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
 from gptjax.config.names import HUB_FORM, read_hub_name
+from gptjax.data.loader import evenly_spread
 from gptjax.data.manifest import TOKENIZER, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.windows import TokenWindows
 from gptjax.evaluation.estimates import text_figures
@@ -74,14 +75,20 @@ def count_windows(tokens: int, context: int, stride: int) -> int:
 def measure_text(setting: Setting) -> Figures:
     """Score a text or the validation split of a prepared directory.
 
-    Losses are summed over stretches of T scored tokens, whatever the stride, and the standard
-    errors come from the spread between them; a text that is shorter has its tokens as stretches.
+    A limit takes whole windows that are spread evenly, as the validation of a run does, so it gives
+    the loss that the run records. Losses are summed over stretches of T scored tokens, whatever the
+    stride, and the standard errors come from the spread between stretches; a text that is shorter
+    has its tokens as stretches.
+
     Raises `UserError` for data without text, or with another tokenizer than the model's.
     """
     context = setting.scorer.context
     stride = context if setting.stride is None else setting.stride
     with opened(setting) as (line, tokens):
-        windows = list(sliding_windows(tokens, context, stride))[: setting.limit]
+        windows = list(sliding_windows(tokens, context, stride))
+        if setting.limit is not None and setting.limit < len(windows):
+            whole = [w for w in windows if w.stop - w.start > context]
+            windows = [whole[number] for number in evenly_spread(whole, setting.limit)]
         if not windows:
             raise UserError(f"{setting.data} has {tokens} tokens: expected 2 or more to score")
         losses, targets = _scored_tokens(setting, line, windows)

@@ -6,7 +6,7 @@ page as it is in the file, so models with different tokenizers compare.
 
 The data are the published ones: `wiki.test.raw` of wikitext-2-raw-v1, whose pages begin at headings
 of the first level, or records with a field `page` (EleutherAI/wikitext_document_level) as JSON
-lines, a JSON array or Parquet.
+lines, a JSON array, Parquet or a data set of the hub.
 
 Reference, word perplexity on WikiText-2's raw test set: 37.37 for GPT-2 124M (transformers#13761)
 and 17.48 for 1558M (README of gpt-neo), both by lm-evaluation-harness. The raw test sets of
@@ -14,7 +14,6 @@ WikiText-2 and WikiText-103 are one text, and Radford et al. (2019) give for Wik
 26.37, 22.05 and 17.48 for their four sizes.
 """
 
-import math
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,14 +22,15 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.base.errors import UserError
-from gptjax.evaluation.estimates import bounded_exp, ratio_estimate, text_figures
+from gptjax.evaluation.estimates import bounded_exp, ratio_estimate, text_figures, times
+from gptjax.evaluation.records import read_records, text_field
 from gptjax.evaluation.registry import Figures
 from gptjax.evaluation.scoring import Request
 from gptjax.evaluation.setting import Setting
-from gptjax.preparation.readers import BROKEN, json_values, parquet_file
 from gptjax.preparation.sources import Input, unpack
 
 FIELD = "page"
+RECORDS = (b"{", b"[", b"PAR1")  # how a file of records begins; headings begin with " = "
 _BLANKS = re.compile(r"\s+")
 # in this order: a rule sees what those before it have left
 _RULES: list[tuple[str, str]] = [
@@ -88,7 +88,7 @@ def measure_wikitext(setting: Setting) -> Figures:
     Raises `UserError` if the file holds no pages.
     """
     tokenizer, scorer = setting.run.tokenizer, setting.scorer
-    pages = read_pages(setting.data)[: setting.limit]
+    pages = read_pages(setting.data, setting.limit)
     losses, tokens, requests, owners = np.zeros(len(pages)), np.zeros(len(pages), int), [], []
     for number, page in enumerate(pages):
         ids = tokenizer.encode(detokenised(page))
@@ -103,39 +103,35 @@ def measure_wikitext(setting: Setting) -> Figures:
     sizes = [len(page.encode()) for page in pages]
     per_word, word_error = ratio_estimate(losses, words)
     per_byte, byte_error = ratio_estimate(losses, sizes)
-    word_perplexity, byte_perplexity = bounded_exp(per_word), math.exp(per_byte)
+    word_perplexity, byte_perplexity = bounded_exp(per_word), bounded_exp(per_byte)
     return {
         "word_perplexity": word_perplexity,
-        "word_perplexity_stderr": word_perplexity * word_error,
+        "word_perplexity_stderr": times(word_error, word_perplexity),
         "byte_perplexity": byte_perplexity,
-        "byte_perplexity_stderr": byte_perplexity * byte_error,
+        "byte_perplexity_stderr": times(byte_error, byte_perplexity),
         **text_figures(losses, tokens, sizes),
         "words": sum(words),
         "pages": len(pages),
     }
 
 
-def read_pages(data: str) -> list[str]:
-    """The pages of a file, compressed or not; raises `UserError` if there are none."""
+def read_pages(data: str, limit: int | None = None) -> list[str]:
+    """The pages of a file, compressed or not, or of a data set of the hub, or the first `limit`.
+
+    Raises `UserError` if there are none, or if a record has no page.
+    """
     path = Path(data)
-    if not path.is_file():
-        raise UserError(
-            f"there is no file {data}: expected wiki.test.raw, or JSON or Parquet with a field "
-            f"{FIELD!r}"
-        )
-    with tempfile.TemporaryDirectory(prefix="gptjax-evaluate-") as directory:
-        source = unpack(Input(path, name=data), Path(directory))
-        with source.path.open("rb") as file:
-            head = file.read(2**12).lstrip()
-        if head.startswith(b"PAR1"):
-            pages = list(_parquet_pages(source))
-        elif head[:1] in (b"{", b"["):
-            pages = list(_json_pages(source))
-        else:
-            pages = list(split_pages(source.path.read_text("utf-8", "replace")))
-    if not any(map(str.strip, pages)):
-        raise UserError(f"{data} holds no page: it is empty")
-    return pages
+    if path.is_file():
+        with tempfile.TemporaryDirectory(prefix="gptjax-evaluate-") as directory:
+            source = unpack(Input(path, name=data), Path(directory))
+            with source.path.open("rb") as file:
+                head = file.read(2**12).lstrip()
+            if not head.startswith(RECORDS):
+                pages = list(split_pages(source.path.read_text("utf-8", "replace")))[:limit]
+                if not any(map(str.strip, pages)):
+                    raise UserError(f"{data} holds no page: it is empty")
+                return pages
+    return read_records(data, lambda row, place: text_field(row, FIELD), limit)
 
 
 def split_pages(text: str) -> Iterator[str]:
@@ -153,26 +149,3 @@ def split_pages(text: str) -> Iterator[str]:
             lines = []
         lines.append(line)
     yield "\n".join(lines)
-
-
-def _json_pages(source: Input) -> Iterator[str]:
-    for number, record in enumerate(json_values(source), 1):
-        page = record.get(FIELD) if isinstance(record, dict) else None
-        if record is BROKEN or not isinstance(page, str):
-            found = "no JSON" if record is BROKEN else "no such text"
-            raise UserError(
-                f"{source.label}, record {number}: expected an object with a text {FIELD!r}, "
-                f"found {found}"
-            )
-        yield page
-
-
-def _parquet_pages(source: Input) -> Iterator[str]:
-    with parquet_file(source) as file:
-        if FIELD not in file.schema_arrow.names:
-            raise UserError(
-                f"{source.label} has the columns {', '.join(file.schema_arrow.names)}: expected "
-                f"one named {FIELD!r}"
-            )
-        for batch in file.iter_batches(columns=[FIELD]):
-            yield from (page or "" for page in batch.column(0).to_pylist())

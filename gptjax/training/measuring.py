@@ -1,4 +1,4 @@
-"""Published tests in the middle of a run, `train.evaluate_on`, as `python -m gptjax.evaluate` has them.
+"""Published tests in the middle of a run: `train.evaluate_on`, measured as by `gptjax.evaluate`.
 
 Each is done on one device of every process, in float32, with the parameters that validation uses:
 their average if there is one. Divided parameters are gathered for it, so one device has to hold the
