@@ -25,9 +25,12 @@ import pytest
 from hub_server import Hub, serve
 
 from gptjax.config import DataConfig
+from gptjax.config.presets import load_config
 from gptjax.data.manifest import Manifest
 from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
+from gptjax.runs.directory import RunDir
+from gptjax.tokenizers.bpe import BPETokenizer
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -94,6 +97,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         yield server
+
+
+@pytest.fixture
+def gpt2_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory to work in, with the runs that shipped configs start from; without parameters."""
+    tokenizer = BPETokenizer("gpt2", {bytes([i]): i for i in range(256)})
+    for name, shape in (("gpt2", "gpt2_124m"), ("gpt2_774m", "gpt2_774m")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        RunDir(tmp_path / "runs" / name).begin(load_config(shape), tokenizer)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

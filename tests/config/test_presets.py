@@ -29,7 +29,7 @@ from gptjax.training.program import assemble
 from gptjax.training.schedules import learning_rate_schedule
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-COMMAND = re.compile(r"^ +python -m gptjax\.(\w+)((?: .*)?)$", re.MULTILINE)
+COMMAND = re.compile(r"^ +python -m gptjax\.(\w+)((?: (?:\\\n|.)*)?)$", re.MULTILINE)
 
 
 def docstring(path: Path) -> str:
@@ -38,7 +38,11 @@ def docstring(path: Path) -> str:
 
 def commands() -> list[tuple[str, str, str]]:
     """(config, verb, arguments) of every command in every docstring."""
-    return [(path.stem, *found) for path in CONFIGS for found in COMMAND.findall(docstring(path))]
+    return [
+        (path.stem, verb, words.replace("\\\n", ""))
+        for path in CONFIGS
+        for verb, words in COMMAND.findall(docstring(path))
+    ]
 
 
 def vocabulary(config: Config) -> int:
@@ -99,6 +103,7 @@ def test_a_docstring_gives_the_command_that_trains_it(name):
     assert ["--config", name] in trained
 
 
+@pytest.mark.usefixtures("gpt2_runs")
 @pytest.mark.parametrize(("name", "verb", "words"), commands())
 def test_a_command_of_a_docstring_is_understood_by_its_verb(name, verb, words):
     module = importlib.import_module(f"gptjax.{verb}")
@@ -338,3 +343,12 @@ def test_every_problem_of_a_file_is_listed_with_its_name(tmp_path):
         f"{path}: optim.eps",
         f"{path}: train.seed",
     ]
+
+
+def test_gpt2_trains_on_as_nanogpt_fine_tunes():
+    config = load_config("gpt2_124m_continue")
+    assert config.train.init_from == "runs/gpt2"
+    assert config.model == load_config("gpt2_124m").model
+    schedule = learning_rate_schedule(config.optim, config.train.max_steps)
+    assert [float(schedule(s)) for s in range(2, 20)] == [pytest.approx(3e-5)] * 18
+    assert config.train.batch_tokens * config.train.max_steps == 655_360

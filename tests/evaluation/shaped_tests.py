@@ -83,7 +83,9 @@ def hellaswag_rows(count: int, context: tuple[int, int] = (8, 20)) -> list[dict[
         first, second = _words(chance, *context), _words(chance, 1, 3).lower()
         if number % 3 == 0:
             first = f"How to {first} [title] {_words(chance, 3, 6)} [step]  {_words(chance, 2, 4)}"
-        endings = [_words(chance, 3, 9) + chance.choice([".", "", " [substeps] ha."]) for _ in "1234"]
+        endings = [
+            _words(chance, 3, 9) + chance.choice([".", "", " [substeps] ha."]) for _ in "1234"
+        ]
         rows.append(
             {
                 "ind": number,

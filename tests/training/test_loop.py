@@ -14,6 +14,7 @@ from small_runs import tiny_on
 
 from gptjax.cluster.stop import StopRequest
 from gptjax.config import Config, SampleConfig, TrainConfig
+from gptjax.config.batches import BatchSchedule
 from gptjax.config.presets import load_config
 from gptjax.generation import sampling
 from gptjax.generation.sampling import sample_after, stream_text
@@ -21,7 +22,7 @@ from gptjax.model.gpt import init_params
 from gptjax.runs.samples import append_sample, forget_samples_after
 from gptjax.tokenizers.registry import make_tokenizer
 from gptjax.training import loop
-from gptjax.training.feed import due
+from gptjax.training.feed import due, steps_in_call
 from gptjax.training.setup import Setup
 
 TRAIN = TrainConfig(max_steps=10, eval_every_steps=4, sample_every_steps=6, save_every_steps=3)
@@ -56,6 +57,25 @@ EVERYTHING = {"validate", "sample", "save"}
 )
 def test_what_is_due_after_a_step(train, step, stopping, save_failed, expected):
     assert due(train, step, stopping, save_failed) == expected
+
+
+@pytest.mark.parametrize(
+    ("every", "validates", "steps"), [(3, 4, [3, 6, 9, 10]), (0, 4, [4, 8, 10]), (0, 0, [10])]
+)
+def test_published_tests_are_measured_with_every_validation_or_at_their_own_steps(
+    every, validates, steps
+):
+    train = TrainConfig(
+        max_steps=10, eval_every_steps=validates, evaluate_on=("lambada=file",),
+        evaluate_on_every_steps=every, updates_per_call=10, save_every_steps=0,
+        sample_every_steps=0,
+    )  # fmt: skip
+    assert [s for s in range(1, 11) if "measure" in due(train, s, False, False)] == steps
+    ends, step = [], 0
+    while step < 10:
+        step += steps_in_call(train, BatchSchedule(1, 1, 0), step)
+        ends.append(step)
+    assert set(steps) <= set(ends)
 
 
 def test_a_run_that_never_does_something_does_not_do_it_at_its_end():

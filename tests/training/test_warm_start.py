@@ -14,6 +14,7 @@ from small_runs import tiny, trained
 from gptjax.base.errors import UserError
 from gptjax.base.tree import named_leaves
 from gptjax.config import Config
+from gptjax.conversion.exporting import export_huggingface
 from gptjax.conversion.opening import load_run
 from gptjax.conversion.weights import as_tree
 from gptjax.model.places import leaves
@@ -112,20 +113,25 @@ def test_a_tokenizer_of_the_same_size_is_still_another(prepared, config, convert
 
 
 @pytest.mark.slow
-def test_the_first_loss_is_that_of_the_run_it_comes_from(prepared, tmp_path):
+def test_the_first_loss_is_that_of_the_run_or_the_export_it_comes_from(prepared, tmp_path):
     made = Setup(tiny(prepared, QUICK))
     _, state = trained(made, 3)
-    run_dir, checkpointer = RunDir(tmp_path), Checkpointer(tmp_path / "checkpoints")
+    run_dir = RunDir(tmp_path / "run")
+    checkpointer = Checkpointer(run_dir.checkpoints)
     checkpointer.save(3, saved_items(state), dataclasses.asdict(made.config), {})
     checkpointer.close()
     run_dir.begin(made.config, made.tokenizer)
+    export_huggingface(f"{run_dir.path}@3", tmp_path / "exported")
 
-    train = dataclasses.replace(made.config.train, init_from=f"{tmp_path}@3", seed=5)
-    config = dataclasses.replace(made.config, train=train)
-    new, _ = warm_state(config, made.program, made.tokenizer)
     batch = made.feed.training([made.source[3]])
-    (_, there), (_, here) = (made.train_steps(s, batch) for s in (state, new))
-    assert abs(float(here["loss"]) - float(there["loss"])) < 1e-6
+    losses = [float(made.train_steps(state, batch)[1]["loss"])]
+    for source in (f"{run_dir.path}@3", str(tmp_path / "exported")):
+        train = dataclasses.replace(made.config.train, init_from=source, seed=5)
+        config = dataclasses.replace(made.config, train=train)
+        new, _ = warm_state(config, made.program, made.tokenizer)
+        losses.append(float(made.train_steps(new, batch)[1]["loss"]))
+    assert max(losses) - min(losses) < 1e-6
+    assert max(losses) < 5.5  # trained: all steps saw the same text
 
 
 @pytest.mark.slow
