@@ -262,6 +262,11 @@ def test_large_models_are_several_files_with_an_index(tmp_path):
     assert len(files) > 2
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    sizes = {
+        file: sum(arrays[n].nbytes for n, place in index["weight_map"].items() if place == file)
+        for file in files
+    }
+    assert max(sizes.values()) <= 60_000
     assert index["metadata"]["total_size"] == total == sum(a.nbytes for a in arrays.values())
     assert same(read_huggingface(tmp_path / "out").arrays, weights.arrays)
     found = transformers_model(tmp_path / "out").state_dict()["transformer.h.2.mlp.c_fc.weight"]

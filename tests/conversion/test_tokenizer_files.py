@@ -233,6 +233,13 @@ def test_what_ours_cannot_say_is_refused_with_the_reason(change, reason, tmp_pat
         read_tokenizer_files(tmp_path, 290, "gpt2")
 
 
+def test_single_bytes_with_other_ids_than_their_values_are_refused(tmp_path):
+    write_tokenizer_files(ByteTokenizer(), tmp_path, 32)
+    changed(tmp_path, lambda table: swap(table["model"]["vocab"], "a", "b"))
+    with pytest.raises(UserError, match="ids of single bytes"):
+        read_tokenizer_files(tmp_path, 257, "gpt2")
+
+
 def test_a_directory_without_a_tokenizer_or_with_too_large_a_one_is_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"has no tokenizer: expected tokenizer.json, or vocab.json"
