@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import computing
+import evaluation
 import surroundings
 import trainer
 import tyro
@@ -49,6 +50,7 @@ PROGRAMS: dict[str, Program] = {
     "startup": trainer.start,
     "recipe": trainer.recipe,
     "decode": computing.decode,
+    "evaluate": evaluation.evaluate,
 }
 
 

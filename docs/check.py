@@ -5,11 +5,12 @@
 The commands are those of the ```sh blocks of texts, and the indented lines of the docstrings of
 configs/ that begin with `python` or `NAME=`. `RULES` decides whether a command is run, run with the
 tiny sizes of `TINY`, only parsed and validated, or left out. Each file is checked in a scratch
-directory of its own, which has the repository's files as links and the texts of `INPUTS`.
+directory of its own, which has the repository's files as links, the texts of `INPUTS` and small published tests, `TESTS`.
 """
 
 import ast
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -38,10 +39,14 @@ RULES = [  # the first pattern that is found in a command decides
     (r"gptjax\.plan ", RUN, ""),
     (r"prepare .*--hub|prepare --config gpt2\w+$", PARSE, "needs the hub"),
     (r"prepare --config gpt[13]", PARSE, "needs the files of a tokenizer"),
+    (r"convert --from (openai-|\.\./)", PARSE, "needs models of others: tests/conversion/"),
+    (r"convert --run runs/(gpt2|averaged) ", PARSE, "needs a run that no page trains"),
     (r"train .*--coordinator", PARSE, "needs several machines"),
     (r"train .*--data\.mixture", PARSE, "needs several prepared directories"),
     (r"train .*--data\.path", SMALL, ""),
     (r"train --config gpt", PARSE, "needs a GPU"),
+    (r"evaluate .*--run gpt2", PARSE, "needs the weights of GPT-2"),
+    (r"evaluate .*--lm-eval", RUN, ""),
     (r"gptjax\.", SMALL, ""),
 ]
 REPLACED = [  # in commands that are run with tiny sizes
@@ -53,7 +58,16 @@ TINY = {
     "--train.micro-batch 1 --train.eval-tokens 64 --train.updates-per-call 1 --model.n-layer 1 "
     "--model.n-head 1 --model.n-embd 8 --model.n-ctx 32 --model.unroll 1 --model.dtype float32",
     "generate": "--max-new-tokens 2",
+    "evaluate": "--limit 2",
     "prepare": "",
+    "convert": "",
+}
+SCENE = {"activity_label": "Tea", "ctx_a": "A", "ctx_b": "b", "ctx": "A b", "label": 1}
+TESTS = {  # a line or a record of each published test
+    "wiki.test.raw": [" = A = ", " A page , of a line . ", " = B = ", " It 's another . "],
+    "hellaswag_val.jsonl": [SCENE | {"endings": [f"{end}." for end in ("a", "bc", "d", "ef")]}] * 3,
+    "lambada_test.jsonl": [{"text": "Once upon a time"}] * 3,
+    "questions.jsonl": [{"context": "A", "choices": ["b", "c"], "label": 0}] * 3,
 }
 INPUTS = ["a.txt", "b.txt", "books/one.txt", "web/two.jsonl.zst", "tinyshakespeare.txt"]
 
@@ -102,6 +116,9 @@ def scratch(directory: Path) -> dict[str, str]:
         records = "".join(f'{{"text": "{line}"}}\n' for line in lines).encode()
         text = "\n".join(lines).encode()
         path.write_bytes(text if path.suffix == ".txt" else zstandard.compress(records))
+    for name, rows in TESTS.items():
+        lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+        (directory / name).write_text("\n".join(lines) + "\n")
     for name, options in (("bin", ""), ("parse", f'"{Path(__file__).resolve()}" --parse')):
         python = directory / name / "python"
         python.parent.mkdir()
@@ -160,7 +177,7 @@ def unknown_names(command: str) -> str:
 
 def parse_only(argv: list[str]) -> None:
     """Check the flags of `-m gptjax.VERB FLAGS...` as the verb does, and run nothing."""
-    from gptjax import cli
+    from gptjax import cli, convert
     from gptjax.config import Config
     from gptjax.config.presets import load_config
     from gptjax.preparation import options
@@ -171,6 +188,8 @@ def parse_only(argv: list[str]) -> None:
         cli.parse_config(command, flags, module)
         return
     parsed = cli.parse(command, flags, module)
+    if isinstance(parsed, convert.ConvertCommand):
+        convert.check(parsed)
     if isinstance(parsed, options.PrepareCommand):
         config = load_config(parsed.config) if parsed.config else Config()
         data = options.data_of(parsed, config)

@@ -12,6 +12,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -21,6 +22,9 @@ from gptjax.config import Config, DataConfig
 from gptjax.config.origins import Origins
 from gptjax.config.presets import load_config, preset_names
 from gptjax.config.validation import find_problems, type_name
+from gptjax.conversion.fitting import fitted
+from gptjax.conversion.shapes import Source, read_source
+from gptjax.runs.directory import RunDir
 
 T = TypeVar("T")
 C = TypeVar("C", bound="ConfigCommand")
@@ -37,6 +41,11 @@ class ConfigCommand(Config):
     def run(self) -> Config:
         """The config alone, without the verb's own flags."""
         return Config(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Config)})
+
+    @property
+    def begun(self) -> Path | None:
+        """The directory of a run that may have begun; its own shape is final."""
+        return None
 
 
 def main(verb: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
@@ -81,7 +90,8 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
     """Parse `--config` and its overrides; the result's `run` is checked.
 
     Another `--data.path` or `--data.mixture` drops the section `data`, the vocabulary and the
-    prompt of the config file, since they describe the file's own data. Typed flags stay.
+    prompt of the config file, since they describe the file's own data. Typed flags stay. With
+    `train.init_from` shape and tokenizer are that model's.
     """
     problems: list[str] = []
     name, preset = _flag(argv, "--config"), None
@@ -113,6 +123,14 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
         problems += found
         parsed = _quietly(command, good, {"default": default})
     origins = origins_of(parsed, good)
+    if required and parsed.train.init_from is not None:
+        try:
+            run = fitted(parsed.run, _source(parsed, parsed.train.init_from), origins.typed)
+            parts = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+            parsed = dataclasses.replace(parsed, **parts)
+            origins = origins_of(parsed, good)
+        except UserError as error:
+            problems += error.problems if isinstance(error, ConfigError) else [str(error)]
     # without the preset, a rule can be checked only if all of its fields were typed
     problems += [
         origins.explain(problem.message)
@@ -122,6 +140,16 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return parsed
+
+
+def _source(command: ConfigCommand, init_from: str) -> Source:
+    """The model whose shape a config takes: that of `begun` if it has a checkpoint.
+
+    A run that resumes needs the model that it began with no more, and that may be gone.
+    """
+    if command.begun is not None and RunDir(command.begun).has_checkpoint:
+        return read_source(str(command.begun))
+    return read_source(init_from)
 
 
 def _quietly(command: type[T], argv: Sequence[str], known: dict[str, Any]) -> T:

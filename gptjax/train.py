@@ -13,7 +13,6 @@ from gptjax.cli import ConfigCommand, main, origins_of, parse_config
 from gptjax.cluster.environment import check_training, import_jax
 from gptjax.cluster.stop import StopRequest
 from gptjax.config.effects import Surroundings, note_without_effect
-from gptjax.config.presets import load_config
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,16 @@ class TrainCommand(ConfigCommand):
     process: int | None = None
     """Number of this process, from 0."""
 
+    @property
+    def run_path(self) -> Path:
+        """The run's directory."""
+        return self.run_dir or Path("runs") / Path(self.config).stem
+
+    @property
+    def begun(self) -> Path | None:
+        """The run's directory, unless it starts over."""
+        return None if self.fresh else self.run_path
+
 
 def train(argv: Sequence[str]) -> int:
     """Parse the flags, connect to the other processes of the run, and train.
@@ -43,13 +52,12 @@ def train(argv: Sequence[str]) -> int:
     began = time.perf_counter()
     is_report = "--report" in argv
     command = parse_config(TrainCommand, argv, "python -m gptjax.train", required=not is_report)
-    run_path = command.run_dir or Path("runs") / Path(command.config).stem
+    run_path = command.run_path
     if command.report:
         from gptjax.runs.report import run_report
 
-        for line in run_report(
-            run_path if command.config or command.run_dir else None, command.run
-        ):
+        is_named = command.config or command.run_dir
+        for line in run_report(run_path if is_named else None, command.run):
             print(line)
         return 0
     origins = origins_of(command, argv)
@@ -64,7 +72,7 @@ def train(argv: Sequence[str]) -> int:
         from gptjax.cluster.processes import find_launch, initialise
         from gptjax.data.manifest import is_prepared
         from gptjax.model.size import parameter_count
-        from gptjax.preparation.pipeline import how_to_prepare, prepare_with_progress
+        from gptjax.preparation.pipeline import prepare_with_progress, require_own_text
         from gptjax.runs.trace import Startup, process_began
         from gptjax.training.loop import fit
         from gptjax.training.tasks import task_of
@@ -78,13 +86,10 @@ def train(argv: Sequence[str]) -> int:
     run, data_dir = command.run, Path(command.data.path)
     if launch is None:  # report a mistake before preparing the data
         start_devices(run.train.cpu_devices, parameter_count(run.model))
-    needs_shards = task_of(run).reads_shards and not run.data.mixture
-    is_missing = needs_shards and not is_prepared(data_dir)
-    if is_missing and (run.data.source is None or run.data.hub):
-        own = load_config(command.config).data
-        how = how_to_prepare(command.config, run, own)
-        missing = f"there is no prepared data in data.path {data_dir}: run `{how}` first"
-        raise UserError(origins.explain(missing))
+    is_missing = task_of(run).reads_shards and not run.data.mixture and not is_prepared(data_dir)
+    if is_missing:
+        with origins.explained():
+            require_own_text(command.config, run)
     if is_missing and (launch is None or launch.process == 0):
         prepare_with_progress(run.data)
         startup.end("preparation")

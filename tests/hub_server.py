@@ -1,4 +1,4 @@
-"""A hub in small: directories as data sets, over HTTP on this machine, with faults to order.
+"""A hub in small: directories as data sets or models, over HTTP here, with faults to order.
 
 It speaks what huggingface_hub and datasets ask of the real one: what a repository is, its tree, the
 existence of paths, and files by HEAD and GET with the headers that tell commit, size and hash.
@@ -80,7 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.asked.append((self.command, path, self.headers.get("Range", "")))
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         words = path.strip("/").split("/")
-        api = words[:2] == ["api", "datasets"]
+        api = words[0] == "api" and words[1] in ("datasets", "models")
+        if words[0] not in ("api", "datasets"):  # files of models lie at the top
+            words = ["models", *words]
         name = "/".join(words[2:4] if api else words[1:3])
         repository = self.hub.root / name
         shown = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
@@ -168,7 +170,7 @@ def digest(path: Path) -> str:
 
 
 def _is_large(path: Path) -> bool:
-    return path.suffix in (".bin", ".npy", ".parquet")
+    return path.suffix in (".bin", ".npy", ".parquet", ".safetensors")
 
 
 def _entry(repository: Path, path: Path) -> dict[str, object]:

@@ -21,7 +21,8 @@ from gptjax.cli import ConfigCommand, main, parse, parse_config
 from gptjax.config import Config, DataConfig
 from gptjax.config.presets import load_config, preset_names
 from gptjax.data.corpus import require_vocabulary
-from gptjax.tokenizers.plain import collect_characters
+from gptjax.runs.directory import RunDir
+from gptjax.tokenizers.plain import ByteTokenizer, collect_characters
 
 VERBS = ["train", "prepare", "generate"]
 CONFIG_SOURCE = ast.parse((ROOT / "gptjax" / "config" / "schema.py").read_text())
@@ -491,3 +492,49 @@ def test_a_full_disk_is_one_message(tmp_path):
     assert result.stderr == (
         "error: cannot write: No space left on device. Fix this and rerun the same command\n"
     )
+
+
+@pytest.fixture
+def other_run(tmp_path) -> Path:
+    """A run of another shape, with bytes."""
+    config = overridden("tiny", model={"n_layer": 3, "n_vocab": 257, "n_ctx": 32})
+    (tmp_path / "other").mkdir()
+    RunDir(tmp_path / "other").begin(config, ByteTokenizer())
+    return tmp_path / "other"
+
+
+def test_a_run_takes_shape_and_tokenizer_of_the_model_it_starts_from(other_run):
+    run = read("--config", "quickstart", "--train.init-from", f"{other_run}@best").run
+    assert (run.model.n_layer, run.model.n_embd, run.model.n_ctx) == (3, 32, 32)
+    assert (run.model.n_vocab, run.data.tokenizer) == (257, "bytes")
+    assert (run.train.init_from, run.context) == (f"{other_run}@best", 32)
+
+
+def test_every_mistake_beside_a_model_to_start_from_is_listed(other_run):
+    command = ("--config", "tiny", "--optim.eps", "0", "--train.init-from")
+    assert ["runs/none" in p for p in problems_of(*command, "runs/none")] == [True, False]
+    wrong = problems_of(*command, str(other_run), "--model.n-embd=64")
+    assert ["h/ln_1/scale" in problem for problem in wrong] == [True, False]
+
+
+def test_a_run_that_has_begun_has_its_own_shape(other_run, tmp_path):
+    @dataclass(frozen=True)
+    class Beginning(Command):
+        """A verb of a run."""
+
+        @property
+        def begun(self) -> Path | None:
+            return None if self.fresh else self.run_dir
+
+    own = tmp_path / "own"
+    own.mkdir()
+    deeper = overridden("tiny", model={"n_layer": 4, "n_vocab": 257})
+    RunDir(own).begin(deeper, ByteTokenizer())
+    flags = ["--config", "tiny", "--run-dir", str(own), "--train.init-from"]
+    run = parse_config(Beginning, [*flags, str(other_run)], "verb").run
+    assert run.model.n_layer == 3
+    (own / "checkpoints" / "5").mkdir(parents=True)
+    run = parse_config(Beginning, [*flags, "runs/gone"], "verb").run
+    assert (run.model.n_layer, run.train.init_from) == (4, "runs/gone")
+    with pytest.raises(ConfigError, match="there is no model in runs/gone"):
+        parse_config(Beginning, [*flags, "runs/gone", "--fresh"], "verb")

@@ -1,7 +1,9 @@
 """Bytes, durations and progress bars as a terminal shows them."""
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LINES = {"100 Mbit/s": 12.5e6, "1 Gbit/s": 125e6}  # bytes a second, for estimates of time
@@ -30,6 +32,44 @@ def byte_bars(rate: str = "") -> Any:
         TimeRemainingColumn(),
         console=Console(force_jupyter=False),  # rich's bars for notebooks need another package
     )
+
+
+@contextmanager
+def count_bar(total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error: the count, the rate and the time left; yields what advances it.
+
+    Where standard error is no terminal, one line says how many there are.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(file=sys.stderr, force_jupyter=False, highlight=False)
+    if not console.is_terminal:
+        print(f"{total:,} {unit}", file=sys.stderr, flush=True)
+        yield lambda done: None
+        return
+    with Progress(
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        BarColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+    ) as bar:
+        task = bar.add_task("", total=total, rate="")
+
+        def advance(done: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, advance=done, rate=f"{speed:,.1f} a second" if speed else "")
+
+        yield advance
 
 
 def gibibytes(n: float) -> str:

@@ -10,6 +10,7 @@ TOKENIZERS = ("gpt1", "gpt2", "bytes", "chars")
 HUB_FORM = (
     "OWNER/NAME, OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT, where @REVISION may follow NAME"
 )
+TESTS = ("perplexity", "wikitext", "hellaswag", "lambada", "choices")
 _NAME = re.compile(
     r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^:@\s]+))?"
     r"(:(?P<subset>[^:/\s]*))?(:(?P<split>\w[\w.-]*))?",
@@ -114,6 +115,31 @@ def _positive(text: str, whole: str) -> Fraction:
     if not (number := _number(text, whole)):
         raise ValueError(f"{whole!r}: {text!r} must be above 0")
     return number
+
+
+def parse_evaluation(text: str) -> tuple[str, str]:
+    """Read NAME=FILE, a test of `TESTS` and its data; raises ValueError with the mistake.
+
+    >>> parse_evaluation("lambada=data/lambada_test.jsonl")
+    ('lambada', 'data/lambada_test.jsonl')
+    """
+    name, _, file = text.partition("=")
+    if name not in TESTS or not file:
+        names = ", ".join(TESTS)
+        raise ValueError(f"must be NAME=FILE with a NAME of {names}, not {text!r}")
+    return name, file
+
+
+def evaluation_mistakes(texts: Sequence[str]) -> Iterator[str]:
+    """Yield every mistake in a list of NAME=FILE, as a message for the user."""
+    names = []
+    for text in texts:
+        try:
+            names.append(parse_evaluation(text)[0])
+        except ValueError as error:
+            yield str(error)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        yield f"names a test twice: {', '.join(twice)}"
 
 
 def profile_window(text: str) -> tuple[int, int] | None:

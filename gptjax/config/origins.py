@@ -1,8 +1,10 @@
 """The origin of a field's value: typed, from the config file, or a default.
 
-A message about a value that was not typed names its origin, and the flag that changes it.
+A message about a value that was not typed names its origin, and the flag that changes it. The shape
+of a run that starts from a model comes with that model.
 """
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,8 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptjax.base.errors import UserError
-from gptjax.config.schema import Config
+from gptjax.config.schema import Config, ModelConfig
 
+# Settings of training, which a preset keeps when the rest of its model comes from elsewhere.
+_KEPT = (
+    *("embd_pdrop", "attn_pdrop", "resid_pdrop", "dtype", "float32_matmul", "attention"),
+    *("remat", "unroll"),
+)
+SHAPE = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name not in _KEPT)
+"""Fields of the model that come with its parameters: its shape, and the switches of its layers."""
 _FIELD = re.compile(r"(?<![\w.-])(?:model|data|optim|train|mesh|sample)\.[a-z]\w*")
 
 
@@ -25,6 +34,15 @@ def value_of(config: Config, name: str) -> Any:
 def flag_of(name: str) -> str:
     """The flag of a field: of a config, under its dotted name, or of a verb."""
     return f"--{name.replace('_', '-')}"
+
+
+def comes_with_model(name: str) -> bool:
+    """Whether a field, by its dotted name, has the value of the model that a run starts from.
+
+    >>> comes_with_model("model.n_layer"), comes_with_model("model.dtype")
+    (True, False)
+    """
+    return name == "data.tokenizer" or name in {f"model.{field}" for field in SHAPE}
 
 
 def as_words(value: Any) -> str:
@@ -50,8 +68,10 @@ class Origins:
             section, _, field = name.partition(".")
             if name in self.typed or not hasattr(getattr(default, section, None), field or " "):
                 continue
-            value = value_of(self.config, name)
-            if value != value_of(default, name) and self.preset is not None:
+            value, source = value_of(self.config, name), self.config.train.init_from
+            if source is not None and comes_with_model(name):
+                origin = f"from --train.init-from {shlex.quote(source)}"
+            elif value != value_of(default, name) and self.preset is not None:
                 origin = f"from --config {shlex.quote(self.preset)}"
             elif value is None or value == ():
                 continue

@@ -205,6 +205,17 @@ class TrainConfig:
     again; or ten times the longest wait so far, if that is more; 0 waits for ever."""
     seed: int = 1337
     """Seed of initialisation, dropout and data order."""
+    init_from: str | None = None
+    """Model to start from, with a new optimizer: RUN, RUN@best, RUN@latest, RUN@STEP, or a Hugging
+    Face directory. Shape and tokenizer come from there; None draws new parameters."""
+    evaluate_on: tuple[str, ...] = ()
+    """Published tests to measure during the run, each NAME=FILE: perplexity, wikitext, hellaswag,
+    lambada or choices."""
+    evaluate_on_every_steps: int = 0
+    """Steps between measurements of evaluate_on; 0 measures with every validation loss, and once at
+    the end."""
+    evaluate_on_limit: int | None = None
+    """Most items of each file of evaluate_on; None measures all of them."""
     profile: str | None = None
     """STEP:COUNT writes a trace of COUNT steps after step STEP into the run's directory."""
 

@@ -17,6 +17,7 @@ from gptjax.config.courses import misfits
 from gptjax.config.names import (
     HUB_FORM,
     TOKENIZERS,
+    evaluation_mistakes,
     is_tokenizer_name,
     mistakes,
     profile_window,
@@ -110,9 +111,9 @@ def _ranges(c: Config) -> Iterator[Problem]:
         "train.max_steps": t.max_steps, "train.ramp_from_tokens": t.ramp_from_tokens,
         "train.keep_latest": t.keep_latest, "sample.max_new_tokens": s.max_new_tokens,
         "model.n_vocab": m.n_vocab, "train.context": t.context, "train.eval_tokens": t.eval_tokens,
-        "optim.decay_steps": o.decay_steps,
-        "train.cpu_devices": t.cpu_devices,
-        "mesh.data": c.mesh.data, "mesh.fsdp": c.mesh.fsdp, "mesh.tensor": c.mesh.tensor,
+        "optim.decay_steps": o.decay_steps, "train.cpu_devices": t.cpu_devices,
+        "train.evaluate_on_limit": t.evaluate_on_limit, "mesh.data": c.mesh.data,
+        "mesh.fsdp": c.mesh.fsdp, "mesh.tensor": c.mesh.tensor,
     }  # fmt: skip
     not_negative = {
         "optim.warmup_steps": o.warmup_steps, "optim.peak_lr": o.peak_lr,
@@ -121,6 +122,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
         "train.sample_every_steps": t.sample_every_steps, "train.seed": t.seed,
         "sample.temperature": s.temperature, "train.loss_chunk_tokens": t.loss_chunk_tokens,
         "train.ramp_steps": t.ramp_steps, "train.stall_seconds": t.stall_seconds,
+        "train.evaluate_on_every_steps": t.evaluate_on_every_steps,
     }  # fmt: skip
     probabilities = {
         "model.embd_pdrop": m.embd_pdrop, "model.attn_pdrop": m.attn_pdrop,
@@ -139,12 +141,9 @@ def _ranges(c: Config) -> Iterator[Problem]:
     for name, value in probabilities.items():
         if not 0 <= value < 1:
             yield Problem((name,), f"{name} must be in [0, 1), not {value}")
-    if not 1 <= t.updates_per_call <= MOST_UPDATES_PER_CALL:
-        yield Problem(
-            ("train.updates_per_call",),
-            f"train.updates_per_call must be 1 to {MOST_UPDATES_PER_CALL}, "
-            f"not {t.updates_per_call}",
-        )
+    if not 1 <= (n := t.updates_per_call) <= MOST_UPDATES_PER_CALL:
+        message = f"train.updates_per_call must be 1 to {MOST_UPDATES_PER_CALL}, not {n}"
+        yield Problem(("train.updates_per_call",), message)
     if not 0 <= d.val_fraction <= 0.5:
         message = f"data.val_fraction must be in [0, 0.5], not {d.val_fraction}"
         yield Problem(("data.val_fraction",), message)
@@ -165,6 +164,8 @@ def _ranges(c: Config) -> Iterator[Problem]:
     if t.profile is not None and profile_window(t.profile) is None:
         message = f"train.profile must be STEP:COUNT with a COUNT of 1 or more, not {t.profile!r}"
         yield Problem(("train.profile",), message)
+    for message in evaluation_mistakes(t.evaluate_on):
+        yield Problem(("train.evaluate_on",), f"train.evaluate_on {message}")
     if d.tokenizer is not None and not is_tokenizer_name(d.tokenizer):
         near = did_you_mean(d.tokenizer, [*TOKENIZERS, "bpe:4096", "tiktoken:cl100k_base"])
         message = (

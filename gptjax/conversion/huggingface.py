@@ -7,6 +7,7 @@ is called weight and bias now. Causal masks among the arrays are no parameters a
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,12 +81,11 @@ def read_huggingface(path: Path, tokenizer: str | None = None) -> Weights:
     weights, config and tokenizer do not fit each other.
     """
     opened = open_huggingface(path, tokenizer)
-    arrays, notes = opened.arrays, list(opened.notes)
-    rows, n_vocab = opened.rows, opened.model.n_vocab or 0
-    if n_vocab < rows and opened.task != CLASSIFY:
-        arrays = arrays.changed({*_TABLES, HEAD}, lambda array: _first_rows(array, rows, n_vocab))
-        rows = n_vocab
-    ours = from_huggingface(arrays, opened.model, str(path), rows)
+    arrays, notes, kept = opened.arrays, list(opened.notes), opened.rows
+    if opened.task == PRETRAIN:
+        kept = opened.model.n_vocab or 0
+        arrays = arrays.changed({*_TABLES, HEAD}, partial(_without_padding, opened.rows, kept))
+    ours = from_huggingface(arrays, opened.model, str(path), kept)
     if strange := [name for name, array in ours.items() if not np.isfinite(array).all()]:
         notes.append(f"these arrays have values that are not finite: {', '.join(strange)}")
     source = f"the Hugging Face directory {path}"
@@ -120,8 +120,8 @@ def open_huggingface(path: Path, tokenizer: str | None = None) -> OpenedModel:
     return OpenedModel(replace(model, n_vocab=kept), found, arrays, rows, tuple(notes), task)
 
 
-def _first_rows(array: np.ndarray, rows: int, kept: int) -> np.ndarray:
-    return array[:kept] if len(array) == rows else array
+def _without_padding(rows: int, kept: int, array: np.ndarray) -> np.ndarray:
+    return array[:kept] if len(array) == rows else array  # another shape is told as it is
 
 
 def _our_names(arrays: StoredArrays, path: Path) -> StoredArrays:

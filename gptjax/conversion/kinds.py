@@ -49,8 +49,15 @@ def read_model(source: str, kind: Kind | None = None, tokenizer: str | None = No
     """
     path = Path(source).expanduser()
     if not path.exists() and is_model_name(source) and kind in (None, "huggingface"):
-        path, kind = fetch_model(source), "huggingface"
+        path, kind = _fetch(source), "huggingface"
     return FORMATS[find_kind(path, kind)].read(path, tokenizer)
+
+
+def _fetch(name: str) -> Path:
+    try:
+        return fetch_model(name)
+    except UserError as error:
+        raise UserError(f"there is no {name} on this machine, and {error}") from error
 
 
 def find_kind(path: Path, kind: Kind | None = None) -> Kind:

@@ -50,7 +50,12 @@ class Corpus(TaskData):
 
     def resolved(self, config: Config) -> Config:
         """The config with the tokenizer and the vocabulary size of the data."""
-        n_vocab = require_vocabulary(self.manifest, config.model.n_vocab, config.data.tokenizer)
+        try:
+            n_vocab = require_vocabulary(self.manifest, config.model.n_vocab, config.data.tokenizer)
+        except UserError as error:
+            if config.train.init_from is None:
+                raise
+            raise UserError(other_tokenizer(self.manifest, config)) from error
         return replace(
             config,
             model=replace(config.model, n_vocab=n_vocab),
@@ -202,6 +207,17 @@ def require_vocabulary(manifest: Manifest, n_vocab: int | None, tokenizer: str |
             "give --model.n-vocab None"
         )
     return manifest.n_vocab
+
+
+def other_tokenizer(manifest: Manifest, config: Config) -> str:
+    """Advice to a user whose data do not have the tokenizer of the model to start from."""
+    model, tokenizer = config.train.init_from, config.data.tokenizer
+    how = "" if tokenizer is None else f": prepare text with --tokenizer {quote(tokenizer)}"
+    return (
+        f"{manifest.directory} was tokenised with {manifest.tokenizer} ({manifest.n_vocab:,} ids), "
+        f"but the model of --train.init-from {model} has another tokenizer "
+        f"({config.model.n_vocab:,} ids){how}, and give its --data.path"
+    )
 
 
 def _read_all(directories: list[Path], tokenizer: str | None) -> tuple[Manifest, ...]:

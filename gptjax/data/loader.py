@@ -7,7 +7,7 @@ its examples, rows first; the loader does not know them.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -95,7 +95,7 @@ def read_ahead(items: Iterator[T], put: Callable[[T], Placed]) -> Iterator[Place
     yield from waiting
 
 
-def evenly_spread(examples: Examples, most: int | None) -> list[int]:
+def evenly_spread(examples: Sized, most: int | None) -> list[int]:
     """Indices of at most `most` examples, at least one, evenly spread over all of them.
 
     >>> evenly_spread(range(10), 4)

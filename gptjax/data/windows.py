@@ -38,17 +38,24 @@ class TokenWindows:
         """Window `index`, [T + 1] int32; raises `UserError` for an id outside the vocabulary."""
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
-        window = np.empty(self.context + 1, dtype=np.int32)
-        position, filled = index * self.context, 0
-        shard = bisect.bisect_right(self._ends, position)
-        while filled < len(window):
-            tokens = self._open(shard)
-            start = position + filled - (self._ends[shard] - len(tokens))
-            part = tokens[start : start + len(window) - filled]
+        start = index * self.context
+        return self.stretch(start, start + self.context + 1)
+
+    def stretch(self, start: int, stop: int) -> np.ndarray:
+        """The tokens of the split from `start` to before `stop`, int32; raises as above.
+
+        Both are places in the whole split, which must reach to `stop`.
+        """
+        tokens = np.empty(stop - start, dtype=np.int32)
+        filled, shard = 0, bisect.bisect_right(self._ends, start)
+        while filled < len(tokens):
+            held = self._open(shard)
+            first = start + filled - (self._ends[shard] - len(held))
+            part = held[first : first + len(tokens) - filled]
             self._check(part, shard)
-            window[filled : filled + len(part)] = part
+            tokens[filled : filled + len(part)] = part
             filled, shard = filled + len(part), shard + 1
-        return window
+        return tokens
 
     def shuffled(self, seed: int) -> ShuffledExamples:
         """All windows as examples in the endless order of a seed.

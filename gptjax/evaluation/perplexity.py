@@ -36,7 +36,7 @@ class ValidationPart(NamedTuple):
     target_bytes: int
 
 
-def evaluate(
+def evaluate_part(
     step: Callable[[dict[str, Any]], dict[str, Any]],
     batches: Iterable[dict[str, Any]],
     target_bytes: int,
@@ -59,7 +59,7 @@ def evaluate_parts(
     step: Callable[[dict[str, Any]], dict[str, Any]], parts: Sequence[ValidationPart]
 ) -> Validation:
     """Evaluate every source alone, and all of them together, weighted by their shares."""
-    results = [evaluate(step, part.batches, part.target_bytes) for part in parts]
+    results = [evaluate_part(step, part.batches, part.target_bytes) for part in parts]
     by_source = tuple((p.name, r.loss) for p, r in zip(parts, results, strict=True) if p.name)
     if len(parts) == 1:
         return replace(results[0], by_source=by_source)

@@ -15,6 +15,7 @@ from typing import Any
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.config import Config, DataConfig
+from gptjax.config.presets import load_config
 from gptjax.data.manifest import SPLITS, Manifest, Split, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.shards import SHARD_TOKENS, token_dtype, write_shards
 from gptjax.preparation.oddities import Oddities, describe_oddities
@@ -198,10 +199,25 @@ def prepare_with_progress(
         )
 
 
+def require_own_text(config_name: str, config: Config) -> None:
+    """Raise `UserError` with the command that prepares the data, unless a run can do it itself."""
+    data, model = config.data, config.train.init_from
+    if model is not None and data.tokenizer is None:
+        raise UserError(
+            f"there is no prepared data in data.path {data.path}: give the --data.path of text "
+            f"that was prepared with the tokenizer of {model}"
+        )
+    if data.source is None or data.hub:
+        how = how_to_prepare(config_name, config, load_config(config_name).data)
+        raise UserError(f"there is no prepared data in data.path {data.path}: run `{how}` first")
+
+
 def how_to_prepare(config_name: str, config: Config, own: DataConfig) -> str:
     """The command that prepares a config's data, for messages; `own` is the file's own data."""
     data, command = config.data, f"python -m gptjax.prepare --config {shlex.quote(config_name)}"
     out = f" --out {shlex.quote(data.path)}"
+    if data.tokenizer not in (None, own.tokenizer):
+        command += f" --tokenizer {shlex.quote(data.tokenizer)}"
     if data.hub is not None:
         hub = "" if data.hub == own.hub else f" --hub {shlex.quote(data.hub)}"
         return command + hub + ("" if data.path == own.path else out)

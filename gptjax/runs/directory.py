@@ -6,6 +6,7 @@ order of the data must then be the same.
 
 import dataclasses
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +22,15 @@ from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import tokenizer_from_json
 
 LOCK = ".lock"
+CONVERTED = "0"  # the only step of a converted run; training saves from step 1 on
 # Fields that may differ when a run resumes: places of data, speed, and output.
 FREE = (
     "data.path", "data.tokenizer", "data.source", "data.inputs", "data.input_format",
     "data.text_field", "data.doc_separator", "data.hub", "data.val_fraction", "data.mixture",
     "sample.", "mesh.", "train.max_steps", "train.micro_batch", "train.cpu_devices",
     "train.eval_", "train.save_", "train.sample_", "train.keep_", "train.stall_",
-    "train.loss_chunk", "train.updates_per_call", "train.wire_dtype", "train.profile",
+    "train.evaluate_on", "train.loss_chunk", "train.updates_per_call", "train.wire_dtype",
+    "train.profile",
     "optim.peak_lr", "optim.final_lr", "optim.schedule", "optim.warmup", "optim.decay_steps",
     "optim.cooldown", "optim.rewarm", "optim.weight_decay", "optim.beta", "optim.muon_",
     "optim.eps",
@@ -78,6 +81,16 @@ class RunDir:
         """Every message."""
         return self.path / "log.txt"
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a step was ever saved, damaged or not."""
+        return any(self.checkpoints.glob("[0-9]*"))
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether it holds parameters from elsewhere, at step 0, and nothing to resume."""
+        return (self.checkpoints / CONVERTED).is_dir()
+
     def set_aside(self) -> Path | None:
         """Move an existing run aside; returns its new place, or None if there was no run.
 
@@ -124,7 +137,7 @@ class RunDir:
                 f"{self.path} is not empty and not a run of gptjax (no config.json): choose "
                 "another --run-dir"
             )
-        if any(self.checkpoints.glob("[0-9]*")):
+        if self.has_checkpoint:
             raise UserError(
                 f"{self.path} has checkpoints but no config.json: copy it back from a checkpoint's "
                 "config/metadata, or choose another --run-dir"
@@ -153,8 +166,14 @@ class RunDir:
 
         Raises `UserError` if there is a checkpoint and the settings would make another run of it.
         """
-        if not any(self.checkpoints.glob("[0-9]*")):
+        if not self.has_checkpoint:
             return []
+        if self.is_converted:
+            path = shlex.quote(str(self.path))
+            raise UserError(
+                f"{self.path} holds a converted model, which has no optimizer state to resume: "
+                f"start a new run from it with --train.init-from {path} and another --run-dir"
+            )
         differences = self._differences(config)
         if fixed := [d for d in differences if not d.startswith(FREE)]:
             listed = "".join(f"\n  - {d}" for d in fixed)

@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from gptjax.config.names import TESTS
 from gptjax.runs.metrics import Row
 
 LINE_SECONDS = 5.0  # between plain progress lines, and for the means of speed and waits
+FIGURES = ("acc", "acc_norm", "perplexity", "word_perplexity", "bits_per_byte")
 WAIT_SHARE = 0.01  # a larger share of waits for data is shown
 
 
@@ -82,8 +84,11 @@ class Display:
         left = self._left(step, now)
         if self._progress is not None:
             self._progress.update(self._task, completed=step, numbers=_numbers(row) + left)
-        if "val_loss" in row:
+        tests = _tests(row)
+        if "val_loss" in row or tests:
             self.say(f"step {step}/{self._max_steps}  {_numbers(row)}")
+            if tests:
+                self.say(f"  {tests}")
             if sources := _sources(row):
                 self.say(f"  {sources}")
         elif self._progress is None and now >= self._next_line:
@@ -162,6 +167,15 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _tests(row: Row) -> str:
+    """The main figures of the tests of `train.evaluate_on`."""
+    found = []
+    for name in TESTS:
+        figures = [f"{f} {row[f'{name}/{f}']:.4f}" for f in FIGURES if f"{name}/{f}" in row]
+        found += [f"{name} {', '.join(figures)}"] if figures else []
+    return "; ".join(found)
 
 
 def _sources(row: Row) -> str:

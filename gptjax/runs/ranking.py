@@ -25,6 +25,10 @@ class Ranking:
         if isinstance(loss, int | float) and not isinstance(loss, bool) and math.isfinite(loss):
             self._losses[step] = cursor.get("val_measure", ""), loss
 
+    def loss(self, step: int) -> float | None:
+        """The validation loss of a step; None if it was not measured."""
+        return self._losses[step][1] if step in self._losses else None
+
     def read(self, step: int, cursor: bytes | None) -> None:
         """Take the loss from a cursor's file; None, or anything but JSON, makes it unknown."""
         try:

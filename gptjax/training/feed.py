@@ -76,7 +76,7 @@ def steps_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
     checkpoint, an end of the trace), when the batch grows, and at the last step.
     """
     first, count = profile_window(train.profile) or (0, 0) if train.profile else (0, 0)
-    cadences = (train.eval_every_steps, train.sample_every_steps, train.save_every_steps)
+    cadences = [n for _, n in _cadences(train)]
     ends = [train.max_steps, first, first + count]
     ends += [(step // n + 1) * n for n in cadences if n]
     end = min(step + train.updates_per_call, *(e for e in ends if e > step))
@@ -85,21 +85,27 @@ def steps_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
 
 
 def due(train: TrainConfig, step: int, stopping: bool, save_owed: bool) -> set[str]:
-    """The work due after step `step`: any of `validate`, `sample`, `save`.
+    """The work due after step `step`: any of `validate`, `measure`, `sample`, `save`.
 
     After the last step, everything is due that the run ever does; after a stop request, only a
     save. A save that failed or was postponed (`save_owed`) is due after every step.
     """
     last = step == train.max_steps
-    every = {
-        "validate": train.eval_every_steps,
-        "sample": train.sample_every_steps,
-        "save": train.save_every_steps,
-    }
-    now = {name for name, n in every.items() if n and (last or step % n == 0)}
+    now = {name for name, n in _cadences(train) if n and (last or step % n == 0)}
     if stopping and not last:
         return {"save"}
     return now | {"save"} if last or save_owed else now
+
+
+def _cadences(train: TrainConfig) -> list[tuple[str, int]]:
+    """Each kind of work, and the number of steps between two of its kind; 0 means never."""
+    measure = train.evaluate_on_every_steps or train.eval_every_steps or train.max_steps
+    return [
+        ("validate", train.eval_every_steps),
+        ("measure", measure if train.evaluate_on else 0),
+        ("sample", train.sample_every_steps),
+        ("save", train.save_every_steps),
+    ]
 
 
 def by_call(

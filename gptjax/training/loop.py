@@ -35,6 +35,7 @@ from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog, Row
 from gptjax.runs.trace import Startup, StepTrace
 from gptjax.training.feed import by_call, due, rows_of_call
+from gptjax.training.measuring import Measuring
 from gptjax.training.pace import UNMEASURED, Dispatched, Throughput, with_waits
 from gptjax.training.saving import Saving
 from gptjax.training.setup import Setup
@@ -80,12 +81,14 @@ def fit(
         for line in [*changes, *links, *notes]:
             display.say(line)
         startup.end("setup")
+        measuring = Measuring(setup, stop, watchdog.heartbeat, display)
+        measuring.rehearse()
         state, step = restore_or_start(setup, checkpointer, run_dir, display, watchdog)
         startup.end("initialisation" if step == 0 else "restoring")
         metrics_path = run_dir.metrics if is_process_0() else None
         log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
-        loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup, watchdog)
-        loop.validate_if_missed(state, step)
+        loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup, watchdog, measuring)
+        loop.do_what_was_missed(state, step)
         if step >= setup.config.train.max_steps:
             how = how_to_go_on(run_dir.read_config(), step)
             display.say(f"{run_dir.path} is complete at step {step}: {how}")
@@ -110,10 +113,11 @@ class _Loop:
         stop: StopRequest,
         startup: Startup,
         watchdog: Watchdog,
+        measuring: Measuring,
     ):
         self.setup, self.run_dir, self.checkpointer = setup, run_dir, checkpointer
         self.log, self.display, self.stop, self.startup = log, display, stop, startup
-        self.watchdog = watchdog
+        self.watchdog, self.measuring = watchdog, measuring
         self.showing = Showing(setup.config, setup.tokenizer, run_dir, display)
         kind = jax.devices()[0].device_kind
         peak = peak_tokens_per_second(setup.config, kind, jax.device_count())
@@ -199,7 +203,7 @@ class _Loop:
         self.display.update(self.log.rows[-len(rows) :])
 
     def _do_what_is_due(self, now: set[str], state: TrainState, rows: list[Row]) -> bool:
-        """Validate, write the rows, save, then sample and plot, as far as each is due.
+        """Validate, measure, write the rows, save, sample and plot, as far as each is due.
 
         Returns whether a stop request came; then the run is saved, due or not. Samples and plots
         come after the save, so that nothing is lost if they fail.
@@ -210,6 +214,8 @@ class _Loop:
         if validation is not None:
             is_best = validation.loss < broadcast_from_0(self.saving.lowest_loss())
             row |= self._validation_values(validation)
+        if "measure" in now and not self.stop:
+            row |= self.measuring.measure(step, self.setup.evaluated_params(state))
         row |= self.setup.data.progress(step)
         self._write(rows)
         stopping = bool(self.stop)  # read once: a signal may come at any moment
@@ -228,15 +234,18 @@ class _Loop:
         self.throughput.begin()
         return stopping
 
-    def validate_if_missed(self, state: TrainState, step: int) -> None:
-        """Run the validation due at the restored step, if a stop request cut it short."""
-        is_due = "validate" in due(self.setup.config.train, step, False, False)
-        is_missing = bool(self.log.rows) and "val_loss" not in self.log.rows[-1]
-        if not broadcast_from_0(is_due and is_missing):
-            return
-        if (validation := self._validate(state)) and is_process_0():
-            epochs = self.setup.data.progress(step)
-            self.log.amend({**self._validation_values(validation), **epochs})
+    def do_what_was_missed(self, state: TrainState, step: int) -> None:
+        """Validate and measure as due at the restored step, if a stop request cut that short."""
+        now = due(self.setup.config.train, step, False, False) if step else set()
+        last, found = self.log.rows[-1] if self.log.rows else {}, {}
+        misses = "validate" in now and bool(last) and "val_loss" not in last
+        if broadcast_from_0(misses) and (validation := self._validate(state)):
+            found = {**self._validation_values(validation), **self.setup.data.progress(step)}
+        misses = "measure" in now and bool(last) and not self.measuring.is_in(last)
+        if broadcast_from_0(misses) and not self.stop:
+            found |= self.measuring.measure(step, self.setup.evaluated_params(state))
+        if found and is_process_0():
+            self.log.amend(found)
         self.watchdog.pause()
 
     def _validate(self, state: TrainState) -> Validation | None:

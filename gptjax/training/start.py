@@ -1,4 +1,4 @@
-"""The start of a run: lock its directory, agree on its program, restore its state.
+"""The start of a run: lock its directory, agree on its program, and one of three ways to begin.
 
 With several processes, process 0 manages the directory, and all of them must see it.
 """
@@ -14,12 +14,14 @@ from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config, to_json
 from gptjax.config.courses import schedule_end
 from gptjax.config.origins import as_words, flag_of
-from gptjax.runs.checkpoint import Checkpointer
+from gptjax.runs.checkpoint import Checkpointer, Restored
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
+from gptjax.runs.naming import read_checkpoint_name
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, items_of, state_of
+from gptjax.training.warm_start import warm_state
 
 COURSE = ["peak_lr", "final_lr", "schedule", "warmup_steps", "cooldown_fraction", "rewarm_steps"]
 SAME_ATTENTION = (
@@ -38,6 +40,7 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
     require_same("the data", setup.data.fingerprint_until())
 
     def hold() -> list[str]:
+        refuse_itself(setup.config.train.init_from, run_dir)
         kept = run_dir.set_aside() if fresh else None
         stack.enter_context(run_dir.locked())
         notes = [] if kept is None else [f"the old run is kept in {kept}"]
@@ -51,6 +54,18 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
     return notes or []
 
 
+def refuse_itself(init_from: str | None, run_dir: RunDir) -> None:
+    """Raise `UserError` if a run is to start from its own directory, which it would replace."""
+    if init_from is None or not run_dir.path.exists():
+        return
+    source = read_checkpoint_name(init_from).path
+    if source.exists() and source.samefile(run_dir.path):
+        raise UserError(
+            f"--train.init-from {init_from} is the run's own directory: give another --run-dir for "
+            "the run that starts from it"
+        )
+
+
 def agree_on_program(setup: Setup) -> None:
     """Choose attention and micro-batch, the same on all processes; this may compile for minutes."""
     require_same("the attention", setup.program.config.model.attention, SAME_ATTENTION)
@@ -60,12 +75,30 @@ def agree_on_program(setup: Setup) -> None:
 def restore_or_start(
     setup: Setup, checkpointer: Checkpointer, run_dir: RunDir, display: Display, watchdog: Watchdog
 ) -> tuple[TrainState, int]:
-    """Return the newest good checkpoint, or fresh parameters if there is none; and its step."""
+    """The state to train from, and its step, by the first of these ways that is open.
+
+    1. Resume the run in the directory from its newest good checkpoint.
+    2. Start from the model that `train.init_from` names, with a new optimizer.
+    3. Draw new parameters.
+    """
     abstract = setup.program.abstract_state()
     with watchdog.watching("no checkpoint was restored"):
         restored = checkpointer.restore(items_of(abstract), display.say)
-    if restored is None:
-        return setup.program.initial_state(), 0  # no wait: the train step compiles meanwhile
+    if restored is not None:
+        return _resumed(setup, restored, abstract, run_dir, display)
+    if setup.config.train.init_from is not None:
+        with watchdog.watching("no model was read"):
+            state, lines = warm_state(setup.config, setup.program, setup.tokenizer)
+        for line in lines:
+            display.say(line)
+        return state, 0
+    return setup.program.initial_state(), 0  # no wait: the train step compiles meanwhile
+
+
+def _resumed(
+    setup: Setup, restored: Restored, abstract: TrainState, run_dir: RunDir, display: Display
+) -> tuple[TrainState, int]:
+    """The state of a checkpoint, once its data are those of this start."""
     step, items, cursor = restored
     identity = setup.data_identity(step)
     if cursor["data"] != identity["data"]:

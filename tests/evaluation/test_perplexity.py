@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gptjax.evaluation.perplexity import Validation, ValidationPart, evaluate, evaluate_parts
+from gptjax.evaluation.perplexity import Validation, ValidationPart, evaluate_part, evaluate_parts
 
 B, T = 5, 7
 
@@ -44,7 +44,7 @@ def test_loss_error_and_bits_are_those_of_numpy(n):
     counted = weights_BT.sum(1) > 0
     row_means = np.average(losses_BT[counted], axis=1, weights=weights_BT[counted])
 
-    result = evaluate(sums, batches, target_bytes=321)
+    result = evaluate_part(sums, batches, target_bytes=321)
     assert result.loss == pytest.approx(np.average(losses_BT, weights=weights_BT), rel=1e-13)
     assert result.loss != pytest.approx(row_means.mean(), rel=1e-3)
     stderr = row_means.std(ddof=1) / math.sqrt(len(row_means))
@@ -56,7 +56,7 @@ def test_loss_error_and_bits_are_those_of_numpy(n):
 def test_the_way_it_is_cut_into_batches_does_not_matter():
     batches = random_batches(4)
     split = [{k: v[rows] for k, v in b.items()} for b in batches for rows in ([0], [1, 2], [3, 4])]
-    whole, pieces = evaluate(sums, batches, 100), evaluate(sums, reversed(split), 100)
+    whole, pieces = evaluate_part(sums, batches, 100), evaluate_part(sums, reversed(split), 100)
     assert pieces.loss == pytest.approx(whole.loss, rel=1e-13)
     assert pieces.stderr == pytest.approx(whole.stderr, rel=1e-10)
     assert pieces.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=1e-13)
@@ -65,7 +65,7 @@ def test_the_way_it_is_cut_into_batches_does_not_matter():
 def test_a_model_that_knows_nothing_has_the_logarithm_of_the_vocabulary():
     batch = random_batches(1)[0] | {"losses": np.full((B, T), math.log(256))}
     bytes_of_text = int(batch["weights"].sum())
-    result = evaluate(sums, [batch], bytes_of_text)
+    result = evaluate_part(sums, [batch], bytes_of_text)
     assert result.loss == pytest.approx(math.log(256), rel=1e-13)
     assert result.bits_per_byte == pytest.approx(8.0, rel=1e-13)
     assert result.stderr == pytest.approx(0.0, abs=1e-7)
@@ -73,12 +73,12 @@ def test_a_model_that_knows_nothing_has_the_logarithm_of_the_vocabulary():
 
 def test_one_row_gives_numbers_all_the_same_and_no_bytes_no_bits():
     one = {"loss": 6.0, "tokens": 3.0, "rows": 1.0, "mean": 2.0, "square": 4.0}
-    assert evaluate(lambda _: one, [{}], 0) == Validation(2.0, 0.0, None)
+    assert evaluate_part(lambda _: one, [{}], 0) == Validation(2.0, 0.0, None)
 
 
 def test_rounding_never_makes_the_variance_negative():
     third = {"loss": 1.0, "tokens": 3.0, "rows": 3.0, "mean": 1.0, "square": 1 / 3 - 1e-9}
-    assert evaluate(lambda _: third, [{}], 1).stderr == 0.0
+    assert evaluate_part(lambda _: third, [{}], 1).stderr == 0.0
 
 
 @pytest.mark.parametrize("name", ["", "d"])
@@ -86,6 +86,6 @@ def test_one_source_is_recorded_by_itself_if_it_has_a_name(name):
     """As those of a mixture do, one of a single directory too."""
     batches = random_batches(2)
     result = evaluate_parts(sums, [ValidationPart(name, 1.0, batches, 9)])
-    alone = evaluate(sums, batches, 9)
+    alone = evaluate_part(sums, batches, 9)
     assert (result.loss, result.stderr) == (alone.loss, alone.stderr)
     assert result.by_source == (((name, alone.loss),) if name else ())

@@ -34,6 +34,7 @@ FIXED = {
     "model.tied_head": False, "train.batch_tokens": 1024, "train.context": 32, "train.seed": 1,
     "train.ramp_from_tokens": 256, "train.ramp_steps": 8, "optim.name": "lion",
     "optim.moments_dtype": "bfloat16", "optim.ema_decay": 0.9, "data.document_mask": True,
+    "train.init_from": "runs/other",
 }  # fmt: skip
 FREE = {
     "model.embd_pdrop": 0.1, "model.attn_pdrop": 0.1, "model.resid_pdrop": 0.1,
@@ -51,8 +52,10 @@ FREE = {
     "optim.schedule": "linear", "optim.rewarm_steps": (9,), "optim.muon_momentum": 0.9,
     "optim.cooldown_fraction": 0.5, "train.eval_every_steps": 7, "train.eval_tokens": None,
     "train.save_every_steps": 9, "train.keep_latest": 5, "train.sample_every_steps": 11,
-    "train.stall_seconds": 0, "train.cpu_devices": 2, "sample.prompt": "x",
-    "sample.max_new_tokens": 5, "sample.temperature": 0.0, "sample.top_k": None,
+    "train.evaluate_on": ("lambada=a",), "train.evaluate_on_every_steps": 5,
+    "train.evaluate_on_limit": 9, "train.stall_seconds": 0, "train.cpu_devices": 2,
+    "sample.prompt": "x", "sample.max_new_tokens": 5, "sample.temperature": 0.0,
+    "sample.top_k": None,
 }  # fmt: skip
 PRESET = load_config("tiny")
 TINY = dataclasses.replace(
@@ -115,6 +118,12 @@ def test_every_field_is_either_fixed_or_free():
     assert set(FIXED) | set(FREE) == fields
     assert set(FIXED) & set(FREE) == set()
     assert [name for name, new in (FIXED | FREE).items() if value(TINY, name) == new] == []
+
+
+def test_a_converted_run_does_not_resume_and_says_how_to_start_from_it(begun):
+    (begun.checkpoints / "25").rename(begun.checkpoints / "0")
+    with pytest.raises(UserError, match=r"--train\.init-from \S+x and another --run-dir"):
+        begin(begun, TINY)
 
 
 def test_the_same_config_goes_on(begun):

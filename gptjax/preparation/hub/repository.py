@@ -116,7 +116,8 @@ def _in_words(repository: str, what: str, extra: str, chain: list[BaseException]
                 f"the hub answered {error.response.status_code} about {repository}: fetched bytes "
                 "are kept; try the same command again later"
             )
-    if isinstance(chain[0], ValueError | FileNotFoundError):  # their text says enough
+    is_away = isinstance(chain[0], hub.LocalEntryNotFoundError)  # no network, nothing cached
+    if isinstance(chain[0], ValueError | FileNotFoundError) and not is_away:  # they say enough
         return f"{repository}: {chain[0]}"
     first = (str(chain[0]).strip() or "without details").splitlines()[0]
     return (

@@ -157,6 +157,16 @@ def _open(source: Input, commit: str) -> Any:
     return data.select_columns([choose_field(str(source.path), source.field, fields)])
 
 
+def stream_records(name: HubName) -> Iterator[dict[str, Any]]:
+    """All fields of the records of a data set, streamed from the hub; nothing is stored.
+
+    Raises `UserError` if the hub or the data set cannot be read.
+    """
+    with hub_errors(name.repository):
+        commit = find_repository(name).commit
+        yield from _builder(name, commit).as_streaming_dataset(split=name.split)
+
+
 @lru_cache(1)
 def _builder(name: HubName, commit: str) -> Any:
     """The builder of `datasets` for the files at a commit; it has read nothing yet."""

@@ -1,0 +1,61 @@
+"""The shape and the tokenizer of a model to start from, read without its parameters and jax."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from gptjax.base.errors import UserError
+from gptjax.config import ModelConfig
+from gptjax.conversion.huggingface import is_huggingface, open_huggingface
+from gptjax.runs.directory import RunDir
+from gptjax.runs.naming import FORM, read_checkpoint_name
+from gptjax.tokenizers.plain import Tokenizer
+from gptjax.tokenizers.registry import NAMED, fingerprint
+
+
+class Source(NamedTuple):
+    """What a run takes over from a model before it reads its parameters."""
+
+    name: str
+    """As the user wrote it."""
+    model: ModelConfig
+    """Its shape and switches, with the vocabulary known."""
+    tokenizer: Tokenizer
+    """Its tokenizer."""
+    tokenizer_name: str | None
+    """What `prepare --tokenizer` and `data.tokenizer` call it; None if no name and no file of ours
+    stands for it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of its tokenizer."""
+        return fingerprint(self.tokenizer)
+
+
+def read_source(name: str) -> Source:
+    """The shape of RUN, RUN@best, RUN@latest, RUN@STEP, or of a Hugging Face directory.
+
+    Raises `UserError` if nothing of this kind is there, or if it is damaged.
+    """
+    path = read_checkpoint_name(name).path
+    if not path.is_dir():
+        raise UserError(
+            f"there is no model in {path}: expected {FORM}, or a Hugging Face directory"
+        )
+    return _of_huggingface(name, path) if is_huggingface(path) else _of_run(name, path)
+
+
+def _of_huggingface(name: str, path: Path) -> Source:
+    opened = open_huggingface(path)
+    tokenizer = opened.tokenizer
+    return Source(
+        name, opened.model, tokenizer, tokenizer.name if tokenizer.name in NAMED else None
+    )
+
+
+def _of_run(name: str, path: Path) -> Source:
+    run_dir = RunDir(path)
+    config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
+    file = str(run_dir.tokenizer)
+    return Source(
+        name, config.model, tokenizer, tokenizer.name if tokenizer.name in NAMED else file
+    )

@@ -1,0 +1,60 @@
+"""Measure a model: `python -m gptjax.evaluate --run RUN --on perplexity --data FILE`."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from gptjax.cli import main, parse
+from gptjax.cluster.environment import import_jax
+from gptjax.config.origins import flag_of
+from gptjax.evaluation.options import (
+    LM_EVAL,
+    EvaluateCommand,
+    check_context,
+    check_flags,
+    idle_flags,
+)
+from gptjax.evaluation.registry import EVALUATIONS
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Load a model, measure it, print the table and write the JSON file."""
+    at = argv.index(LM_EVAL) if LM_EVAL in argv else len(argv)
+    command, words = parse(EvaluateCommand, argv[:at], "python -m gptjax.evaluate"), argv[at + 1 :]
+    is_harness = at < len(argv)
+    check_flags(command, is_harness)
+    evaluation = EVALUATIONS[command.on]
+    if idle := " and ".join(map(flag_of, idle_flags(command))):
+        print(f"note: {command.on} does not read {idle}, which has no effect", file=sys.stderr)
+    import_jax()
+
+    from gptjax.cluster.compiler import enable_compilation_cache
+    from gptjax.conversion.opening import load_run
+    from gptjax.evaluation.report import as_table, conditions, write_json
+    from gptjax.evaluation.scoring import Scorer
+    from gptjax.evaluation.setting import Setting
+
+    enable_compilation_cache()
+    run = load_run(command.run, averaged=command.averaged)
+    context = command.context or run.config.context
+    check_context(command, context, run.config.model.n_ctx)
+    scorer = Scorer(run.config.model, run.params, command.batch, command.dtype, context)
+    print(f"{run.origin}, {command.dtype}, context {context}", file=sys.stderr)
+    if is_harness:
+        from gptjax.evaluation.harness_tasks import run_harness
+
+        return run_harness(run, scorer, command.data, words)
+    given: dict[str, Any] = {f: getattr(command, f) for f in evaluation.reads}
+    setting, began = Setting(run, scorer, command.data, command.limit, **given), time.perf_counter()
+    figures = evaluation.measure(setting)
+    seconds = time.perf_counter() - began
+    print(f"{command.on} on {command.data}, {seconds:,.1f} s")
+    print(as_table(figures))
+    if command.json is not None:
+        write_json(command.json, figures, conditions(setting, command.on, seconds))
+    return 0
+
+
+if __name__ == "__main__":
+    main(evaluate)

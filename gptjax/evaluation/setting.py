@@ -1,0 +1,34 @@
+"""What every evaluation is given: a model, the data, and how much of them to use."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from gptjax.base.terminal import count_bar
+from gptjax.evaluation.scoring import Scorer
+from gptjax.generation.loaded import LoadedRun
+
+LM_EVAL_STYLE, LLMC_STYLE, BOTH_STYLES = "lm-eval", "llmc", "both"
+Bar = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The conditions of a measurement."""
+
+    run: LoadedRun
+    """The model with its config and tokenizer."""
+    scorer: Scorer
+    """Its scorer, with the batch, the type and the context of the measurement."""
+    data: str
+    """A path, or a data set of the hub."""
+    limit: int | None = None
+    """Use only so many items or pages, from the beginning, or windows, spread evenly."""
+    stride: int | None = None
+    """Tokens by which a window moves; None is the whole window."""
+    text_field: str | None = None
+    """Field of the records that holds the text."""
+    style: str | None = None
+    """Style of HellaSwag, one of the three above; None is that of lm-evaluation-harness."""
+    bar: Bar = count_bar
+    """Called with a total and the name of what is counted; gives what counts them."""

@@ -1,0 +1,142 @@
+"""Parameters of a model that exists, for a run with a new optimizer: `--train.init-from`.
+
+A run's checkpoint is read straight into the places that the new run divides its parameters among,
+and no device ever holds a whole model that does not fit. All processes read it together.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding
+
+from gptjax.base.errors import UserError
+from gptjax.base.tree import Tree, abstract_tree
+from gptjax.cluster.agreement import first_complaint, require_same
+from gptjax.cluster.mesh import shardings
+from gptjax.config import Config, ModelConfig
+from gptjax.conversion.fitting import changed_settings, leaf_differences
+from gptjax.conversion.huggingface import is_huggingface, read_huggingface
+from gptjax.conversion.shapes import Source, read_source
+from gptjax.conversion.weights import as_tree
+from gptjax.model.gpt import INIT_STD, parameter_shapes
+from gptjax.model.places import leaves
+from gptjax.runs.checkpoint import Checkpointer
+from gptjax.runs.directory import RunDir
+from gptjax.runs.naming import read_checkpoint_name
+from gptjax.tokenizers.plain import Tokenizer
+from gptjax.tokenizers.registry import fingerprint
+from gptjax.training.program import Program
+from gptjax.training.state import TrainState, state_of
+
+SAME_MODEL = "the model has to be on a file system that all nodes share"
+
+
+class Found(NamedTuple):
+    """Parameters as they lie in a model, on the devices of a new run, and words for the user."""
+
+    params: Tree
+    origin: str
+
+
+def warm_state(
+    config: Config, program: Program, tokenizer: Tokenizer
+) -> tuple[TrainState, list[str]]:
+    """The state of step 0 with the parameters of the config's `train.init_from`, and lines for the
+    user.
+
+    The average is taken where a run keeps one. Positions are cut, or extended by rows drawn as in a
+    new model. Raises `UserError`, on all processes, if the model cannot be read, or if its
+    tokenizer is not the run's.
+    """
+    name = config.train.init_from
+    assert name is not None
+    source = _agreed(name)
+    if source.fingerprint != fingerprint(tokenizer):
+        raise UserError(
+            f"the data was tokenised with {tokenizer.name} ({fingerprint(tokenizer)}), but the "
+            f"model of --train.init-from {name} has the tokenizer {source.tokenizer.name} "
+            f"({source.fingerprint}): prepare text with its tokenizer, and give its --data.path"
+        )
+    found = _read(source, program)
+    places, abstract = program.places, program.abstract_state()
+    fit = jax.jit(partial(_fitted, config.model.n_ctx), out_shardings=places.params)
+    params = fit(found.params, jax.random.key(config.train.seed))
+    opt_state = jax.jit(program.optimizer.init, out_shardings=places.opt_state)(params)
+    state = state_of(0, {"params": params, "opt_state": opt_state}, abstract)
+    return state, announcement(found.origin, source.model, config)
+
+
+def announcement(origin: str, theirs: ModelConfig, config: Config) -> list[str]:
+    """Lines about the origin of the parameters, and what of them changes."""
+    changed = leaf_differences(theirs, config.model)
+    same = len(leaves(config.model)) - len(changed)
+    lines = [f"start    from {origin}, with a new optimizer", f"leaves   {same} as they are there"]
+    for name, before, after in changed:
+        rows, kept = config.model.n_ctx, theirs.n_ctx
+        how = f"cut to {rows} positions" if rows < kept else (
+            f"extended by {rows - kept} positions, drawn from N(0, {INIT_STD})"
+        )  # fmt: skip
+        lines.append(f"         {name} {before} -> {after}: {how}")
+    if config.context < config.model.n_ctx:
+        lines.append(
+            f"         windows have {config.context} tokens of the {config.model.n_ctx} that fit: "
+            "--train.context takes longer ones"
+        )
+    if settings := changed_settings(theirs, config.model):
+        lines.append(f"         settings of training that differ: {', '.join(settings)}")
+    return lines
+
+
+def _agreed(name: str) -> Source:
+    """The source as all processes see it."""
+    source, problem = None, None
+    try:
+        source = read_source(name)
+    except UserError as error:
+        problem = str(error)
+    if complaint := first_complaint(problem):
+        raise UserError(complaint)
+    assert source is not None
+    require_same(f"the model of --train.init-from {name}", repr(source[:2]), SAME_MODEL)
+    return source
+
+
+def _read(source: Source, program: Program) -> Found:
+    """The parameters of a checkpoint or a directory, divided as the program's are."""
+    named = read_checkpoint_name(source.name)
+    shapes = parameter_shapes(source.model)
+    places = shardings(shapes, shapes, program.mesh)
+    if is_huggingface(named.path):
+        weights = read_huggingface(named.path)
+        return Found(jax.tree.map(_placed, as_tree(weights.arrays), places), weights.source)
+    run_dir = RunDir(named.path)
+    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
+    try:
+        step = checkpointer.choose(named.which)
+        require_same("the checkpoint to start from", str(step), SAME_MODEL)
+        params = checkpointer.restore_params(step, abstract_tree(shapes, places))
+        loss = checkpointer.ranking.loss(step)
+        average = ", the average of its parameters" if checkpointer.has_average(step) else ""
+    finally:
+        checkpointer.close()
+    measured = "" if loss is None else f" (validation loss {loss:.4f})"
+    return Found(params, f"{run_dir.path}, step {step}{measured}{average}")
+
+
+def _placed(array: np.ndarray, place: NamedSharding) -> Array:
+    """An array that every process has, each device with its own part."""
+    return jax.make_array_from_callback(array.shape, place, array.__getitem__)
+
+
+def _fitted(rows: int, params: Tree, key: Array) -> Tree:
+    """The parameters with `rows` positions: the first ones, and new ones after the last."""
+    wpe_TD = params["wpe"]["embedding"]
+    more = rows - len(wpe_TD)
+    if more > 0:
+        drawn_TD = INIT_STD * jax.random.normal(key, (more, wpe_TD.shape[1]), wpe_TD.dtype)
+        wpe_TD = jnp.concatenate([wpe_TD, drawn_TD])
+    return {**params, "wpe": {"embedding": wpe_TD[:rows]}}
