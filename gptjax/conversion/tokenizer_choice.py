@@ -63,16 +63,8 @@ def ids_kept(tokenizer: Tokenizer, n_vocab: int) -> int | None:
     if isinstance(tokenizer, CharTokenizer) and n_vocab == len(tokenizer.alphabet):
         return n_vocab
     padding = n_vocab - tokenizer.n_vocab
-    return tokenizer.n_vocab if padding == 0 or is_padding(padding, n_vocab) else None
-
-
-def is_padding(rows: int, n_vocab: int) -> bool:
-    """Whether the last `rows` of a model's `n_vocab` only round the table up.
-
-    >>> is_padding(47, 50304), is_padding(3, 50260)
-    (True, False)
-    """
-    return 0 < rows < LARGEST_MULTIPLE and n_vocab % SMALLEST_MULTIPLE == 0
+    is_padded = 0 < padding < LARGEST_MULTIPLE and n_vocab % SMALLEST_MULTIPLE == 0
+    return tokenizer.n_vocab if is_padded or padding == 0 else None
 
 
 def vocabulary_notes(tokenizer: Tokenizer, n_vocab: int) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from gptjax.base.errors import UserError
 from gptjax.conversion.byte_level import ranks_of_merges, read_merges, text_as_bytes
-from gptjax.conversion.tokenizer_choice import ids_kept, is_padding
+from gptjax.conversion.tokenizer_choice import ids_kept
 from gptjax.tokenizers.bpe import EOT, GPT2_PATTERN, GPT2_VOCAB, BPETokenizer
 from gptjax.tokenizers.gpt1 import END, NEWLINE, GPT1Tokenizer
 from gptjax.tokenizers.plain import ByteTokenizer, CharTokenizer, Tokenizer
@@ -33,8 +33,7 @@ _DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, Ind
 def read_tokenizer_files(directory: Path, n_vocab: int, kind: Kind) -> Tokenizer:
     """The tokenizer of a directory, for a model of `n_vocab` ids of Hugging Face's type `kind`.
 
-    A byte-level BPE may have fewer tokens than the model has ids; the ids after them are unused,
-    unless they only pad the table.
+    A byte-level BPE may have fewer tokens than the model has ids; the ids after them are unused.
     Raises `UserError` if there is no tokenizer, if its files are damaged, if it says what ours
     cannot, or if it has more ids than the model.
     """
@@ -173,8 +172,7 @@ def _byte_level(table: Table, merges: list[tuple[str, str]], eot: int, n_vocab: 
     if pattern is None:
         raise ValueError("it merges across words: it has no regex that cuts text first")
     ids = max(*ranks.values(), eot, *special) + 1
-    if ids < n_vocab and not is_padding(n_vocab - ids, n_vocab):
-        ids = n_vocab
+    ids = max(ids, n_vocab)
     name = "gpt2" if ids == GPT2_VOCAB and eot == GPT2_VOCAB - 1 else f"bpe:{ids}"
     try:
         return BPETokenizer(name, ranks, pattern, eot, ids)

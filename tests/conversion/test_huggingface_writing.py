@@ -19,9 +19,11 @@ from gptjax.conversion.huggingface import read_huggingface
 from gptjax.conversion.huggingface_writing import write_huggingface
 from gptjax.conversion.reader_limits import READERS, reasons_against
 from gptjax.conversion.safetensors_files import write_safetensors
+from gptjax.conversion.tokenizer_writing import write_tokenizer_files
 from gptjax.conversion.weights import Weights, as_tree
 from gptjax.model.gpt import GPT
 from gptjax.model.places import leaves
+from gptjax.tokenizers.bpe import BPETokenizer
 from gptjax.tokenizers.gpt1 import SPECIAL_TOKENS, GPT1Tokenizer
 from gptjax.tokenizers.plain import ByteTokenizer, CharTokenizer
 from gptjax.tokenizers.registry import fingerprint
@@ -112,20 +114,22 @@ def test_transformers_loads_it_and_computes_the_same_logits(name, tmp_path):
     np.testing.assert_allclose(theirs, logits_of(weights, tokens), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt1", "untied"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt1", "untied", "more rows than tokens"])
 def test_what_transformers_saved_comes_in_and_out_without_a_change(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
-    sizes = {"n_layer": 3, "n_head": 5, "n_embd": 40, "n_positions": 24, "vocab_size": 257}
+    sizes = {"n_layer": 3, "n_head": 5, "n_embd": 40, "n_positions": 24, "vocab_size": 320}
     if name == "gpt1":
         theirs = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**sizes))
     else:
-        tied = {"tie_word_embeddings": name == "gpt2"}
+        tied = {"tie_word_embeddings": name != "untied"}
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **tied))
-    write_huggingface(weights_of(GPT2), tmp_path / "theirs")  # for its tokenizer
-    for file in ("config.json", "model.safetensors"):
-        (tmp_path / "theirs" / file).unlink()
+    (tmp_path / "theirs").mkdir()
+    ids = 290 if name == "more rows than tokens" else 320
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    ranks |= {b"a" * n: 254 + n for n in range(2, ids - 255)}
+    write_tokenizer_files(BPETokenizer(f"bpe:{ids}", ranks), tmp_path / "theirs", 24)
     theirs.save_pretrained(tmp_path / "theirs")
     write_huggingface(read_huggingface(tmp_path / "theirs"), tmp_path / "out")
     assert same(stored(tmp_path / "out"), stored(tmp_path / "theirs"))
@@ -262,6 +266,11 @@ def test_large_models_are_several_files_with_an_index(tmp_path):
     assert len(files) > 2
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    sizes = {
+        file: sum(arrays[n].nbytes for n, place in index["weight_map"].items() if place == file)
+        for file in files
+    }
+    assert max(sizes.values()) <= 60_000
     assert index["metadata"]["total_size"] == total == sum(a.nbytes for a in arrays.values())
     assert same(read_huggingface(tmp_path / "out").arrays, weights.arrays)
     found = transformers_model(tmp_path / "out").state_dict()["transformer.h.2.mlp.c_fc.weight"]

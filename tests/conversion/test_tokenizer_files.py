@@ -159,9 +159,8 @@ def test_transformers_cuts_nearly_all_lines_as_gpt1_s_tokenizer_does(test_data, 
 
 def test_ids_after_the_tokens_are_unused(tmp_path):
     write_tokenizer_files(trained(), tmp_path, 32)
-    back = read_tokenizer_files(tmp_path, 300, "gpt2")
-    assert (back.n_vocab, back.eot_id, back.token_bytes(299)) == (300, 289, b"")
-    assert read_tokenizer_files(tmp_path, 320, "gpt2").n_vocab == 290  # the rest is padding
+    back = read_tokenizer_files(tmp_path, 320, "gpt2")
+    assert (back.n_vocab, back.eot_id, back.token_bytes(319)) == (320, 289, b"")
 
 
 def test_special_tokens_of_fine_tuning_are_not_gpt1_s_vocabulary(tmp_path):
@@ -231,6 +230,13 @@ def test_what_ours_cannot_say_is_refused_with_the_reason(change, reason, tmp_pat
     changed(tmp_path, change)
     with pytest.raises(UserError, match=reason):
         read_tokenizer_files(tmp_path, 290, "gpt2")
+
+
+def test_single_bytes_with_other_ids_than_their_values_are_refused(tmp_path):
+    write_tokenizer_files(ByteTokenizer(), tmp_path, 32)
+    changed(tmp_path, lambda table: swap(table["model"]["vocab"], "a", "b"))
+    with pytest.raises(UserError, match="ids of single bytes"):
+        read_tokenizer_files(tmp_path, 257, "gpt2")
 
 
 def test_a_directory_without_a_tokenizer_or_with_too_large_a_one_is_refused(tmp_path):
