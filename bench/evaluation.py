@@ -15,12 +15,11 @@ from typing import Any
 from harness import Figures, Plan, Report, Round, Skipped, compare, cores
 from shapes import TOY, Shape, gpt2, model_config
 
-WORDS = (
-    "a the man woman is are seen standing in front of camera and speaking while holding up his "
-    "hand then begins to play on bike ball water with her hair another people around room walks "
-    "into shot talks moving back forth shows several clips person tools continues ending by "
-    "looking away"
-).split()
+WORDS = """
+a the man woman is are seen standing in front of camera and speaking while holding up his hand then
+begins to play on bike ball water with her hair another people around room walks into shot talks
+moving back forth shows several clips person tools continues ending by looking away
+""".split()
 ROWS = 16  # in a batch
 
 

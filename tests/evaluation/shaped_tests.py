@@ -83,7 +83,9 @@ def hellaswag_rows(count: int, context: tuple[int, int] = (8, 20)) -> list[dict[
         first, second = _words(chance, *context), _words(chance, 1, 3).lower()
         if number % 3 == 0:
             first = f"How to {first} [title] {_words(chance, 3, 6)} [step]  {_words(chance, 2, 4)}"
-        endings = [_words(chance, 3, 9) + chance.choice([".", "", " [substeps] ha."]) for _ in "1234"]
+        endings = [
+            _words(chance, 3, 9) + chance.choice([".", "", " [substeps] ha."]) for _ in "1234"
+        ]
         rows.append(
             {
                 "ind": number,
@@ -110,8 +112,8 @@ def wikitext_rows(count: int) -> list[dict[str, Any]]:
     chance, rows = random.Random(3), []
     for number in range(count):
         body = _words(chance, 20, 90).replace(",", " ,").replace(".", " .")
-        page = f" = {_words(chance, 1, 2)} = \n \n {body} ( {_words(chance, 2, 3)} ) , 1 @,@ 0{number} \n"
-        rows.append({"page": page})
+        aside = f"( {_words(chance, 2, 3)} ) , 1 @,@ 0{number}"
+        rows.append({"page": f" = {_words(chance, 1, 2)} = \n \n {body} {aside} \n"})
     return rows
 
 
