@@ -10,7 +10,8 @@ import jax
 
 from gptjax.base.files import sha256_of, write_atomically
 from gptjax.data.manifest import is_prepared, read_manifest
-from gptjax.evaluation.registry import EVALUATIONS, Figures
+from gptjax.evaluation.estimates import Figures
+from gptjax.evaluation.registry import EVALUATIONS
 from gptjax.evaluation.setting import Setting
 from gptjax.model.size import parameter_count
 
