@@ -15,12 +15,10 @@ from typing import Any
 from harness import Figures, Plan, Report, Round, Skipped, compare, cores
 from shapes import TOY, Shape, gpt2, model_config
 
-WORDS = (
-    "a the man woman is are seen standing in front of camera and speaking while holding up his "
-    "hand then begins to play on bike ball water with her hair another people around room walks "
-    "into shot talks moving back forth shows several clips person tools continues ending by "
-    "looking away"
-).split()
+WORDS = """\
+a the man woman is are seen standing in front of camera and speaking while holding up his hand then
+begins to play on bike ball water with her hair another people around room walks into shot talks
+moving back forth shows several clips person tools continues ending by looking away"""
 ROWS = 16  # in a batch
 
 
@@ -51,7 +49,7 @@ def made_items(count: int) -> list[dict[str, Any]]:
     chance = random.Random(0)
 
     def words(low: int, high: int) -> str:
-        return " ".join(chance.choices(WORDS, k=chance.randint(low, high)))
+        return " ".join(chance.choices(WORDS.split(), k=chance.randint(low, high)))
 
     rows = []
     for number in range(count):

@@ -50,7 +50,7 @@ def evaluate(argv: Sequence[str]) -> int:
     figures = evaluation.measure(setting)
     seconds = time.perf_counter() - began
     print(f"{command.on} on {command.data}, {seconds:,.1f} s")
-    print(as_table(figures))
+    print(as_table(figures, evaluation.scored))
     if command.json is not None:
         write_json(command.json, figures, conditions(setting, command.on, seconds))
     return 0

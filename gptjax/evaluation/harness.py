@@ -8,6 +8,7 @@
 `wikitext` in this room.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -37,6 +38,8 @@ def harness_model(run: LoadedRun, scorer: Scorer | None = None) -> Any:
 def model_class() -> Any:
     """The class of `harness_model`: a subclass of lm-evaluation-harness's `TemplateLM`."""
     try:
+        # its bootstrap forks processes, and a fork of a process with jax's threads may hang
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
         from lm_eval import utils
         from lm_eval.api.model import TemplateLM
         from lm_eval.api.registry import register_model

@@ -23,6 +23,8 @@ class Evaluation:
     """Measures it; raises `UserError` for data that it cannot use."""
     reads: frozenset[str] = frozenset()
     """Optional flags that it reads, as fields of `Setting`, beside `limit`."""
+    scored: str = "token"
+    """What its `loss` and `perplexity` are means over."""
 
 
 def _perplexity(setting: "Setting") -> Figures:
@@ -69,6 +71,8 @@ EVALUATIONS = {
         _hellaswag,
         frozenset({"style"}),
     ),
-    "lambada": Evaluation("accuracy and perplexity of the last word of LAMBADA", _lambada),
+    "lambada": Evaluation(
+        "accuracy and perplexity of the last word of LAMBADA", _lambada, scored="last word"
+    ),
     "choices": Evaluation("accuracy on any multiple-choice test in JSON lines", _choices),
 }

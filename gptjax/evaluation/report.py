@@ -11,21 +11,24 @@ import jax
 from gptjax.base.files import sha256_of, write_atomically
 from gptjax.data.manifest import is_prepared, read_manifest
 from gptjax.evaluation.estimates import Figures
+from gptjax.evaluation.registry import EVALUATIONS
 from gptjax.evaluation.setting import Setting
 from gptjax.model.size import parameter_count
 
 ERROR = "stderr"
 UNITS = {
-    "loss": "nats per token",
-    "perplexity": "per token",
+    "loss": "nats per {}",
+    "perplexity": "per {}",
     "bits_per_byte": "bits",
     "word_perplexity": "per word",
     "byte_perplexity": "per byte",
 }
 
 
-def as_table(figures: Figures) -> str:
+def as_table(figures: Figures, scored: str = "token") -> str:
     """Lines of name, figure, standard error and unit; figures without a value are left out.
+
+    `scored` is what `loss` and `perplexity` are means over.
 
     >>> print(as_table({"loss": 3.25, "stderr": 0.01, "tokens": 12345}))
     loss      3.2500 ± 0.0100  nats per token
@@ -34,7 +37,7 @@ def as_table(figures: Figures) -> str:
     shown = [name for name in figures if name != ERROR and not name.endswith(f"_{ERROR}")]
     width, lines = max(map(len, shown)) + 2, []
     for name in shown:
-        value, unit = figures[name], UNITS.get(name, "")
+        value, unit = figures[name], UNITS.get(name, "").format(scored)
         error = figures.get(f"{name}_{ERROR}", figures.get(ERROR) if name == "loss" else None)
         if value is None:
             continue
@@ -65,6 +68,7 @@ def conditions(setting: Setting, name: str, seconds: float) -> dict[str, Any]:
         "data": setting.data,
         "data_identity": identity_of(setting.data),
         "limit": setting.limit,
+        **{field: getattr(setting, field) for field in sorted(EVALUATIONS[name].reads)},
         "context": setting.scorer.context,
         "dtype": cfg.dtype,
         "batch": setting.scorer.batch_rows,

@@ -112,8 +112,8 @@ def wikitext_rows(count: int) -> list[dict[str, Any]]:
     chance, rows = random.Random(3), []
     for number in range(count):
         body = _words(chance, 20, 90).replace(",", " ,").replace(".", " .")
-        page = f" = {_words(chance, 1, 2)} = \n \n {body} ( {_words(chance, 2, 3)} ) , 1 @,@ 0{number} \n"
-        rows.append({"page": page})
+        aside = f"( {_words(chance, 2, 3)} ) , 1 @,@ 0{number}"
+        rows.append({"page": f" = {_words(chance, 1, 2)} = \n \n {body} {aside} \n"})
     return rows
 
 

@@ -1,11 +1,14 @@
-"""Our backend, lm-evaluation-harness's `hf` backend and our own evaluations give the same numbers."""
+"""Our backend, lm-evaluation-harness's `hf` backend and our evaluations give the same numbers."""
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import run_verb
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("accelerate")  # which the backend hf imports
@@ -21,9 +24,12 @@ from evaluation.shaped_tests import (
     write_rows,
 )
 
+from gptjax.base.errors import UserError
+from gptjax.conversion.opening import load_run
 from gptjax.evaluation.harness import harness_model
-from gptjax.evaluation.harness_tasks import write_local_task
-from gptjax.evaluation.registry import EVALUATIONS, Figures
+from gptjax.evaluation.harness_tasks import run_harness, write_local_task
+from gptjax.evaluation.estimates import Figures
+from gptjax.evaluation.registry import EVALUATIONS
 from gptjax.evaluation.scoring import Scorer
 from gptjax.evaluation.setting import Setting
 from gptjax.generation.loaded import LoadedRun
@@ -94,6 +100,87 @@ def measure(run: LoadedRun, task: str, file: Path) -> Figures:
     return EVALUATIONS[name].measure(Setting(run, many(run), str(file), bar=quiet))
 
 
-def test_three_ways_to_measure_give_the_same_numbers(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[LoadedRun, Path]:
+    """A run, and the same as a Hugging Face directory."""
     run = made_run()
-    same_numbers(run, as_huggingface(run, tmp_path / "hf"), 20, tmp_path)
+    return run, as_huggingface(run, tmp_path_factory.mktemp("made") / "hf")
+
+
+def test_three_ways_to_measure_give_the_same_numbers(made, tmp_path):
+    same_numbers(*made, 20, tmp_path)
+
+
+def test_generated_answers_are_those_of_the_hf_backend(made):
+    run, directory = made
+    words = lambada_rows(4)[1:]
+    wishes = {"until": [" ", "\n"], "max_gen_toks": 6, "do_sample": False}
+    wanted = [{**wishes, "until": []}, wishes, {**wishes, "until": "e"}]
+    requests = [
+        SimpleNamespace(args=(row["text"][:60], each))
+        for row, each in zip(words, wanted, strict=True)
+    ]
+    ours, theirs = (
+        model.generate_until(requests, disable_tqdm=True)
+        for model in (harness_model(run, many(run)), hf_model(directory))
+    )
+    assert ours == theirs
+    assert len(ours[1]) < len(ours[0])
+    assert "e" not in ours[2]
+
+
+def test_words_after_lm_eval_go_to_its_command_line(made, tmp_path, monkeypatch):
+    from lm_eval import __main__ as command
+    from lm_eval.api.registry import get_model
+
+    run, seen = made[0], {}
+
+    def cli() -> None:
+        seen["argv"] = list(sys.argv)
+        seen["model"] = get_model("gptjax").create_from_arg_obj({}, {"batch_size": 3})
+        seen["tasks"] = [
+            p.name for p in Path(sys.argv[sys.argv.index("--include_path") + 1]).iterdir()
+        ]
+
+    monkeypatch.setattr(command, "cli_evaluate", cli)
+    before, data = list(sys.argv), write_rows(tmp_path / "l.jsonl", lambada_rows(2))
+    scorer = many(run)
+    run_harness(run, scorer, f"lambada_openai={data}", ["--tasks", "lambada_openai"])
+    assert sys.argv == before
+    assert seen["argv"][:5] == ["lm-eval", "--model", "gptjax", "--batch_size", "40"]
+    assert seen["argv"][-2:] == ["--tasks", "lambada_openai"]
+    assert seen["model"].scorer is scorer
+    assert seen["tasks"] == ["lambada_openai.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("", ["--model", "hf"]),
+        ("", ["--batch_size=2"]),
+        ("hellaswag", []),
+        ("hellaswag=missing.jsonl", []),
+        ("no_such_task=SELF", []),
+        ("hellaswag=SELF", ["--include_path", "here"]),
+    ],
+)
+def test_words_and_data_that_cannot_be_used_are_refused(made, data, words):
+    with pytest.raises(UserError):
+        run_harness(made[0], many(made[0]), data.replace("SELF", __file__), words)
+
+
+@pytest.mark.slow
+def test_a_trained_run_measures_the_same_in_three_ways(tmp_path):
+    where = ["--data.path", tmp_path / "data", "--run-dir", tmp_path / "run"]
+    short = [
+        "--train.max-steps",
+        60,
+        "--train.eval-every-steps",
+        60,
+        "--train.save-every-steps",
+        60,
+    ]
+    done = run_verb("train", "--config", "quickstart", *where, *short, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = load_run(tmp_path / "run")
+    same_numbers(run, as_huggingface(run, tmp_path / "hf"), 200, tmp_path)
