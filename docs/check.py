@@ -5,7 +5,8 @@
 The commands are those of the ```sh blocks of texts, and the indented lines of the docstrings of
 configs/ that begin with `python` or `NAME=`. `RULES` decides whether a command is run, run with the
 tiny sizes of `TINY`, only parsed and validated, or left out. Each file is checked in a scratch
-directory of its own, which has the repository's files as links, the texts of `INPUTS` and small published tests, `TESTS`.
+directory of its own, which has the repository's files as links, the texts of `INPUTS` and the small
+tests of `TESTS`.
 """
 
 import ast

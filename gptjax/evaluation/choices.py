@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gptjax.evaluation.estimates import Figures
 from gptjax.evaluation.pairs import Pair, requests_of
 from gptjax.evaluation.records import (
     label_field,
@@ -23,7 +24,6 @@ from gptjax.evaluation.records import (
     text_field,
     text_list_field,
 )
-from gptjax.evaluation.registry import Figures
 from gptjax.evaluation.scoring import Request, Score
 from gptjax.evaluation.setting import Setting
 from gptjax.tokenizers.plain import Tokenizer

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Figures = dict[str, float | int | None]
+"""Numbers by name. `NAME_stderr` is the standard error of NAME; `stderr` is that of `loss`."""
+
 
 def ratio_estimate(
     sums_N: Sequence[float] | np.ndarray, counts_N: Sequence[float] | np.ndarray
@@ -34,7 +37,7 @@ def text_figures(
     losses_N: Sequence[float] | np.ndarray,
     tokens_N: Sequence[int] | np.ndarray,
     bytes_N: Sequence[int] | np.ndarray,
-) -> dict[str, float | int | None]:
+) -> Figures:
     """Loss, perplexity and bits per byte from N stretches of text, each with its error.
 
     `losses_N` are summed losses in nats, `tokens_N` counts of scored tokens, and `bytes_N` the
@@ -45,7 +48,7 @@ def text_figures(
     1.5
     """
     loss, error = ratio_estimate(losses_N, tokens_N)
-    figures: dict[str, float | int | None] = {
+    figures: Figures = {
         "loss": loss,
         "stderr": error,
         "perplexity": (perplexity := bounded_exp(loss)),

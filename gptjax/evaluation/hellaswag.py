@@ -22,13 +22,13 @@ import re
 from typing import Any, NamedTuple
 
 from gptjax.evaluation.choices import Question, answers_of, requests_for
+from gptjax.evaluation.estimates import Figures
 from gptjax.evaluation.records import (
     label_field,
     read_records,
     text_field,
     text_list_field,
 )
-from gptjax.evaluation.registry import Figures
 from gptjax.evaluation.setting import BOTH_STYLES, LLMC_STYLE, LM_EVAL_STYLE, Setting
 
 _MARKS = re.compile(r"\[.*?\]")

@@ -15,10 +15,9 @@ import statistics
 from typing import Any
 
 from gptjax.evaluation.choices import share_stderr
-from gptjax.evaluation.estimates import bounded_exp, ratio_estimate, times
+from gptjax.evaluation.estimates import Figures, bounded_exp, ratio_estimate, times
 from gptjax.evaluation.pairs import Pair, requests_of
-from gptjax.evaluation.records import read_rows, text_field
-from gptjax.evaluation.registry import Figures
+from gptjax.evaluation.records import read_values, text_field
 from gptjax.evaluation.setting import Setting
 
 
@@ -43,7 +42,7 @@ def read_lambada(data: str, limit: int | None = None) -> list[Pair]:
     def read(row: Any, place: str) -> Pair:
         return read_passage(row if isinstance(row, str) else text_field(row, "text"), place)
 
-    return read_rows(data, read, limit)
+    return read_values(data, read, limit)
 
 
 def measure_lambada(setting: Setting) -> Figures:

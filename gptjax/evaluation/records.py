@@ -34,10 +34,10 @@ def read_records(
             raise ValueError(f"expected a JSON object, not {_shown(row)}")
         return read(row, place)
 
-    return read_rows(data, checked, limit)
+    return read_values(data, checked, limit)
 
 
-def read_rows(data: str, read: Callable[[Any, str], T], limit: int | None = None) -> list[T]:
+def read_values(data: str, read: Callable[[Any, str], T], limit: int | None = None) -> list[T]:
     """`read_records` for rows that need not be JSON objects: a line may also be plain text."""
     found: list[T] = []
     problems: list[str] = []

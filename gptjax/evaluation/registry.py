@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gptjax.evaluation.estimates import Figures
+
 if TYPE_CHECKING:
     from gptjax.evaluation.setting import Setting
-
-Figures = dict[str, float | int | None]
-"""Numbers by name. `NAME_stderr` is the standard error of NAME; `stderr` is that of `loss`."""
 
 
 @dataclass(frozen=True)

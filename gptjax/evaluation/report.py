@@ -10,7 +10,7 @@ import jax
 
 from gptjax.base.files import sha256_of, write_atomically
 from gptjax.data.manifest import is_prepared, read_manifest
-from gptjax.evaluation.registry import Figures
+from gptjax.evaluation.estimates import Figures
 from gptjax.evaluation.setting import Setting
 from gptjax.model.size import parameter_count
 

@@ -28,8 +28,7 @@ from gptjax.config.names import HUB_FORM, read_hub_name
 from gptjax.data.loader import evenly_spread
 from gptjax.data.manifest import TOKENIZER, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.windows import TokenWindows
-from gptjax.evaluation.estimates import text_figures
-from gptjax.evaluation.registry import Figures
+from gptjax.evaluation.estimates import Figures, text_figures
 from gptjax.evaluation.scoring import Request
 from gptjax.evaluation.setting import Setting
 from gptjax.preparation.pipeline import prepare_shards

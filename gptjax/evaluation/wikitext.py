@@ -22,9 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.base.errors import UserError
-from gptjax.evaluation.estimates import bounded_exp, ratio_estimate, text_figures, times
+from gptjax.evaluation.estimates import Figures, bounded_exp, ratio_estimate, text_figures, times
 from gptjax.evaluation.records import read_records, text_field
-from gptjax.evaluation.registry import Figures
 from gptjax.evaluation.scoring import Request
 from gptjax.evaluation.setting import Setting
 from gptjax.preparation.sources import Input, unpack
