@@ -18,7 +18,8 @@ from gptjax.cluster.agreement import first_complaint
 from gptjax.cluster.mesh import replicated
 from gptjax.cluster.stop import StopRequest
 from gptjax.config.names import parse_evaluation
-from gptjax.evaluation.registry import EVALUATIONS, Figures
+from gptjax.evaluation.estimates import Figures
+from gptjax.evaluation.registry import EVALUATIONS
 from gptjax.evaluation.scoring import Request, Score, Scorer
 from gptjax.evaluation.setting import Setting
 from gptjax.generation.loaded import LoadedRun
