@@ -39,8 +39,10 @@ RULES = [  # the first pattern that is found in a command decides
     (r"plan .*--compile", PARSE, "compiles for minutes: tests/planning/test_plan.py"),
     (r"gptjax\.plan ", RUN, ""),
     (r"prepare .*--hub|prepare --config gpt2\w+$", PARSE, "needs the hub"),
-    (r"prepare --config gpt[13]", PARSE, "needs the files of a tokenizer"),
-    (r"(train|convert) .*gpt2_124m_continue|convert --from openai-", SKIP, "needs GPT-2's weights"),
+    (r"prepare --config gpt([13]|2_124m_continue)", PARSE, "needs the files of a tokenizer"),
+    (r"train .*gpt2_124m_continue", SKIP, "needs GPT-2's weights: tests/config/test_presets.py"),
+    (r"convert --from (openai-|\.\./)", PARSE, "needs models of others: tests/conversion/"),
+    (r"convert --run runs/(gpt2|averaged) ", PARSE, "needs a run that no page trains"),
     (r"train .*--coordinator", PARSE, "needs several machines"),
     (r"train .*--data\.mixture", PARSE, "needs several prepared directories"),
     (r"train .*--data\.path", SMALL, ""),
@@ -61,6 +63,7 @@ TINY = {
     "generate": "--max-new-tokens 2",
     "evaluate": "--limit 2",
     "prepare": "",
+    "convert": "",
 }
 SCENE = {"activity_label": "Tea", "ctx_a": "A", "ctx_b": "b", "ctx": "A b", "label": 1}
 TESTS = {  # a line or a record of each published test
@@ -179,7 +182,7 @@ def unknown_names(command: str) -> str:
 
 def parse_only(argv: list[str]) -> None:
     """Check the flags of `-m gptjax.VERB FLAGS...` as the verb does, and run nothing."""
-    from gptjax import cli
+    from gptjax import cli, convert
     from gptjax.config import Config
     from gptjax.config.presets import load_config
     from gptjax.preparation import options
@@ -190,6 +193,8 @@ def parse_only(argv: list[str]) -> None:
         cli.parse_config(command, flags, module)
         return
     parsed = cli.parse(command, flags, module)
+    if isinstance(parsed, convert.ConvertCommand):
+        convert.check(parsed)
     if isinstance(parsed, options.PrepareCommand):
         config = load_config(parsed.config) if parsed.config else Config()
         data = options.data_of(parsed, config)

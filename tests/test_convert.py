@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import run_verb
@@ -129,3 +130,26 @@ def test_a_mistake_is_one_message_without_a_traceback(tmp_path):
     assert not (tmp_path / "run").exists()
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("to", ["huggingface", "llmc"])
+def test_a_run_goes_out_and_comes_back_bitwise(tmp_path, to, capsys):
+    pytest.importorskip("tokenizers")
+    first, there, back = tmp_path / "first", tmp_path / "there", tmp_path / "back"
+    convert(["--from", str(write_huggingface_model(tmp_path / "hf")), "--out", str(first)])
+    assert convert(["--run", str(first), "--to", to, "--out", str(there)]) == 0
+    assert f"wrote {there}" in capsys.readouterr().out
+    assert convert(["--from", str(there), "--out", str(back)]) == 0
+    assert bytes_of(back) == bytes_of(first)
+    assert load_run(back).tokenizer.to_json() == load_run(first).tokenizer.to_json()
+
+
+def test_bfloat16_goes_out_rounded(tmp_path):
+    pytest.importorskip("tokenizers")
+    hf, half = write_huggingface_model(tmp_path / "hf"), tmp_path / "half"
+    argv = ["--run", str(hf), "--to", "huggingface", "--dtype", "bfloat16", "--out", str(half)]
+    assert convert(argv) == 0
+    whole, rounded = named_leaves(load_run(hf).params), named_leaves(load_run(half).params)
+    for name, x in whole.items():
+        expected = np.asarray(x).astype(ml_dtypes.bfloat16).astype(np.float32)
+        np.testing.assert_array_equal(np.asarray(rounded[name]), expected, err_msg=name)

@@ -70,8 +70,8 @@ def write_huggingface(
         _write(temporary / GENERATION, {**ends, "pad_token_id": ends["eos_token_id"]})
         write_tokenizer_files(weights.tokenizer, temporary, model.n_ctx, special, has_end)
         write_safetensors(to_huggingface(arrays, full, rows), temporary, dtype)
-        for picture in filter(None, [card.curve]):
-            shutil.copyfile(picture, temporary / picture.name)
+        if card.curve:
+            shutil.copyfile(card.curve, temporary / card.curve.name)
         text = card_text(card, weights, out.name, dtype, notes)
         (temporary / CARD).write_text(text, "utf-8")
     return notes

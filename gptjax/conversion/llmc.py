@@ -16,7 +16,7 @@ import numpy as np
 from gptjax.base.errors import UserError
 from gptjax.base.files import replaced, write_atomically
 from gptjax.config import ModelConfig
-from gptjax.conversion.tokenizer_choice import choose_tokenizer
+from gptjax.conversion.tokenizer_choice import choose_tokenizer, vocabulary_notes
 from gptjax.conversion.weights import Weights
 from gptjax.data.foreign import format_by_magic
 from gptjax.data.shards import HEADER_BYTES, HEADER_INTS, format_of, read_header
@@ -55,6 +55,7 @@ class _Header(NamedTuple):
             n_ctx=self.max_seq_len,
             n_vocab=n_vocab,
             activation="gelu_tanh",
+            dtype="float32",
         )
 
     @property
@@ -98,7 +99,8 @@ def read_llmc(path: Path, tokenizer: str | None) -> Weights:
         array = np.zeros(leaf.shape, np.float32)
         array[: len(array) - leaf.padding] = _turned(leaf.name, stored[: len(array) - leaf.padding])
         arrays[leaf.name] = array
-    return Weights(model, arrays, found, f"the llm.c model {file} ({dtype})")
+    notes = vocabulary_notes(found, header.vocab_size)
+    return Weights(model, arrays, found, f"the llm.c model {file} ({dtype})", notes)
 
 
 def write_llmc(
@@ -108,8 +110,8 @@ def write_llmc(
 
     `out` is a file whose name ends in `.bin`, or a directory, in which it is `model.bin`. Version 3
     is float32, version 5 bfloat16, rounded to the nearest even. Absent biases are written as zeros,
-    which compute the same. Raises `UserError`, before anything is written, if llm.c would compute
-    another function of the weights.
+    which compute the same. Raises `UserError`, before anything is written, if the file exists or if
+    llm.c would compute another function of the weights.
     """
     model = weights.model
     if reasons := list(_reasons_against(model)):
@@ -118,6 +120,7 @@ def write_llmc(
             "nothing else: export with --to huggingface"
         )
     file = out if out.suffix == ".bin" else out / MODEL_FILE
+    _make_room(file)
     version = next(number for number, name in VERSIONS.items() if name == dtype)
     header = _Header(
         MODEL_MAGIC, version, model.n_ctx, model.n_vocab or 0, model.n_layer, model.n_head,
@@ -125,7 +128,6 @@ def write_llmc(
     )  # fmt: skip
     numbers = np.zeros(HEADER_INTS, "<i4")
     numbers[: len(header)] = header
-    file.parent.mkdir(parents=True, exist_ok=True)
     with replaced(file) as opened:
         opened.write(numbers.tobytes())
         for name, shape in header.shapes.items():
@@ -146,6 +148,16 @@ def _file_of(path: Path) -> Path:
 def _tokenizer_beside(file: Path) -> Path:
     """Where the tokenizer of a model file lies; llm.c ignores it."""
     return file.with_suffix(".tokenizer.json")
+
+
+def _make_room(file: Path) -> None:
+    """Make the directory of a new file; raises `UserError` if either name is taken."""
+    if file.exists():
+        raise UserError(f"{file} exists: choose another --out, or move it away")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{file.parent} is not a directory: choose another --out") from error
 
 
 def _turned(name: str, array: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
-from gptjax.conversion.tokenizer_choice import choose_tokenizer
+from gptjax.conversion.tokenizer_choice import choose_tokenizer, vocabulary_notes
 from gptjax.conversion.torch_files import load_torch_file, pickled_words, tensor_to_numpy
 from gptjax.conversion.weights import Weights, from_huggingface
 from gptjax.model.places import leaves
@@ -62,6 +62,7 @@ def read_nanogpt(path: Path, tokenizer: str | None) -> Weights:
         qkv_bias=args["bias"],
         tied_head=_is_tied(state),
         activation="gelu_erf",
+        dtype="float32",
         embd_pdrop=float(args["dropout"]),
         attn_pdrop=float(args["dropout"]),
         resid_pdrop=float(args["dropout"]),
@@ -70,13 +71,9 @@ def read_nanogpt(path: Path, tokenizer: str | None) -> Weights:
     if model.tied_head:
         state.pop(_HEAD, None)
     arrays = from_huggingface(_theirs(state, args["vocab_size"], kept), model, str(file))
-    words = f"the nanoGPT checkpoint {file}{_progress(checkpoint)}"
-    if kept < args["vocab_size"]:
-        words += (
-            f", without {args['vocab_size'] - kept:,} of its {args['vocab_size']:,} rows: they are "
-            "no ids of its tokenizer, but its own loss counted them"
-        )
-    return Weights(model, arrays, found, words)
+    source = f"the nanoGPT checkpoint {file}{_progress(checkpoint)}"
+    notes = vocabulary_notes(found, args["vocab_size"])
+    return Weights(model, arrays, found, source, notes)
 
 
 def _file_of(path: Path) -> Path:

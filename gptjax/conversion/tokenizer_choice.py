@@ -75,6 +75,24 @@ def is_padding(rows: int, n_vocab: int) -> bool:
     return 0 < rows < LARGEST_MULTIPLE and n_vocab % SMALLEST_MULTIPLE == 0
 
 
+def vocabulary_notes(tokenizer: Tokenizer, n_vocab: int) -> tuple[str, ...]:
+    """What a user should know about a model whose `n_vocab` rows are not just the tokenizer's ids.
+
+    >>> from gptjax.tokenizers.plain import CharTokenizer
+    >>> vocabulary_notes(CharTokenizer("abc"), 3)
+    ('the model has no end-of-text, so its texts end only where they are cut',)
+    """
+    if n_vocab < tokenizer.n_vocab:
+        return ("the model has no end-of-text, so its texts end only where they are cut",)
+    if n_vocab > tokenizer.n_vocab:
+        return (
+            f"dropped the last {n_vocab - tokenizer.n_vocab:,} of {n_vocab:,} rows of the "
+            "vocabulary, which are no ids of the tokenizer; the trainer's own loss counts them, so "
+            "it is a little higher",
+        )
+    return ()
+
+
 def _open(name: str) -> Tokenizer:
     """A tokenizer by what --tokenizer says."""
     if name.endswith(".pkl"):

@@ -5,6 +5,7 @@ unpickler with `weights_only` builds tensors and plain values and refuses all el
 """
 
 import re
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,14 @@ def load_torch_file(path: Path) -> Any:
         cut = " or was cut short" if beginning.startswith(b"PK") or not beginning else ""
         raise UserError(f"{path} is not a file of torch.save{cut}: fetch or save it again")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings():  # about the same damage that it then raises
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # a damaged pickle raises whatever it likes
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
-                f"{path} asks for {asked[1]} when it is loaded, which could run anything: expected "
-                "tensors and plain values only; save its state_dict and its settings alone"
+                f"{path} asks for {asked[1]!r:.80} when it is loaded, which could run anything: "
+                "expected tensors and plain values only; save its state_dict and settings alone"
             ) from error
         raise UserError(
             f"{path} is damaged ({type(error).__name__} while it was loaded): fetch or save it "

@@ -29,7 +29,7 @@ class Weights:
     arrays: dict[str, np.ndarray]
     """Float32 arrays under the names of `gptjax.model.places`: layers stacked, rows padded."""
     tokenizer: Tokenizer
-    """Its tokenizer, with as many ids as the model."""
+    """Its tokenizer, with as many ids as the model; only an end-of-text may be beyond them."""
     source: str
     """Where it comes from, in words for messages and model cards."""
     notes: tuple[str, ...] = ()

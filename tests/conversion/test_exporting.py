@@ -1,6 +1,5 @@
 """A run leaves as a Hugging Face directory, and transformers continues its texts as it does."""
 
-import shutil
 from pathlib import Path
 
 import jax
@@ -9,10 +8,11 @@ import pytest
 from conftest import run_verb
 
 import gptjax
-from gptjax.base.errors import UserError
+from gptjax.base.errors import ConfigError, UserError
 from gptjax.base.tree import named_leaves
 from gptjax.config import SampleConfig
 from gptjax.conversion.exporting import export_huggingface
+from gptjax.convert import convert
 from gptjax.generation.sampling import continue_tokens
 from gptjax.model.places import leaves
 
@@ -66,6 +66,7 @@ def test_the_card_says_what_the_model_is_and_how_it_was_trained(run, tmp_path):
     assert (tmp_path / "out" / "loss.png").read_bytes() == (run / "loss.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_transformers_continues_a_text_by_the_same_200_tokens(run, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
@@ -82,15 +83,14 @@ def test_transformers_continues_a_text_by_the_same_200_tokens(run, tmp_path):
     assert found[0, len(prompt) :].tolist() == list(expected)
 
 
-def test_the_command_writes_a_directory_and_says_where(run):
-    result = run_verb(
-        "convert", "--run", "run@best", "--to", "huggingface", "--out", "hf", cwd=run.parent
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == "wrote hf\n"
-    assert (run.parent / "hf" / "model.safetensors").is_file()
-    again = run_verb(
-        "convert", "--run", "run", "--to", "huggingface", "--out", "hf", cwd=run.parent
-    )
-    assert (again.returncode, "Traceback" in again.stderr) == (1, False)
-    shutil.rmtree(run.parent / "hf")
+def test_the_command_writes_a_directory_and_says_where(run, tmp_path, capsys):
+    out = str(tmp_path / "hf")
+    words = ["--run", f"{run}@best", "--to", "huggingface", "--out", out]
+    assert convert(words) == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    with pytest.raises(UserError, match="not empty"):
+        convert(words)
+    with pytest.raises(UserError, match="knows GPT-2's own only"):
+        convert([*words[:-1], str(tmp_path / "other"), "--for", "llama.cpp"])
+    with pytest.raises(ConfigError, match="--for goes with --to huggingface"):
+        convert(["--run", str(run), "--to", "llmc", "--out", out, "--for", "vllm"])

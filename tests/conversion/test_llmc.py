@@ -1,6 +1,5 @@
 """llm.c's model files: its layout, bitwise both ways, exact rounding, one error otherwise."""
 
-import dataclasses
 import random
 import struct
 from pathlib import Path
@@ -28,7 +27,7 @@ KINDS = (
 
 def weights_of(source: str = "a test", **changes) -> Weights:
     """Random weights of a small GPT-2 of bytes."""
-    cfg = ModelConfig(**{**SIZES, **changes})
+    cfg = ModelConfig(**{**SIZES, **changes}, dtype="float32")
     return Weights(cfg, random_arrays(cfg), ByteTokenizer(), source)
 
 
@@ -74,7 +73,7 @@ def test_a_file_has_llm_c_s_layout_and_both_ways_are_bitwise(tmp_path: Path):
 
     assert is_llmc(file)
     back = read_llmc(file, None)
-    assert dataclasses.replace(back.model, dtype=weights.model.dtype) == weights.model
+    assert back.model == weights.model
     assert back.tokenizer.name == "bytes"
     assert back.arrays.keys() == weights.arrays.keys()
     assert all((back.arrays[name] == weights.arrays[name]).all() for name in back.arrays)
@@ -97,8 +96,7 @@ def test_a_file_that_llm_c_wrote_gives_its_logits(tmp_path: Path):
             file.write(state[name].astype("<f4").tobytes() + np.array(padding).tobytes())
     weights = read_llmc(tmp_path / "gpt2.bin", "bytes")
     ids = np.random.default_rng(0).integers(257, size=(2, 12))
-    exact = dataclasses.replace(weights.model, dtype="float32")
-    logits = GPT(exact).apply({"params": as_tree(weights.arrays)}, ids)
+    logits = GPT(weights.model).apply({"params": as_tree(weights.arrays)}, ids)
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).numpy()
     np.testing.assert_allclose(logits[:, :, :257], expected, rtol=0, atol=1e-5)
@@ -146,6 +144,18 @@ def test_what_llm_c_would_compute_otherwise_is_refused(tmp_path: Path, switches,
     with pytest.raises(UserError, match=reason):
         write_llmc(weights_of(**switches), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_overwritten(tmp_path: Path):
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    for out in (taken, taken / "deeper"):
+        with pytest.raises(UserError, match="is not a directory: choose another --out"):
+            write_llmc(weights_of(), out)
+    write_llmc(weights_of(), tmp_path / "out")
+    with pytest.raises(UserError, match="exists: choose another --out"):
+        write_llmc(weights_of(), tmp_path / "out")
+    assert taken.read_text() == "mine"
 
 
 def test_characters_without_end_of_text_survive(tmp_path: Path):
