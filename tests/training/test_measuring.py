@@ -5,12 +5,14 @@ from pathlib import Path
 
 import jax
 import pytest
+from prepared_models import random_weights
 from small_runs import Heard, tiny
 
 from gptjax.base.errors import UserError
 from gptjax.cluster.stop import StopRequest
 from gptjax.config.names import TESTS
 from gptjax.conversion.opening import load_run
+from gptjax.conversion.weights import as_tree
 from gptjax.evaluate import evaluate
 from gptjax.evaluation.registry import EVALUATIONS
 from gptjax.training import loop
@@ -35,39 +37,41 @@ def files(tmp_path_factory) -> dict[str, Path]:
     return {"choices": directory / "q.jsonl", "lambada": directory / "l.jsonl"}
 
 
+@pytest.fixture(scope="module")
+def params(prepared):
+    """Parameters of the tiny model."""
+    model = Setup(tiny(prepared, QUICK)).config.model
+    return jax.tree.map(jax.numpy.asarray, as_tree(random_weights(model).arrays))
+
+
 def measuring(prepared, files, fields=None, stop=None):
-    """The tests of a run, its first parameters, what the user hears, and counted heartbeats."""
+    """The tests of a run, where it has its parameters, what the user hears, counted heartbeats."""
     tests = tuple(f"{name}={file}" for name, file in files.items())
     made = Setup(tiny(prepared, {**QUICK, "train.evaluate_on": tests, **(fields or {})}))
     heard, beats = Heard(), []
     stop = StopRequest() if stop is None else stop
     tool = Measuring(made, stop, lambda: beats.append(1), heard)  # pyright: ignore
-    return tool, made.program.initial_state().params, heard, beats
+    return tool, made.program.places.params, heard, beats
 
 
 def test_every_test_of_a_config_is_a_row_of_the_table():
     assert set(TESTS) == set(EVALUATIONS)
 
 
-def test_divided_parameters_give_the_figures_of_whole_ones(prepared, files):
-    tool, params, _, beats = measuring(prepared, files)
+def test_divided_parameters_give_the_figures_of_whole_ones(prepared, files, params):
+    tool, _, _, beats = measuring(prepared, files, {"train.evaluate_on_limit": 6})
     tool.rehearse()
     row = tool.measure(3, params)
-    assert (row["choices/items"], row["lambada/items"]) == (20, 9)
+    assert (row["choices/items"], row["lambada/items"]) == (6, 6)
     assert tool.is_in(row)
     assert not tool.is_in({"choices/acc": 1.0})
-    assert len(beats) == 60 // 16 + 9 // 16
-    divided, parts, _, _ = measuring(prepared, files, {"mesh.fsdp": 2, "mesh.tensor": 2})
-    assert divided.measure(3, parts) == pytest.approx(row, rel=1e-5)
+    assert len(beats) == 3 * 6 // 16
+    mesh = {"mesh.fsdp": 2, "mesh.tensor": 2, "train.evaluate_on_limit": 6}
+    divided, places, _, _ = measuring(prepared, files, mesh)
+    assert divided.measure(3, jax.device_put(params, places)) == pytest.approx(row, rel=1e-5)
 
 
-def test_a_limit_holds_for_every_test(prepared, files):
-    tool, params, _, _ = measuring(prepared, files, {"train.evaluate_on_limit": 4})
-    row = tool.measure(3, params)
-    assert (row["choices/items"], row["lambada/items"]) == (4, 4)
-
-
-def test_a_stop_request_ends_a_test_between_batches(prepared, files):
+def test_a_stop_request_ends_a_test_between_batches(prepared, files, params):
     class AfterOneBatch(StopRequest):
         """Stops when it is asked for the first time."""
 
@@ -79,16 +83,16 @@ def test_a_stop_request_ends_a_test_between_batches(prepared, files):
         def __bool__(self) -> bool:
             return self.asked
 
-    tool, params, _, beats = measuring(prepared, files, stop=AfterOneBatch())
+    tool, _, _, beats = measuring(prepared, files, stop=AfterOneBatch())
     assert tool.measure(3, params) == {}
     assert len(beats) == 1
 
 
 def test_a_file_that_goes_during_a_run_is_named_and_the_others_are_measured(
-    prepared, files, tmp_path
+    prepared, files, params, tmp_path
 ):
     gone = tmp_path / "gone.jsonl"
-    tool, params, heard, _ = measuring(prepared, files | {"choices": gone})
+    tool, _, heard, _ = measuring(prepared, files | {"choices": gone})
     row = tool.measure(3, params)
     assert "lambada/acc" in row
     assert "choices/acc" not in row
