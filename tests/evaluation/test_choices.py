@@ -11,9 +11,9 @@ import pytest
 from evaluation.shaped_tests import hellaswag_rows, write_rows
 
 from gptjax.base.errors import UserError
+from gptjax.evaluation.estimates import Figures
 from gptjax.evaluation.hellaswag import in_llmc_style, in_lm_eval_style, read_scenes
 from gptjax.evaluation.pairs import encode_apart, encode_pair
-from gptjax.evaluation.estimates import Figures
 from gptjax.evaluation.registry import EVALUATIONS
 from gptjax.evaluation.scoring import Request, Score
 from gptjax.evaluation.setting import Setting

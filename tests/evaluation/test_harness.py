@@ -26,9 +26,9 @@ from evaluation.shaped_tests import (
 
 from gptjax.base.errors import UserError
 from gptjax.conversion.opening import load_run
+from gptjax.evaluation.estimates import Figures
 from gptjax.evaluation.harness import harness_model
 from gptjax.evaluation.harness_tasks import run_harness, write_local_task
-from gptjax.evaluation.estimates import Figures
 from gptjax.evaluation.registry import EVALUATIONS
 from gptjax.evaluation.scoring import Scorer
 from gptjax.evaluation.setting import Setting
