@@ -132,8 +132,9 @@ def lm_eval_side(shape: dict, data: str, scratch: str) -> tuple[Round, dict]:
     files = Path(scratch) / "tokenizer"
     files.mkdir()
     write_tokenizer_files(make_tokenizer("gpt2"), files, sizes.n_ctx)
-    lm = HFLM(
-        pretrained=GPT2LMHeadModel(config).eval(),  # pyright: ignore
+    backend: Any = HFLM
+    lm = backend(
+        pretrained=GPT2LMHeadModel(config).eval(),
         tokenizer=AutoTokenizer.from_pretrained(str(files)),
         batch_size=sizes.batch,
         device="cpu",
