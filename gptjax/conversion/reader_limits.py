@@ -33,8 +33,6 @@ def reasons_against(reader: Reader, model: ModelConfig, tokenizer: Tokenizer) ->
             )
         if is_first and model.activation != "gelu_tanh":
             yield "its GPT-1 has the tanh form of GELU only"
-        if is_first and not model.tied_head:
-            yield "its GPT-1 ties the head to the embedding"
         return
     if is_first:
         yield "it has no GPT-1"
