@@ -70,13 +70,13 @@ def find_kind(path: Path, kind: Kind | None = None) -> Kind:
             f"there is no {path}: give a file or a directory, or the name of a model on the hub, "
             "such as openai-community/gpt2"
         )
-    if RunDir(path).checkpoints.is_dir():
+    if kind is not None:
+        return kind
+    if RunDir(path).has_checkpoint:
         raise UserError(
             f"{path} is a run of gptjax already: use it as it is, or export it with --run {path} "
             "--to huggingface"
         )
-    if kind is not None:
-        return kind
     found: list[Kind] = [name for name, known in FORMATS.items() if known.is_at(path)]
     if len(found) == 1:
         return found[0]

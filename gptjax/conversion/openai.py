@@ -84,7 +84,7 @@ def read_openai(path: Path, tokenizer: str | None = None) -> Weights:
 def _read_shapes(path: Path) -> list[tuple[int, ...]]:
     try:
         shapes = [tuple(map(int, shape)) for shape in json.loads(path.read_text("utf-8"))]
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is not a list of shapes ({error}): fetch it again") from error
     layers, rest = divmod(len(shapes) - len(_TOP), len(_LAYER))
     if layers < 1 or rest or any(size < 1 for shape in shapes for size in shape):
@@ -98,19 +98,27 @@ def _read_shapes(path: Path) -> list[tuple[int, ...]]:
 def _read_part(path: Path) -> np.ndarray:
     """The numbers of one part, mapped from the disk."""
     try:
-        part = np.load(path, mmap_mode="r", allow_pickle=False)
+        part = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is missing: GPT-1 has the parts params_0.npy to params_{PARTS - 1}.npy"
         ) from error
-    except (OSError, ValueError, EOFError) as error:
-        with path.open("rb") as file:
-            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    except Exception as error:  # whatever a damaged header raises
+        is_pointer = _beginning(path) == LFS_POINTER
         cure = "it is a pointer of git-lfs: run git lfs pull" if is_pointer else "fetch it again"
         raise UserError(f"{path} is not an array of NumPy, or was cut short: {cure}") from error
     if part.dtype != np.float32:
         raise UserError(f"{path} holds {part.dtype}, expected float32: fetch it again")
     return part.reshape(-1)
+
+
+def _beginning(path: Path) -> bytes:
+    """As many bytes of a file as a pointer of git-lfs begins with; empty if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LFS_POINTER))
+    except OSError:
+        return b""
 
 
 def _cut(flat: np.ndarray, shapes: list[tuple[int, ...]]) -> Iterator[tuple[str, np.ndarray]]:
