@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +22,6 @@ from gptjax.config import Config, DataConfig
 from gptjax.config.origins import Origins
 from gptjax.config.presets import load_config, preset_names
 from gptjax.config.validation import find_problems, type_name
-from gptjax.conversion.fitting import fitted
-from gptjax.conversion.shapes import Source, read_source
-from gptjax.runs.directory import RunDir
 
 T = TypeVar("T")
 C = TypeVar("C", bound="ConfigCommand")
@@ -125,7 +122,7 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
     origins = origins_of(parsed, good)
     if required and parsed.train.init_from is not None:
         try:
-            run = fitted(parsed.run, _source(parsed, parsed.train.init_from), origins.typed)
+            run = _fitted(parsed, parsed.train.init_from, origins.typed)
             parts = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
             parsed = dataclasses.replace(parsed, **parts)
             origins = origins_of(parsed, good)
@@ -142,14 +139,18 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
     return parsed
 
 
-def _source(command: ConfigCommand, init_from: str) -> Source:
-    """The model whose shape a config takes: that of `begun` if it has a checkpoint.
+def _fitted(command: ConfigCommand, init_from: str, typed: Collection[str]) -> Config:
+    """The config with the shape of a model: that of `begun` if it has a checkpoint.
 
     A run that resumes needs the model that it began with no more, and that may be gone.
     """
-    if command.begun is not None and RunDir(command.begun).has_checkpoint:
-        return read_source(str(command.begun))
-    return read_source(init_from)
+    # NumPy comes with them, and other command lines start without it
+    from gptjax.conversion.fitting import fitted
+    from gptjax.conversion.shapes import read_source
+    from gptjax.runs.directory import RunDir
+
+    has_begun = command.begun is not None and RunDir(command.begun).has_checkpoint
+    return fitted(command.run, read_source(str(command.begun) if has_begun else init_from), typed)
 
 
 def _quietly(command: type[T], argv: Sequence[str], known: dict[str, Any]) -> T:

@@ -76,7 +76,8 @@ def test_the_published_shapes_are_gpt1():
     assert parameter_count(cfg) == 116_534_784
 
 
-def test_the_tokenizer_must_fit(directory):
+def test_the_tokenizer_must_fit(directory, test_data, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(test_data / "tiktoken_cache"))
     with pytest.raises(UserError, match=r"has 50,257 ids, but the model in .* has 257"):
         read_openai(directory, "gpt2")
 
