@@ -194,7 +194,7 @@ def parse_only(argv: list[str]) -> None:
         return
     parsed = cli.parse(command, flags, module)
     if isinstance(parsed, convert.ConvertCommand):
-        convert.check(parsed)
+        convert.check_direction(parsed)
     if isinstance(parsed, options.PrepareCommand):
         config = load_config(parsed.config) if parsed.config else Config()
         data = options.data_of(parsed, config)

@@ -42,7 +42,7 @@ class ConvertCommand:
 def convert(argv: Sequence[str]) -> int:
     """Convert in one of the two directions, and print what was found and what to do next."""
     command = parse(ConvertCommand, argv, "python -m gptjax.convert")
-    _check(command)
+    check_direction(command)
     import_jax()
     out = Path(command.out or "")
     if command.from_ is not None:
@@ -80,7 +80,7 @@ def _bring_in(command: ConvertCommand, source: str, out: Path) -> int:
     return 0
 
 
-def _check(command: ConvertCommand) -> None:
+def check_direction(command: ConvertCommand) -> None:
     """Raise a `ConfigError` with every flag that is missing or belongs to the other direction."""
     problems = [] if command.out else ["--out is missing: give a new directory"]
     inwards = {"--kind": command.kind, "--tokenizer": command.tokenizer}

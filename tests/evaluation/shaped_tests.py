@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from conftest import made_up_text
 
+from gptjax.base.tree import named_leaves
 from gptjax.config import Config, ModelConfig
-from gptjax.conversion.tokenizer_writing import write_tokenizer_files
-from gptjax.conversion.weights import to_huggingface
+from gptjax.conversion.huggingface_writing import write_huggingface
+from gptjax.conversion.weights import Weights
 from gptjax.generation.loaded import LoadedRun
 from gptjax.model.gpt import init_params
-from gptjax.model.places import leaves
 from gptjax.tokenizers.bpe import train_bpe
 from gptjax.tokenizers.plain import Tokenizer
 
@@ -35,32 +35,9 @@ def made_run(tokenizer: Tokenizer | None = None, **shape: Any) -> LoadedRun:
 
 
 def as_huggingface(run: LoadedRun, out: Path) -> Path:
-    """The run as a Hugging Face directory."""
-    from safetensors.numpy import save_file
-
-    out.mkdir()
-    model = run.config.model
-    arrays = {leaf.name: run.params for leaf in leaves(model)}
-    for name in arrays:
-        for key in name.split("/"):
-            arrays[name] = arrays[name][key]
-    theirs = to_huggingface({n: np.asarray(a) for n, a in arrays.items()}, model)
-    contiguous = {name: np.ascontiguousarray(array) for name, array in theirs.items()}
-    save_file(contiguous, out / "model.safetensors", metadata={"format": "pt"})
-    fields = {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": model.n_vocab,
-        "n_positions": model.n_ctx,
-        "n_embd": model.n_embd,
-        "n_layer": model.n_layer,
-        "n_head": model.n_head,
-        "bos_token_id": run.tokenizer.eot_id,
-        "eos_token_id": run.tokenizer.eot_id,
-        "tie_word_embeddings": model.tied_head,
-    }
-    (out / "config.json").write_text(json.dumps(fields))
-    write_tokenizer_files(run.tokenizer, out, model.n_ctx)
+    """The run as the Hugging Face directory that gptjax.convert writes."""
+    arrays = {name: np.asarray(array) for name, array in named_leaves(run.params).items()}
+    write_huggingface(Weights(run.config.model, arrays, run.tokenizer, "a test"), out)
     return out
 
 

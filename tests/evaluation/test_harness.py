@@ -107,6 +107,7 @@ def made(tmp_path_factory) -> tuple[LoadedRun, Path]:
     return run, as_huggingface(run, tmp_path_factory.mktemp("made") / "hf")
 
 
+@pytest.mark.slow
 def test_three_ways_to_measure_give_the_same_numbers(made, tmp_path):
     same_numbers(*made, 20, tmp_path)
 
