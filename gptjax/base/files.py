@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from gptjax.base.errors import UserError
+
 HASHED_AT_ONCE = 2**22  # bytes
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def unique_name(path: Path) -> Path:
@@ -79,3 +82,20 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
+
+
+def require_fetched(path: Path) -> None:
+    """Raise `UserError` if a file is only git-lfs's pointer to it; others are left to their reader.
+
+    A clone without git-lfs has such pointers in place of large files.
+    """
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError:
+        return
+    if is_pointer:
+        raise UserError(
+            f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull in its "
+            "directory, or download the file"
+        )

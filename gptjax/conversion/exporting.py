@@ -56,7 +56,12 @@ def export_llmc(
     averaged: bool = False,
     _reader: Reader = "transformers",
 ) -> list[str]:
-    """Write the checkpoint `run_name` as a model of llm.c; otherwise like `export_huggingface`."""
+    """Write the checkpoint `run_name` as a model of llm.c; otherwise like `export_huggingface`.
+
+    `out` is a new directory, or a new file whose name ends in `.bin`.
+    """
+    if out.suffix != ".bin":
+        require_free(out)
     weights, _, _, notes = _open(run_name, averaged)
     return notes + write_llmc(weights, out, dtype)
 

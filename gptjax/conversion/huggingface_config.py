@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptjax.base.errors import UserError
+from gptjax.base.files import require_fetched
 from gptjax.config import ModelConfig
 
 CONFIG = "config.json"
@@ -57,6 +58,7 @@ _ONLY = {
 def read_settings(directory: Path) -> dict[str, Any]:
     """The object in config.json; raises `UserError` if it is missing or not JSON."""
     path = directory / CONFIG
+    require_fetched(path)
     try:
         settings = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:

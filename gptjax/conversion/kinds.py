@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from gptjax.base.errors import UserError
+from gptjax.base.files import require_fetched
 from gptjax.conversion.hub_models import fetch_model, is_model_name
 from gptjax.conversion.huggingface import is_huggingface, read_huggingface
+from gptjax.conversion.huggingface_config import CONFIG
 from gptjax.conversion.llmc import is_llmc, read_llmc
 from gptjax.conversion.nanogpt import is_nanogpt, read_nanogpt
 from gptjax.conversion.openai import is_openai, read_openai
-from gptjax.conversion.stored_arrays import LFS_POINTER
+from gptjax.conversion.stored_arrays import SAFETENSORS, TORCH
 from gptjax.conversion.weights import Weights
 from gptjax.runs.directory import RunDir
 
@@ -72,6 +74,8 @@ def find_kind(path: Path, kind: Kind | None = None) -> Kind:
         )
     if kind is not None:
         return kind
+    if path.name in (SAFETENSORS, TORCH) and (path.parent / CONFIG).is_file():
+        raise UserError(f"{path} is only the weights of a model: give its directory, {path.parent}")
     if RunDir(path).has_checkpoint:
         raise UserError(
             f"{path} is a run of gptjax already: use it as it is, or export it with --run {path} "
@@ -83,22 +87,10 @@ def find_kind(path: Path, kind: Kind | None = None) -> Kind:
     if found:
         choices = " or ".join(f"--kind {name}" for name in found)
         raise UserError(f"{path} could be of several kinds: say which one with {choices}")
-    if _is_pointer(path):
-        raise UserError(
-            f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull in its "
-            "directory, or download the file"
-        )
+    require_fetched(path)
     listed = "".join(f"\n  - {known.words}" for known in FORMATS.values())
     raise UserError(
         f"{path} holds no model that gptjax can read; expected one of{listed}\n"
         "if it is one of them all the same, say which with --kind, and the reader says what it "
         "misses"
     )
-
-
-def _is_pointer(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(LFS_POINTER)) == LFS_POINTER
-    except OSError:
-        return False

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.base.errors import UserError
-from gptjax.base.files import replaced, write_atomically
+from gptjax.base.files import replaced, require_fetched, write_atomically
 from gptjax.config import ModelConfig
 from gptjax.conversion.tokenizer_choice import choose_tokenizer, vocabulary_notes
 from gptjax.conversion.weights import Weights
@@ -128,6 +128,8 @@ def write_llmc(
     )  # fmt: skip
     numbers = np.zeros(HEADER_INTS, "<i4")
     numbers[: len(header)] = header
+    # first, so that a model whose writing was cut short is never there without it
+    write_atomically(_tokenizer_beside(file), weights.tokenizer.to_json().encode())
     with replaced(file) as opened:
         opened.write(numbers.tobytes())
         for name, shape in header.shapes.items():
@@ -136,7 +138,6 @@ def write_llmc(
             for part in np.zeros(shape, np.float32) if array is None else _turned(name, array):
                 stored = part if dtype == "float32" else part.astype(jnp.bfloat16).view(np.uint16)
                 opened.write(stored.astype(_STORED[dtype]).tobytes())
-    write_atomically(_tokenizer_beside(file), weights.tokenizer.to_json().encode())
     absent = [name for name in header.shapes if name not in weights.arrays]
     return [f"wrote zeros for the absent biases {', '.join(absent)}"] if absent else []
 
@@ -151,9 +152,10 @@ def _tokenizer_beside(file: Path) -> Path:
 
 
 def _make_room(file: Path) -> None:
-    """Make the directory of a new file; raises `UserError` if either name is taken."""
-    if file.exists():
-        raise UserError(f"{file} exists: choose another --out, or move it away")
+    """Make the directory of a new file; raises `UserError` if a name is taken."""
+    for path in (file, _tokenizer_beside(file)):
+        if path.exists():
+            raise UserError(f"{path} exists: choose another --out, or move it away")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -179,11 +181,14 @@ def _checked_header(file: Path) -> _Header:
     """The header of a whole model file; raises `UserError` if any of it is wrong."""
     if not file.is_file():
         raise UserError(f"{file} is not a file: expected a model of llm.c, such as gpt2_124M.bin")
+    require_fetched(file)
     numbers = read_header(file)
     with file.open("rb") as opened:
         beginning = opened.read(HEADER_BYTES)
     if what := _other_format(file, beginning):
         raise UserError(f"{file} is {what}, expected a model of llm.c")
+    if 0 < len(numbers) < HEADER_INTS and numbers[0] == MODEL_MAGIC:
+        raise UserError(f"{file} is truncated: it ends within its header; fetch it again")
     if len(numbers) < HEADER_INTS or numbers[0] != MODEL_MAGIC:
         found = f"magic number {numbers[0]}" if len(numbers) else "no magic number"
         raise UserError(f"{file} has {found}, expected {MODEL_MAGIC} of llm.c's models")
@@ -214,8 +219,6 @@ def _checked_header(file: Path) -> _Header:
 
 def _other_format(file: Path, beginning: bytes) -> str | None:
     """What a file is, if its beginning shows another format; None if it does not."""
-    if beginning.startswith(b"version https://git-lfs"):
-        return "a pointer of git-lfs, not the file itself (fetch it with git lfs pull)"
     if file.stat().st_size >= HEADER_BYTES and (dtype := format_of(file)):
         return f"a shard of {dtype} tokens (python -m gptjax.prepare adopts those)"
     return format_by_magic(beginning)

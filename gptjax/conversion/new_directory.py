@@ -20,10 +20,18 @@ def require_free(out: Path) -> None:
 
 @contextmanager
 def new_directory(out: Path) -> Iterator[Path]:
-    """A directory beside `out` that takes its name if no error comes, and else vanishes."""
+    """A directory beside `out` that takes its name if no error comes, and else vanishes.
+
+    Raises `UserError` if it cannot be made.
+    """
     temporary = unique_name(out.absolute())
     try:
         temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make {out}: {error.strerror}. Choose another --out, or mend the place"
+        ) from error
+    try:
         yield temporary
         temporary.rename(out)
     except BaseException:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.base.errors import UserError
+from gptjax.base.files import require_fetched
 from gptjax.config import ModelConfig
-from gptjax.conversion.stored_arrays import LFS_POINTER
 from gptjax.conversion.weights import Weights, from_huggingface
 from gptjax.tokenizers.gpt1 import FILES, gpt1
 from gptjax.tokenizers.plain import Tokenizer
@@ -82,6 +82,12 @@ def read_openai(path: Path, tokenizer: str | None = None) -> Weights:
 
 
 def _read_shapes(path: Path) -> list[tuple[int, ...]]:
+    require_fetched(path)
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: OpenAI's GPT-1 is a directory with it and params_0.npy to "
+            f"params_{PARTS - 1}.npy"
+        )
     try:
         shapes = [tuple(map(int, shape)) for shape in json.loads(path.read_text("utf-8"))]
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -97,6 +103,7 @@ def _read_shapes(path: Path) -> list[tuple[int, ...]]:
 
 def _read_part(path: Path) -> np.ndarray:
     """The numbers of one part, mapped from the disk."""
+    require_fetched(path)
     try:
         part = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
@@ -104,21 +111,12 @@ def _read_part(path: Path) -> np.ndarray:
             f"{path} is missing: GPT-1 has the parts params_0.npy to params_{PARTS - 1}.npy"
         ) from error
     except Exception as error:  # whatever a damaged header raises
-        is_pointer = _beginning(path) == LFS_POINTER
-        cure = "it is a pointer of git-lfs: run git lfs pull" if is_pointer else "fetch it again"
-        raise UserError(f"{path} is not an array of NumPy, or was cut short: {cure}") from error
+        raise UserError(
+            f"{path} is not an array of NumPy, or was cut short: fetch it again"
+        ) from error
     if part.dtype != np.float32:
         raise UserError(f"{path} holds {part.dtype}, expected float32: fetch it again")
     return part.reshape(-1)
-
-
-def _beginning(path: Path) -> bytes:
-    """As many bytes of a file as a pointer of git-lfs begins with; empty if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(LFS_POINTER))
-    except OSError:
-        return b""
 
 
 def _cut(flat: np.ndarray, shapes: list[tuple[int, ...]]) -> Iterator[tuple[str, np.ndarray]]:

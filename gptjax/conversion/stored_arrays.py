@@ -14,6 +14,7 @@ import ml_dtypes  # noqa: F401 - with it NumPy has a bfloat16, which safetensors
 import numpy as np
 
 from gptjax.base.errors import UserError
+from gptjax.base.files import require_fetched
 from gptjax.conversion.torch_files import load_torch_file, tensor_to_numpy
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
@@ -21,7 +22,6 @@ INDEX = ".index.json"
 WEIGHTS = (SAFETENSORS, SAFETENSORS + INDEX, TORCH, TORCH + INDEX)  # the first one counts
 EXACT = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # types that float32 holds
 _OTHERS = ("tf_model.h5", "flax_model.msgpack", "*.gguf", "*.safetensors", "*.bin", "*.onnx")
-LFS_POINTER = b"version https://git-lfs"
 Read = Callable[[], np.ndarray]
 
 
@@ -107,6 +107,7 @@ def open_arrays(directory: Path) -> StoredArrays:
 
 def _read_index(path: Path) -> dict[str, str]:
     """The file of each array; raises `UserError` for anything but an index."""
+    require_fetched(path)
     try:
         where = json.loads(path.read_text("utf-8"))["weight_map"]
         if not where or any(Path(n).name != n or n in (".", "..") for n in where.values()):
@@ -120,16 +121,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def _open(path: Path) -> dict[str, Read]:
     """A way to read each array of one file."""
-    try:
-        with path.open("rb") as file:
-            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    if is_pointer:
-        raise UserError(
-            f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull in its "
-            "directory, or download the file"
-        )
+    require_fetched(path)
     return _open_torch(path) if path.suffix == ".bin" else _open_safetensors(path)
 
 

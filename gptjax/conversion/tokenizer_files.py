@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptjax.base.errors import UserError
+from gptjax.base.files import require_fetched
 from gptjax.conversion.byte_level import ranks_of_merges, read_merges, text_as_bytes
 from gptjax.conversion.tokenizer_choice import ids_kept
 from gptjax.tokenizers.bpe import EOT, GPT2_PATTERN, GPT2_VOCAB, BPETokenizer
@@ -208,6 +209,7 @@ def _characters(table: Table) -> CharTokenizer:
 
 
 def _json(path: Path) -> Table:
+    require_fetched(path)
     table = json.loads(path.read_text("utf-8"))
     if not isinstance(table, dict):
         raise ValueError(f"{path.name} is not an object of JSON")

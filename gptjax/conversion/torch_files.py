@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from gptjax.base.errors import UserError
+from gptjax.base.files import require_fetched
 
 OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch before 1.6: a number of its own
-_LFS = b"version https://git-lfs"
 _LARGEST_PICKLE = 2**24  # bytes: names and shapes of all arrays
 
 
@@ -43,6 +43,7 @@ def load_torch_file(path: Path) -> Any:
     Raises `UserError` without torch, for a file that is damaged or not torch's, and for one that
     asks for code.
     """
+    require_fetched(path)
     try:
         import torch
     except ImportError as error:
@@ -51,14 +52,10 @@ def load_torch_file(path: Path) -> Any:
         ) from error
     try:
         with path.open("rb") as file:
-            beginning = file.read(len(_LFS))
+            beginning = file.read(len(OLD_FORMAT))
         is_zip = _is_zip(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if beginning == _LFS:
-        raise UserError(
-            f"{path} is a pointer of git-lfs, not the file itself: fetch it with git lfs pull"
-        )
     if not is_zip and not beginning.startswith(OLD_FORMAT):
         cut = " or was cut short" if beginning.startswith(b"PK") or not beginning else ""
         raise UserError(f"{path} is not a file of torch.save{cut}: fetch or save it again")

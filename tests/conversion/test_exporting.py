@@ -94,3 +94,14 @@ def test_the_command_writes_a_directory_and_says_where(run, tmp_path, capsys):
         convert([*words[:-1], str(tmp_path / "other"), "--for", "llama.cpp"])
     with pytest.raises(ConfigError, match="--for goes with --to huggingface"):
         convert(["--run", str(run), "--to", "llmc", "--out", out, "--for", "vllm"])
+
+
+@pytest.mark.parametrize("to", ["huggingface", "llmc"])
+def test_a_place_that_is_taken_or_cannot_be_made_stays_as_it_is(to, run, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("x")
+    for out in ("full", "full/file", "full/file/below"):
+        with pytest.raises(UserError, match="choose another --out|Choose another --out"):
+            convert(["--run", str(run), "--to", to, "--out", str(tmp_path / out)])
+    assert [p.name for p in tmp_path.rglob("*")] == ["full", "file"]
+    assert (tmp_path / "full" / "file").read_text() == "x"

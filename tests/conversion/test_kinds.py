@@ -57,6 +57,12 @@ def test_a_pointer_is_told(tmp_path):
         find_kind(path)
 
 
+def test_the_file_of_weights_stands_for_no_model(tmp_path):
+    write_huggingface_model(tmp_path)
+    with pytest.raises(UserError, match=f"give its directory, {tmp_path}"):
+        find_kind(tmp_path / "model.safetensors")
+
+
 def test_a_path_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"there is no /.*/nothing: give a file or a directory"):
         read_model(str(tmp_path / "nothing"))

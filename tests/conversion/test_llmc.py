@@ -178,7 +178,7 @@ def test_mistakes_are_one_message_each(tmp_path: Path):
 
     contents = {
         b"": "has no magic number",
-        whole[:100]: "magic number 20240326",
+        whole[:100]: "ends within its header",
         whole[:-1]: "truncated: it has .* bytes",
         whole[:1024]: "truncated",
         whole + b"\0\0": "too long",

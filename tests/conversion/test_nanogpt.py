@@ -93,7 +93,8 @@ def test_characters_are_found_where_nanogpt_finds_them(tmp_path: Path):
     assert read_nanogpt(out, str(given)).tokenizer.encode("z").tolist() == [63]
 
 
-def test_gpt2_s_vocabulary_needs_no_tokenizer(tmp_path: Path):
+def test_gpt2_s_vocabulary_needs_no_tokenizer(tmp_path: Path, test_data: Path, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(test_data / "tiktoken_cache"))
     args = Args(n_layer=1, n_head=1, n_embd=2, block_size=2, vocab_size=50304)
     model = NanoGPT(args)
     weights = read_nanogpt(model.save(tmp_path / "ckpt.pt"), None)

@@ -96,6 +96,15 @@ def damage(directory: Path, how: str) -> None:
         np.save(part, np.load(part).astype(np.float64))
     elif how == "short":
         np.save(part, np.load(part)[:-3])
+    elif how == "zip":
+        np.savez(directory / "zip.npz", np.ones(3))
+        (directory / "zip.npz").rename(part)
+    elif how == "header":
+        part.write_bytes(part.read_bytes()[:10] + b"(" * 118)
+    elif how == "no shapes":
+        shapes.unlink()
+    elif how == "endless":
+        shapes.write_text("[[Infinity]]")
     elif how == "no list":
         shapes.write_text('{"a": 1')
     elif how == "odd list":
@@ -106,7 +115,8 @@ def damage(directory: Path, how: str) -> None:
     ("how", "words"),
     [("missing", "is missing"), ("pointer", "git lfs pull"), ("cut", "cut short"),
      ("pickled", "not an array"), ("float64", "holds float64"), ("short", "has room for"),
-     ("no list", "not a list of shapes"), ("odd list", "has 25 shapes")],
+     ("zip", "not an array"), ("header", "not an array"), ("no shapes", "json is missing"),
+     ("endless", "not a list of shapes"), ("no list", "not a list of shapes"), ("odd list", "has 25 shapes")],
 )  # fmt: skip
 def test_each_damage_has_one_error(directory, how, words):
     damage(directory, how)
