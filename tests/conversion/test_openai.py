@@ -116,7 +116,8 @@ def damage(directory: Path, how: str) -> None:
     [("missing", "is missing"), ("pointer", "git lfs pull"), ("cut", "cut short"),
      ("pickled", "not an array"), ("float64", "holds float64"), ("short", "has room for"),
      ("zip", "not an array"), ("header", "not an array"), ("no shapes", "json is missing"),
-     ("endless", "not a list of shapes"), ("no list", "not a list of shapes"), ("odd list", "has 25 shapes")],
+     ("endless", "not a list of shapes"), ("no list", "not a list of shapes"),
+     ("odd list", "has 25 shapes")],
 )  # fmt: skip
 def test_each_damage_has_one_error(directory, how, words):
     damage(directory, how)
