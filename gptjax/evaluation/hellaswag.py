@@ -59,6 +59,8 @@ def read_scenes(data: str, limit: int | None = None) -> list[Scene]:
             text_field(row, name) for name in ("activity_label", "ctx_a", "ctx_b", "ctx")
         )
         endings = text_list_field(row, "endings")
+        if not all(without_marks(ending) for ending in endings):
+            raise ValueError("an ending has nothing but marks of WikiHow")
         if row.get("label") == "":
             raise ValueError("it has no label, like the published test set: use the validation set")
         label = label_field(row, "label", endings)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptjax.base.errors import UserError
+from gptjax.base.files import require_fetched
 from gptjax.config.names import HUB_FORM, read_hub_name
 from gptjax.evaluation.pairs import refuse
 from gptjax.preparation.hub.streaming import stream_records
@@ -45,6 +46,8 @@ def read_values(data: str, read: Callable[[Any, str], T], limit: int | None = No
         if number == limit:
             break
         try:
+            if row is BROKEN:
+                raise ValueError("expected JSON; this is cut short or damaged")
             found.append(read(row, place))
         except ValueError as error:
             problems.append(f"{place}: {error}")
@@ -85,9 +88,12 @@ def label_field(row: dict[str, Any], name: str, choices: tuple[str, ...]) -> int
     """
     value = row.get(name)
     if isinstance(value, str):
+        number = int(value) if value.isascii() and value.isdecimal() and len(value) < 9 else None
         if choices.count(value) == 1:
+            if number not in (None, choices.index(value)) and number < len(choices):
+                raise ValueError(f"{name!r} {value!r} may be a number or a choice: give the number")
             return choices.index(value)
-        value = int(value) if value.isascii() and value.isdecimal() else value
+        value = value if number is None else number
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(choices):
         raise ValueError(
             f"expected under {name!r} the number of the right choice, 0 to {len(choices) - 1}, or "
@@ -108,17 +114,21 @@ def _shown(value: Any) -> str:
 
 
 def _rows(data: str) -> Iterator[tuple[str, Any]]:
-    """The place and the value of each row; a line that is no JSON stands for itself, as text."""
+    """The place and the value of each row: JSON, BROKEN, or the text of a line that is no JSON."""
     path = Path(data)
     if not path.exists() and (name := read_hub_name(data)) is not None:
-        for number, row in enumerate(stream_records(name), 1):
-            yield f"row {number}", row
+        try:
+            for number, row in enumerate(stream_records(name), 1):
+                yield f"row {number}", row
+        except UserError as error:
+            raise UserError(f"there is no file {data} on this machine, and {error}") from error
         return
     if not path.is_file():
         raise UserError(
             f"there is no file {data}: expected JSON lines or Parquet, or a data set of the hub, "
             f"{HUB_FORM}"
         )
+    require_fetched(path)
     with tempfile.TemporaryDirectory(prefix="gptjax-evaluate-") as directory:
         source = unpack(Input(path, name=data), Path(directory))
         with source.path.open("rb") as file:
@@ -127,7 +137,7 @@ def _rows(data: str) -> Iterator[tuple[str, Any]]:
             yield from _parquet_rows(source)
         elif head[:1] == b"[":
             for number, row in enumerate(json_values(source), 1):
-                yield f"record {number}", "what follows, which is no JSON" if row is BROKEN else row
+                yield f"record {number}", row
         else:
             yield from _lines(source)
 
@@ -145,12 +155,13 @@ def _lines(source: Input) -> Iterator[tuple[str, Any]]:
 
 
 def _value(line: str) -> Any:
+    """The JSON object of a line; BROKEN if it only begins like one, and other lines as text."""
     if not line.lstrip().startswith("{"):
         return line
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
-        return line
+        return BROKEN
 
 
 def _parquet_rows(source: Input) -> Iterator[tuple[str, Any]]:

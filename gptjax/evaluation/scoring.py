@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
 from gptjax.model.gpt import GPT
 from gptjax.model.products import dot_fp32_sum, materialised_on_cpu, matmul_precision
@@ -87,7 +88,8 @@ class Scorer:
         """Score requests; results have their order.
 
         `progress` is called with the number of requests just finished. Raises `ValueError` for an
-        empty context, and for a continuation that is empty or longer than the model's context.
+        empty context, and for a continuation that is empty or longer than the model's context;
+        `UserError` if a log-probability is not finite.
         """
         scores = [Score(0.0, False)] * len(requests)
         for number, logprobs, tops in self._run(requests):
@@ -116,6 +118,11 @@ class Scorer:
         def finish() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
             numbers, logprobs_M, tops_M = waiting.popleft()
             logprobs, tops, at = np.asarray(logprobs_M), np.asarray(tops_M), 0
+            if not np.isfinite(logprobs).all():
+                raise UserError(
+                    "the model gives log-probabilities that are no numbers: its parameters are not "
+                    "finite, or too large for the type; try --dtype float32, or another checkpoint"
+                )
             for number in numbers:
                 end = at + len(requests[number].continuation)
                 yield number, logprobs[at:end], tops[at:end]

@@ -1,5 +1,6 @@
 """What every evaluation is given: a model, the data, and how much of them to use."""
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,6 +11,11 @@ from gptjax.generation.loaded import LoadedRun
 
 LM_EVAL_STYLE, LLMC_STYLE, BOTH_STYLES = "lm-eval", "llmc", "both"
 Bar = Callable[[int, str], AbstractContextManager[Callable[[int], None]]]
+
+
+def note_on_stderr(note: str) -> None:
+    """Print a note for the user of a command."""
+    print(f"note: {note}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -32,3 +38,5 @@ class Setting:
     """Style of HellaSwag, one of the three above; None is that of lm-evaluation-harness."""
     bar: Bar = count_bar
     """Called with a total and the name of what is counted; gives what counts them."""
+    note: Callable[[str], None] = note_on_stderr
+    """Called with what a reader of the figures should know about the data."""

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gptjax.base.errors import UserError
+from gptjax.base.files import require_fetched
 from gptjax.config import DataConfig
 from gptjax.config.names import HUB_FORM, read_hub_name
 from gptjax.data.loader import evenly_spread
@@ -31,6 +32,7 @@ from gptjax.data.windows import TokenWindows
 from gptjax.evaluation.estimates import Figures, text_figures
 from gptjax.evaluation.scoring import Request
 from gptjax.evaluation.setting import Setting
+from gptjax.preparation.oddities import Oddities, describe_oddities
 from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import find_inputs
 from gptjax.tokenizers.registry import bytes_per_token, fingerprint
@@ -87,7 +89,9 @@ def measure_text(setting: Setting) -> Figures:
         windows = list(sliding_windows(tokens, context, stride))
         if setting.limit is not None and setting.limit < len(windows):
             whole = [w for w in windows if w.stop - w.start > context]
-            windows = [whole[number] for number in evenly_spread(whole, setting.limit)]
+            chosen = [whole[number] for number in evenly_spread(whole, setting.limit)]
+            # the first window scores all of its tokens; among few windows it would weigh too much
+            windows = [w._replace(scored=max(w.scored, w.stop - stride)) for w in chosen]
         if not windows:
             raise UserError(f"{setting.data} has {tokens} tokens: expected 2 or more to score")
         losses, targets = _scored_tokens(setting, line, windows)
@@ -127,6 +131,7 @@ def opened(setting: Setting) -> Iterator[tuple[TokenWindows, int]]:
     A text is tokenised into a temporary directory, so its size is not limited by memory.
     """
     directory, tokenizer = Path(setting.data), setting.run.tokenizer
+    require_fetched(directory)
     if is_prepared(directory):
         manifest = read_manifest(directory)
         read_tokenizer(manifest)
@@ -162,7 +167,16 @@ def opened(setting: Setting) -> Iterator[tuple[TokenWindows, int]]:
             val_fraction=0.0,
             text_field=setting.text_field,
         )
-        manifest = prepare_shards(data, find_inputs(data))
+        oddities = Oddities()
+        try:
+            inputs = find_inputs(data, oddities)
+        except UserError as error:
+            if not is_hub:
+                raise
+            raise UserError(f"there is no {setting.data} on this machine, and {error}") from error
+        manifest = prepare_shards(data, inputs, oddities=oddities)
+        for note in describe_oddities(manifest.notes, oddities.first):
+            setting.note(note)
         # the end-of-text after the last document is not part of the text
         tokens = max(0, manifest.splits["train"].tokens - 1)
         yield TokenWindows(manifest, "train", setting.scorer.context), tokens

@@ -22,11 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.base.errors import UserError
+from gptjax.base.files import require_fetched
 from gptjax.evaluation.estimates import Figures, bounded_exp, ratio_estimate, text_figures, times
 from gptjax.evaluation.records import read_records, text_field
 from gptjax.evaluation.scoring import Request
 from gptjax.evaluation.setting import Setting
 from gptjax.preparation.sources import Input, unpack
+from gptjax.tokenizers.plain import utf8
 
 FIELD = "page"
 RECORDS = (b"{", b"[", b"PAR1")  # how a file of records begins; headings begin with " = "
@@ -95,11 +97,13 @@ def measure_wikitext(setting: Setting) -> Figures:
         requests += rolled
         owners += [number] * len(rolled)
         tokens[number] = len(ids)
+    if not requests:
+        raise UserError(f"{setting.data} holds no page: all of them are empty")
     with setting.bar(len(requests), "windows") as advance:
         scores = scorer.score(requests, advance)
     np.subtract.at(losses, owners, [score.logprob for score in scores])
     words = [len(_BLANKS.split(page)) for page in pages]
-    sizes = [len(page.encode()) for page in pages]
+    sizes = [len(utf8(page)) for page in pages]
     per_word, word_error = ratio_estimate(losses, words)
     per_byte, byte_error = ratio_estimate(losses, sizes)
     word_perplexity, byte_perplexity = bounded_exp(per_word), bounded_exp(per_byte)
@@ -121,12 +125,17 @@ def read_pages(data: str, limit: int | None = None) -> list[str]:
     """
     path = Path(data)
     if path.is_file():
+        require_fetched(path)
         with tempfile.TemporaryDirectory(prefix="gptjax-evaluate-") as directory:
             source = unpack(Input(path, name=data), Path(directory))
             with source.path.open("rb") as file:
                 head = file.read(2**12).lstrip()
             if not head.startswith(RECORDS):
-                pages = list(split_pages(source.path.read_text("utf-8", "replace")))[:limit]
+                try:
+                    text = source.path.read_text("utf-8-sig")
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{data} is not UTF-8 text: {error}") from error
+                pages = list(split_pages(text))[:limit]
                 if not any(map(str.strip, pages)):
                     raise UserError(f"{data} holds no page: it is empty")
                 return pages

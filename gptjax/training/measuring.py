@@ -85,7 +85,9 @@ class Measuring:
         run = LoadedRun(config, scorer.params, self._setup.tokenizer, step, f"step {step}")
         limit = config.train.evaluate_on_limit
         scorer.context = config.context
-        return EVALUATIONS[name].measure(Setting(run, scorer, file, limit, bar=bar))
+        say = self._display.say if isinstance(scorer, _Rehearsal) else lambda note: None
+        setting = Setting(run, scorer, file, limit, bar=bar, note=lambda note: say(f"note: {note}"))
+        return EVALUATIONS[name].measure(setting)
 
     def _on_one_device(self, params: Tree) -> Tree:
         """The whole parameters on this process's first device."""
