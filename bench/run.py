@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import computing
-import evaluation
+import measuring
 import surroundings
 import trainer
 import tyro
@@ -50,7 +50,7 @@ PROGRAMS: dict[str, Program] = {
     "startup": trainer.start,
     "recipe": trainer.recipe,
     "decode": computing.decode,
-    "evaluate": evaluation.evaluate,
+    "evaluate": measuring.evaluate,
 }
 
 

@@ -60,7 +60,7 @@ def test_a_runs_own_validation_loss_comes_out(run, measured, prepared):
 
 def test_a_text_is_measured_and_flags_without_effect_are_noted(measured, text_file, tmp_path):
     figures, _, _ = measured("--data", text_file, "--limit", 3, "--stride", 10)
-    assert figures["tokens"] == CONTEXT + 20
+    assert figures["tokens"] == 30
     pages = tmp_path / "wiki.test.raw"
     pages.write_text(" = A = \n a page . \n = B = \n another page . \n")
     figures, _, notes = measured("--on", "wikitext", "--data", pages, "--limit", 1, "--stride", 10)

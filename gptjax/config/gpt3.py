@@ -65,7 +65,7 @@ def gpt3(name: str) -> Config:
 
     >>> config = gpt3("13B")
     >>> config.model.n_embd, config.train.max_steps, config.optim.warmup_steps
-    (5120, 152316, 1431)
+    (5120, 149409, 715)
     """
     row = GPT3_SIZES[name]
     first = row.batch_tokens // 4

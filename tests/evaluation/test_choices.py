@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from evaluation.shaped_tests import hellaswag_rows, write_rows
+from shaped_tests import hellaswag_rows, write_rows
 
 from gptjax.base.errors import UserError
 from gptjax.evaluation.estimates import Figures
@@ -180,6 +180,27 @@ def test_the_test_set_of_hellaswag_has_no_labels(tmp_path):
     rows = [{**row, "label": ""} for row in hellaswag_rows(2)]
     with pytest.raises(UserError, match="has no label"):
         measure("hellaswag", write_rows(tmp_path / "h.jsonl", rows))
+
+
+def test_an_ending_of_nothing_but_marks_is_refused(tmp_path):
+    row = {**hellaswag_rows(1)[0], "endings": ["[title]", "b", "c", "d"]}
+    with pytest.raises(UserError, match="line 1: an ending has nothing but marks"):
+        measure("hellaswag", write_rows(tmp_path / "h.jsonl", [row]))
+
+
+@pytest.mark.parametrize(
+    "content", ['{"text": "a b c\n', "[he said] hello", '[{"text": "a b"}, {"te']
+)
+def test_broken_json_is_no_passage(tmp_path, content):
+    (tmp_path / "lambada").write_text(content)
+    with pytest.raises(UserError, match="cut short or damaged"):
+        measure("lambada", tmp_path / "lambada")
+
+
+def test_digits_that_are_another_choice_decide_nothing(tmp_path):
+    rows = [{"context": "1 + 0 =", "choices": ["1", "0"], "label": "0"}]
+    with pytest.raises(UserError, match="give the number"):
+        measure("choices", write_rows(tmp_path / "c.jsonl", rows))
 
 
 def test_a_choice_longer_than_the_context_is_refused(tmp_path):

@@ -15,7 +15,7 @@ pytest.importorskip("accelerate")  # which the backend hf imports
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
-from evaluation.shaped_tests import (
+from shaped_tests import (
     as_huggingface,
     hellaswag_rows,
     lambada_rows,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
 from gptjax.evaluation.scoring import Request, Scorer, padded_length
 from gptjax.model.gpt import GPT, init_params
@@ -103,3 +104,9 @@ def test_few_shapes_are_compiled(params):
 def test_what_has_no_score_is_refused(params, request_):
     with pytest.raises(ValueError, match="request 0"):
         Scorer(SHAPE, params).score([request_])
+
+
+def test_a_model_that_gives_no_numbers_has_no_score(params):
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    with pytest.raises(UserError, match="no numbers"):
+        Scorer(SHAPE, broken).score(drawn(1))

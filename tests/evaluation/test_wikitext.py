@@ -121,3 +121,23 @@ def test_files_without_pages_are_refused(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UserError, match="wiki"):
         read_pages(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\x00\x93", "not UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of git-lfs"),
+        (b'{"page": ""}\n', "all of them are empty"),
+    ],
+)
+def test_bytes_that_are_no_text_and_pages_without_any_are_refused(run, tmp_path, content, words):
+    (tmp_path / "wiki").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        measure_wikitext(Setting(run, Scorer(SHAPE, run.params), str(tmp_path / "wiki")))
+
+
+def test_half_a_surrogate_counts_as_the_one_byte_that_stands_for_it(run, tmp_path):
+    (tmp_path / "wiki").write_text('{"page": "a \\ud800 b"}')
+    figures = measure_wikitext(Setting(run, Scorer(SHAPE, run.params), str(tmp_path / "wiki")))
+    assert figures["bytes"] == len("a ? b")

@@ -30,6 +30,7 @@ from gptjax.training.state import TrainState, saved_items
 FIXED = {
     "task": "other", "model.n_layer": 3, "model.n_head": 4, "model.n_embd": 64, "model.n_ctx": 128,
     "model.n_vocab": 300, "model.norm": "post", "model.final_norm": False,
+    "model.activation": "gelu_erf",
     "model.scale_residual_init": False, "model.qkv_bias": False, "model.bias": False,
     "model.tied_head": False, "train.batch_tokens": 1024, "train.context": 32, "train.seed": 1,
     "train.ramp_from_tokens": 256, "train.ramp_steps": 8, "optim.name": "lion",

@@ -36,8 +36,8 @@ def evaluate(plan: Plan) -> None:
     )
     arguments = {"shape": asdict(shape), "data": str(data)}
     targets = {
-        "gptjax": ("evaluation.gptjax_side", arguments),
-        "lm-eval hf": ("evaluation.lm_eval_side", {**arguments, "scratch": str(plan.scratch)}),
+        "gptjax": ("measuring.gptjax_side", arguments),
+        "lm-eval hf": ("measuring.lm_eval_side", {**arguments, "scratch": str(plan.scratch)}),
     }
     measured, _ = compare(targets, plan.rounds(rounds), report)
     report.row(str(shape), measured, items, "{:,.2f}")
