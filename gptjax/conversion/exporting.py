@@ -11,7 +11,7 @@ from gptjax.base.errors import UserError
 from gptjax.base.tree import named_leaves
 from gptjax.conversion.huggingface_writing import write_huggingface
 from gptjax.conversion.llmc import write_llmc
-from gptjax.conversion.model_card import ModelCard, data_in_words
+from gptjax.conversion.model_card import ModelCard, data_in_words, name_of
 from gptjax.conversion.new_directory import require_free
 from gptjax.conversion.opening import load_run
 from gptjax.conversion.reader_limits import Reader
@@ -43,9 +43,9 @@ def export_huggingface(
     flags = [f"--dtype {dtype}"] if dtype != "float32" else []
     flags += ["--averaged"] if averaged else []
     flags += [f"--for {reader}"] if reader != "transformers" else []
-    command = ["python -m gptjax.convert", f"--run {shlex.quote(str(run_name))}"]
-    command += ["--to huggingface", f"--out {shlex.quote(str(out))}", *flags]
-    card = _card(RunDir(name.path), loaded, averaged, " ".join(command))
+    command = ["python -m gptjax.convert", f"--run {shlex.quote(name_of(run_name))}"]
+    command += ["--to huggingface", f"--out {shlex.quote(name_of(out))}", *flags]
+    card = _card(name.path, loaded, averaged, " ".join(command))
     return notes + write_huggingface(weights, out, dtype, card, reader)
 
 
@@ -109,15 +109,18 @@ def _find(name: CheckpointName) -> tuple[CheckpointName, bool]:
         checkpointer.close()
 
 
-def _card(run_dir: RunDir, loaded: LoadedRun, averaged: bool, command: str) -> ModelCard:
+def _card(path: Path, loaded: LoadedRun, averaged: bool, command: str) -> ModelCard:
+    run_dir = RunDir(path)
+    origin = loaded.origin.replace(f" {path}", f" {name_of(path)}", 1)
     curve = run_dir.curves if run_dir.curves.is_file() else None
     if not run_dir.checkpoints.is_dir():
-        return ModelCard(command=command)
+        return ModelCard(origin, command=command)
     known = [row for row in read_rows(run_dir.metrics) if row["step"] == loaded.step]
     fields = (("training loss", "train_loss"), ("validation loss", "val_loss"))
     losses = [(what, known[-1][field]) for what, field in fields if known and field in known[-1]]
     config = loaded.config
-    return ModelCard(config, loaded.step, averaged, _data(loaded), tuple(losses), curve, command)
+    data = _data(loaded)
+    return ModelCard(origin, config, loaded.step, averaged, data, tuple(losses), curve, command)
 
 
 def _data(loaded: LoadedRun) -> str:

@@ -23,8 +23,14 @@ from gptjax.conversion.huggingface_config import (
     read_settings,
 )
 from gptjax.conversion.stored_arrays import StoredArrays, has_weights, open_arrays
-from gptjax.conversion.tokenizer_choice import GPT2_PADDED, ids_kept
-from gptjax.conversion.tokenizer_files import MERGES, TOKENIZER, VOCABULARY, read_tokenizer_files
+from gptjax.conversion.tokenizer_choice import GPT2_PADDED, ids_kept, with_unused_ids
+from gptjax.conversion.tokenizer_files import (
+    MERGES,
+    TOKENIZER,
+    VOCABULARY,
+    added_tokens,
+    read_tokenizer_files,
+)
 from gptjax.conversion.weights import Weights, from_huggingface
 from gptjax.model.places import leaves
 from gptjax.tokenizers.bpe import GPT2_VOCAB
@@ -116,8 +122,26 @@ def open_huggingface(path: Path, tokenizer: str | None = None) -> OpenedModel:
             f"model has {rows:,}; give the one of its training with --tokenizer"
         )
     elif kept < rows:
-        notes.append(f"left out the last {rows - kept} rows of {rows:,}: no ids of its tokenizer")
+        found = with_unused_ids(found, rows)
+        kept = max(kept, found.n_vocab)
+    if task == PRETRAIN and kept < rows:
+        notes.append(
+            f"left out the last {rows - kept} rows of {rows:,}: no ids of its tokenizer; an export "
+            f"has {kept:,}"
+        )
+    if tokenizer is None and (added := _read_as_text(path, found)):
+        notes.append(
+            f"its tokenizer adds {', '.join(added)}, which gptjax reads as plain text: their rows "
+            "stay as unused ids, and the tokenizer of an export does not have them"
+        )
     return OpenedModel(replace(model, n_vocab=kept), found, arrays, rows, tuple(notes), task)
+
+
+def _read_as_text(path: Path, tokenizer: Tokenizer) -> list[str]:
+    """The tokens that were added to a directory's tokenizer and are none of ours."""
+    known = SPECIAL_TOKENS if isinstance(tokenizer, GPT1Tokenizer) else ()
+    added = added_tokens(path).items()
+    return [token for token, i in added if i != tokenizer.eot_id and token not in known]
 
 
 def _without_padding(rows: int, kept: int, array: np.ndarray) -> np.ndarray:

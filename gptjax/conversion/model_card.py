@@ -1,10 +1,12 @@
 """README.md of an exported model: what it is, how it was trained, how to load it.
 
-The hub shows it as the model's page, and reads the lines between the two `---` at its top.
+The hub shows it as the model's page, and reads the lines between the two `---` at its top. It is
+written to be published, so it names files and directories without the places where they lie.
 """
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptjax.config import Config, ModelConfig, to_json
@@ -20,6 +22,8 @@ _DEFAULT = Config()
 class ModelCard:
     """What is known about a model beside its weights; everything may be missing."""
 
+    origin: str = ""
+    """Where the weights come from, in words, without a path."""
     config: Config | None = None
     """The config of its run."""
     step: int | None = None
@@ -41,11 +45,12 @@ def card_text(
 ) -> str:
     """The whole card of the model `name`, stored as `dtype`, with notes for whoever serves it."""
     model = weights.model
+    origin = f" from {card.origin}" if card.origin else ""
     parts = [
         _header(model),
         f"# {name}",
         f"A {'GPT-2' if model.norm == 'pre' else 'GPT-1'} of {parameter_count(model):,} "
-        f"parameters, written by gptjax from {weights.source}.",
+        f"parameters, written by gptjax{origin}.",
         "## Model\n\n" + _table(_model_rows(weights, dtype)),
     ]
     if trained := list(_training_rows(card)):
@@ -65,7 +70,9 @@ def card_text(
         parts.append(f"## Made by\n\n```sh\n{card.command}\n```")
     if card.config:
         summary = "<details><summary>The config of its run</summary>"
-        parts.append(f"{summary}\n\n```json\n{to_json(card.config)}```\n\n</details>")
+        parts.append(
+            f"{summary}\n\n```json\n{to_json(with_names_only(card.config))}```\n\n</details>"
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -145,13 +152,42 @@ def _table(rows: Iterator[tuple[str, object]] | Sequence[tuple[str, object]]) ->
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
+def name_of(path: str | os.PathLike[str]) -> str:
+    """The last name of a path, as a published file may say it.
+
+    >>> name_of("/home/ada/runs/small@500"), name_of("data/"), name_of("-")
+    ('small@500', 'data', '-')
+    """
+    return os.path.basename(os.path.abspath(path))
+
+
+def with_names_only(config: Config) -> Config:
+    """The config with names in place of all its paths, for a file that will be published."""
+    data, train = config.data, config.train
+    parts = [part.rpartition("=") for part in data.mixture]  # DIR=WEIGHT
+    tests = [test.partition("=") for test in train.evaluate_on]  # NAME=FILE
+    data = replace(
+        data,
+        path=name_of(data.path),
+        tokenizer=data.tokenizer and name_of(data.tokenizer),
+        inputs=tuple(map(name_of, data.inputs)),
+        mixture=tuple(f"{name_of(path)}{equals}{weight}" for path, equals, weight in parts),
+    )
+    train = replace(
+        train,
+        init_from=train.init_from and name_of(train.init_from),
+        evaluate_on=tuple(f"{test}{equals}{name_of(path)}" for test, equals, path in tests),
+    )
+    return replace(config, data=data, train=train)
+
+
 def data_in_words(config: Config) -> str:
     """Where the data of a run come from, as its config says.
 
     >>> data_in_words(Config())
-    'data/quickstart'
+    'quickstart'
     """
-    data = config.data
+    data = with_names_only(config).data
     if data.mixture:
         return ", ".join(data.mixture)
     source = data.hub or data.source or ", ".join(data.inputs)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gptjax.base.errors import UserError
-from gptjax.tokenizers.bpe import GPT2_VOCAB
+from gptjax.tokenizers.bpe import GPT2_VOCAB, BPETokenizer
 from gptjax.tokenizers.nanogpt import META, read_characters
 from gptjax.tokenizers.plain import CharTokenizer, Tokenizer
 from gptjax.tokenizers.registry import make_tokenizer, read_tokenizer_file
@@ -65,6 +65,17 @@ def ids_kept(tokenizer: Tokenizer, n_vocab: int) -> int | None:
     padding = n_vocab - tokenizer.n_vocab
     is_padded = 0 < padding < LARGEST_MULTIPLE and n_vocab % SMALLEST_MULTIPLE == 0
     return tokenizer.n_vocab if is_padded or padding == 0 else None
+
+
+def with_unused_ids(tokenizer: Tokenizer, n_vocab: int) -> Tokenizer:
+    """A trained BPE with unused ids after its last one, up to `n_vocab`; any other as it is.
+
+    A name such as gpt2 or bytes says how many ids there are, so those keep their number.
+    """
+    if not isinstance(tokenizer, BPETokenizer) or not tokenizer.name.startswith("bpe:"):
+        return tokenizer
+    name = f"bpe:{n_vocab}"
+    return BPETokenizer(name, tokenizer.ranks, tokenizer.pattern, tokenizer.eot_id, n_vocab)
 
 
 def vocabulary_notes(tokenizer: Tokenizer, n_vocab: int) -> tuple[str, ...]:

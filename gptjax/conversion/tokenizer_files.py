@@ -59,6 +59,17 @@ def read_tokenizer_files(directory: Path, n_vocab: int, kind: Kind) -> Tokenizer
     return tokenizer
 
 
+def added_tokens(directory: Path) -> dict[str, int]:
+    """Ids of the tokens that were added to a directory's tokenizer, such as `[PAD]`.
+
+    The directory is one that `read_tokenizer_files` has read, or one without a tokenizer.
+    """
+    if not (directory / TOKENIZER).is_file():
+        return _optional(directory / ADDED) if (directory / VOCABULARY).is_file() else {}
+    found = _json(directory / TOKENIZER).get("added_tokens") or []
+    return {added["content"]: added["id"] for added in found}
+
+
 def _read(directory: Path, n_vocab: int, kind: Kind) -> Tokenizer:
     settings = _optional(directory / SETTINGS)
     path = directory / TOKENIZER

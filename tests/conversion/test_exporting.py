@@ -10,8 +10,9 @@ from conftest import run_verb
 import gptjax
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.base.tree import named_leaves
-from gptjax.config import SampleConfig
+from gptjax.config import Config, DataConfig, SampleConfig, TrainConfig, to_json
 from gptjax.conversion.exporting import export_huggingface
+from gptjax.conversion.model_card import with_names_only
 from gptjax.convert import convert
 from gptjax.generation.sampling import continue_tokens
 from gptjax.model.places import leaves
@@ -52,6 +53,31 @@ def test_a_run_without_an_average_has_none_to_export(run, tmp_path):
     with pytest.raises(UserError, match="no running average"):
         export_huggingface(str(tmp_path / "out"), tmp_path / "again", averaged=True)
     assert not (tmp_path / "again").exists()
+
+
+def test_the_card_names_files_without_their_paths(run, prepared, tmp_path):
+    export_huggingface(f"{run}@10", tmp_path / "out")
+    export_huggingface(str(tmp_path / "out"), tmp_path / "again")
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("out", "again")]
+    for place in (run.parent, prepared.directory.resolve().parent, tmp_path):
+        assert all(str(place) not in card for card in cards)
+    assert "step 10 in run." in cards[0]
+    assert "--run run@10 --to huggingface --out out" in cards[0]
+    assert f"| data | {prepared.directory.name}" in cards[0]
+    assert "from the Hugging Face directory out." in cards[1]
+
+
+def test_a_published_config_has_names_in_place_of_paths():
+    fields = {
+        "data": {"path": "/a/b", "tokenizer": "/a/t.json", "inputs": ("/a/x.txt", "-"),
+                 "mixture": ("/a/m=0.5:2", "n=1")},
+        "train": {"init_from": "/a/r@best", "evaluate_on": ("wikitext=/a/w.txt",)},
+    }  # fmt: skip
+    config = Config(data=DataConfig(**fields["data"]), train=TrainConfig(**fields["train"]))
+    named = to_json(with_names_only(config))
+    assert "/a" not in named
+    for name in ("b", "t.json", "x.txt", "-", "m=0.5:2", "n=1", "r@best", "wikitext=w.txt"):
+        assert f'"{name}"' in named
 
 
 def test_the_card_says_what_the_model_is_and_how_it_was_trained(run, tmp_path):

@@ -142,6 +142,37 @@ def test_what_transformers_saved_comes_in_and_out_without_a_change(name, tmp_pat
     assert {field: after[field] for field in known} == {field: before[field] for field in known}
 
 
+def trained_bpe(ids: int) -> BPETokenizer:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    ranks |= {b"a" * n: 254 + n for n in range(2, ids - 255)}
+    return BPETokenizer(f"bpe:{ids}", ranks)
+
+
+def test_rows_after_the_ids_of_our_own_tokenizer_file_come_out_again(tmp_path):
+    weights = replace(weights_of(replace(GPT2, n_vocab=320)), tokenizer=trained_bpe(300))
+    write_huggingface(weights, tmp_path / "theirs")
+    (tmp_path / "theirs" / "tokenizer.json").write_text(weights.tokenizer.to_json())
+    back = read_huggingface(tmp_path / "theirs")
+    assert (back.model.n_vocab, back.tokenizer.n_vocab, back.notes) == (320, 320, ())
+    assert back.tokenizer.eot_id == 299
+    write_huggingface(back, tmp_path / "out")
+    assert same(stored(tmp_path / "out"), stored(tmp_path / "theirs"))
+
+
+def test_an_added_token_is_named_and_its_row_comes_out_again(tmp_path):
+    weights = replace(weights_of(replace(GPT2, n_vocab=301)), tokenizer=trained_bpe(300))
+    write_huggingface(weights, tmp_path / "theirs")
+    path = tmp_path / "theirs" / "tokenizer.json"
+    assert read_huggingface(tmp_path / "theirs").notes == ()
+    table = json.loads(path.read_text())
+    table["added_tokens"].append({"id": 300, "content": "[PAD]", "special": True})
+    path.write_text(json.dumps(table))
+    back = read_huggingface(tmp_path / "theirs")
+    assert "adds [PAD], which gptjax reads as plain text" in back.notes[0]
+    write_huggingface(back, tmp_path / "out")
+    assert same(stored(tmp_path / "out"), stored(tmp_path / "theirs"))
+
+
 def test_the_config_has_what_older_and_newer_readers_look_for(tmp_path):
     write_huggingface(weights_of(GPT2), tmp_path / "out")
     expected = {"model_type": "gpt2", "vocab_size": 257, "n_ctx": 24, "n_positions": 24}

@@ -1,6 +1,9 @@
 """A converted model is a run like any other, written whole or not at all."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,4 +71,19 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, fails):
         monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(OSError, match="No space"):
         write_run(random_weights(), tmp_path / "run")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_nothing(tmp_path, sent):
+    program = f"""
+import os, pathlib
+from gptjax.conversion.new_directory import new_directory
+with new_directory(pathlib.Path("out")) as directory:
+    (directory / "half").touch()
+    os.kill(os.getpid(), {int(sent)})
+"""
+    command = [sys.executable, "-c", program]
+    stopped = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert stopped.returncode == (143 if sent == signal.SIGTERM else -sent)
     assert os.listdir(tmp_path) == []
