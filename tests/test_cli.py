@@ -501,6 +501,7 @@ def other_run(tmp_path) -> Path:
     config = overridden("tiny", model={"n_layer": 3, "n_vocab": 257, "n_ctx": 32})
     (tmp_path / "other").mkdir()
     RunDir(tmp_path / "other").begin(config, ByteTokenizer())
+    (tmp_path / "other" / "checkpoints" / "7").mkdir(parents=True)
     return tmp_path / "other"
 
 
