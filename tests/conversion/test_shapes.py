@@ -42,10 +42,10 @@ def test_a_checkpoint_that_is_not_there_is_named_before_anything_is_made(tmp_pat
     run_dir = RunDir(tmp_path / "run")
     run_dir.path.mkdir()
     run_dir.begin(TINY, ByteTokenizer())
-    with pytest.raises(UserError, match="there is no checkpoint in .* yet"):
+    with pytest.raises(UserError, match=r"there is no checkpoint in .* yet"):
         read_source(str(run_dir.path))
     (run_dir.checkpoints / "12").mkdir(parents=True)
-    with pytest.raises(UserError, match="no checkpoint '3' in .* latest or one of 12$"):
+    with pytest.raises(UserError, match=r"no checkpoint '3' in .* latest or one of 12$"):
         read_source(f"{run_dir.path}@3")
 
 

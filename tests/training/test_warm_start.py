@@ -24,7 +24,7 @@ from gptjax.tokenizers.plain import ByteTokenizer, collect_characters
 from gptjax.training import loop
 from gptjax.training.setup import Setup
 from gptjax.training.state import saved_items
-from gptjax.training.warm_start import warm_state
+from gptjax.training.warm_start import announcement, warm_state
 
 QUICK = {"train.batch_tokens": 512, "train.micro_batch": 1, "optim.warmup_steps": 1}
 
@@ -108,7 +108,7 @@ def test_a_tokenizer_of_the_same_size_is_still_another(prepared, config, convert
     other = collect_characters([chr(i + 100) for i in range(256)])
     assert other.n_vocab == 257
     RunDir(tmp_path).begin(config, other)
-    with pytest.raises(UserError, match=r"has the tokenizer chars .* prepare text with its"):
+    with pytest.raises(UserError, match=r"has the tokenizer chars .* prepare text with --tok"):
         started(prepared, tmp_path, {})
 
 
@@ -174,3 +174,10 @@ def test_a_hugging_face_directory_arrives_bit_for_bit_on_any_mesh(prepared, conf
     for name, array in named_leaves(expected).items():
         np.testing.assert_array_equal(params[name], array, strict=True, err_msg=name)
     assert lines[0] == f"start    from the Hugging Face directory {path}, with a new optimizer"
+
+
+def test_another_activation_is_announced(config):
+    exact = dataclasses.replace(config.model, activation="gelu_erf")
+    line = "         --model.activation gelu_tanh in place of the model's gelu_erf"
+    assert line in announcement("a test", exact, config)
+    assert line not in announcement("a test", config.model, config)
