@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,26 @@ def test_a_tokenizer_of_the_same_size_is_still_another(prepared, config, convert
     RunDir(tmp_path).begin(config, other)
     with pytest.raises(UserError, match=r"has the tokenizer chars .* prepare text with --tok"):
         started(prepared, tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "cure"),
+    [
+        (None, "--from models/x --out RUN`, then prepare text with --tokenizer RUN/tokenizer.json"),
+        ("gpt2", "(500 ids): prepare text with --tokenizer gpt2, and give its --data.path"),
+    ],
+)
+def test_data_of_another_tokenizer_are_refused_with_the_command_that_makes_them(
+    prepared, tokenizer, cure
+):
+    config = tiny(prepared, {**QUICK, "train.init_from": "models/x"})
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, n_vocab=500),
+        data=dataclasses.replace(config.data, tokenizer=tokenizer),
+    )
+    with pytest.raises(UserError, match=re.escape(cure)):
+        Setup(config)
 
 
 @pytest.mark.slow
