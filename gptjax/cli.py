@@ -19,7 +19,7 @@ import tyro
 
 from gptjax.base.errors import ConfigError, StorageError, UserError, did_you_mean
 from gptjax.config import Config, DataConfig
-from gptjax.config.origins import Origins
+from gptjax.config.origins import Origins, comes_with_model
 from gptjax.config.presets import load_config, preset_names
 from gptjax.config.validation import find_problems, type_name
 
@@ -119,7 +119,7 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
         found, good = _diagnose(command, argv, {"default": default})
         problems += found
         parsed = _quietly(command, good, {"default": default})
-    origins = origins_of(parsed, good)
+    origins, unknown = origins_of(parsed, good), False
     if required and parsed.train.init_from is not None:
         try:
             run = _fitted(parsed, parsed.train.init_from, origins.typed)
@@ -128,11 +128,14 @@ def parse_config(command: type[C], argv: Sequence[str], prog: str, required: boo
             origins = origins_of(parsed, good)
         except UserError as error:
             problems += error.problems if isinstance(error, ConfigError) else [str(error)]
+            unknown = True
+    # a rule about a shape that is not known says nothing, and
     # without the preset, a rule can be checked only if all of its fields were typed
     problems += [
         origins.explain(problem.message)
         for problem in find_problems(parsed.run)
-        if preset is not None or origins.typed.issuperset(problem.fields)
+        if origins.typed.issuperset(problem.fields)
+        or (preset is not None and not (unknown and any(map(comes_with_model, problem.fields))))
     ]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))

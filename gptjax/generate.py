@@ -10,8 +10,6 @@ from gptjax.cluster.environment import import_jax
 from gptjax.config import SampleConfig
 from gptjax.config.origins import flag_of
 from gptjax.config.validation import sample_problems
-from gptjax.runs.directory import RunDir
-from gptjax.runs.naming import read_checkpoint_name
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,9 @@ def generate(argv: Sequence[str]) -> int:
         command.prompt, command.max_new_tokens, command.temperature, command.top_k
     )
     _check(command, sample)
-    RunDir(read_checkpoint_name(command.run).path).require()
+    from gptjax.conversion.finding import find_model  # NumPy comes with it
+
+    find_model(command.run)
     if idle := _idle_flags(command):
         print(f"note: decoding is greedy, so {idle} has no effect", file=sys.stderr)
     import_jax()

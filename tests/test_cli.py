@@ -501,6 +501,7 @@ def other_run(tmp_path) -> Path:
     config = overridden("tiny", model={"n_layer": 3, "n_vocab": 257, "n_ctx": 32})
     (tmp_path / "other").mkdir()
     RunDir(tmp_path / "other").begin(config, ByteTokenizer())
+    (tmp_path / "other" / "checkpoints" / "7").mkdir(parents=True)
     return tmp_path / "other"
 
 
@@ -514,6 +515,8 @@ def test_a_run_takes_shape_and_tokenizer_of_the_model_it_starts_from(other_run):
 def test_every_mistake_beside_a_model_to_start_from_is_listed(other_run):
     command = ("--config", "tiny", "--optim.eps", "0", "--train.init-from")
     assert ["runs/none" in p for p in problems_of(*command, "runs/none")] == [True, False]
+    derived = (*command, "runs/none", "--train.batch-tokens", "96")
+    assert ["batch_tokens" in p for p in problems_of(*derived)] == [False, False]
     wrong = problems_of(*command, str(other_run), "--model.n-embd=64")
     assert ["h/ln_1/scale" in problem for problem in wrong] == [True, False]
 

@@ -226,8 +226,8 @@ def test_what_is_no_run_is_told_so(run, tmp_path, monkeypatch, capsys):
     for name in ("config.json", "tokenizer.json"):
         shutil.copy(run / name, tmp_path / "untrained")
     for path, words in (
-        ("nowhere", "there is no run in nowhere: train one first"),
-        ("file", "there is no run in file"),
+        ("nowhere", "there is no model in nowhere: expected RUN"),
+        ("file", "there is no model in file, which is a file"),
         ("empty", "empty is not a run of gptjax (no config.json)"),
         ("untrained", "there is no checkpoint in "),
     ):

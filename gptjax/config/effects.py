@@ -48,6 +48,7 @@ def note_without_effect(c: Config, typed: Collection[str], here: Surroundings) -
             bool(steps) and max(steps) >= t.max_steps,
             "the run ends before the last change",
         ),
+        ("model.scale_residual_init", t.init_from is not None, "parameters come with a model"),
         ("train.cpu_devices", here.devices != t.cpu_devices or here.platform != "cpu", on),
         ("model.float32_matmul", c.model.dtype != "float32", f"model.dtype is {c.model.dtype}"),
         ("model.float32_matmul", here.platform == "cpu", "it is for GPUs"),

@@ -2,6 +2,7 @@
 
 import os.path
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -162,3 +163,17 @@ def is_tokenizer_name(name: str) -> bool:
     if kind == "bpe":
         return rest.isdecimal() and rest.isascii() and rest[0] != "0" and int(rest) >= 257
     return name in TOKENIZERS or (kind == "tiktoken" and bool(rest)) or name.endswith(".json")
+
+
+def how_to_prepare_for(model: str, tokenizer: str | None) -> str:
+    """Advice how to prepare data for the model to start from; its tokenizer may have no name.
+
+    >>> how_to_prepare_for("runs/x", "gpt2")
+    'prepare text with --tokenizer gpt2, and give its --data.path'
+    """
+    if tokenizer is not None:
+        return f"prepare text with --tokenizer {shlex.quote(tokenizer)}, and give its --data.path"
+    return (
+        f"convert the model with `python -m gptjax.convert --from {shlex.quote(model)} --out RUN`, "
+        "then prepare text with --tokenizer RUN/tokenizer.json, and give its --data.path"
+    )

@@ -2,7 +2,9 @@
 model's.
 
 Dropout, types, attention and memory stay the preset's, since they are settings of training. A
-typed flag may change the context, because positions can be cut and added, and no other dimension.
+typed flag may change the context, because positions can be cut and added, the activation, which
+some formats do not tell, and the scale of initial values, which are not used. It may change no
+other dimension and no other switch.
 """
 
 import dataclasses
@@ -12,25 +14,35 @@ from typing import Any
 
 from gptjax.base.errors import ConfigError
 from gptjax.config import Config, ModelConfig
+from gptjax.config.names import how_to_prepare_for
 from gptjax.config.origins import SHAPE, as_words, flag_of
 from gptjax.conversion.shapes import Source
 from gptjax.model.places import leaves
+from gptjax.tokenizers.registry import NAMED, fingerprint, make_tokenizer
+
+OWN = frozenset({"n_ctx", "activation", "scale_residual_init"})
+"""Fields of the model that may be typed with other values than the model's."""
+_SWITCHES = frozenset({"n_head", "norm", "final_norm"})  # they say how parameters are used
 
 
 def fitted(config: Config, source: Source, typed: Collection[str]) -> Config:
     """The config with the shape and the tokenizer of `source`; `typed` names the fields to keep.
 
     Windows are no longer than the preset's, unless a longer context was typed. Raises a
-    `ConfigError` with a table of leaves if typed flags ask for another shape.
+    `ConfigError` if typed flags ask for another shape, with a table of leaves, for other layers or
+    for another tokenizer.
     """
-    if problem := _misfit(config.model, source, typed):
-        raise ConfigError([problem])
-    kept = {"n_ctx"} if "model.n_ctx" in typed else set()
+    problems = [_misfit(config.model, source, typed)]
+    if "data.tokenizer" in typed:
+        problems.append(_other_tokenizer(config.data.tokenizer, source))
+    if found := [problem for problem in problems if problem]:
+        raise ConfigError(found)
+    kept = {name for name in OWN if f"model.{name}" in typed}
     taken = {name: getattr(source.model, name) for name in SHAPE if name not in kept}
     model, train, data = replace(config.model, **taken), config.train, config.data
-    if train.context is not None and "train.context" in typed and not kept:
+    if train.context is not None and "train.context" in typed and "n_ctx" not in kept:
         model = replace(model, n_ctx=max(model.n_ctx, train.context))
-    elif "train.context" not in typed and not kept:
+    elif "train.context" not in typed and "n_ctx" not in kept:
         window = min(config.context, model.n_ctx)
         train = replace(train, context=None if window == model.n_ctx else window)
     if "model.unroll" not in typed:
@@ -47,7 +59,7 @@ def _misfit(asked: ModelConfig, source: Source, typed: Collection[str]) -> str |
     other = {
         name: getattr(asked, name)
         for name in SHAPE
-        if f"model.{name}" in typed and name != "n_ctx"
+        if f"model.{name}" in typed and name not in OWN
         and getattr(asked, name) not in (None, getattr(theirs, name))
     }  # fmt: skip
     if not other:
@@ -56,7 +68,8 @@ def _misfit(asked: ModelConfig, source: Source, typed: Collection[str]) -> str |
         f"{flag_of(f'model.{name}')} {as_words(value)}, there {as_words(getattr(theirs, name))}"
         for name, value in other.items()
     ]
-    lines = [f"the model of --train.init-from {source.name} has another shape than typed:", *flags]
+    how = "computes something else" if other.keys() <= _SWITCHES else "has another shape"
+    lines = [f"the model of --train.init-from {source.name} {how} than typed:", *flags]
     if table := leaf_differences(theirs, replace(theirs, **other)):
         rows = [("leaf", "theirs", "yours"), *table]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -66,6 +79,27 @@ def _misfit(asked: ModelConfig, source: Source, typed: Collection[str]) -> str |
         ]
     lines.append("Leave these flags out: any config starts from any model, with that model's shape")
     return "\n    ".join(lines)
+
+
+def _other_tokenizer(name: str | None, source: Source) -> str | None:
+    """The reason why `data.tokenizer` cannot be `name`; None if it can."""
+    theirs = source.tokenizer
+    if name is None or name == theirs.name or _is_same(name, source):
+        return None
+    return (
+        f"--data.tokenizer {name} is another tokenizer than that of --train.init-from "
+        f"{source.name} ({theirs.name}, {theirs.n_vocab:,} ids): leave it out, and "
+        f"{how_to_prepare_for(source.name, source.tokenizer_name)}"
+    )
+
+
+def _is_same(name: str, source: Source) -> bool:
+    """Whether a tokenizer can be the model's under another name."""
+    if name == "chars" or name.startswith("bpe:"):  # made from a text: its data tell
+        return source.tokenizer.name not in NAMED
+    if name in NAMED and source.tokenizer.name in NAMED:
+        return False
+    return fingerprint(make_tokenizer(name)) == source.fingerprint
 
 
 def leaf_differences(theirs: ModelConfig, yours: ModelConfig) -> list[tuple[str, str, str]]:

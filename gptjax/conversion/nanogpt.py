@@ -2,9 +2,9 @@
 
 Its train.py saves a dictionary: `model` (the state), `model_args`, `iter_num`, `best_val_loss`,
 `config`, and the optimizer, which stays behind. Its network is GPT-2's with GELU in its exact form;
-checkpoints from before the middle of 2023 were trained with the tanh form, and do not say so: set
-model.activation to gelu_tanh for them. Arrays have Hugging Face's names, with matrices as
-(out, in).
+checkpoints from before the middle of 2023 were trained with the tanh form, and do not say so: a run
+that starts from them takes it with --model.activation gelu_tanh. Arrays have Hugging Face's names,
+with matrices as (out, in).
 """
 
 import math

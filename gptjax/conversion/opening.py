@@ -4,10 +4,10 @@ from os import PathLike
 
 import jax
 
-from gptjax.base.errors import UserError
 from gptjax.base.tree import abstract_tree
 from gptjax.cluster.environment import find_devices
 from gptjax.cluster.mesh import make_mesh, replicated
+from gptjax.conversion.finding import find_model
 from gptjax.conversion.huggingface import is_huggingface, read_huggingface
 from gptjax.conversion.run_directory import config_of
 from gptjax.conversion.weights import as_tree
@@ -15,7 +15,7 @@ from gptjax.generation.loaded import LoadedRun
 from gptjax.model.gpt import parameter_shapes
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
-from gptjax.runs.naming import BEST, LATEST, CheckpointName, read_checkpoint_name
+from gptjax.runs.naming import CheckpointName
 
 
 def load_run(path: str | PathLike[str], averaged: bool = True) -> LoadedRun:
@@ -26,11 +26,10 @@ def load_run(path: str | PathLike[str], averaged: bool = True) -> LoadedRun:
     float32. Nothing in the directory changes. Raises `UserError` if there is no run and no such
     directory, no such checkpoint, or a damaged one.
     """
-    name = read_checkpoint_name(path)
+    name = find_model(path)
     if is_huggingface(name.path):
         return _load_huggingface(name)
     run_dir = RunDir(name.path)
-    run_dir.require()
     find_devices()
     config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
     checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
@@ -45,8 +44,6 @@ def load_run(path: str | PathLike[str], averaged: bool = True) -> LoadedRun:
 
 
 def _load_huggingface(name: CheckpointName) -> LoadedRun:
-    if name.which not in (BEST, LATEST):
-        raise UserError(f"{name.path} is a Hugging Face directory: it has no step {name.which}")
     weights = read_huggingface(name.path)
     find_devices()
     params = jax.device_put(as_tree(weights.arrays), replicated(make_mesh(1)))

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
+from gptjax.conversion.finding import find_model
 from gptjax.conversion.huggingface import is_huggingface, open_huggingface
 from gptjax.runs.directory import RunDir
-from gptjax.runs.naming import FORM, read_checkpoint_name
+from gptjax.runs.naming import CheckpointName
 from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import NAMED, fingerprint
 
@@ -34,14 +34,13 @@ class Source(NamedTuple):
 def read_source(name: str) -> Source:
     """The shape of RUN, RUN@best, RUN@latest, RUN@STEP, or of a Hugging Face directory.
 
-    Raises `UserError` if nothing of this kind is there, or if it is damaged.
+    Raises `UserError` if nothing of this kind is there, if the run has no such checkpoint, or if it
+    is damaged.
     """
-    path = read_checkpoint_name(name).path
-    if not path.is_dir():
-        raise UserError(
-            f"there is no model in {path}: expected {FORM}, or a Hugging Face directory"
-        )
-    return _of_huggingface(name, path) if is_huggingface(path) else _of_run(name, path)
+    named = find_model(name)
+    if is_huggingface(named.path):
+        return _of_huggingface(name, named.path)
+    return _of_run(name, named)
 
 
 def _of_huggingface(name: str, path: Path) -> Source:
@@ -52,9 +51,10 @@ def _of_huggingface(name: str, path: Path) -> Source:
     )
 
 
-def _of_run(name: str, path: Path) -> Source:
-    run_dir = RunDir(path)
+def _of_run(name: str, named: CheckpointName) -> Source:
+    run_dir = RunDir(named.path)
     config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
+    run_dir.require_checkpoint(named.which)
     file = str(run_dir.tokenizer)
     return Source(
         name, config.model, tokenizer, tokenizer.name if tokenizer.name in NAMED else file

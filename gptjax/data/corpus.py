@@ -17,7 +17,7 @@ import numpy as np
 from gptjax.base.errors import UserError
 from gptjax.config import Config
 from gptjax.config.batches import batch_schedule
-from gptjax.config.names import parse_change, parse_source
+from gptjax.config.names import how_to_prepare_for, parse_change, parse_source
 from gptjax.data.examples import EndlessExamples, Example, TaskData, ValidationSet
 from gptjax.data.manifest import TOKENIZER, Manifest, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.mixture import MixedWindows, Mixture
@@ -212,11 +212,11 @@ def require_vocabulary(manifest: Manifest, n_vocab: int | None, tokenizer: str |
 def other_tokenizer(manifest: Manifest, config: Config) -> str:
     """Advice to a user whose data do not have the tokenizer of the model to start from."""
     model, tokenizer = config.train.init_from, config.data.tokenizer
-    how = "" if tokenizer is None else f": prepare text with --tokenizer {quote(tokenizer)}"
+    assert model is not None
     return (
         f"{manifest.directory} was tokenised with {manifest.tokenizer} ({manifest.n_vocab:,} ids), "
         f"but the model of --train.init-from {model} has another tokenizer "
-        f"({config.model.n_vocab:,} ids){how}, and give its --data.path"
+        f"({config.model.n_vocab:,} ids): {how_to_prepare_for(model, tokenizer)}"
     )
 
 

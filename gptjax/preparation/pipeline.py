@@ -15,6 +15,7 @@ from typing import Any
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.config import Config, DataConfig
+from gptjax.config.names import how_to_prepare_for
 from gptjax.config.presets import load_config
 from gptjax.data.manifest import SPLITS, Manifest, Split, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.shards import SHARD_TOKENS, token_dtype, write_shards
@@ -204,8 +205,7 @@ def require_own_text(config_name: str, config: Config) -> None:
     data, model = config.data, config.train.init_from
     if model is not None and data.tokenizer is None:
         raise UserError(
-            f"there is no prepared data in data.path {data.path}: give the --data.path of text "
-            f"that was prepared with the tokenizer of {model}"
+            f"there is no prepared data in data.path {data.path}: {how_to_prepare_for(model, None)}"
         )
     if data.source is None or data.hub:
         how = how_to_prepare(config_name, config, load_config(config_name).data)

@@ -29,6 +29,7 @@ from gptjax.base.tree import Tree
 from gptjax.cluster.agreement import broadcast_from_0, first_complaint, on_process_0
 from gptjax.runs import integrity
 from gptjax.runs.integrity import SignedStep, sign_own, signed_content, verify
+from gptjax.runs.naming import no_checkpoint
 from gptjax.runs.quiet import silence_orbax
 from gptjax.runs.ranking import LatestAndBest, Ranking
 
@@ -109,19 +110,14 @@ class Checkpointer:
     def choose(self, which: str) -> int:
         """The step that `best`, `latest` or a number means; raises `UserError` without one."""
         steps = self.steps()
-        if not steps:
-            raise UserError(f"there is no checkpoint in {self.directory} yet")
-        if which == "latest":
+        if steps and which == "latest":
             return steps[-1]
-        if which == "best":
+        if steps and which == "best":
             best = self.best_step()
             return steps[-1] if best is None else best
         if which.isdecimal() and int(which) in steps:
             return int(which)
-        raise UserError(
-            f"there is no checkpoint {which!r} in {self.directory}: expected best, "
-            f"latest or one of {', '.join(map(str, steps))}"
-        )
+        raise no_checkpoint(which, steps, self.directory)
 
     def save(
         self, step: int, items: dict[str, Tree], config: dict, cursor: dict, keeps_all: bool = False

@@ -18,6 +18,7 @@ from gptjax.base.errors import UserError
 from gptjax.base.files import locked, write_atomically
 from gptjax.config import Config, to_json
 from gptjax.config.validation import config_from_json
+from gptjax.runs.naming import no_checkpoint
 from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import tokenizer_from_json
 
@@ -110,13 +111,11 @@ class RunDir:
                 raise UserError(f"cannot move {path} to {target}: {error.strerror}") from error
         return target
 
-    def require(self) -> None:
-        """Raise `UserError` if there is no such directory."""
-        if not self.path.is_dir():
-            raise UserError(
-                f"there is no run in {self.path}: train one first, for example with "
-                "`python -m gptjax.train --config quickstart`"
-            )
+    def require_checkpoint(self, which: str) -> None:
+        """Raise `UserError` if there is none, or not the step `which`; it may still be damaged."""
+        steps = [int(p.name) for p in self.checkpoints.glob("[0-9]*") if p.name.isdecimal()]
+        if not self.has_checkpoint or (which.isdecimal() and int(which) not in steps):
+            raise no_checkpoint(which, sorted(steps), self.checkpoints)
 
     def check(self) -> None:
         """Raise `UserError` if the path cannot be a run's directory."""

@@ -18,6 +18,7 @@ from gptjax.base.tree import Tree, abstract_tree
 from gptjax.cluster.agreement import first_complaint, require_same
 from gptjax.cluster.mesh import shardings
 from gptjax.config import Config, ModelConfig
+from gptjax.config.names import how_to_prepare_for
 from gptjax.conversion.fitting import changed_settings, leaf_differences
 from gptjax.conversion.huggingface import is_huggingface, read_huggingface
 from gptjax.conversion.shapes import Source, read_source
@@ -59,7 +60,7 @@ def warm_state(
         raise UserError(
             f"the data was tokenised with {tokenizer.name} ({fingerprint(tokenizer)}), but the "
             f"model of --train.init-from {name} has the tokenizer {source.tokenizer.name} "
-            f"({source.fingerprint}): prepare text with its tokenizer, and give its --data.path"
+            f"({source.fingerprint}): {how_to_prepare_for(name, source.tokenizer_name)}"
         )
     found = _read(source, program)
     places, abstract = program.places, program.abstract_state()
@@ -85,6 +86,11 @@ def announcement(origin: str, theirs: ModelConfig, config: Config) -> list[str]:
         lines.append(
             f"         windows have {config.context} tokens of the {config.model.n_ctx} that fit: "
             "--train.context takes longer ones"
+        )
+    if theirs.activation != config.model.activation:
+        lines.append(
+            f"         --model.activation {config.model.activation} in place of the model's "
+            f"{theirs.activation}"
         )
     if settings := changed_settings(theirs, config.model):
         lines.append(f"         settings of training that differ: {', '.join(settings)}")

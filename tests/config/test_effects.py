@@ -48,6 +48,7 @@ ALWAYS = {"optim.muon_momentum", "optim.cooldown_fraction", "model.float32_matmu
         ({"data__mixture": ("a=1",), "data__mixture_changes": ("19073=2",)},
          {"data.mixture_changes"}),
         ({"data__mixture": ("a=1",), "data__mixture_changes": ("19072=2",)}, set()),
+        ({"train__init_from": "runs/x"}, {"model.scale_residual_init"}),
         ({"train__cpu_devices": 2}, {"train.cpu_devices"}),
         ({"here": GPU}, {"train.cpu_devices"}),
         ({"here": HERE._replace(is_prepared=True)}, set(PREPARING.split())),

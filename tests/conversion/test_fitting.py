@@ -11,7 +11,7 @@ from gptjax.config.presets import load_config, preset_names
 from gptjax.config.validation import find_problems
 from gptjax.conversion.fitting import changed_settings, fitted
 from gptjax.conversion.shapes import Source
-from gptjax.tokenizers.plain import ByteTokenizer
+from gptjax.tokenizers.plain import ByteTokenizer, collect_characters
 
 MODEL = ModelConfig(
     n_layer=3, n_head=5, n_embd=40, n_ctx=64, n_vocab=257, norm="post", final_norm=False,
@@ -87,8 +87,44 @@ def test_a_typed_flag_of_another_shape_is_refused_with_the_leaves_that_differ():
 
 
 def test_a_switch_without_leaves_is_refused_too():
-    with pytest.raises(ConfigError, match=r"--model\.n-head 8, there 5"):
-        fitted(*typed(n_head=8)[:1], SOURCE, {"model.n_head"})
+    for flags, words in (({"n_head": 8}, r"n-head 8, there 5"), ({"norm": "pre"}, "norm pre, ")):
+        config, names = typed(**flags)
+        with pytest.raises(
+            ConfigError, match=rf"computes something else than typed:\s+--.*{words}"
+        ):
+            fitted(config, SOURCE, names)
+
+
+def test_activation_and_initial_scale_may_be_typed():
+    config, names = typed(activation="gelu_erf", scale_residual_init=False, n_head=5)
+    model = fitted(config, SOURCE, names).model
+    assert model == replace(
+        fitted(PRESET, SOURCE, ()).model, activation="gelu_erf", scale_residual_init=False
+    )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bpe:500", "chars", "bytes", None])
+def test_a_typed_tokenizer_is_the_models(name):
+    config = replace(PRESET, data=replace(PRESET.data, tokenizer=name))
+    if name in ("bytes", None):
+        assert fitted(config, SOURCE, {"data.tokenizer"}).data.tokenizer == name
+        return
+    with pytest.raises(ConfigError, match=r"is another tokenizer than .* \(bytes, 257 ids\)"):
+        fitted(config, SOURCE, {"data.tokenizer"})
+
+
+def test_a_typed_file_of_a_tokenizer_is_compared_by_its_content(tmp_path):
+    own, other = collect_characters(["abc"]), collect_characters(["abd"])
+    source = SOURCE._replace(tokenizer=own, tokenizer_name=None)
+    for tokenizer, fits in ((own, True), (other, False)):
+        file = tmp_path / "tokenizer.json"
+        file.write_text(tokenizer.to_json())
+        config = replace(PRESET, data=replace(PRESET.data, tokenizer=str(file)))
+        if fits:
+            assert fitted(config, source, {"data.tokenizer"}).data.tokenizer == str(file)
+        else:
+            with pytest.raises(ConfigError, match=r"--tokenizer RUN/tokenizer\.json"):
+                fitted(config, source, {"data.tokenizer"})
 
 
 def test_rematerialisation_keeps_a_loop_over_fewer_layers():

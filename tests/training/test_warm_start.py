@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from gptjax.tokenizers.plain import ByteTokenizer, collect_characters
 from gptjax.training import loop
 from gptjax.training.setup import Setup
 from gptjax.training.state import saved_items
-from gptjax.training.warm_start import warm_state
+from gptjax.training.warm_start import announcement, warm_state
 
 QUICK = {"train.batch_tokens": 512, "train.micro_batch": 1, "optim.warmup_steps": 1}
 
@@ -108,8 +109,28 @@ def test_a_tokenizer_of_the_same_size_is_still_another(prepared, config, convert
     other = collect_characters([chr(i + 100) for i in range(256)])
     assert other.n_vocab == 257
     RunDir(tmp_path).begin(config, other)
-    with pytest.raises(UserError, match=r"has the tokenizer chars .* prepare text with its"):
+    with pytest.raises(UserError, match=r"has the tokenizer chars .* prepare text with --tok"):
         started(prepared, tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "cure"),
+    [
+        (None, "--from models/x --out RUN`, then prepare text with --tokenizer RUN/tokenizer.json"),
+        ("gpt2", "(500 ids): prepare text with --tokenizer gpt2, and give its --data.path"),
+    ],
+)
+def test_data_of_another_tokenizer_are_refused_with_the_command_that_makes_them(
+    prepared, tokenizer, cure
+):
+    config = tiny(prepared, {**QUICK, "train.init_from": "models/x"})
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, n_vocab=500),
+        data=dataclasses.replace(config.data, tokenizer=tokenizer),
+    )
+    with pytest.raises(UserError, match=re.escape(cure)):
+        Setup(config)
 
 
 @pytest.mark.slow
@@ -174,3 +195,10 @@ def test_a_hugging_face_directory_arrives_bit_for_bit_on_any_mesh(prepared, conf
     for name, array in named_leaves(expected).items():
         np.testing.assert_array_equal(params[name], array, strict=True, err_msg=name)
     assert lines[0] == f"start    from the Hugging Face directory {path}, with a new optimizer"
+
+
+def test_another_activation_is_announced(config):
+    exact = dataclasses.replace(config.model, activation="gelu_erf")
+    line = "         --model.activation gelu_tanh in place of the model's gelu_erf"
+    assert line in announcement("a test", exact, config)
+    assert line not in announcement("a test", config.model, config)
