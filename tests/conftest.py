@@ -104,7 +104,7 @@ def gpt2_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory to work in, with the runs that shipped configs start from; without parameters."""
     tokenizer = BPETokenizer("gpt2", {bytes([i]): i for i in range(256)})
     for name, shape in (("gpt2", "gpt2_124m"), ("gpt2_774m", "gpt2_774m")):
-        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "checkpoints" / "0").mkdir(parents=True)
         RunDir(tmp_path / "runs" / name).begin(load_config(shape), tokenizer)
     monkeypatch.chdir(tmp_path)
 

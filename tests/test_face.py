@@ -82,7 +82,7 @@ def test_it_generates_what_the_verb_prints(run_path):
 
 
 def test_what_cannot_be_is_said(run_path, tmp_path):
-    with pytest.raises(UserError, match="no run"):
+    with pytest.raises(UserError, match="no model"):
         gptjax.load_run(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no checkpoint"):
         gptjax.load_run(f"{run_path}@77")

@@ -35,7 +35,7 @@ RECIPES = {
 }
 CASES = [
     ("gpt2", ODD, 23, 2),
-    ("gpt1", ODD, 23, 2),
+    pytest.param("gpt1", ODD, 23, 2, marks=pytest.mark.slow),
     pytest.param("gpt2", PUBLISHED["gpt2"], 64, 1, marks=pytest.mark.slow),
     pytest.param("gpt1", PUBLISHED["gpt1"], 64, 1, marks=pytest.mark.slow),
 ]
