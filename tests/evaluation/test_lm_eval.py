@@ -87,7 +87,8 @@ def test_greedy_continuations_are_greedy_in_both(both):
     assert [score.is_greedy for score in scores] == [greedy for _, greedy in expected] == [True] * 5
 
 
-def test_pages_roll_as_in_the_harness(both):
+def test_pages_roll_as_in_the_harness(both, test_data, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(test_data / "tiktoken_cache"))
     theirs, scorer = both
     from lm_eval.api.instance import Instance
 
