@@ -24,7 +24,7 @@ ROWS = 16  # in a batch
 
 def evaluate(plan: Plan) -> None:
     """Items of HellaSwag per second, beside lm-evaluation-harness's own backend `hf`."""
-    shape, items, rounds = gpt2("124M", 1024, ROWS), 64, 5
+    shape, items, rounds = gpt2("124M", 1024, ROWS), 16, 3
     if plan.quick:
         shape, items, rounds = replace(TOY, n_ctx=128, n_vocab=50257, batch=ROWS), 4, 2
     data = plan.scratch / "hellaswag.jsonl"
