@@ -105,7 +105,8 @@ def lm_eval_side(shape: dict, data: str, scratch: str) -> tuple[Round, dict]:
         import torch
         from lm_eval.api.instance import Instance
         from lm_eval.models.huggingface import HFLM
-        from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+        from torch_side import hugging_face
+        from transformers import AutoTokenizer
     except ImportError as error:
         raise Skipped(f"{error.name} is not installed: pip install -e '.[reference]'") from error
 
@@ -115,19 +116,12 @@ def lm_eval_side(shape: dict, data: str, scratch: str) -> tuple[Round, dict]:
     torch.manual_seed(0)
     torch.set_num_threads(cores())
     sizes = Shape(**shape)
-    config = GPT2Config(
-        vocab_size=sizes.n_vocab,
-        n_positions=sizes.n_ctx,
-        n_embd=sizes.n_embd,
-        n_layer=sizes.n_layer,
-        n_head=sizes.n_head,
-    )
     files = Path(scratch) / "tokenizer"
     files.mkdir()
     write_tokenizer_files(_gpt2(), files, sizes.n_ctx)
     backend: Any = HFLM
     lm = backend(
-        pretrained=GPT2LMHeadModel(config).eval(),
+        pretrained=hugging_face(sizes).eval(),
         tokenizer=AutoTokenizer.from_pretrained(str(files)),
         batch_size=sizes.batch,
         device="cpu",

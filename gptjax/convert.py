@@ -48,10 +48,11 @@ def convert(argv: Sequence[str]) -> int:
     if command.from_ is not None:
         return _bring_in(command, command.from_, out)
 
-    from gptjax.conversion.exporting import EXPORTS
+    from gptjax.conversion.exporting import export_huggingface, export_llmc
 
-    export = EXPORTS[command.to or ""]
-    notes = export(command.run or "", out, command.dtype, command.averaged, command.for_)
+    what = command.run or "", out, command.dtype, command.averaged
+    is_llmc = command.to == "llmc"
+    notes = export_llmc(*what) if is_llmc else export_huggingface(*what, command.for_)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"wrote {out}")

@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-PRETRAIN = "pretrain"
-TASKS_WITH_SPECIAL_TOKENS = frozenset({"classify"})
+PRETRAIN, CLASSIFY = "pretrain", "classify"
+TASKS_WITH_SPECIAL_TOKENS = frozenset({CLASSIFY})
 """Tasks that train GPT-1's start, delimiter and extract, ids in the padding of its vocabulary; only
 their runs are exported with them."""
 VOCAB_MULTIPLE = 128  # rows of the embedding table are padded to whole tensor-core tiles

@@ -1,7 +1,6 @@
 """Export of a run, its parameters and tokenizer: to a Hugging Face directory or to llm.c."""
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -54,7 +53,6 @@ def export_llmc(
     out: Path,
     dtype: FileType = "float32",
     averaged: bool = False,
-    _reader: Reader = "transformers",
 ) -> list[str]:
     """Write the checkpoint `run_name` as a model of llm.c; otherwise like `export_huggingface`.
 
@@ -64,13 +62,6 @@ def export_llmc(
         require_free(out)
     weights, _, _, notes = _open(run_name, averaged)
     return notes + write_llmc(weights, out, dtype)
-
-
-EXPORTS: dict[str, Callable[..., list[str]]] = {
-    "huggingface": export_huggingface,
-    "llmc": export_llmc,
-}
-"""What `--to` names: from a run, a place, a type, whether averaged, and the program that reads."""
 
 
 def _open(run_name: str, averaged: bool) -> tuple[Weights, LoadedRun, CheckpointName, list[str]]:

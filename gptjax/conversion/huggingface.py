@@ -14,7 +14,7 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
-from gptjax.config.schema import PRETRAIN
+from gptjax.config.schema import CLASSIFY, PRETRAIN
 from gptjax.conversion.huggingface_config import (
     CONFIG,
     ModelType,
@@ -40,7 +40,6 @@ from gptjax.tokenizers.registry import make_tokenizer
 
 TOKENIZER_FILES = (TOKENIZER, VOCABULARY, MERGES)
 PREFIX, HEAD = "transformer.", "lm_head.weight"
-CLASSIFY = "classify"  # the task whose models have GPT-1's special tokens
 _TABLES = ("transformer.wte.weight", "transformer.tokens_embed.weight")
 _MASK = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
 _LAYER = re.compile(r"transformer\.h\.(\d+)\.")

@@ -23,15 +23,7 @@ from gptjax.evaluation.wikitext import FIELD, read_pages
 from gptjax.generation.loaded import LoadedRun
 
 SPLITS = ("test_split", "validation_split", "training_split")  # the first one there is measured
-OURS = (
-    "--model",
-    "-M",
-    "--model_args",
-    "-a",
-    "--device",
-    "--batch_size",
-    "-b",
-)  # the run decides them
+OURS = {"--model", "-M", "--model_args", "-a", "--device", "--batch_size", "-b"}  # of the run
 
 
 def run_harness(run: LoadedRun, scorer: Scorer, data: str, words: Sequence[str]) -> int:
@@ -42,7 +34,7 @@ def run_harness(run: LoadedRun, scorer: Scorer, data: str, words: Sequence[str])
     """
     files = read_task_files(data)
     given = {word.split("=")[0] for word in words}
-    taken = sorted(given & {*OURS, *(["--include_path"] if files else [])})
+    taken = sorted(given & (OURS | ({"--include_path"} if files else set())))
     if taken:
         raise ConfigError(
             [f"{word} after --lm-eval is set already: leave it out" for word in taken]
