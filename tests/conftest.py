@@ -77,6 +77,21 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Manif
     return prepare_shards(data, text_files(data.inputs), shard_tokens=4096)
 
 
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, prepared: Manifest) -> Path:
+    """The directory of a run of 20 steps: checkpoints at 10 and 20, validated, with an average."""
+    cwd = tmp_path_factory.mktemp("trained")
+    settings = {
+        "config": "tiny", "data.path": prepared.directory.resolve(), "run-dir": "run",
+        "train.max-steps": 20, "train.save-every-steps": 10, "train.eval-every-steps": 10,
+        "train.eval-tokens": 512, "optim.ema-decay": 0.9, "model.n-ctx": 256,
+        "train.micro-batch": 1,
+    }  # fmt: skip
+    trained = run_verb("train", *(f"--{k}={v}" for k, v in settings.items()), cwd=cwd)
+    assert trained.returncode == 0, trained.stderr
+    return cwd / "run"
+
+
 @pytest.fixture(scope="module")
 def one_compilation_for_all(tmp_path_factory) -> Iterator[None]:
     """Let the processes of one file share compiled programs: they are the same ones."""

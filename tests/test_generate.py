@@ -26,19 +26,9 @@ STEPS = [10, 20]
 PROMPT = "def f\u00fcr("
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, prepared) -> Path:
-    """A run of 20 steps with two checkpoints."""
-    cwd = tmp_path_factory.mktemp("generate")
-    settings = {
-        "config": "tiny", "data.path": prepared.directory.resolve(), "run-dir": "run",
-        "train.max-steps": 20, "train.save-every-steps": 10, "train.eval-every-steps": 10,
-        "train.eval-tokens": 512,
-    }  # fmt: skip
-    flags = [f"--{name}={value}" for name, value in settings.items()]
-    trained = run_verb("train", *flags, cwd=cwd)
-    assert trained.returncode == 0, trained.stderr
-    return cwd / "run"
+@pytest.fixture
+def run(trained_run: Path) -> Path:
+    return trained_run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import run_verb
 
 import gptjax
 from gptjax.base.errors import ConfigError, UserError
@@ -20,19 +19,9 @@ from gptjax.model.places import leaves
 pytest.importorskip("tokenizers")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, prepared) -> Path:
-    """A run of 20 steps that keeps a running average."""
-    cwd = tmp_path_factory.mktemp("export")
-    settings = {
-        "config": "tiny", "data.path": prepared.directory.resolve(), "run-dir": "run",
-        "train.max-steps": 20, "train.save-every-steps": 10, "train.eval-every-steps": 10,
-        "train.eval-tokens": 512, "optim.ema-decay": 0.9, "model.n-ctx": 256,
-        "train.micro-batch": 1,
-    }  # fmt: skip
-    trained = run_verb("train", *(f"--{k}={v}" for k, v in settings.items()), cwd=cwd)
-    assert trained.returncode == 0, trained.stderr
-    return cwd / "run"
+@pytest.fixture
+def run(trained_run: Path) -> Path:
+    return trained_run
 
 
 @pytest.mark.parametrize("averaged", [False, True])

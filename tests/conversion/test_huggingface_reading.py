@@ -207,11 +207,8 @@ def test_rows_that_only_pad_are_left_out(tmp_path):
     ).all()
 
 
-def test_gpt1_s_special_tokens_lie_in_the_padding(tmp_path):
-    try:
-        tokenizer = gpt1()
-    except UserError:
-        pytest.skip("no files of GPT-1's tokenizer: set GPTJAX_GPT1_DIR")
+def test_gpt1_s_special_tokens_lie_in_the_padding(tmp_path, test_data):
+    tokenizer = gpt1(test_data / "gpt1")
     model = make("openai-gpt", vocab_size=40_481, n_embd=5)
     path = tmp_path / "hf"
     model.save_pretrained(path)
