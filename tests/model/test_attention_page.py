@@ -187,6 +187,7 @@ def test_the_gradients_of_the_book_come_out(flow, shortcut):
     np.testing.assert_allclose(gradients, shown, atol=6e-6)
 
 
+@pytest.mark.slow
 def test_the_command_draws_that_shortcuts_keep_the_gradient(flow, tmp_path, capsys):
     flow.main(["--out", str(tmp_path / "flow.png"), "--depth", "6"])
     assert (tmp_path / "flow.png").read_bytes().startswith(b"\x89PNG")

@@ -58,6 +58,7 @@ def test_every_test_of_a_config_is_a_row_of_the_table():
     assert set(TESTS) == set(EVALUATIONS)
 
 
+@pytest.mark.slow
 def test_divided_parameters_give_the_figures_of_whole_ones(prepared, files, params):
     tool, _, _, beats = measuring(prepared, files, {"train.evaluate_on_limit": 6})
     tool.rehearse()
