@@ -45,7 +45,7 @@ def ordered_bits(x: ArrayLike) -> Array:
     """The int32 of each float32 that compares as the float does; both zeros are one number.
 
     >>> ordered_bits(jnp.array([-1.0, -0.0, 0.0, 1e-30])).tolist()
-    [-1065353216, 0, 0, 228737632]
+    [-1065353217, 0, 0, 228737632]
     """
     x = jnp.asarray(x, jnp.float32)
     return _flip(lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.int32))

@@ -10,9 +10,14 @@ class TextStream:
     """The text of one sequence, token by token, up to the first of its stop texts.
 
     Text is returned as soon as it is certain. A character waits for its last byte, and an end that
-    could begin a stop text waits until it does or does not. What `push` and `finish` return, joined
-    together, is the text of all tokens before the first place at which a stop text begins, among
-    those that are complete after the first token that completes one.
+    could begin a stop text waits until it is one or cannot become one. The text ends where the
+    first stop text to be complete begins, the longest if several end with the same character. So it
+    does not depend on how tokens cut the text.
+
+    >>> from gptjax.tokenizers.plain import ByteTokenizer
+    >>> stream = TextStream(ByteTokenizer(), stop=["so."])
+    >>> [stream.push(token) for token in b"is so."], stream.stopped
+    (['i', '', '', '', '', ''], True)
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
@@ -39,9 +44,10 @@ class TextStream:
         if self.stopped:
             return ""
         self._held += text
-        places = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
-        if places:
-            self.stopped, certain = True, min(places)
+        places = [(self._held.find(stop), len(stop)) for stop in self._stop]
+        ends = [(place + length, place) for place, length in places if place >= 0]
+        if ends:
+            self.stopped, certain = True, min(ends)[1]
         else:
             certain = len(self._held) - self._uncertain()
         text, self._held = self._held[:certain], self._held[certain:]
