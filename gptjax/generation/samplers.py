@@ -144,24 +144,25 @@ def keep_min_p(logits_BV: Array, p_B: Array) -> Array:
 
 
 def draw_tokens(logits_BV: Array, keys_B: Array) -> Array:
-    """Draw a token id (int32) of each row from the softmax of its logits, with the row's key."""
-    return _draw_index(_weights(logits_BV), keys_B)
+    """Draw a token id (int32) of each row from the softmax of its logits, with the row's key.
 
-
-def _draw_index(weights_BV: Array, keys_B: Array) -> Array:
-    """Draw an index of each row by weight: first a lane of the folded row, then one of its entries.
-
-    That needs a few dozen random numbers instead of one for every token.
+    Weights are folded until one slice is left. From there, each step draws an entry of the lane
+    that was drawn before: a few dozen random numbers instead of one for every token.
     """
-    draw = jax.vmap(jax.random.categorical)
-    if weights_BV.shape[-1] <= SLICES:
-        return draw(keys_B, jnp.log(weights_BV)).astype(jnp.int32)
-    wide_BV, keys_B2 = widen(weights_BV, 0.0), jax.vmap(jax.random.split)(keys_B)
-    lanes_BW = fold(operator.add, wide_BV)
-    lane_B = _draw_index(lanes_BW, keys_B2[:, 0])
-    entries_BS = lane_B[:, None] + jnp.arange(SLICES)[None] * lanes_BW.shape[-1]
-    weights_BS = jnp.take_along_axis(wide_BV, entries_BS, axis=1)
-    return lane_B + lanes_BW.shape[-1] * draw(keys_B2[:, 1], jnp.log(weights_BS)).astype(jnp.int32)
+    levels = [_weights(logits_BV)]
+    while levels[-1].shape[-1] > SLICES:
+        levels.append(widen(fold(operator.add, levels[-1]), 0.0))
+    shape = len(levels), SLICES
+    noise_BLS = jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys_B)
+    lane_B = jnp.zeros(logits_BV.shape[0], jnp.int32)
+    for level, weights_BW in reversed([*enumerate(levels)]):
+        lanes = weights_BW.shape[-1] // SLICES
+        entries_BS = lane_B[:, None] + jnp.arange(SLICES)[None] * lanes
+        weights_BS = jnp.take_along_axis(weights_BW, entries_BS, axis=1)
+        # the largest sum of log-probability and Gumbel noise has the distribution
+        slice_B = jnp.argmax(jnp.log(weights_BS) + noise_BLS[:, level], axis=1)
+        lane_B += slice_B.astype(jnp.int32) * lanes
+    return lane_B
 
 
 def most_likely(logits_BV: Array) -> Array:

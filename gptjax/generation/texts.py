@@ -17,7 +17,7 @@ class TextStream:
     >>> from gptjax.tokenizers.plain import ByteTokenizer
     >>> stream = TextStream(ByteTokenizer(), stop=["so."])
     >>> [stream.push(token) for token in b"is so."], stream.stopped
-    (['i', '', '', '', '', ''], True)
+    (['i', '', 's ', '', '', ''], True)
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
