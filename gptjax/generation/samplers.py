@@ -110,7 +110,7 @@ def keep_top_k(logits_BV: Array, k_B: Array) -> Array:
         low_B = jnp.full(k_B.shape, ordered_bits(-jnp.inf))
         high_B = jnp.where(uses_B, ordered_bits(find_largest(wide_BV)) + 1, low_B)
         threshold_B = find_threshold(wide_BV, jnp.ones_like, k_B * 1.0, low_B, high_B)
-        return _keep(logits_BV, logits_BV >= threshold_B[:, None], uses_B)
+        return jnp.where(logits_BV >= threshold_B[:, None], logits_BV, -jnp.inf)
 
     return lax.cond(jnp.any(uses_B), cut, lambda logits_BV: logits_BV, logits_BV)
 
@@ -129,7 +129,7 @@ def keep_top_p(logits_BV: Array, p_B: Array) -> Array:
         high_B = jnp.where(uses_B, ordered_bits(2.0), low_B)  # the largest weight is 1
         threshold_B = find_threshold(weights_BV, lambda x: x, target_B, low_B, high_B)
         keeps_BV = weights_BV[:, : logits_BV.shape[-1]] >= threshold_B[:, None]
-        return _keep(logits_BV, keeps_BV, uses_B)
+        return jnp.where(keeps_BV, logits_BV, -jnp.inf)
 
     return lax.cond(jnp.any(uses_B), cut, lambda logits_BV: logits_BV, logits_BV)
 
@@ -185,7 +185,3 @@ def _largest(logits_BV: Array) -> Array:
 def _weights(logits_BV: Array) -> Array:
     """Probabilities up to a factor, the largest 1; the width is that of a folded row."""
     return jnp.exp(widen(logits_BV, -jnp.inf) - _largest(logits_BV)[:, None])
-
-
-def _keep(logits_BV: Array, keeps_BV: Array, uses_B: Array) -> Array:
-    return jnp.where(uses_B[:, None] & ~keeps_BV, -jnp.inf, logits_BV)

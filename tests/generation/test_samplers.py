@@ -276,6 +276,7 @@ def test_a_penalty_counts_at_temperature_0():
 )
 def test_padding_and_removed_tokens_are_never_drawn(temperature, dtype):
     logits_V = jnp.array([1.0, -INF, 0.5, -INF, PADDING_LOGIT, PADDING_LOGIT], dtype)
+    logits_V = logits_V.astype(jnp.float32)
     logits_BV = jnp.tile(logits_V, (4000, 1))
     sampling = sampling_of(*[{"temperature": temperature, "repetition_penalty": 0.1}] * 4000)
     tokens_B = sample(logits_BV, jnp.ones(logits_BV.shape, bool), sampling, keys_of(4000))
