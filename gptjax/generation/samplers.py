@@ -62,9 +62,10 @@ def sample(logits_BV: Array, seen_BV: Array, sampling: Sampling, keys_B: Array) 
         tempered_BV = divide_by_temperature(logits_BV, sampling.temperature_B)
         return draw_tokens(_filter(tempered_BV, sampling, ~is_greedy_B), keys_B)
 
-    top_B = lax.cond(
-        jnp.any(is_greedy_B), lambda: most_likely(logits_BV, 1)[0][:, 0], lambda: nothing_B
-    )
+    def take() -> Array:
+        return most_likely(logits_BV, 1)[0][:, 0]
+
+    top_B = lax.cond(jnp.any(is_greedy_B), take, lambda: nothing_B)
     drawn_B = lax.cond(jnp.all(is_greedy_B), lambda: nothing_B, draw)
     return jnp.where(is_greedy_B, top_B, drawn_B)
 

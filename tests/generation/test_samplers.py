@@ -40,9 +40,7 @@ def rows(kind: str, width: int) -> np.ndarray:
     return logits_BV
 
 
-KINDS = [
-    (kind, width) for kind in ("plain", "ties", "removed", "extreme") for width in (1, 16, 777)
-]
+KINDS = [(kind, width) for kind in ("plain", "ties", "removed", "extreme") for width in (5, 777)]
 every_kind = pytest.mark.parametrize(
     "logits_BV", [rows(*kind) for kind in KINDS], ids=map(str, KINDS)
 )
