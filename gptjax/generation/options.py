@@ -89,9 +89,7 @@ def check_generate_flags(command: GenerateCommand) -> None:
             problems.append(f"{flag_of(other)} replaces {flag_of(name)}: leave one of them out")
     if (out := command.out) is not None:
         if command.prompts is None:
-            problems.append(
-                "--out is for the texts of --prompts, which is missing"
-            )
+            problems.append("--out is for the texts of --prompts, which is missing")
         if out.is_dir() or not out.absolute().parent.is_dir():
             problems.append(f"--out {out} is a directory or in none: expected the name of a file")
     if problems:

@@ -1,6 +1,7 @@
 """Samples on a terminal: as they are drawn, two models side by side, a table of probabilities."""
 
 import math
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ from gptjax.tokenizers.plain import Tokenizer
 
 NARROWEST = 80  # columns of a terminal that shows two texts side by side
 RULE = "---"
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 def print_while_drawn(
@@ -87,8 +89,9 @@ def print_side_by_side(names: Sequence[str], texts: Sequence[str], title: str) -
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, width=width, show_lines=False)
+    table = Table(box=SIMPLE_HEAD, width=width, header_style="none")
     for name in names:
         table.add_column(Text(name), ratio=1, overflow="fold")
-    table.add_row(*map(Text, texts))  # texts, so that nothing in them is markup
+    # as `Text` nothing in them is markup; control characters would break the columns
+    table.add_row(*(Text(_CONTROL.sub("\ufffd", text.expandtabs(4))) for text in texts))
     Console(force_jupyter=False, highlight=False).print(table)
