@@ -1,11 +1,11 @@
 """Texts on an engine: any number of sequences through its slots, pieces of text as they come.
 
 A call of the device draws 1 token at first, then 2, 4, ... 32: a short answer feels instant, and a
-long one pays little for calls. None of it depends on the time, so that several processes that
-share a model do the same.
+long one pays little for calls. For readers a call can be kept short; the tokens are the same.
 """
 
 import dataclasses
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from gptjax.generation.engine import Engine, Event, Request, Token
 from gptjax.generation.texts import TextStream
 from gptjax.tokenizers.plain import Tokenizer
 
+FOR_READERS = 0.1  # seconds: text that comes in smaller pieces looks no smoother
 CHUNK_BESIDE_A_QUEUE = 8  # tokens of a call while sequences wait for a slot that may become free
 
 
@@ -38,13 +39,16 @@ def continue_texts(
     requests: Sequence[Request],
     slide: bool = False,
     wants_top: bool = False,
+    seconds: float | None = None,
 ) -> Iterator[Continued]:
     """Continue all requests and yield the text of each, without its prompt, as it is drawn.
 
     A text ends before the first of its sample's stop texts, and the slot is free at once. When the
     context is full the text ends, or, with `slide`, its newest half is read as a new prompt, and
     the sequence goes on with the random numbers that come next. With `wants_top` tokens have their
-    alternatives. The slots are released at the end, also if the iterator is closed early.
+    alternatives. Calls of the device last about `seconds` at most, or a token; by default nothing
+    depends on the time, as processes that share a model need it. The slots are released at the end,
+    also if the iterator is closed early.
     """
     waiting = deque(
         _Growing(number, request, TextStream(tokenizer, request.sample.stop), engine.context, slide)
@@ -71,12 +75,21 @@ def continue_texts(
                 running[event.slot] = sequence
                 yield hear(event)
             longest = CHUNK_BESIDE_A_QUEUE if waiting else CHUNK
-            for event in engine.decode(min(steps, longest)):
+            steps, began = min(steps, longest), time.perf_counter()
+            events = engine.decode(steps)
+            steps = _next_steps(steps, time.perf_counter() - began, seconds)
+            for event in events:
                 yield hear(event)
-            steps = min(2 * steps, CHUNK)
     finally:
         for slot in running:
             engine.release(slot)
+
+
+def _next_steps(steps: int, took: float, seconds: float | None) -> int:
+    """Tokens of the next call, if one of `steps` tokens took so many seconds."""
+    if seconds is None or took <= seconds / 2:
+        return min(2 * steps, CHUNK)
+    return steps if took <= seconds else max(1, steps // 2)
 
 
 class _Growing:

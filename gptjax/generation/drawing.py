@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from gptjax.base.errors import UserError
-from gptjax.generation.continuing import Continued, continue_texts, in_order
+from gptjax.generation.continuing import FOR_READERS, Continued, continue_texts, in_order
 from gptjax.generation.engine import Engine, Request
 from gptjax.generation.loaded import LoadedRun
 from gptjax.generation.options import GenerateCommand
@@ -53,9 +53,9 @@ def draw_samples(
     """
     capacity = min(command.max_batch, 1 << (len(requests) - 1).bit_length())  # few are compiled
     engine = Engine(run.config.model, run.params, capacity, dtype=command.dtype, donate=True)
-    return in_order(
-        continue_texts(engine, run.tokenizer, requests, command.slide, command.logprobs)
-    )
+    is_read = command.prompts is None and command.compare is None
+    how = (command.slide, command.logprobs, FOR_READERS if is_read else None)
+    return in_order(continue_texts(engine, run.tokenizer, requests, *how))
 
 
 def fills_context(sample: Continued, wanted: int) -> bool:

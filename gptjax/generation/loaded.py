@@ -12,7 +12,7 @@ from gptjax.base.errors import ConfigError
 from gptjax.base.tree import Tree
 from gptjax.config import Config, SampleConfig
 from gptjax.config.validation import sample_problems
-from gptjax.generation.continuing import continue_texts
+from gptjax.generation.continuing import FOR_READERS, continue_texts
 from gptjax.generation.engine import Engine
 from gptjax.generation.requests import sample_key, text_request
 from gptjax.tokenizers.plain import Tokenizer
@@ -92,7 +92,8 @@ class LoadedRun:
             raise ConfigError(problems)
         request = text_request(self.tokenizer, self.config.model, sample, sample_key(index(seed)))
         engine = self._decoder.with_slots(1)
-        return (piece.text for piece in continue_texts(engine, self.tokenizer, [request], slide))
+        pieces = continue_texts(engine, self.tokenizer, [request], slide, seconds=FOR_READERS)
+        return (piece.text for piece in pieces)
 
     @cached_property
     def _decoder(self) -> Engine:

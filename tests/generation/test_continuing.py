@@ -1,6 +1,7 @@
 """Texts of many sequences through few slots are those of each alone, whole characters, in order."""
 
 import dataclasses
+import time
 from functools import partial
 from itertools import pairwise
 
@@ -140,6 +141,25 @@ def test_calls_grow_from_one_token_to_32(params, monkeypatch):
     whole(engine, [request([1], max_new_tokens=100)])
     assert steps == [1, 2, 4, 8, 16, 32, 32, 32][: len(steps)]
     assert len(steps) > 6
+
+
+def test_calls_for_readers_are_short(params, monkeypatch):
+    """Here every token takes 30 ms, but the first call, which compiles, 5 s."""
+    engine, steps, now = Engine(CFG, params, context=12), [], [0.0]
+
+    def slowly(n: int, decode=engine.decode):
+        now[0] += 0.03 * n if steps else 5.0
+        steps.append(n)
+        return decode(n)
+
+    monkeypatch.setattr(engine, "decode", slowly)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    texts = continue_texts(
+        engine, TOKENIZER, [request([1], max_new_tokens=60)], slide=True, seconds=0.1
+    )
+    assert len(ids(next(joined(texts)))) == 60
+    assert steps[:5] == [1, 1, 2, 2, 2]
+    assert set(steps) == {1, 2}
 
 
 def longer(params, n_ctx):

@@ -84,9 +84,14 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path, capsys):
         assert part.read_text() == '{"text": "ü?"}\n'  # at once: nothing is lost with the process
         assert not out.exists()
     assert os.listdir(tmp_path) == ["out.jsonl"]
-    with pytest.raises(KeyboardInterrupt), json_lines(out) as write:
-        write({"text": "second"})
-        raise KeyboardInterrupt
+
+    def stopped() -> None:
+        with json_lines(out) as write:
+            write({"text": "second"})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert out.read_text() == '{"text": "ü?"}\n'
     assert part.read_text() == '{"text": "second"}\n'
     assert str(part) in capsys.readouterr().err
