@@ -12,7 +12,10 @@ PREPARING = (
     "data.source data.inputs data.val_fraction data.input_format data.text_field "
     "data.doc_separator data.hub"
 )
-SAMPLING = "sample.prompt sample.max_new_tokens sample.temperature sample.top_k"
+SAMPLING = (
+    "sample.prompt sample.max_new_tokens sample.temperature sample.top_k sample.top_p sample.min_p "
+    "sample.repetition_penalty sample.stop"
+)
 
 
 class Surroundings(NamedTuple):
@@ -41,7 +44,16 @@ def note_without_effect(c: Config, typed: Collection[str], here: Surroundings) -
         ("optim.final_lr optim.decay_steps", is_flat, "wsd without a cooldown stays at the peak"),
         ("train.eval_tokens", t.eval_every_steps == 0, "train.eval_every_steps is 0"),
         (SAMPLING, t.sample_every_steps == 0, "train.sample_every_steps is 0"),
-        ("sample.top_k", c.sample.temperature == 0, "sample.temperature is 0"),
+        (
+            "sample.top_k sample.top_p sample.min_p",
+            c.sample.temperature == 0,
+            "sample.temperature is 0",
+        ),
+        (
+            "sample.temperature sample.top_p sample.min_p",
+            c.sample.top_k == 1 and c.sample.temperature != 0,
+            "sample.top_k is 1",
+        ),
         (PREPARING, here.is_prepared, "the data is prepared already"),
         (
             "data.mixture_changes",

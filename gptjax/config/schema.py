@@ -235,7 +235,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """The text written to samples.md while training."""
+    """How text is drawn: the samples while training, and the settings of every request."""
 
     prompt: str = ""
     """Text to continue; empty starts a new document."""
@@ -245,6 +245,17 @@ class SampleConfig:
     """Divisor of the logits; 0 always takes the most likely token."""
     top_k: int | None = 50
     """Number of most likely tokens to choose from; None keeps the whole vocabulary."""
+    top_p: float = 1.0
+    """Choose from the fewest most likely tokens with this total probability (nucleus sampling); 1
+    keeps the whole vocabulary."""
+    min_p: float = 0.0
+    """Choose from tokens of at least this share of the highest probability; 0 keeps the whole
+    vocabulary."""
+    repetition_penalty: float = 1.0
+    """Divisor of the positive logits of tokens in the text so far, and factor of their negative
+    ones; above 1 makes repetition less likely."""
+    stop: tuple[str, ...] = ()
+    """Texts before which a sample ends."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from gptjax.config.names import (
     profile_window,
     read_hub_name,
 )
+from gptjax.config.sampling import sampling_mistakes
 from gptjax.config.schema import Config, SampleConfig
 
 MOST_UPDATES_PER_CALL = 1000  # a stop request waits for the call under way
@@ -103,14 +104,14 @@ def _mended(config: Config, broken: set[str]) -> Config:
 
 def _ranges(c: Config) -> Iterator[Problem]:
     """Rules about one field: the expected and the given value."""
-    m, d, o, t, s = c.model, c.data, c.optim, c.train, c.sample
+    m, d, o, t = c.model, c.data, c.optim, c.train
     at_least_one = {
         "model.n_layer": m.n_layer, "model.n_head": m.n_head, "model.n_embd": m.n_embd,
         "model.n_ctx": m.n_ctx, "model.unroll": m.unroll, "train.batch_tokens": t.batch_tokens,
         "train.micro_batch": None if t.micro_batch == "auto" else t.micro_batch,
         "train.max_steps": t.max_steps, "train.ramp_from_tokens": t.ramp_from_tokens,
-        "train.keep_latest": t.keep_latest, "sample.max_new_tokens": s.max_new_tokens,
-        "model.n_vocab": m.n_vocab, "train.context": t.context, "train.eval_tokens": t.eval_tokens,
+        "train.keep_latest": t.keep_latest, "train.eval_tokens": t.eval_tokens,
+        "model.n_vocab": m.n_vocab, "train.context": t.context,
         "optim.decay_steps": o.decay_steps, "train.cpu_devices": t.cpu_devices,
         "train.evaluate_on_limit": t.evaluate_on_limit, "mesh.data": c.mesh.data,
         "mesh.fsdp": c.mesh.fsdp, "mesh.tensor": c.mesh.tensor,
@@ -120,7 +121,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
         "optim.final_lr": o.final_lr, "optim.weight_decay": o.weight_decay,
         "train.eval_every_steps": t.eval_every_steps, "train.save_every_steps": t.save_every_steps,
         "train.sample_every_steps": t.sample_every_steps, "train.seed": t.seed,
-        "sample.temperature": s.temperature, "train.loss_chunk_tokens": t.loss_chunk_tokens,
+        "train.loss_chunk_tokens": t.loss_chunk_tokens,
         "train.ramp_steps": t.ramp_steps, "train.stall_seconds": t.stall_seconds,
         "train.evaluate_on_every_steps": t.evaluate_on_every_steps,
     }  # fmt: skip
@@ -132,9 +133,8 @@ def _ranges(c: Config) -> Iterator[Problem]:
     for name, value in at_least_one.items():
         if value is not None and value < 1:
             yield Problem((name,), f"{name} must be at least 1, not {value}")
-    if s.top_k is not None and s.top_k < 1:
-        message = f"sample.top_k must be at least 1, not {s.top_k} (None keeps all)"
-        yield Problem(("sample.top_k",), message)
+    for name, rule in sampling_mistakes(c.sample):
+        yield Problem((f"sample.{name}",), f"sample.{name} {rule}")
     for name, value in not_negative.items():
         if not 0 <= value < float("inf"):
             yield Problem((name,), f"{name} must be 0 or more, not {value}")

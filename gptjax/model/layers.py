@@ -7,6 +7,8 @@ take `train`, False by default; True needs a key, `rngs={"dropout": key}`. A sha
 and a config with mistakes raise `ValueError`.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,10 +20,12 @@ from gptjax.config import ModelConfig
 from gptjax.model import ops
 from gptjax.model.arguments import at_least, check_model, check_shapes, floating, integers
 from gptjax.model.attention import ATTENTIONS
+from gptjax.model.cache import LayerCache, append, attend_to_cache
 from gptjax.model.parallel import copy_to_tensor, gathered, sum_over_tensor
 from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
 from gptjax.model.products import mixed_matmul
 
+Past = tuple[LayerCache, Array]  # a layer's cache, and the tokens in each row of it
 PRODUCT, ATTENDED = "product", "attended"  # what a rematerialisation policy may keep
 ACTIVATIONS = {"gelu_tanh": ops.gelu, "gelu_erf": ops.gelu_erf}  # by `ModelConfig.activation`
 INIT_STD = 0.02  # GPT-1 and GPT-2, section "model specifications": N(0, 0.02)
@@ -89,7 +93,9 @@ class Projection(nn.Module):
 class CausalSelfAttention(nn.Module):
     """Multi-head self-attention that sees only the past. Shapes: [B, T, D] to [B, T, D].
 
-    If `documents_BT` numbers documents, a token sees only the past of its own document.
+    If `documents_BT` numbers documents, a token sees only the past of its own document. With a
+    `past`, a layer's cache and the number of tokens in each row of it, the result is a pair: the
+    second is the cache with the new tokens. They are one token a row, or prompts for empty rows.
 
     >>> attention = CausalSelfAttention(ModelConfig(n_head=2, n_embd=8))
     >>> y_BTD, _ = attention.init_with_output(jax.random.key(0), jnp.ones((1, 5, 8)))
@@ -102,8 +108,12 @@ class CausalSelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: ArrayLike, train: bool = False, documents_BT: ArrayLike | None = None
-    ) -> Array:
+        self,
+        x_BTD: ArrayLike,
+        train: bool = False,
+        documents_BT: ArrayLike | None = None,
+        past: Past | None = None,
+    ) -> Any:
         """Attend; dropout falls on the weights when `train`."""
         cfg, split = self.cfg, self.split
         x_BTD = _residual_stream(x_BTD, cfg, documents_BT)
@@ -116,11 +126,15 @@ class CausalSelfAttention(nn.Module):
         key = self.make_rng("dropout") if train and cfg.attn_pdrop else None
         if key is not None and split.tensor > 1:
             key = jax.random.fold_in(key, lax.axis_index(TENSOR))  # other heads, other weights
-        attend = ATTENTIONS[cfg.attention]
-        y_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, cfg.attn_pdrop, key, documents_BT)
+        cache = None if past is None else append(past[0], k_BTHK, v_BTHK, past[1])
+        if cache is not None and past is not None and time == 1:
+            y_BTHK = attend_to_cache(q_BTHK[:, 0], cache, past[1])
+        else:
+            attend = ATTENTIONS[cfg.attention]
+            y_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, cfg.attn_pdrop, key, documents_BT)
         y_BTD = checkpoint_name(y_BTHK.reshape(batch, time, width), ATTENDED)
-        project = Projection(cfg, cfg.n_embd, cfg.bias, True, split, name="c_proj")
-        return project(y_BTD)
+        y_BTD = Projection(cfg, cfg.n_embd, cfg.bias, True, split, name="c_proj")(y_BTD)
+        return y_BTD if cache is None else (y_BTD, cache)
 
 
 class MLP(nn.Module):
@@ -149,7 +163,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each with a residual sum and a norm. Shapes: [B, T, D] to [B, T, D].
 
-    `pre` is GPT-2's order, `x + f(norm(x))`; `post` is GPT-1's, `norm(x + f(x))`.
+    `pre` is GPT-2's order, `x + f(norm(x))`; `post` is GPT-1's, `norm(x + f(x))`. A `past` is for
+    the attention, and makes the result the same pair as there.
 
     >>> block = Block(ModelConfig(n_head=2, n_embd=8))
     >>> variables = block.init(jax.random.key(0), jnp.ones((1, 5, 8)))
@@ -162,18 +177,27 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: ArrayLike, train: bool = False, documents_BT: ArrayLike | None = None
-    ) -> Array:
+        self,
+        x_BTD: ArrayLike,
+        train: bool = False,
+        documents_BT: ArrayLike | None = None,
+        past: Past | None = None,
+    ) -> Any:
         """Apply the block; dropout falls on both sub-layers' outputs when `train`."""
         cfg, split = self.cfg, self.split
         x_BTD = _residual_stream(x_BTD, cfg, documents_BT)
         attn, mlp = CausalSelfAttention(cfg, split, name="attn"), MLP(cfg, split, name="mlp")
         ln_1, ln_2 = LayerNorm(cfg.bias, name="ln_1"), LayerNorm(cfg.bias, name="ln_2")
-        if cfg.norm == "pre":
-            x_BTD = x_BTD + self.residual_dropout(attn(ln_1(x_BTD), train, documents_BT), train)
-            return x_BTD + self.residual_dropout(mlp(ln_2(x_BTD)), train)
-        x_BTD = ln_1(x_BTD + self.residual_dropout(attn(x_BTD, train, documents_BT), train))
-        return ln_2(x_BTD + self.residual_dropout(mlp(x_BTD), train))
+        is_pre = cfg.norm == "pre"
+        y_BTD = attn(ln_1(x_BTD) if is_pre else x_BTD, train, documents_BT, past)
+        y_BTD, cache = (y_BTD, None) if past is None else y_BTD
+        x_BTD = x_BTD + self.residual_dropout(y_BTD, train)
+        if is_pre:
+            x_BTD = x_BTD + self.residual_dropout(mlp(ln_2(x_BTD)), train)
+        else:
+            x_BTD = ln_1(x_BTD)
+            x_BTD = ln_2(x_BTD + self.residual_dropout(mlp(x_BTD), train))
+        return x_BTD if past is None else (x_BTD, cache)
 
     def residual_dropout(self, y_BTD: Array, train: bool) -> Array:
         """Drop elements of a sub-layer's output before it joins the residual stream."""

@@ -35,20 +35,35 @@ def gathered(params: Tree, split: ModelSharding, cfg: ModelConfig, prefix: str =
     >>> gathered({"scale": jnp.ones(2)}, UNSHARDED, ModelConfig(), "h/ln_1/")["scale"].tolist()
     [1.0, 1.0]
     """
-    if split == UNSHARDED:
-        return params
+    return with_own_heads(gathered_over_fsdp(params, split, cfg, prefix), split, cfg, prefix)
+
+
+def gathered_over_fsdp(
+    params: Tree, split: ModelSharding, cfg: ModelConfig, prefix: str = ""
+) -> Tree:
+    """The first half of `gathered`: whole along `fsdp`."""
 
     def gather(name: str, x: Array) -> Array:
-        place = split.place(prefix + name)
-        if prefix == "h/":
-            place = place[1:]
-        if FSDP in place:
-            x = all_gather(x, FSDP, place.index(FSDP), cfg.dtype)
-        if split.tensor > 1 and re.fullmatch(r"h/attn/c_attn/\w+", prefix + name):
-            x = _own_heads(x, place, split, cfg)
-        return x
+        place = _place(split, prefix, name)
+        return all_gather(x, FSDP, place.index(FSDP), cfg.dtype) if FSDP in place else x
 
-    return jax.tree.map(gather, leaf_names(params), params)
+    return params if split.fsdp == 1 else jax.tree.map(gather, leaf_names(params), params)
+
+
+def with_own_heads(params: Tree, split: ModelSharding, cfg: ModelConfig, prefix: str = "") -> Tree:
+    """The second half of `gathered`: of `c_attn`, the columns of the heads that are here."""
+
+    def cut(name: str, x: Array) -> Array:
+        if not re.fullmatch(r"h/attn/c_attn/\w+", prefix + name):
+            return x
+        return _own_heads(x, _place(split, prefix, name), split, cfg)
+
+    return params if split.tensor == 1 else jax.tree.map(cut, leaf_names(params), params)
+
+
+def _place(split: ModelSharding, prefix: str, name: str) -> tuple[str | None, ...]:
+    place = split.place(prefix + name)
+    return place[1:] if prefix == "h/" else place
 
 
 def _own_heads(

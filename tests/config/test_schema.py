@@ -33,7 +33,7 @@ NOT_NEGATIVE = [
 ]  # fmt: skip
 PROBABILITIES = [
     "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop", "optim.beta1", "optim.beta2",
-    "optim.muon_momentum",
+    "optim.muon_momentum", "sample.min_p",
 ]  # fmt: skip
 
 
@@ -65,6 +65,7 @@ def test_settings_beside_their_limits_are_valid():
         "optim.clip_norm": 1e-30, "optim.warmup_steps": 5, "optim.decay_steps": 5,
         "train.context": 1024, "train.batch_tokens": 16 * 1024, "train.micro_batch": 16,
         "optim.cooldown_fraction": 0, "optim.ema_decay": 0, "train.profile": "0:1",
+        "sample.top_p": 1e-30, "sample.repetition_penalty": 1e-30, "sample.stop": (" ",),
     }  # fmt: skip
     validate(with_fields(limits))
     validate(with_fields({"optim.cooldown_fraction": 1, "optim.ema_decay": 0.9999}))
@@ -91,6 +92,11 @@ RULES = [
       for bad in (-0.1, 1, 1.5, float("nan"))],
     *[("train.profile", bad, "must be STEP:COUNT with a COUNT of 1 or more", repr(bad))
       for bad in ("", "3", ":", "3:", ":2", "3:0", "-1:2", "3:-2", "a:b", "1:2:3", "1.5:2")],
+    *[("sample.top_p", bad, "must be above 0 and at most 1", f"{bad} (1 keeps all)")
+      for bad in (0.0, -0.1, 1.1, float("nan"))],
+    *[("sample.repetition_penalty", bad, "must be above 0", f"{bad} (1 has no effect)")
+      for bad in (0.0, -1.0, float("inf"), float("nan"))],
+    ("sample.stop", ("a", ""), "must be texts that are not empty", ("a", "")),
     ("train.seed", 2**32, "must be below 2**32", 2**32),
     ("data.tokenizer", "gtp2", "must be gpt1, gpt2, bytes, chars, bpe:N", "did you mean gpt2?"),
     ("data.tokenizer", "byte", "must be gpt1, gpt2, bytes, chars, bpe:N", "did you mean bytes?"),
@@ -246,7 +252,8 @@ def test_a_section_of_the_wrong_kind_is_refused():
 @pytest.mark.parametrize("name", [name for name, kind in FIELDS.items() if float in (
     kind, *typing.get_args(kind))])  # fmt: skip
 def test_float_fields_accept_integers(name):
-    validate(with_fields({name: 1 if name in ("optim.eps", "optim.clip_norm") else 0}))
+    above_0 = ("optim.eps", "optim.clip_norm", "sample.top_p", "sample.repetition_penalty")
+    validate(with_fields({name: 1 if name in above_0 else 0}))
 
 
 @pytest.mark.parametrize(
@@ -294,7 +301,7 @@ def test_unusual_values_survive_json():
     unusual = {
         "data.inputs": ('a"b', "\u00e9\n"), "sample.prompt": "\ud800", "optim.eps": 1e-30,
         "optim.clip_norm": None, "train.context": 1024, "optim.weight_decay": 0,
-        "train.micro_batch": "auto", "optim.ema_decay": 0.5,
+        "train.micro_batch": "auto", "optim.ema_decay": 0.5, "sample.stop": ("\n", "\u00e9"),
     }  # fmt: skip
     config = dataclasses.replace(with_fields(unusual), task="instruct")
     assert config_from_json(to_json(config), "config.json") == config
@@ -333,7 +340,7 @@ def test_json_that_is_no_config_is_refused_by_name(text, words):
 def test_a_config_from_before_there_was_a_mesh_can_still_be_read():
     config = Config(train=TrainConfig(max_steps=7))
     old = json.loads(to_json(config))
-    del old["task"], old["mesh"], old["train"]["wire_dtype"]
+    del old["task"], old["mesh"], old["train"]["wire_dtype"], old["sample"]["top_p"]
     assert config_from_json(json.dumps(old), "config.json") == config
 
 

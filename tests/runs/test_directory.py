@@ -56,7 +56,8 @@ FREE = {
     "train.evaluate_on": ("lambada=a",), "train.evaluate_on_every_steps": 5,
     "train.evaluate_on_limit": 9, "train.stall_seconds": 0, "train.cpu_devices": 2,
     "sample.prompt": "x", "sample.max_new_tokens": 5, "sample.temperature": 0.0,
-    "sample.top_k": None,
+    "sample.top_k": None, "sample.top_p": 0.9, "sample.min_p": 0.1,
+    "sample.repetition_penalty": 1.2, "sample.stop": ("x",),
 }  # fmt: skip
 PRESET = load_config("tiny")
 TINY = dataclasses.replace(

@@ -1,0 +1,292 @@
+"""Slots in which sequences are generated together; each joins and leaves whenever it likes.
+
+    engine = Engine(cfg, params, capacity=8)
+    event = engine.admit(Request(prompt, sample, key, stop_tokens))
+    while engine.running:
+        for event in engine.decode(8): ...
+
+`generate` and `serve` both stand on it. It knows tokens, not text. One program decodes for all
+slots of one length of cache; the cache grows by doubling, and no result depends on its length.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from gptjax.base.tree import Tree
+from gptjax.cluster.mesh import make_mesh
+from gptjax.config import ModelConfig, SampleConfig
+from gptjax.generation.decoding import CHUNK, KEYS, SCORED, STOP_TOKENS, Sequences
+from gptjax.generation.programs import programs
+from gptjax.generation.samplers import Sampling
+from gptjax.model.cache import PIECE, cache_length
+from gptjax.model.decoder import decoder_config
+
+SHORTEST_PROMPT = 16  # tokens to which short prompts are padded
+
+
+class Request(NamedTuple):
+    """A sequence to generate."""
+
+    prompt: Sequence[int]
+    """At least one token id, and at most as many as the engine's context."""
+    sample: SampleConfig
+    """Its settings; `prompt` and `stop` are texts, and are not read here."""
+    key: Array
+    """The random key of this sequence."""
+    stop_tokens: tuple[int, ...] = ()
+    """Up to four ids; the one that is drawn is the last token of the sequence."""
+
+
+class Token(NamedTuple):
+    """A token that was drawn."""
+
+    id: int
+    logprob: float
+    """Natural logarithm of its probability, before the temperature, the penalty and the filters."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely ids with their log-probabilities, if they were wanted."""
+
+
+class Event(NamedTuple):
+    """News of one sequence."""
+
+    slot: int
+    tokens: list[Token]
+    finish: str | None
+    """`stop` after a stop token, `length` at its limit or the context's, None if it goes on."""
+
+
+class _Running:
+    """A sequence in a slot, as the host sees it."""
+
+    def __init__(self, request: Request, limit: int, wants_top: bool):
+        self.request, self.limit, self.wants_top = request, limit, wants_top
+        self.drawn = 0
+        self.is_going = True
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the text."""
+        return len(self.request.prompt) + self.drawn
+
+
+class Engine:
+    """A model with `capacity` slots. One thread owns it.
+
+    `params` is the parameter tree of `cfg`; the engine keeps a copy in `dtype`, layer by layer. If
+    the parameters are divided over a `mesh`, so are the copy and the cache, and every process of
+    the run must make the same calls. A slot holds up to `context` tokens, n_ctx by default.
+    """
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        params: Tree,
+        capacity: int = 1,
+        context: int | None = None,
+        dtype: str = "float32",
+        mesh: Mesh | None = None,
+    ):
+        self.cfg = decoder_config(cfg, dtype)
+        self.capacity, self.context = capacity, context or cfg.n_ctx
+        self._programs = programs(self.cfg, mesh or _mesh_of(params))
+        self._params = self._programs.place(params)
+        self._longest = cache_length(self.context)
+        self._length = min(PIECE, self._longest)
+        self._slots = self._programs.empty(capacity, self._length)
+        self._held: dict[int, _Running] = {}
+        self._read: tuple[tuple[int, ...], Any, Any, Any] | None = None  # the last prompt
+
+    @property
+    def free(self) -> list[int]:
+        """Slots that hold no sequence."""
+        return [slot for slot in range(self.capacity) if slot not in self._held]
+
+    @property
+    def running(self) -> list[int]:
+        """Slots whose sequence goes on."""
+        return [slot for slot, held in self._held.items() if held.is_going]
+
+    def admit(self, request: Request, wants_top: bool = False) -> Event:
+        """Read the prompt of a sequence into a free slot and draw its first token.
+
+        A prompt that was just read, as for several samples of it, is not read again. Raises
+        `ValueError` for a prompt that is empty or longer than the context, for more stop tokens
+        than four, and if no slot is free.
+        """
+        prompt, stops = tuple(map(int, request.prompt)), request.stop_tokens
+        if not 1 <= len(prompt) <= self.context or len(stops) > STOP_TOKENS or not self.free:
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens, {len(stops)} stop tokens and {len(self.free)} "
+                f"free slots: expected 1 to {self.context}, up to {STOP_TOKENS}, at least 1"
+            )
+        slot, put = self.free[0], self._programs.put
+        # the last token is drawn from a full context, and never read
+        limit = min(request.sample.max_new_tokens, self.context - len(prompt) + 1)
+        _, logits_BV, cache = self._read_prompt(prompt)
+        sequence = jax.tree.map(put, _sequence(self.cfg, request, prompt, limit))
+        sequence, drawn = self._programs.begin(logits_BV, sequence, put(wants_top))
+        self._held[slot] = _Running(request, limit, wants_top)
+        self._resize()
+        self._slots = self._programs.insert(self._slots, put(np.int32(slot)), cache, sequence)
+        return self._event(slot, *(x[:, None] for x in map(np.asarray, drawn)))
+
+    def decode(self, steps: int) -> list[Event]:
+        """Draw up to `steps` tokens (1 to 32) for every running sequence, in one call of the device.
+
+        One event each, in the order of slots.
+        """
+        running = sorted(self.running)
+        if not running:
+            return []
+        self._resize(steps := min(steps, CHUNK, max(self._left(slot) for slot in running)))
+        wants_top = any(self._held[slot].wants_top for slot in running)
+        put = self._programs.put
+        self._slots, drawn = self._programs.decode(
+            self._params, self._slots, put(np.int32(steps)), put(wants_top)
+        )
+        counts_B, *rest = map(np.asarray, drawn)
+        return [
+            self._event(slot, *(x[slot : slot + 1, : counts_B[slot]] for x in rest))
+            for slot in running
+        ]
+
+    def release(self, slot: int) -> None:
+        """Make a slot free, whether its sequence is finished or not."""
+        if self._held.pop(slot).is_going:
+            self._slots = self._programs.stand_still(
+                self._slots, self._programs.put(np.int32(slot))
+            )
+
+    def score(self, tokens: Sequence[int]) -> list[Token]:
+        """Every token but the first, with its log-probability after those before it, and its top.
+
+        Raises `ValueError` unless there are 1 to `context` tokens.
+        """
+        prompt = tuple(map(int, tokens))
+        if not 1 <= len(prompt) <= self.context:
+            raise ValueError(f"{len(prompt)} tokens: expected 1 to {self.context}")
+        x_TD = np.asarray(self._read_prompt(prompt)[0])
+        scored: list[Token] = []
+        for start in range(0, len(prompt) - 1, SCORED):
+            ids = prompt[start + 1 : start + 1 + SCORED]
+            x_CD, targets_C = (
+                np.zeros((SCORED, x_TD.shape[1]), x_TD.dtype),
+                np.zeros(SCORED, np.int32),
+            )
+            x_CD[: len(ids)], targets_C[: len(ids)] = x_TD[start : start + len(ids)], ids
+            put = self._programs.put
+            found = self._programs.score(self._params, put(x_CD), put(targets_C))
+            scored += _tokens(ids, *map(np.asarray, found))
+        return scored
+
+    def warm_up(self) -> None:
+        """Compile every program, so that nothing compiles later."""
+        assert not self._held
+        sample = SampleConfig(max_new_tokens=3)
+        key = jax.random.key(0, impl=KEYS)
+        for length in _doubling(SHORTEST_PROMPT, self.context):
+            self.admit(Request([0] * length, sample, key))
+            self.decode(1)
+            self.release(0)
+        self.score([0, 0])
+        for before in _doubling(PIECE, self._longest):
+            for after in _doubling(PIECE, self._longest):
+                self._slots = self._programs.resize(self._slots, before)
+                self._slots = self._programs.resize(self._slots, after)
+
+    def _read_prompt(self, prompt: tuple[int, ...]) -> tuple[Any, Any, Any]:
+        if self._read is None or self._read[0] != prompt:
+            self._read = None  # makes room
+            row = np.zeros((1, _padded(len(prompt), self.context)), np.int32)
+            row[0, : len(prompt)] = prompt
+            put = self._programs.put
+            read = self._programs.read(self._params, put(row), put(np.int32(len(prompt))))
+            self._read = (prompt, *read)
+        return self._read[1:]
+
+    def _left(self, slot: int) -> int:
+        return self._held[slot].limit - self._held[slot].drawn
+
+    def _resize(self, steps: int = 0) -> None:
+        """Give the cache the length that the sequences need for so many more tokens."""
+        held = self._held.values()
+        lengths = [min(h.length + steps, self.context) for h in held if h.is_going]
+        needed = max(lengths, default=1)
+        length = next(n for n in _doubling(PIECE, self._longest) if n >= needed)
+        if length != self._length:
+            self._slots, self._length = self._programs.resize(self._slots, length), length
+
+    def _event(self, slot: int, *found: np.ndarray) -> Event:
+        held = self._held[slot]
+        tokens = _tokens([int(i) for i in found[0][0]], *(x[0] for x in found[1:]))
+        if not held.wants_top:
+            tokens = [token._replace(top=()) for token in tokens]
+        held.drawn += len(tokens)
+        finish = None
+        if tokens and tokens[-1].id in held.request.stop_tokens:
+            finish = "stop"
+        elif held.drawn >= held.limit:
+            finish = "length"
+        held.is_going = finish is None
+        return Event(slot, tokens, finish)
+
+
+def _mesh_of(params: Tree) -> Mesh:
+    """The one device that has all parameters."""
+    leaf = jax.tree.leaves(params)[0]
+    devices = list(leaf.sharding.device_set) if isinstance(leaf, Array) else jax.local_devices()
+    return make_mesh(devices[:1])
+
+
+def _sequence(cfg: ModelConfig, request: Request, prompt: tuple[int, ...], limit: int) -> Sequences:
+    """The row of a sequence whose first token is to be drawn, on the host."""
+    sample, stops = request.sample, request.stop_tokens
+    seen_BV = np.zeros((1, cfg.padded_vocab), bool)
+    seen_BV[0, list(prompt)] = True
+    row = Sampling(
+        *(np.array([value], dtype) for value, dtype in (
+            (sample.temperature, np.float32),
+            (sample.top_k or 0, np.int32),
+            (sample.top_p, np.float32),
+            (sample.min_p, np.float32),
+            (sample.repetition_penalty, np.float32),
+        ))
+    )  # fmt: skip
+    return Sequences(
+        np.array([prompt[-1]], np.int32),
+        np.asarray(jax.random.key_data(request.key))[None],
+        np.zeros(1, np.int32),
+        np.array([limit], np.int32),
+        np.array([(*stops, *[-1] * (STOP_TOKENS - len(stops)))], np.int32),
+        seen_BV,
+        row,
+    )
+
+
+def _tokens(ids: Sequence[int], *found: np.ndarray) -> list[Token]:
+    """Tokens with their log-probabilities and alternatives, from arrays that may be longer."""
+    logprobs_C, tops_CP, top_logprobs_CP = (x.tolist() for x in found[-3:])
+    return [
+        Token(int(token), logprob, tuple(zip(tops, top_logprobs, strict=True)))
+        for token, logprob, tops, top_logprobs in zip(
+            ids, logprobs_C, tops_CP, top_logprobs_CP, strict=False
+        )
+    ]
+
+
+def _padded(length: int, longest: int) -> int:
+    return next(n for n in _doubling(SHORTEST_PROMPT, longest) if n >= length)
+
+
+def _doubling(first: int, last: int) -> list[int]:
+    """`first`, twice that and so on, and at the end `last`."""
+    sizes = [min(first, last)]
+    while sizes[-1] < last:
+        sizes.append(min(2 * sizes[-1], last))
+    return sizes

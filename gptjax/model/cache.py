@@ -1,0 +1,132 @@
+"""The key-value cache: keys and values of the tokens so far, an explicit pytree in and out.
+
+A row of the cache belongs to one sequence, which begins at position 0; positions beyond the length
+of a row hold nothing that anyone sees. Attention over the cache is computed in pieces of `PIECE`
+positions that are put together afterwards (Dao et al. 2023, flash-decoding). So a row's result is
+the same, bit by bit, in a longer cache and whatever the other rows hold.
+
+Letters: B rows, T query time, S positions of the cache, P a piece of them, N pieces, H heads, K
+head dim.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from gptjax.config import ModelConfig
+from gptjax.model.arguments import at_least, wide
+
+PIECE = 128
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer."""
+
+    k_BHSK: Array
+    v_BHSK: Array
+
+
+class Cache(NamedTuple):
+    """Keys and values of all layers, and the number of tokens in each row."""
+
+    layers: tuple[LayerCache, ...]
+    lengths_B: Array
+
+
+def empty_cache(
+    cfg: ModelConfig, batch: int, length: int, dtype: Any = None, n_head: int | None = None
+) -> Cache:
+    """A cache for `batch` sequences of `length` tokens, rounded up to whole pieces.
+
+    `dtype` is the compute type by default; `n_head` is the number of heads that are on a device.
+
+    >>> empty_cache(ModelConfig(n_layer=2, n_head=2, n_embd=8), 3, 100).layers[0].k_BHSK.shape
+    (3, 2, 128, 4)
+    """
+    at_least(1, batch=batch, length=length)
+    shape = (batch, n_head or cfg.n_head, cache_length(length), cfg.head_dim)
+    layers = tuple(
+        LayerCache(*(jnp.zeros(shape, dtype or cfg.dtype) for _ in "kv"))
+        for _ in range(cfg.n_layer)
+    )
+    return Cache(layers, jnp.zeros(batch, jnp.int32))
+
+
+def cache_length(tokens: int) -> int:
+    """The positions of a cache that holds so many tokens: whole pieces.
+
+    >>> cache_length(129)
+    256
+    """
+    return -(-tokens // PIECE) * PIECE
+
+
+def resized(cache: Cache, length: int) -> Cache:
+    """The same rows with room for `length` positions, more or fewer than before.
+
+    >>> cache = empty_cache(ModelConfig(n_layer=1, n_head=2, n_embd=8), 3, 128)
+    >>> resized(cache, 256).layers[0].v_BHSK.shape
+    (3, 2, 256, 4)
+    """
+
+    def resize(x_BHSK: Array) -> Array:
+        more = max(0, length - x_BHSK.shape[2])
+        return jnp.pad(x_BHSK, ((0, 0), (0, 0), (0, more), (0, 0)))[:, :, :length]
+
+    return cache._replace(layers=jax.tree.map(resize, cache.layers))
+
+
+def append(layer: LayerCache, k_BTHK: Array, v_BTHK: Array, lengths_B: Array) -> LayerCache:
+    """Write one token behind each row's last, or several into an empty cache.
+
+    A token beyond the end of the cache is dropped.
+    """
+    if k_BTHK.shape[1] > 1:  # a prompt
+        return LayerCache(
+            *(
+                lax.dynamic_update_slice(
+                    x_BHSK, new_BTHK.swapaxes(1, 2).astype(x_BHSK.dtype), [0] * 4
+                )
+                for x_BHSK, new_BTHK in zip(layer, (k_BTHK, v_BTHK), strict=True)
+            )
+        )
+    rows_B = jnp.arange(len(lengths_B))
+    return LayerCache(
+        *(
+            x_BHSK.at[rows_B, :, lengths_B].set(new_BTHK[:, 0].astype(x_BHSK.dtype), mode="drop")
+            for x_BHSK, new_BTHK in zip(layer, (k_BTHK, v_BTHK), strict=True)
+        )
+    )
+
+
+def attend_to_cache(q_BHK: Array, layer: LayerCache, lengths_B: Array) -> Array:
+    """Attention of the token at position `lengths_B` of each row, [B, H, K].
+
+    The same function of the same tokens as `attention.attend`, for one query. Scores and softmax
+    are float32.
+    """
+    k_BHNPK, v_BHNPK = (x.reshape(*x.shape[:2], -1, PIECE, x.shape[3]) for x in layer)
+    sums = wide(q_BHK)
+    scores_BHNP = jnp.einsum(
+        "bhk,bhnpk->bhnp", q_BHK * q_BHK.shape[-1] ** -0.5, k_BHNPK, preferred_element_type=sums
+    )
+    is_seen_BNP = jnp.arange(layer.k_BHSK.shape[2]).reshape(-1, PIECE) <= lengths_B[:, None, None]
+    scores_BHNP = jnp.where(is_seen_BNP[:, None], scores_BHNP, -jnp.inf)
+    top_BH11 = scores_BHNP.max((2, 3), keepdims=True)
+    weights_BHNP = jnp.exp(scores_BHNP - top_BH11)
+    sums_BHN = weights_BHNP.sum(3)
+    y_BHNK = jnp.einsum(
+        "bhnp,bhnpk->bhnk", weights_BHNP.astype(v_BHNPK.dtype), v_BHNPK, preferred_element_type=sums
+    )
+    y_BHK, total_BH = _in_order(y_BHNK), _in_order(sums_BHN)
+    return (y_BHK / total_BH[..., None]).astype(q_BHK.dtype)
+
+
+def _in_order(x_BHN: Array) -> Array:
+    """The sum over pieces, one after the other, so that trailing zeros change no bit."""
+    total = x_BHN[:, :, 0]
+    for n in range(1, x_BHN.shape[2]):
+        total = total + x_BHN[:, :, n]
+    return total

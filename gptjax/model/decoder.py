@@ -1,0 +1,108 @@
+"""The GPT as a decoder: it reads prompts into a cache, then one token a row at a time.
+
+It computes what `GPT` computes, by the same blocks. The layers are separate arrays here and the
+loop over them is written out, because a slice of a stack would be copied for every token.
+
+Letters as in `gpt`: B rows, T time, D width, N layers, V vocabulary.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import PartitionSpec
+
+from gptjax.base.tree import Tree, leaf_names
+from gptjax.config import ModelConfig
+from gptjax.model.cache import Cache, LayerCache
+from gptjax.model.gpt import PADDING_LOGIT, logits
+from gptjax.model.layers import Block, LayerNorm
+from gptjax.model.parallel import embedding_lookup, gathered_over_fsdp, with_own_heads
+from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
+
+C_ATTN_BIAS = "attn/c_attn/bias"
+
+
+def decoder_config(cfg: ModelConfig, dtype: str) -> ModelConfig:
+    """The config of a model that decodes in `dtype` on any device, however it was trained."""
+    return dataclasses.replace(
+        cfg, dtype=dtype, attention="auto", remat="none", float32_matmul="highest"
+    )
+
+
+def decoder_params(params: Tree, cfg: ModelConfig, split: ModelSharding = UNSHARDED) -> Tree:
+    """The parameters of `GPT` as a decoder reads them: in the compute type, layer by layer.
+
+    Inside a `shard_map` of a divided model they are the parts of one device. There `c_attn` becomes
+    the columns of its own heads, and what is stored in parts over `fsdp` stays so.
+    """
+    params = jax.tree.map(lambda x: x.astype(cfg.dtype), params)
+    stack = params["h"]
+    layers = tuple(
+        with_own_heads(jax.tree.map(lambda x, n=n: x[n], stack), split, cfg, "h/")
+        for n in range(cfg.n_layer)
+    )
+    return {**params, "h": layers}
+
+
+def decoder_specs(params: Tree, split: ModelSharding) -> Tree:
+    """The place of every leaf that `decoder_params` returns, for `shard_map`."""
+
+    def spec(name: str) -> PartitionSpec:
+        layer, _, rest = name.removeprefix("h/").partition("/")
+        if not layer.isdecimal():
+            return PartitionSpec(*split.place(name))
+        if rest == C_ATTN_BIAS:  # stored whole, but cut into heads here
+            return PartitionSpec(TENSOR if split.tensor > 1 else None)
+        return PartitionSpec(*split.place(f"h/{rest}")[1:])
+
+    return jax.tree.map(spec, leaf_names(params))
+
+
+def extend(
+    cfg: ModelConfig, params: Tree, tokens_BT: Array, cache: Cache, split: ModelSharding = UNSHARDED
+) -> tuple[Array, Cache]:
+    """Read tokens: the input of the head for each, [B, T, D], and the cache with them.
+
+    One token a row is read at the end of its row. Several are prompts for empty rows, and the
+    caller sets `lengths_B` of those that are padded at the end. A token beyond the model's context
+    means nothing, but is a number: what it leaves in the cache must not spoil later sequences.
+    """
+    time = tokens_BT.shape[1]
+    positions_BT = cache.lengths_B[:, None] + jnp.arange(time)
+    top = {name: leaf for name, leaf in params.items() if name != "h"}
+    top = gathered_over_fsdp(top, split, cfg)
+    x_BTD = embedding_lookup(top["wte"]["embedding"], tokens_BT, split)
+    x_BTD = (x_BTD + jnp.take(top["wpe"]["embedding"], positions_BT, axis=0, mode="clip")).astype(
+        cfg.dtype
+    )
+    layers: list[LayerCache] = []
+    for layer_params, layer_cache in zip(params["h"], cache.layers, strict=True):
+        whole = {"params": gathered_over_fsdp(layer_params, split, cfg, "h/")}
+        block: Any = Block(cfg, split).apply(
+            whole, x_BTD, False, None, (layer_cache, cache.lengths_B)
+        )
+        x_BTD, new_cache = block
+        layers.append(new_cache)
+    if cfg.final_norm:
+        x_BTD = LayerNorm(cfg.bias).apply({"params": top["ln_f"]}, x_BTD)
+    assert isinstance(x_BTD, Array)
+    return x_BTD, Cache(tuple(layers), cache.lengths_B + time)
+
+
+def head_logits(
+    cfg: ModelConfig, params: Tree, x_BTD: Array, split: ModelSharding = UNSHARDED
+) -> Array:
+    """Score every token of the vocabulary: float32 [B, T, V], whole on every device."""
+    name, leaf = ("wte", "embedding") if cfg.tied_head else ("lm_head", None)
+    head = gathered_over_fsdp({name: params[name]}, split, cfg)[name]
+    head_VD = head[leaf] if leaf else head
+    if split.tensor == 1:
+        return logits(x_BTD, head_VD, cfg.n_vocab or 0)
+    rows = len(head_VD)
+    own_BTV = logits(x_BTD, head_VD, rows)
+    logits_BTV = lax.all_gather(own_BTV, TENSOR, axis=2, tiled=True)
+    is_padding_V = jnp.arange(logits_BTV.shape[2]) >= (cfg.n_vocab or 0)
+    return jnp.where(is_padding_V, PADDING_LOGIT, logits_BTV)
