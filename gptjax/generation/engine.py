@@ -137,7 +137,7 @@ class Engine:
         return self._event(slot, *(x[:, None] for x in map(np.asarray, drawn)))
 
     def decode(self, steps: int) -> list[Event]:
-        """Draw up to `steps` tokens (1 to 32) for every running sequence, in one call of the device.
+        """Draw up to `steps` tokens (1 to 32) for every running sequence, in one call.
 
         One event each, in the order of slots.
         """
