@@ -5,7 +5,6 @@ Here the blocks below the chosen layer run as they always do, and the chosen hea
 formed from the queries and keys of that layer.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from jax.typing import ArrayLike
 from gptjax.config import ModelConfig
 from gptjax.model.arguments import check_model, check_shapes, integers
 from gptjax.model.attention import attend
+from gptjax.model.decoder import decoder_config
 from gptjax.model.layers import Block, LayerNorm, Projection
 from gptjax.model.parallel import embedding_lookup
 from gptjax.model.places import UNSHARDED
@@ -38,8 +38,7 @@ def attention_map(
     [1.0, 0.0]
     """
     check_model(cfg)
-    # nothing is dropped or differentiated, and cuDNN would refuse short texts
-    cfg = dataclasses.replace(cfg, attention="auto", remat="none")
+    cfg = decoder_config(cfg, cfg.dtype)
     tokens_BT = integers("tokens_BT", tokens_BT)
     sizes = check_shapes(tokens_BT=tokens_BT)
     if sizes["T"] > cfg.n_ctx:

@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from typing import Any
 
+import httpx
 import pytest
+from live_server import SHAPE, TOKENIZER, HeldEngine, live_server, random_params
 from scripted_api import END, EURO, HOSTILE, STORY, Script, serve_script
 
+from gptjax.serving.attention import AttentionMaps
 from gptjax.serving.page import read_page
 
 HTML = read_page()[0].decode()
@@ -107,7 +110,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("dialog", lambda dialog: problems.append(f"dialog: {dialog.message}"))
         page.on("request", lambda request: requests.append((url, request.url)))
         page.goto(url)
-        page.wait_for_selector("#model:has-text('small-model'), #key-form:visible")
+        page.wait_for_selector("#model:not(:empty), #key-form:visible")
         return page
 
     yield open_page
@@ -364,6 +367,40 @@ def test_the_colours_follow_the_system_until_they_are_chosen(visit):
         assert brightness(dark) < 0.1 < 0.8 < brightness(light)
         page.reload()
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == light
+
+
+@pytest.mark.slow
+def test_the_real_server_writes_what_its_api_answers(visit):
+    params = random_params()
+    maps = AttentionMaps(SHAPE, params, TOKENIZER, SHAPE.n_ctx, "float32")
+    engine = HeldEngine(SHAPE, params, capacity=1)
+    with live_server(engine, attention=maps) as server:
+        page = visit(f"{server.url}/")
+        assert page.text_content("#model") == "tiny \u00b7 2 layers \u00b7 context 64"
+        page.fill("#prompt", "<b>")
+        page.fill("#temperature", "1.5")
+        page.fill("#max_tokens", "40")
+        page.fill("#seed", "7")
+        page.click("#generate")
+        body = {"prompt": "<b>", "temperature": 1.5, "top_k": 50, "max_tokens": 40, "seed": 7}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body).json()["choices"][0]
+        assert finish(page) == answer["text"]
+        page.check("#attention-on")
+        page.wait_for_selector("#map:visible")
+        assert "looks" in page.text_content("#looks")
+
+        engine.gate.clear()  # the next token waits until the page has stopped
+        page.fill("#seed", "")
+        page.click("#generate")
+        page.wait_for_selector(".token")
+        page.click("#halt")
+        assert "stopped by you" in page.text_content("#numbers")
+        engine.gate.set()
+        server.wait_idle()
+        page.fill("#temperature", "99")
+        page.fill("#max_tokens", "65")
+        page.click("#generate")
+        page.wait_for_selector("#alarm:has-text('max_tokens must be')")
 
 
 def contrast(page: Any, place: str) -> float:
