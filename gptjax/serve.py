@@ -29,6 +29,7 @@ def serve(argv: Sequence[str]) -> int:
     from gptjax.conversion.opening import load_run
     from gptjax.generation.engine import Engine
     from gptjax.serving.api import create_app
+    from gptjax.serving.attention import AttentionMaps
     from gptjax.serving.metrics import ServingMetrics
     from gptjax.serving.protocol import Limits
     from gptjax.serving.scheduler import Scheduler
@@ -46,9 +47,12 @@ def serve(argv: Sequence[str]) -> int:
     )
     longest = command.max_tokens or engine.context
     limits = Limits(longest, scheduler.max_sequences, model.n_vocab or 0)
+    maps = None
+    if command.attention_maps:
+        maps = AttentionMaps(model, run.params, run.tokenizer, engine.context, command.dtype)
     service = Service(
         name, model, run.tokenizer, scheduler, metrics, limits, engine.context, key,
-        command.attention_maps,
+        maps,
     )  # fmt: skip
     print(f"{run.origin}, {command.dtype}", file=sys.stderr)
     engine.warm_up()

@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from gptjax.serving.exchange import Completions
+from gptjax.serving.exchange import ClientLeft, Completions, read_body
 from gptjax.serving.guard import Guard
 from gptjax.serving.metrics import missing
+from gptjax.serving.page import read_page
+from gptjax.serving.protocol import parse_body
 from gptjax.serving.refusals import Refusal, broken
 from gptjax.serving.responses import model_entry
 from gptjax.serving.service import Service
@@ -27,9 +29,13 @@ def create_app(service: Service) -> Any:
         "n_layer": service.model.n_layer,
         "n_head": service.model.n_head,
         "context": service.context,
-        "attention_maps": service.attention_maps,
+        "attention_maps": service.attention is not None,
     }
     entry = model_entry(service.name, service.created, facts)
+
+    async def page(_: Request) -> Response:
+        body, headers = read_page()
+        return Response(body, headers=headers)
 
     async def health(_: Request) -> Response:
         healthy = service.scheduler.is_healthy
@@ -45,6 +51,16 @@ def create_app(service: Service) -> Any:
         service.check_model_name(request.path_params["name"])
         return JSONResponse(entry)
 
+    async def attention(request: Request) -> Response:
+        if service.attention is None:
+            message = "this server shows no attention: start it with --attention-maps"
+            raise Refusal(404, message, code="no_attention_maps")
+        try:
+            body = parse_body(await read_body(request.scope, request.receive))
+        except ClientLeft:
+            return Response()
+        return JSONResponse(await service.attention.answer(body))
+
     async def chat(_: Request) -> Response:
         message = f"{service.name} is not tuned on turns of a chat: use /v1/completions"
         raise Refusal(404, message, code="no_chat_model")
@@ -58,11 +74,13 @@ def create_app(service: Service) -> Any:
 
     app = Starlette(
         routes=[
+            Route("/", page),
             Route("/health", health),
             Route("/metrics", metrics),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/v1/completions", Completions(service), methods=["POST"]),
+            Route("/v1/attention", attention, methods=["POST"]),
             Route("/v1/chat/completions", chat, methods=["POST"]),
         ],
         exception_handlers={Refusal: refuse, HTTPException: refuse, Exception: refuse},

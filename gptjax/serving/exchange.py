@@ -46,7 +46,7 @@ class Completions:
                 request = parse_completion(parse_body(body), self._service.limits)
                 self._service.check_model_name(request.model)
                 await self._answer(request, receive, send, ending)
-            except _ClientLeft:
+            except ClientLeft:
                 ending.outcome = "cancelled"
 
     async def _answer(
@@ -70,7 +70,7 @@ class Completions:
                     {working, leaving}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
                 )
                 if not working.done():
-                    raise _ClientLeft
+                    raise ClientLeft
                 working.result()
             finally:
                 working.cancel()
@@ -106,7 +106,7 @@ def _start(headers: dict[str, str]) -> dict[str, Any]:
     return {"type": "http.response.start", "status": 200, "headers": pairs}
 
 
-class _ClientLeft(Exception):
+class ClientLeft(Exception):
     """The connection is closed, or the client does not read."""
 
 
@@ -132,7 +132,7 @@ async def read_body(scope: Any, receive: Receive) -> bytes:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise _ClientLeft
+                    raise ClientLeft
                 body += message.get("body", b"")
                 if len(body) > MAX_BODY:
                     raise too_large

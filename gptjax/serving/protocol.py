@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptjax.base.errors import did_you_mean
 from gptjax.config import SampleConfig
+from gptjax.serving.fields import Fields, shown
 from gptjax.serving.refusals import invalid
 
 Prompt = str | tuple[int, ...]
@@ -75,8 +75,8 @@ def parse_body(raw: bytes) -> dict[str, Any]:
 
 def parse_completion(body: Mapping[str, Any], limits: Limits) -> CompletionRequest:
     """Check a body; raises `Refusal` with the first wrong field."""
-    fields = _Fields(body)
-    prompts = _prompts(fields.take("prompt"), limits.n_vocab)
+    fields = Fields(body)
+    prompts = read_prompts(fields.take("prompt"), limits.n_vocab)
     n = fields.integer("n", 1, 1, limits.max_sequences)
     if len(prompts) * n > limits.max_sequences:
         raise invalid(
@@ -116,84 +116,27 @@ def parse_completion(body: Mapping[str, Any], limits: Limits) -> CompletionReque
     )  # fmt: skip
 
 
-class _Fields:
-    """The fields of a body, each taken once; what is left over is not known."""
+def read_prompts(value: Any, n_vocab: int) -> tuple[Prompt, ...]:
+    """Every prompt of a field; none given starts a document, as the empty text does.
 
-    def __init__(self, body: Mapping[str, Any]):
-        self._body, self._known = body, list[str]()
-
-    def take(self, name: str) -> Any:
-        self._known.append(name)
-        return self._body.get(name)
-
-    def integer(self, name: str, default: int, least: int, most: int | None) -> int:
-        value = self.take(name)
-        if value is None:
-            return default
-        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
-        if type(value) is not int or value < least or (most is not None and value > most):
-            raise invalid(name, f"{name} must be a whole number {bounds}, not {_shown(value)}")
-        return min(value, 2**31 - 1)
-
-    def number(
-        self, name: str, default: float, least: float, most: float, is_open: str = ""
-    ) -> float:
-        value = self.take(name)
-        if value is None:
-            return default
-        inside = type(value) in (int, float) and least <= value <= most
-        if not inside or value == {"left": least, "right": most}.get(is_open):
-            ends = ("(" if is_open == "left" else "[", ")" if is_open == "right" else "]")
-            expected = f"a number in {ends[0]}{least:g}, {most:g}{ends[1]}"
-            raise invalid(name, f"{name} must be {expected}, not {_shown(value)}")
-        return float(value)
-
-    def flag(self, name: str) -> bool:
-        value = self.take(name)
-        if value not in (None, True, False) or type(value) in (int, float):
-            raise invalid(name, f"{name} must be true or false, not {_shown(value)}")
-        return bool(value)
-
-    def text(self, name: str) -> str | None:
-        value = self.take(name)
-        if value is not None and not isinstance(value, str):
-            raise invalid(name, f"{name} must be a text, not {_shown(value)}")
-        return value
-
-    def neutral(self, name: str, value: Any) -> None:
-        given = self.take(name)
-        if given is not None and (given != value or isinstance(given, bool)):
-            allowed = f"may only be {json.dumps(value)}, which has no effect"
-            raise invalid(name, f"{name} is not supported: it {allowed}", "unsupported")
-
-    def refuse_others(self) -> None:
-        for name in self._body:
-            if name not in self._known:
-                near = did_you_mean(name, self._known)
-                shown = _shown(name)
-                raise invalid(
-                    name[:100], f"unrecognized request argument supplied: {shown}{near}", "unknown"
-                )
-
-
-def _prompts(value: Any, n_vocab: int) -> tuple[Prompt, ...]:
-    """Every prompt; none given starts a document, as the empty text does."""
+    Raises `Refusal` for anything but the four forms of OpenAI's API, and for unknown ids.
+    """
     if value is None:
         return ("",)
     if isinstance(value, str):
         return (value,)
     forms = "a text, a list of texts, token ids, or a list of lists of token ids"
     if not isinstance(value, list) or not value:
-        raise invalid("prompt", f"prompt must be {forms}, not {_shown(value)}")
+        raise invalid("prompt", f"prompt must be {forms}, not {shown(value)}")
     if all(isinstance(part, str) for part in value):
         return tuple(value)
     lists = value if all(isinstance(part, list) and part for part in value) else [value]
     for ids in lists:
         for token in ids:
             if type(token) is not int:
-                raise invalid("prompt", f"prompt must be {forms}, without {_shown(token)}")
+                raise invalid("prompt", f"prompt must be {forms}, without {shown(token)}")
             if not 0 <= token < n_vocab:
-                raise invalid("prompt", f"token ids are from 0 to {n_vocab - 1}: {_shown(token)}")
+                raise invalid("prompt", f"token ids are from 0 to {n_vocab - 1}: {shown(token)}")
     return tuple(map(tuple, lists))
 
 
@@ -202,7 +145,7 @@ def _stops(value: Any) -> tuple[str, ...]:
     is_list = isinstance(texts, list) and len(texts) <= MAX_STOPS
     if not is_list or not all(isinstance(text, str) and text for text in texts):
         expected = f"a text or up to {MAX_STOPS} texts that are not empty"
-        raise invalid("stop", f"stop must be {expected}, not {_shown(value)}")
+        raise invalid("stop", f"stop must be {expected}, not {shown(value)}")
     return tuple(texts)
 
 
@@ -212,20 +155,8 @@ def _stream_options(value: Any, stream: bool) -> bool:
     if not stream:
         raise invalid("stream_options", "stream_options are only for stream=true")
     if not isinstance(value, dict):
-        raise invalid("stream_options", f"stream_options must be an object, not {_shown(value)}")
-    options = _Fields(value)
+        raise invalid("stream_options", f"stream_options must be an object, not {shown(value)}")
+    options = Fields(value)
     usage = options.flag("include_usage")
     options.refuse_others()
     return usage
-
-
-def _shown(value: Any) -> str:
-    """The beginning of a value as JSON, for a message; a prompt does not belong there."""
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if isinstance(value, int) and abs(value) > 2**64:
-        return "a huge number"
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:60] + "..."

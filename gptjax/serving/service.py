@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from gptjax.config import ModelConfig
+from gptjax.serving.attention import AttentionMaps
 from gptjax.serving.metrics import ServingMetrics
 from gptjax.serving.protocol import Limits
 from gptjax.serving.refusals import Refusal
@@ -26,7 +27,8 @@ class Service:
     """Most tokens of a prompt."""
     key: str | None = None
     """The API key, if there is one."""
-    attention_maps: bool = False
+    attention: AttentionMaps | None = None
+    """Where its heads look, if the server shows it."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model_name(self, name: str | None) -> None:
