@@ -24,7 +24,7 @@ def url():
 
 
 def ask(url, **body):
-    return httpx.post(f"{url}/v1/attention", json=body)
+    return httpx.post(f"{url}/v1/attention", json=body, timeout=120)
 
 
 def test_the_weights_are_those_of_the_head_over_prompt_and_completion(url):

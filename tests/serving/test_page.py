@@ -291,6 +291,7 @@ def test_errors_of_the_api_are_told_in_words(visit, fails, words):
     with serve_script(Script(fails=fails)) as script:
         page = visit(script.url)
         page.click("#generate")
+        page.wait_for_selector("#alarm:visible")
         assert words in page.text_content("#alarm")
         assert fails[1] in page.text_content("#alarm")
         script.fails = None
@@ -383,7 +384,9 @@ def test_the_real_server_writes_what_its_api_answers(visit):
         page.fill("#seed", "7")
         page.click("#generate")
         body = {"prompt": "<b>", "temperature": 1.5, "top_k": 50, "max_tokens": 40, "seed": 7}
-        answer = httpx.post(f"{server.url}/v1/completions", json=body).json()["choices"][0]
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120).json()[
+            "choices"
+        ][0]
         assert finish(page) == answer["text"]
         page.check("#attention-on")
         page.wait_for_selector("#map:visible")
