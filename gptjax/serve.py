@@ -55,6 +55,7 @@ def serve(argv: Sequence[str]) -> int:
         maps,
     )  # fmt: skip
     print(f"{run.origin}, {command.dtype}", file=sys.stderr)
+    del run  # its parameters, of which the engine has its own
     engine.warm_up()
     scheduler.start()
 

@@ -1,10 +1,12 @@
 """A server of a random small model, alive in this process on 127.0.0.1."""
 
 import contextlib
+import string
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import jax
 import numpy as np
@@ -18,11 +20,12 @@ from gptjax.serving.metrics import ServingMetrics
 from gptjax.serving.protocol import Limits
 from gptjax.serving.scheduler import Scheduler
 from gptjax.serving.service import Service
-from gptjax.tokenizers.plain import ByteTokenizer
+from gptjax.tokenizers.plain import CharTokenizer
 
-SHAPE = ModelConfig(n_layer=2, n_head=2, n_embd=16, n_ctx=64, n_vocab=257, dtype="float32")
-TOKENIZER = ByteTokenizer()
-NEVER = 256  # end-of-text, which the texts of some tests must not reach
+TOKENIZER = CharTokenizer(string.ascii_letters + " .,!?<>\"'éñ日")  # any of its ids is text
+SHAPE = ModelConfig(
+    n_layer=2, n_head=2, n_embd=16, n_ctx=64, n_vocab=TOKENIZER.n_vocab, dtype="float32"
+)
 
 
 def random_params(factor: float = 6.0):
@@ -34,7 +37,9 @@ def all_logprobs(params, tokens: list[int]) -> np.ndarray:
     """Log-probabilities [T, V] of one full forward, float64."""
     row = np.zeros((1, SHAPE.n_ctx), np.int32)
     row[0, : len(tokens)] = tokens
-    logits = np.asarray(_forward({"params": params}, row), np.float64)[0, : len(tokens), :257]
+    logits = np.asarray(_forward({"params": params}, row), np.float64)[
+        0, : len(tokens), : TOKENIZER.n_vocab
+    ]
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
@@ -58,6 +63,12 @@ class HeldEngine(Engine):
             raise self.error
         self.steps.append(steps)
         return super().decode(1)
+
+
+@cache
+def held_engine() -> HeldEngine:
+    """The engine of two slots that all tests share, since each one compiles its programs."""
+    return HeldEngine(SHAPE, random_params(), capacity=2)
 
 
 @dataclass
@@ -107,7 +118,7 @@ def live_server(
 
     metrics = ServingMetrics()
     scheduler = Scheduler(engine, (TOKENIZER.eot_id,), max_queue, timeout, metrics)
-    limits = Limits(SHAPE.n_ctx, scheduler.max_sequences, 257)
+    limits = Limits(SHAPE.n_ctx, scheduler.max_sequences, TOKENIZER.n_vocab)
     made = Service("tiny", SHAPE, TOKENIZER, scheduler, metrics, limits, engine.context)
     bound = bind("127.0.0.1", 0, None)
     config = uvicorn.Config(
@@ -126,3 +137,5 @@ def live_server(
         scheduler.stop()
         server.should_exit = True
         thread.join()
+
+

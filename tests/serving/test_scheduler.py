@@ -1,7 +1,10 @@
 """The scheduler: who runs, who waits, who is told what; with a real engine that a test can hold."""
 
+import threading
+import time
+
 import pytest
-from live_server import SHAPE, TOKENIZER, HeldEngine, make_scheduler, random_params, wait_until
+from live_server import TOKENIZER, HeldEngine, held_engine, make_scheduler, wait_until
 
 from gptjax.config import SampleConfig
 from gptjax.serving.jobs import Job, PromptScores
@@ -12,9 +15,7 @@ from gptjax.serving.transcript import Piece, Transcript
 
 @pytest.fixture(scope="module")
 def engine() -> HeldEngine:
-    made = HeldEngine(SHAPE, random_params(), capacity=2)
-    made.warm_up()
-    return made
+    return held_engine()
 
 
 @pytest.fixture
@@ -124,18 +125,12 @@ def test_what_takes_too_long_is_ended_wherever_it_is(engine):
     pairs = hold(engine, scheduler, 2)
     pairs.append(waiting := job())
     scheduler.submit([waiting[0]])
-    wait_until(lambda: False if waiting[0].arrived + 0.35 > _now() else True)
+    wait_until(lambda: time.perf_counter() > waiting[0].arrived + 0.35)
     engine.gate.set()
     wait_until(lambda: all(heard.end for _, heard in pairs))
     assert {heard.end.code for _, heard in pairs} == {"timeout"}
     wait_until(lambda: scheduler.is_idle)
     scheduler.stop()
-
-
-def _now() -> float:
-    import time
-
-    return time.perf_counter()
 
 
 def test_an_error_of_the_engine_fails_everything_and_hangs_nobody(engine, scheduler, capsys):
@@ -176,8 +171,6 @@ def test_stopping_ends_what_still_runs(engine):
     waiting, waited = job()
     scheduler.submit([waiting])
     scheduler.drain()
-    import threading
-
     stopping = threading.Thread(target=scheduler.stop)
     stopping.start()
     engine.gate.set()
@@ -192,7 +185,7 @@ def test_a_prompt_is_scored_without_a_slot(engine, scheduler):
     made, heard = job("abcd", tokens=0, wants_scores=True)
     finished(scheduler, (made, heard))
     assert isinstance(heard[0], PromptScores)
-    assert [token.id for token in heard[0].tokens] == list(b"bcd")
+    assert [token.id for token in heard[0].tokens] == TOKENIZER.encode("bcd").tolist()
     assert heard.end == Piece("", (), "length", 0)
 
 
