@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from live_server import SHAPE, TOKENIZER, HeldEngine, live_server, random_params
+from live_server import SHAPE, TOKENIZER, held_engine, live_server, random_params
 from scripted_api import END, EURO, HOSTILE, STORY, Script, serve_script
 
 from gptjax.serving.attention import AttentionMaps
@@ -251,7 +251,7 @@ def test_attention_is_drawn_and_explored(visit):
         assert not any(body["path"] == "/v1/attention" for body in script.bodies)  # off by default
         page.check("#attention-on")
         page.wait_for_selector("#map:visible")
-        asked = {"prompt": "a b c", "completion": " once upon a", "layer": 0, "head": 0}
+        asked = {"prompt": "a b c", "completion": [0, 1, 2], "layer": 0, "head": 0}
         assert script.bodies[-1] == {"path": "/v1/attention", **asked}
         assert page.text_content("#attention-note") == "6 tokens"
         page.focus("#heat")
@@ -372,9 +372,8 @@ def test_the_colours_follow_the_system_until_they_are_chosen(visit):
 
 @pytest.mark.slow
 def test_the_real_server_writes_what_its_api_answers(visit):
-    params = random_params()
-    maps = AttentionMaps(SHAPE, params, TOKENIZER, SHAPE.n_ctx, "float32")
-    engine = HeldEngine(SHAPE, params, capacity=1)
+    maps = AttentionMaps(SHAPE, random_params(), TOKENIZER, SHAPE.n_ctx, "float32")
+    engine = held_engine()
     with live_server(engine, attention=maps) as server:
         page = visit(f"{server.url}/")
         assert page.text_content("#model") == "tiny \u00b7 2 layers \u00b7 context 64"
