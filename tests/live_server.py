@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
+import httpx2 as httpx
 import jax
 import numpy as np
 
@@ -76,6 +77,7 @@ class LiveServer:
     """A server that answers."""
 
     url: str
+    http: httpx.Client
     engine: HeldEngine
     scheduler: Scheduler
     metrics: ServingMetrics
@@ -131,11 +133,10 @@ def live_server(
     thread.start()
     wait_until(lambda: server.started)
     try:
-        yield LiveServer(address_of(bound), engine, scheduler, metrics)
+        with httpx.Client(base_url=address_of(bound), timeout=60) as http:
+            yield LiveServer(address_of(bound), http, engine, scheduler, metrics)
     finally:
         engine.gate.set()
         scheduler.stop()
         server.should_exit = True
         thread.join()
-
-

@@ -92,10 +92,14 @@ def append(layer: LayerCache, k_BTHK: Array, v_BTHK: Array, lengths_B: Array) ->
                 for x_BHSK, new_BTHK in zip(layer, (k_BTHK, v_BTHK), strict=True)
             )
         )
-    rows_B = jnp.arange(len(lengths_B))
+    # XLA for CPUs writes several rows in place, in a loop, but would copy the cache for a single one
+    rows = [*range(len(lengths_B))] if len(lengths_B) > 1 else [0, 0]
+    rows_B = jnp.array(rows)
     return LayerCache(
         *(
-            x_BHSK.at[rows_B, :, lengths_B].set(new_BTHK[:, 0].astype(x_BHSK.dtype), mode="drop")
+            x_BHSK.at[rows_B, :, lengths_B[rows_B]].set(
+                new_BTHK[rows_B, 0].astype(x_BHSK.dtype), mode="drop"
+            )
             for x_BHSK, new_BTHK in zip(layer, (k_BTHK, v_BTHK), strict=True)
         )
     )
@@ -109,9 +113,11 @@ def attend_to_cache(q_BHK: Array, layer: LayerCache, lengths_B: Array) -> Array:
     """
     k_BHNPK, v_BHNPK = (x.reshape(*x.shape[:2], -1, PIECE, x.shape[3]) for x in layer)
     sums = wide(q_BHK)
-    scores_BHNP = jnp.einsum(
-        "bhk,bhnpk->bhnp", q_BHK * q_BHK.shape[-1] ** -0.5, k_BHNPK, preferred_element_type=sums
+    # a copy for each piece: keys would be transposed for a product without N in both factors
+    q_BHNK = jnp.broadcast_to(
+        q_BHK[:, :, None] * q_BHK.shape[-1] ** -0.5, k_BHNPK.shape[:3] + q_BHK.shape[-1:]
     )
+    scores_BHNP = jnp.einsum("bhnk,bhnpk->bhnp", q_BHNK, k_BHNPK, preferred_element_type=sums)
     is_seen_BNP = jnp.arange(layer.k_BHSK.shape[2]).reshape(-1, PIECE) <= lengths_B[:, None, None]
     scores_BHNP = jnp.where(is_seen_BNP[:, None], scores_BHNP, -jnp.inf)
     top_BH11 = scores_BHNP.max((2, 3), keepdims=True)

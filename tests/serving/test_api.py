@@ -38,7 +38,7 @@ def client(server: LiveServer):
 
 
 def post(server: LiveServer, **body) -> httpx.Response:
-    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    return server.http.post("/v1/completions", json=body)
 
 
 def answer(server: LiveServer, **body) -> dict:
@@ -220,7 +220,7 @@ def test_no_prompt_begins_a_document(server):
 )
 def test_errors_have_the_form_of_openai(server, method, path, content, headers, status):
     headers = {"content-type": "application/json"} | headers
-    response = httpx.request(method, server.url + path, content=content, headers=headers)
+    response = server.http.request(method, path, content=content, headers=headers)
     assert response.status_code == status
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -234,7 +234,7 @@ def test_a_body_without_an_end_is_refused_at_its_limit(server):
             yield b" " * 2**16
 
     headers = {"content-type": "application/json"}
-    response = httpx.post(f"{server.url}/v1/completions", content=endless(), headers=headers)
+    response = server.http.post("/v1/completions", content=endless(), headers=headers)
     assert response.status_code == 413
 
 
@@ -242,10 +242,10 @@ def test_a_key_opens_everything_but_health():
     with live_server(held_engine(), key="s3cret") as locked:
         for headers in ({}, {"authorization": "Bearer s3cre"}, {"authorization": "Basic s3cret"}):
             for path in ("/v1/models", "/metrics", "/v1/nothing"):
-                response = httpx.get(locked.url + path, headers=headers)
+                response = locked.http.get(path, headers=headers)
                 assert response.status_code == 401
                 assert response.json()["error"]["code"] == "invalid_api_key"
-        assert httpx.get(f"{locked.url}/health", headers={"host": "any.example"}).is_success
+        assert locked.http.get("/health", headers={"host": "any.example"}).is_success
         with openai.OpenAI(base_url=f"{locked.url}/v1", api_key="s3cret") as client:
             assert client.models.list().data[0].id == "tiny"
         bad = openai.OpenAI(base_url=f"{locked.url}/v1", api_key="é".encode().decode("latin-1"))
@@ -315,13 +315,13 @@ def test_a_request_out_of_time_is_told_so_in_either_form():
 
 def test_a_broken_engine_is_seen_in_the_answer_and_in_health(capsys):
     with live_server(held_engine()) as broken:
-        assert httpx.get(f"{broken.url}/health").json() == {"status": "ok"}
+        assert broken.http.get("/health").json() == {"status": "ok"}
         connection = slow_request(broken)
         broken.engine.error = RuntimeError("the device is gone")
         broken.engine.gate.set()
         assert connection.recv(100).startswith(b"HTTP/1.1 500")
         connection.close()
-        assert httpx.get(f"{broken.url}/health").status_code == 503
+        assert broken.http.get("/health").status_code == 503
         assert post(broken, prompt="a").status_code == 500
     broken.engine.error = None
     for slot in list(broken.engine.running):
@@ -335,7 +335,7 @@ def test_metrics_count_what_happened(server):
     before = [server.metric(name) for name in names]
     calls = server.metric("gptjax_time_to_first_token_seconds_count")
     body = answer(server, prompt="abc", max_tokens=7, n=2)
-    text = httpx.get(f"{server.url}/metrics").text
+    text = server.http.get("/metrics").text
     prompt, generated = (server.metric(name) - old for name, old in zip(names, before, strict=True))
     assert (prompt, generated) == (6, body["usage"]["completion_tokens"])
     assert server.metric("gptjax_time_to_first_token_seconds_count") == calls + 2

@@ -1,6 +1,7 @@
 """Fifty clients at once, some of which leave in the middle: nobody notices the others."""
 
 import asyncio
+import json
 import random
 import re
 import signal
@@ -48,62 +49,63 @@ def memory_of(server: Served) -> float:
     return int(found[1]) / 1024
 
 
-async def client(url: str, chance: random.Random, alone: list, counts: dict, end: float) -> None:
+async def client(
+    http: httpx.AsyncClient, chance: random.Random, alone: list, counts: dict, end: float
+) -> None:
     """Ask again and again: for a whole answer, for a stream, or for one that it leaves."""
-    async with httpx.AsyncClient(timeout=60) as http:
-        while time.monotonic() < end:
-            body, expected = chance.choice(alone)
-            way = chance.choice(["whole", "stream", "leave"])
-            if way == "whole":
-                response = await http.post(url, json=body)
-                if response.status_code == 200:
-                    assert choices(response.json()) == expected
-                else:
-                    assert response.status_code == 429
-            else:
-                async with http.stream("POST", url, json=body | {"stream": True}) as response:
-                    texts = dict.fromkeys(range(body["n"]), "")
-                    async for line in response.aiter_lines():
-                        if response.status_code != 200 or (
-                            way == "leave" and chance.random() < 0.3
-                        ):
-                            break
-                        if line.startswith("data: {"):
-                            piece = httpx.Response(200, content=line[6:]).json()["choices"][0]
-                            texts[piece["index"]] += piece["text"]
-                    else:
-                        assert [texts[i] for i, _, _ in expected] == [t for _, t, _ in expected]
-                    assert response.status_code in (200, 429)
+    while time.monotonic() < end:
+        body, expected = chance.choice(alone)
+        way = chance.choice(["whole", "stream", "leave"])
+        body = body | {"stream": way != "whole"}
+        async with http.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code == 429:
-                counts["refused"] += 1
+                way = "refused"
                 await asyncio.sleep(chance.random() * 0.2)
+            elif way == "whole":
+                assert choices(json.loads(await response.aread())) == expected
             else:
-                counts[way] += 1
+                texts = [""] * len(expected)
+                async for line in response.aiter_lines():
+                    if way == "leave" and chance.random() < 0.3:
+                        break
+                    if line.startswith("data: {"):
+                        piece = json.loads(line[6:])["choices"][0]
+                        texts[piece["index"]] += piece["text"]
+                else:
+                    assert texts == [text for _, text, _ in expected]
+            assert response.status_code == (429 if way == "refused" else 200)
+        counts[way] += 1
+
+
+async def crowd(url: str, seconds: float, alone: list, counts: dict) -> None:
+    """All clients for a while."""
+    end = time.monotonic() + seconds
+    limits = httpx.Limits(max_connections=None)
+    http = httpx.AsyncClient(base_url=url, timeout=60, limits=limits)
+    async with http, asyncio.TaskGroup() as group:
+        for number in range(CLIENTS):
+            chance = random.Random(number + int(seconds * 1000))
+            group.create_task(client(http, chance, alone, counts, end))
 
 
 def test_fifty_clients_are_answered_as_if_alone(trained_run):
-    with served(trained_run, "--max-batch", 8, "--max-queue", 24) as server:
-        url = f"{server.url}/v1/completions"
-        alone = [
-            (body, choices(httpx.post(url, json=body, timeout=60).json())) for body in requests()
-        ]
+    with (
+        served(trained_run, "--max-batch", 8, "--max-queue", 24) as server,
+        httpx.Client(base_url=server.url, timeout=60) as http,
+    ):
+
+        def answer(body: dict) -> list[tuple]:
+            return choices(http.post("/v1/completions", json=body).json())
+
+        alone = [(body, answer(body)) for body in requests()]
         counts = dict.fromkeys(("whole", "stream", "leave", "refused"), 0)
-
-        async def crowd(seconds: float) -> None:
-            end = time.monotonic() + seconds
-            async with asyncio.TaskGroup() as group:
-                for number in range(CLIENTS):
-                    chance = random.Random(number + int(seconds * 1000))
-                    group.create_task(client(url, chance, alone, counts, end))
-
-        asyncio.run(crowd(SECONDS / 4))
+        asyncio.run(crowd(server.url, SECONDS / 4, alone, counts))
         before = memory_of(server)
-        asyncio.run(crowd(SECONDS))
+        asyncio.run(crowd(server.url, SECONDS, alone, counts))
+        print(counts)
         assert min(counts.values()) > 10, counts
         end = time.monotonic() + 10
-        while "gptjax_running_sequences 0.0" not in (
-            text := httpx.get(f"{server.url}/metrics").text
-        ):
+        while "gptjax_running_sequences 0.0" not in (text := http.get("/metrics").text):
             assert time.monotonic() < end
         assert "gptjax_waiting_sequences 0.0" in text
         outcomes = dict(re.findall(r'gptjax_requests_total\{outcome="(\w+)"\} (\S+)', text))
@@ -111,7 +113,6 @@ def test_fifty_clients_are_answered_as_if_alone(trained_run):
         assert float(outcomes["cancelled"]) > 10
         assert outcomes["failed"] == outcomes["timed_out"] == outcomes["invalid"] == "0.0"
         assert memory_of(server) < before + 30, "memory of the server grows"
-        assert choices(httpx.post(url, json=alone[0][0]).json()) == alone[0][1]
+        assert [answer(body) for body, _ in alone] == [expected for _, expected in alone]
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(30) == 0
-        print(counts)
