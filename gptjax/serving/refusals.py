@@ -67,7 +67,8 @@ def shutting_down() -> Refusal:
 def out_of_time(seconds: float) -> Refusal:
     """A request that took longer than the server allows: status 503."""
     message = f"the request took longer than {seconds:g} s, the --request-timeout of this server"
-    return Refusal(503, message, code="timeout")
+    headers = {"x-should-retry": "false"}  # OpenAI's clients would, and take as long again
+    return Refusal(503, message, code="timeout", headers=headers)
 
 
 def broken() -> Refusal:

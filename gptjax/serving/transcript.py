@@ -58,10 +58,10 @@ class Transcript:
             if place != last:
                 texts.append(self._stream.push(token.id))
             if self._stream.stopped:
-                finish = "stop"
                 break
         if finish and not self._stream.stopped:
             texts.append(self._stream.finish())
+        finish = "stop" if self._stream.stopped else finish
         text = "".join(texts)
         self._shown += len(text)
         return Piece(text, self._ready(finish), finish, self.drawn)
