@@ -27,6 +27,7 @@ from gptjax.tokenizers.plain import Tokenizer
 
 SHOWN = 128  # tokens of a map at most
 MAX_WAITING = 8  # maps that may be asked for while one is computed
+MOST_TOKENS = 2**20  # of a completion, which is cut: a body holds fewer
 DIGITS = 4  # of a weight in the answer
 
 
@@ -35,8 +36,8 @@ class AttentionRequest:
     """Which head to look at, and over which text."""
 
     prompt: Prompt
-    completion: str
-    """Text after the prompt, in tokens of its own as if it had been generated."""
+    completion: Prompt
+    """What follows the prompt, in tokens of its own since it was generated."""
     layer: int
     head: int
 
@@ -44,17 +45,21 @@ class AttentionRequest:
 def parse_attention(body: Mapping[str, Any], cfg: ModelConfig) -> AttentionRequest:
     """Check a body; raises `Refusal` with the first wrong field."""
     fields = Fields(body)
-    prompts = read_prompts(fields.take("prompt"), cfg.n_vocab or 0)
-    if len(prompts) != 1:
-        raise invalid("prompt", f"prompt must be one text or token ids, not {len(prompts)} of them")
     request = AttentionRequest(
-        prompts[0],
-        fields.text("completion") or "",
+        _one(fields, "prompt", cfg),
+        _one(fields, "completion", cfg),
         fields.integer("layer", 0, 0, cfg.n_layer - 1),
         fields.integer("head", 0, 0, cfg.n_head - 1),
     )
     fields.refuse_others()
     return request
+
+
+def _one(fields: Fields, name: str, cfg: ModelConfig) -> Prompt:
+    found = read_prompts(fields.take(name), cfg.n_vocab or 0, name)
+    if len(found) != 1:
+        raise invalid(name, f"{name} must be one text or token ids, not {len(found)} of them")
+    return found[0]
 
 
 class AttentionMaps:
@@ -89,8 +94,8 @@ class AttentionMaps:
         prompt that does not fit or that the tokenizer cannot encode.
         """
         ids = encoded(self._tokenizer, request.prompt, self._context) or (self._tokenizer.eot_id,)
-        text = request.completion
-        ids = (*ids, *encoded(self._tokenizer, text, self._context + len(text)))[: self._context]
+        ids += encoded(self._tokenizer, request.completion, MOST_TOKENS)
+        ids = ids[: self._context]
         # few lengths are compiled; what is beyond the text changes nothing before it
         length = min(self._cfg.n_ctx, max(SHOWN, 1 << (len(ids) - 1).bit_length()))
         tokens_BT = np.zeros((1, length), np.int32)

@@ -93,7 +93,7 @@ class Completion:
             spoken[index] += new
             finishes[index] = finish
         choices = [
-            choice(index, text, self._logprobs(spoken[index]), finishes[index])
+            self._choice(index, text, spoken[index], finishes[index])
             for index, text in enumerate(texts)
         ]
         return self._envelope.around(choices, usage=self._usage())
@@ -102,7 +102,7 @@ class Completion:
         """Yield server-sent events; raises `Refusal` as soon as a choice cannot be finished."""
         more: dict[str, Any] = {"usage": None} if self._request.include_usage else {}
         async for index, text, spoken, finish in self._pieces():
-            piece = choice(index, text, self._logprobs(spoken), finish)
+            piece = self._choice(index, text, spoken, finish)
             yield event(self._envelope.around([piece], **more))
         if self._request.include_usage:
             yield event(self._envelope.around([], usage=self._usage()))
@@ -142,9 +142,15 @@ class Completion:
         texts.append(decode(b"", final=True))
         return prompt if isinstance(prompt, str) else "".join(texts), spoken
 
-    def _logprobs(self, spoken: list[Spoken]) -> dict[str, list[Any]] | None:
+    def _choice(
+        self, index: int, text: str, spoken: list[Spoken], finish: str | None
+    ) -> dict[str, Any]:
         count = self._request.logprobs
-        return None if count is None else logprobs_of(self._texts, spoken, count)
+        logprobs = None if count is None else logprobs_of(self._texts, spoken, count)
+        made = choice(index, text, logprobs, finish)
+        if self._request.token_ids:
+            made["token_ids"] = [token.id for token, _ in spoken]
+        return made
 
     def _usage(self) -> dict[str, int]:
         drawn = sum(job.transcript.drawn for job in self._jobs)

@@ -51,6 +51,8 @@ class CompletionRequest:
     """Whether the answer begins with the prompt."""
     stream: bool
     """Whether the answer comes as server-sent events."""
+    token_ids: bool
+    """Whether the answer has the ids of its tokens, under vLLM's name."""
     include_usage: bool
     """Whether a stream ends with the number of its tokens."""
     model: str | None
@@ -107,17 +109,18 @@ def parse_completion(body: Mapping[str, Any], limits: Limits) -> CompletionReque
     usage = _stream_options(fields.take("stream_options"), stream)
     seed = fields.integer("seed", -1, 0, MAX_SEED - 1)
     logprobs = fields.integer("logprobs", -1, 0, MAX_LOGPROBS)
+    token_ids = fields.flag("return_token_ids")
     model = fields.text("model")
     fields.text("user")
     fields.refuse_others()
     return CompletionRequest(
         prompts, sample, max_tokens, n, None if seed < 0 else seed,
-        None if logprobs < 0 else logprobs, echo, stream, usage, model,
+        None if logprobs < 0 else logprobs, echo, stream, token_ids, usage, model,
     )  # fmt: skip
 
 
-def read_prompts(value: Any, n_vocab: int) -> tuple[Prompt, ...]:
-    """Every prompt of a field; none given starts a document, as the empty text does.
+def read_prompts(value: Any, n_vocab: int, param: str = "prompt") -> tuple[Prompt, ...]:
+    """Every prompt of the field `param`; none given starts a document, as the empty text does.
 
     Raises `Refusal` for anything but the four forms of OpenAI's API, and for unknown ids.
     """
@@ -127,16 +130,16 @@ def read_prompts(value: Any, n_vocab: int) -> tuple[Prompt, ...]:
         return (value,)
     forms = "a text, a list of texts, token ids, or a list of lists of token ids"
     if not isinstance(value, list) or not value:
-        raise invalid("prompt", f"prompt must be {forms}, not {shown(value)}")
+        raise invalid(param, f"{param} must be {forms}, not {shown(value)}")
     if all(isinstance(part, str) for part in value):
         return tuple(value)
     lists = value if all(isinstance(part, list) and part for part in value) else [value]
     for ids in lists:
         for token in ids:
             if type(token) is not int:
-                raise invalid("prompt", f"prompt must be {forms}, without {shown(token)}")
+                raise invalid(param, f"{param} must be {forms}, without {shown(token)}")
             if not 0 <= token < n_vocab:
-                raise invalid("prompt", f"token ids are from 0 to {n_vocab - 1}: {shown(token)}")
+                raise invalid(param, f"token ids are from 0 to {n_vocab - 1}: {shown(token)}")
     return tuple(map(tuple, lists))
 
 

@@ -71,13 +71,20 @@ def events(tokens: list[str]) -> Iterator[dict[str, Any]]:
             text, held = (held.decode(), b"") if token == EURO[-1] else ("", held)
         top = {name or token: value for name, value in chances(number).items()}
         logprobs = {"tokens": [token], "token_logprobs": [top[token]], "top_logprobs": [top]}
-        yield {"choices": [{"text": text, "index": 0, "logprobs": logprobs, "finish_reason": None}]}
-    yield {"choices": [{"text": "", "index": 0, "logprobs": None, "finish_reason": "length"}]}
+        yield one_choice(text, logprobs, [number])
+    yield one_choice("", None, [], "length")
 
 
-def attention(body: dict[str, Any]) -> dict[str, Any]:
-    """A triangle of weights over the words of the prompt and the completion."""
-    tokens = [f" {word}" for word in (body["prompt"] + body["completion"]).split()]
+def one_choice(text: str, logprobs: Any, ids: list[int], finish: str | None = None) -> dict:
+    """An event; the id of a token is its place in the script."""
+    choice = {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}
+    return {"choices": [{**choice, "token_ids": ids}]}
+
+
+def attention(body: dict[str, Any], drawn: list[str]) -> dict[str, Any]:
+    """A triangle of weights over the words of the prompt and the drawn tokens."""
+    tokens = [f" {word}" for word in body["prompt"].split()]
+    tokens += [drawn[i] for i in body["completion"] or ()]
     weights = []
     for t in range(len(tokens)):
         row = [
@@ -130,7 +137,7 @@ def serve_script(script: Script) -> Iterator[Script]:
             if self.lacks_key():
                 return
             if self.path == "/v1/attention":
-                self.answer_json(200, attention(body))
+                self.answer_json(200, attention(body, script.tokens))
             elif script.fails:
                 self.refuse(*script.fails)
             else:
