@@ -82,7 +82,7 @@ def extend(
     means nothing, but is a number: what it leaves in the cache must not spoil later sequences.
     """
     time = tokens_BT.shape[1]
-    positions_BT = cache.lengths_B[:, None] + jnp.arange(time)
+    positions_BT = cache.lengths_B[:, None] + jnp.arange(time)[None]
     top = {name: leaf for name, leaf in params.items() if name != "h"}
     top = gathered_over_fsdp(top, split, cfg)
     x_BTD = embedding_lookup(top["wte"]["embedding"], tokens_BT, split)
