@@ -45,7 +45,7 @@ def ordered_bits(x: ArrayLike) -> Array:
     """The int32 of each float32 that compares as the float does; both zeros are one number.
 
     >>> ordered_bits(jnp.array([-1.0, -0.0, 0.0, 1e-30])).tolist()
-    [-1065353216, 0, 0, 228737632]
+    [-1065353217, 0, 0, 228737632]
     """
     x = jnp.asarray(x, jnp.float32)
     return _flip(lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.int32))
@@ -67,8 +67,8 @@ def find_largest(x_BV: Array) -> Array:
 
 def find_first(is_it_BV: Array) -> Array:
     """The first index (int32) of each row that is true."""
-    index_V = jnp.arange(is_it_BV.shape[-1], dtype=jnp.int32)
-    return jnp.min(fold(jnp.minimum, jnp.where(is_it_BV, index_V, _LAST)), axis=-1)
+    index_BV = lax.broadcasted_iota(jnp.int32, is_it_BV.shape, 1)
+    return jnp.min(fold(jnp.minimum, jnp.where(is_it_BV, index_BV, _LAST)), axis=-1)
 
 
 def find_threshold(

@@ -25,7 +25,8 @@ from gptjax.generation.rows import (
 )
 from gptjax.model.gpt import PADDING_LOGIT
 
-TINIEST = float(jnp.finfo(jnp.float32).tiny)  # the smallest divisor that is not rounded to 0
+# XLA multiplies by the reciprocals of these divisors, which must not be rounded to 0 or infinity.
+SMALLEST, LARGEST = 1e-30, 1e30
 
 
 class Sampling(NamedTuple):
@@ -55,16 +56,30 @@ def sample(logits_BV: Array, seen_BV: Array, sampling: Sampling, keys_B: Array) 
     logits_BV = jnp.where(is_padding_BV, -jnp.inf, logits_BV.astype(jnp.float32))
     logits_BV = penalise_repetition(logits_BV, seen_BV, sampling.repetition_penalty_B)
     is_greedy_B = (sampling.temperature_B == 0) | (sampling.top_k_B == 1)
-    top_B = most_likely(logits_BV, 1)[0][:, 0]
+    nothing_B = jnp.zeros(is_greedy_B.shape, jnp.int32)
 
-    def draw(_: None) -> Array:
-        kept_BV = divide_by_temperature(logits_BV, sampling.temperature_B)
-        kept_BV = keep_top_k(kept_BV, jnp.where(is_greedy_B, 0, sampling.top_k_B))
-        kept_BV = keep_top_p(kept_BV, jnp.where(is_greedy_B, 1.0, sampling.top_p_B))
-        kept_BV = keep_min_p(kept_BV, sampling.min_p_B)
-        return jnp.where(is_greedy_B, top_B, draw_tokens(kept_BV, keys_B))
+    def draw() -> Array:
+        tempered_BV = divide_by_temperature(logits_BV, sampling.temperature_B)
+        return draw_tokens(_filter(tempered_BV, sampling, ~is_greedy_B), keys_B)
 
-    return lax.cond(jnp.all(is_greedy_B), lambda _: top_B, draw, None)
+    def take() -> Array:
+        return most_likely(logits_BV, 1)[0][:, 0]
+
+    top_B = lax.cond(jnp.any(is_greedy_B), take, lambda: nothing_B)
+    drawn_B = lax.cond(jnp.all(is_greedy_B), lambda: nothing_B, draw)
+    return jnp.where(is_greedy_B, top_B, drawn_B)
+
+
+def _filter(logits_BV: Array, sampling: Sampling, is_drawn_B: Array) -> Array:
+    """Top-k, top-p and min-p of the rows that are drawn."""
+    k_B = jnp.where(is_drawn_B, sampling.top_k_B, 0)
+    p_B = jnp.where(is_drawn_B, sampling.top_p_B, 1.0)
+
+    def cut(logits_BV: Array) -> Array:
+        return keep_min_p(keep_top_p(keep_top_k(logits_BV, k_B), p_B), sampling.min_p_B)
+
+    uses_B = (k_B > 0) | (p_B < 1) | (sampling.min_p_B > 0)
+    return lax.cond(jnp.any(uses_B), cut, lambda logits_BV: logits_BV, logits_BV)
 
 
 def penalise_repetition(logits_BV: Array, seen_BV: Array, penalty_B: Array) -> Array:
@@ -72,8 +87,9 @@ def penalise_repetition(logits_BV: Array, seen_BV: Array, penalty_B: Array) -> A
 
     Keskar et al. (2019), CTRL, section 4.1, in the form that also lowers negative logits.
     """
-    penalty_B1 = penalty_B[:, None]
-    penalised_BV = jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
+    penalty_B1 = jnp.clip(penalty_B, SMALLEST, LARGEST)[:, None]
+    divided_BV = jnp.minimum(logits_BV / penalty_B1, jnp.finfo(jnp.float32).max)
+    penalised_BV = jnp.where(logits_BV > 0, divided_BV, logits_BV * penalty_B1)
     return jnp.where(seen_BV & (penalty_B1 != 1), penalised_BV, logits_BV)
 
 
@@ -83,7 +99,7 @@ def divide_by_temperature(logits_BV: Array, temperature_B: Array) -> Array:
     The largest logit becomes 0, which changes no probability, and keeps temperatures near 0 from
     an overflow.
     """
-    divisor_B = jnp.where(temperature_B == 0, 1.0, jnp.maximum(temperature_B, TINIEST))
+    divisor_B = jnp.where(temperature_B == 0, 1.0, jnp.clip(temperature_B, SMALLEST, LARGEST))
     return (logits_BV - _largest(logits_BV)[:, None]) / divisor_B[:, None]
 
 
@@ -96,7 +112,7 @@ def keep_top_k(logits_BV: Array, k_B: Array) -> Array:
         low_B = jnp.full(k_B.shape, ordered_bits(-jnp.inf))
         high_B = jnp.where(uses_B, ordered_bits(find_largest(wide_BV)) + 1, low_B)
         threshold_B = find_threshold(wide_BV, jnp.ones_like, k_B * 1.0, low_B, high_B)
-        return _keep(logits_BV, logits_BV >= threshold_B[:, None], uses_B)
+        return jnp.where(logits_BV >= threshold_B[:, None], logits_BV, -jnp.inf)
 
     return lax.cond(jnp.any(uses_B), cut, lambda logits_BV: logits_BV, logits_BV)
 
@@ -115,7 +131,7 @@ def keep_top_p(logits_BV: Array, p_B: Array) -> Array:
         high_B = jnp.where(uses_B, ordered_bits(2.0), low_B)  # the largest weight is 1
         threshold_B = find_threshold(weights_BV, lambda x: x, target_B, low_B, high_B)
         keeps_BV = weights_BV[:, : logits_BV.shape[-1]] >= threshold_B[:, None]
-        return _keep(logits_BV, keeps_BV, uses_B)
+        return jnp.where(keeps_BV, logits_BV, -jnp.inf)
 
     return lax.cond(jnp.any(uses_B), cut, lambda logits_BV: logits_BV, logits_BV)
 
@@ -130,24 +146,25 @@ def keep_min_p(logits_BV: Array, p_B: Array) -> Array:
 
 
 def draw_tokens(logits_BV: Array, keys_B: Array) -> Array:
-    """Draw a token id (int32) of each row from the softmax of its logits, with the row's key."""
-    return _draw_index(_weights(logits_BV), keys_B)
+    """Draw a token id (int32) of each row from the softmax of its logits, with the row's key.
 
-
-def _draw_index(weights_BV: Array, keys_B: Array) -> Array:
-    """Draw an index of each row by weight: first a lane of the folded row, then one of its entries.
-
-    That needs a few dozen random numbers instead of one for every token.
+    Weights are folded until one slice is left. From there, each step draws an entry of the lane
+    that was drawn before: a few dozen random numbers instead of one for every token.
     """
-    draw = jax.vmap(jax.random.categorical)
-    if weights_BV.shape[-1] <= SLICES:
-        return draw(keys_B, jnp.log(weights_BV)).astype(jnp.int32)
-    wide_BV, keys_B2 = widen(weights_BV, 0.0), jax.vmap(jax.random.split)(keys_B)
-    lanes_BW = fold(operator.add, wide_BV)
-    lane_B = _draw_index(lanes_BW, keys_B2[:, 0])
-    entries_BS = lane_B[:, None] + jnp.arange(SLICES) * lanes_BW.shape[-1]
-    weights_BS = jnp.take_along_axis(wide_BV, entries_BS, axis=1)
-    return lane_B + lanes_BW.shape[-1] * draw(keys_B2[:, 1], jnp.log(weights_BS)).astype(jnp.int32)
+    levels = [_weights(logits_BV)]
+    while levels[-1].shape[-1] > SLICES:
+        levels.append(widen(fold(operator.add, levels[-1]), 0.0))
+    shape = len(levels), SLICES
+    noise_BLS = jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys_B)
+    lane_B = jnp.zeros(logits_BV.shape[0], jnp.int32)
+    for level, weights_BW in reversed([*enumerate(levels)]):
+        lanes = weights_BW.shape[-1] // SLICES
+        entries_BS = lane_B[:, None] + jnp.arange(SLICES)[None] * lanes
+        weights_BS = jnp.take_along_axis(weights_BW, entries_BS, axis=1)
+        # the largest sum of log-probability and Gumbel noise has the distribution
+        slice_B = jnp.argmax(jnp.log(weights_BS) + noise_BLS[:, level], axis=1)
+        lane_B += slice_B.astype(jnp.int32) * lanes
+    return lane_B
 
 
 def most_likely(logits_BV: Array, n: int) -> tuple[Array, Array]:
@@ -156,11 +173,11 @@ def most_likely(logits_BV: Array, n: int) -> tuple[Array, Array]:
     The most likely comes first; of equal ones the lowest id.
     """
     bits_BV, ids = ordered_bits(widen(logits_BV, -jnp.inf)), []
-    index_V = jnp.arange(bits_BV.shape[-1], dtype=jnp.int32)
+    index_BV = lax.broadcasted_iota(jnp.int32, bits_BV.shape, 1)
     for _ in range(n):
         largest_B = jnp.max(fold(jnp.maximum, bits_BV), axis=-1)
         ids.append(find_first(bits_BV == largest_B[:, None]))
-        bits_BV = jnp.where(index_V == ids[-1][:, None], jnp.iinfo(jnp.int32).min, bits_BV)
+        bits_BV = jnp.where(index_BV == ids[-1][:, None], jnp.iinfo(jnp.int32).min, bits_BV)
     ids_Bn = jnp.stack(ids, axis=1)
     return ids_Bn, jnp.take_along_axis(logits_BV, ids_Bn, axis=1)
 
@@ -178,7 +195,3 @@ def _largest(logits_BV: Array) -> Array:
 def _weights(logits_BV: Array) -> Array:
     """Probabilities up to a factor, the largest 1; the width is that of a folded row."""
     return jnp.exp(widen(logits_BV, -jnp.inf) - _largest(logits_BV)[:, None])
-
-
-def _keep(logits_BV: Array, keeps_BV: Array, uses_B: Array) -> Array:
-    return jnp.where(uses_B[:, None] & ~keeps_BV, -jnp.inf, logits_BV)
