@@ -29,7 +29,7 @@ from gptjax.config.batches import BatchSchedule
 from gptjax.data.loader import StepSource, batches_from
 from gptjax.data.manifest import read_manifest
 from gptjax.data.windows import TokenWindows
-from gptjax.generation.sampling import continue_tokens
+from gptjax.generation.engine import Engine, Request
 from gptjax.model.gpt import init_params
 from gptjax.model.size import parameter_count
 from gptjax.preparation.pipeline import prepare_shards
@@ -132,15 +132,19 @@ def train(shape: dict, steps: int, warm: int = 3) -> tuple[Round, dict]:
 
 
 def decode(shape: dict, prompt: int, new_tokens: int) -> tuple[Round, dict]:
-    """Greedy text of random parameters, token by token as in the generate command."""
+    """Greedy text of random parameters, in calls of 32 tokens."""
     cfg = model_config(Shape(**shape))
     params = init_params(cfg, jax.random.key(0))
     sample = SampleConfig(max_new_tokens=new_tokens, temperature=0.0, top_k=None)
     start = np.random.default_rng(0).integers(0, cfg.n_vocab or 1, prompt).tolist()
+    decoder, request = Engine(cfg, params), Request(start, sample, jax.random.key(0))
 
     def one_round() -> Figures:
         started = time.perf_counter()
-        tokens = list(continue_tokens(cfg, params, start, jax.random.key(0), sample))
+        engine = decoder.with_slots(1)
+        tokens = list(engine.admit(request).tokens)
+        while engine.running:
+            tokens += engine.decode(32)[0].tokens
         assert len(tokens) == new_tokens
         return {"seconds": time.perf_counter() - started}
 

@@ -68,10 +68,11 @@ TINY = {
     "convert": "",
 }
 SCENE = {"activity_label": "Tea", "ctx_a": "A", "ctx_b": "b", "ctx": "A b", "label": 1}
-TESTS = {  # a line or a record of each published test
+TESTS = {  # a line or a record of each published test, and of other files that are read
     "wiki.test.raw": [" = A = ", " A page , of a line . ", " = B = ", " It 's another . "],
     "hellaswag_val.jsonl": [SCENE | {"endings": [f"{end}." for end in ("a", "bc", "d", "ef")]}] * 3,
     "lambada_test.jsonl": [{"text": "Once upon a time"}] * 3,
+    "prompts.txt": ["Once", "Once upon"],
     "questions.jsonl": [{"context": "A", "choices": ["b", "c"], "label": 0}] * 3,
 }
 INPUTS = ["a.txt", "b.txt", "books/one.txt", "web/two.jsonl.zst", "tinyshakespeare.txt"]

@@ -9,6 +9,7 @@
 slots of one length of cache; the cache grows by doubling, and no result depends on its length.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ class Request(NamedTuple):
     """The random key of this sequence."""
     stop_tokens: tuple[int, ...] = ()
     """Up to four ids; the one that is drawn is the last token of the sequence."""
+    drawn: int = 0
+    """Tokens of the sequence that were drawn before, so that none is drawn like one of them."""
 
 
 class Token(NamedTuple):
@@ -80,7 +83,9 @@ class Engine:
 
     `params` is the parameter tree of `cfg`; the engine keeps a copy in `dtype`, layer by layer. If
     the parameters are divided over a `mesh`, so are the copy and the cache, and every process of
-    the run must make the same calls. A slot holds up to `context` tokens, n_ctx by default.
+    the run must make the same calls. With `donate` the given arrays are deleted one by one while
+    they are copied, so that memory never holds both. A slot holds up to `context` tokens, n_ctx by
+    default.
     """
 
     def __init__(
@@ -91,12 +96,22 @@ class Engine:
         context: int | None = None,
         dtype: str = "float32",
         mesh: Mesh | None = None,
+        donate: bool = False,
     ):
         self.cfg = decoder_config(cfg, dtype)
-        self.capacity, self.context = capacity, context or cfg.n_ctx
+        self.context = context or cfg.n_ctx
         self._programs = programs(self.cfg, mesh or _mesh_of(params))
-        self._params = self._programs.place(params)
-        self._longest = cache_length(self.context)
+        self._params = self._programs.place(params, donate)
+        self._begin(capacity)
+
+    def with_slots(self, capacity: int) -> "Engine":
+        """An engine with slots of its own that reads the same parameters."""
+        other = copy.copy(self)
+        other._begin(capacity)
+        return other
+
+    def _begin(self, capacity: int) -> None:
+        self.capacity, self._longest = capacity, cache_length(self.context)
         self._length = min(PIECE, self._longest)
         self._slots = self._programs.empty(capacity, self._length)
         self._held: dict[int, _Running] = {}
@@ -261,8 +276,8 @@ def _sequence(cfg: ModelConfig, request: Request, prompt: tuple[int, ...], limit
     return Sequences(
         np.array([prompt[-1]], np.int32),
         np.asarray(jax.random.key_data(request.key))[None],
-        np.zeros(1, np.int32),
-        np.array([limit], np.int32),
+        np.array([request.drawn], np.int32),
+        np.array([request.drawn + limit], np.int32),
         np.array([(*stops, *[-1] * (STOP_TOKENS - len(stops)))], np.int32),
         seen_BV,
         row,

@@ -116,4 +116,4 @@ def head_logits(
     own_BTV = logits(x_BTD, head_VD, rows)
     logits_BTV = lax.all_gather(own_BTV, TENSOR, axis=2, tiled=True)
     is_padding_V = jnp.arange(logits_BTV.shape[2]) >= (cfg.n_vocab or 0)
-    return jnp.where(is_padding_V, PADDING_LOGIT, logits_BTV)
+    return jnp.where(is_padding_V[None, None], PADDING_LOGIT, logits_BTV)
