@@ -38,7 +38,7 @@ def serve(argv: Sequence[str]) -> int:
 
     enable_compilation_cache()
     metrics = ServingMetrics()
-    run = load_run(command.run)
+    run = load_run(command.run, dtype=command.dtype)
     model = run.config.model
     check_lengths(command, model.n_ctx)
     engine = Engine(model, run.params, command.max_batch, command.context, command.dtype)
