@@ -92,7 +92,7 @@ def append(layer: LayerCache, k_BTHK: Array, v_BTHK: Array, lengths_B: Array) ->
                 for x_BHSK, new_BTHK in zip(layer, (k_BTHK, v_BTHK), strict=True)
             )
         )
-    # XLA for CPUs writes several rows in place, in a loop, but would copy the cache for a single one
+    # XLA for CPUs writes several rows in place, in a loop, but copies the cache for a single one
     rows = [*range(len(lengths_B))] if len(lengths_B) > 1 else [0, 0]
     rows_B = jnp.array(rows)
     return LayerCache(

@@ -18,7 +18,7 @@ from gptjax.base.tree import Tree, leaf_names
 from gptjax.config import ModelConfig
 from gptjax.model.cache import Cache, LayerCache
 from gptjax.model.gpt import PADDING_LOGIT, logits
-from gptjax.model.layers import Block, LayerNorm
+from gptjax.model.layers import TRANSPOSED, Block, LayerNorm
 from gptjax.model.parallel import embedding_lookup, gathered_over_fsdp, with_own_heads
 from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
 
@@ -35,16 +35,26 @@ def decoder_config(cfg: ModelConfig, dtype: str) -> ModelConfig:
 def decoder_params(params: Tree, cfg: ModelConfig, split: ModelSharding = UNSHARDED) -> Tree:
     """The parameters of `GPT` as a decoder reads them: in the compute type, layer by layer.
 
-    Inside a `shard_map` of a divided model they are the parts of one device. There `c_attn` becomes
-    the columns of its own heads, and what is stored in parts over `fsdp` stays so.
+    Kernels are transposed, `kernel_FD` as the head is: each output reads one line of memory. They
+    are as they were where they are stored in parts over `fsdp`. Inside a `shard_map` of a divided
+    model they are the parts of one device, and `c_attn` has the columns of its own heads.
     """
     params = jax.tree.map(lambda x: x.astype(cfg.dtype), params)
-    stack = params["h"]
-    layers = tuple(
-        with_own_heads(jax.tree.map(lambda x, n=n: x[n], stack), split, cfg, "h/")
-        for n in range(cfg.n_layer)
-    )
-    return {**params, "h": layers}
+
+    def layer(n: int) -> Tree:
+        own = with_own_heads(jax.tree.map(lambda x: x[n], params["h"]), split, cfg, "h/")
+        return own if split.fsdp > 1 else _with_transposed_kernels(own)
+
+    return {**params, "h": tuple(layer(n) for n in range(cfg.n_layer))}
+
+
+def _with_transposed_kernels(tree: Tree) -> Tree:
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        **{name: _with_transposed_kernels(x) for name, x in tree.items() if name != "kernel"},
+        **({TRANSPOSED: tree["kernel"].T} if "kernel" in tree else {}),
+    }
 
 
 def decoder_specs(params: Tree, split: ModelSharding) -> Tree:
@@ -56,7 +66,8 @@ def decoder_specs(params: Tree, split: ModelSharding) -> Tree:
             return PartitionSpec(*split.place(name))
         if rest == C_ATTN_BIAS:  # stored whole, but cut into heads here
             return PartitionSpec(TENSOR if split.tensor > 1 else None)
-        return PartitionSpec(*split.place(f"h/{rest}")[1:])
+        place = split.place(f"h/{rest.replace(TRANSPOSED, 'kernel')}")[1:]
+        return PartitionSpec(*(reversed(place) if TRANSPOSED in rest else place))
 
     return jax.tree.map(spec, leaf_names(params))
 
@@ -80,9 +91,9 @@ def extend(
     )
     layers: list[LayerCache] = []
     for layer_params, layer_cache in zip(params["h"], cache.layers, strict=True):
-        whole = {"params": gathered_over_fsdp(layer_params, split, cfg, "h/")}
+        own = gathered_over_fsdp(layer_params, split, cfg, "h/")
         block: Any = Block(cfg, split).apply(
-            whole, x_BTD, False, None, (layer_cache, cache.lengths_B)
+            {"params": own}, x_BTD, False, None, (layer_cache, cache.lengths_B)
         )
         x_BTD, new_cache = block
         layers.append(new_cache)

@@ -23,9 +23,10 @@ from gptjax.model.attention import ATTENTIONS
 from gptjax.model.cache import LayerCache, append, attend_to_cache
 from gptjax.model.parallel import copy_to_tensor, gathered, sum_over_tensor
 from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
-from gptjax.model.products import mixed_matmul
+from gptjax.model.products import dot_fp32_sum, materialised_on_cpu, mixed_matmul
 
 Past = tuple[LayerCache, Array]  # a layer's cache, and the tokens in each row of it
+TRANSPOSED = "kernel_FD"  # the name of a kernel that is stored the other way round
 PRODUCT, ATTENDED = "product", "attended"  # what a rematerialisation policy may keep
 ACTIVATIONS = {"gelu_tanh": ops.gelu, "gelu_erf": ops.gelu_erf}  # by `ModelConfig.activation`
 INIT_STD = 0.02  # GPT-1 and GPT-2, section "model specifications": N(0, 0.02)
@@ -78,9 +79,14 @@ class Projection(nn.Module):
         std = INIT_STD
         if self.is_residual and self.cfg.scale_residual_init:
             std /= (2 * self.cfg.n_layer) ** 0.5
-        shape = (x.shape[-1], self.features)
-        kernel_DF = self.param("kernel", nn.initializers.normal(std), shape)
-        y_MF = mixed_matmul(x.reshape(-1, x.shape[-1]), kernel_DF)
+        x_MD = x.reshape(-1, x.shape[-1])
+        if self.has_variable("params", TRANSPOSED):  # the layer of a decoder, which does not train
+            kernel_FD = self.get_variable("params", TRANSPOSED).astype(x.dtype)
+            y_MF = dot_fp32_sum(materialised_on_cpu(x_MD), kernel_FD, (1, 1), x.dtype)
+        else:
+            shape = (x.shape[-1], self.features)
+            kernel_DF = self.param("kernel", nn.initializers.normal(std), shape)
+            y_MF = mixed_matmul(x_MD, kernel_DF)
         if self.is_residual:
             y_MF = sum_over_tensor(y_MF, self.split)
         if self.bias:

@@ -13,8 +13,9 @@ import pytest
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig, SampleConfig
 from gptjax.generation.continuing import Continued, continue_texts, in_order, joined
-from gptjax.generation.engine import Engine, Request
-from gptjax.generation.requests import encode_prompt, fit_prompt, sample_key, text_request
+from gptjax.generation.engine import Engine
+from gptjax.generation.requests import Request
+from gptjax.generation.text_requests import encode_prompt, fit_prompt, sample_key, text_request
 from gptjax.model.gpt import GPT, parameter_shapes
 from gptjax.tokenizers.plain import ByteTokenizer
 

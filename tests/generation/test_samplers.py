@@ -17,7 +17,8 @@ keep_top_k, keep_top_p, keep_min_p = map(
 )
 divide_by_temperature = jax.jit(samplers.divide_by_temperature)
 penalise_repetition = jax.jit(samplers.penalise_repetition)
-most_likely, log_normaliser = jax.jit(samplers.most_likely), jax.jit(samplers.log_normaliser)
+log_normaliser = jax.jit(samplers.log_normaliser)
+most_likely = jax.jit(samplers.most_likely)
 INF = float("inf")
 DRAWS = 100_000
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -39,9 +40,7 @@ def rows(kind: str, width: int) -> np.ndarray:
     return logits_BV
 
 
-KINDS = [
-    (kind, width) for kind in ("plain", "ties", "removed", "extreme") for width in (1, 16, 777)
-]
+KINDS = [(kind, width) for kind in ("plain", "ties", "removed", "extreme") for width in (5, 777)]
 every_kind = pytest.mark.parametrize(
     "logits_BV", [rows(*kind) for kind in KINDS], ids=map(str, KINDS)
 )
@@ -154,7 +153,7 @@ def test_a_temperature_divides_and_never_overflows(logits_BV, temperature):
 
 @every_kind
 def test_the_most_likely_token_is_the_first_of_equal_ones(logits_BV):
-    np.testing.assert_array_equal(most_likely(logits_BV), logits_BV.argmax(-1))
+    np.testing.assert_array_equal(most_likely(logits_BV), logits_BV.argmax(axis=1))
 
 
 @every_kind
