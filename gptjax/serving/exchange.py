@@ -47,7 +47,8 @@ class Completions:
                 self._service.check_model_name(request.model)
                 await self._answer(request, receive, send, ending)
             except ClientLeft:
-                ending.outcome = "cancelled"
+                if ending.outcome == "answered":  # it had not been told of an error
+                    ending.outcome = "cancelled"
 
     async def _answer(
         self, request: CompletionRequest, receive: Receive, send: Send, ending: "_Ending"

@@ -121,6 +121,8 @@ class Scheduler:
                 self._sweep()
                 self._admit()
                 self._decode()
+            for slot in self._running:
+                self._engine.release(slot)
             self._end_all(shutting_down)
         except Exception:
             traceback.print_exc(file=sys.stderr)

@@ -310,7 +310,7 @@ def test_a_request_out_of_time_is_told_so_in_either_form():
             assert received.startswith(b"HTTP/1.1 200" if stream else b"HTTP/1.1 503")
             connection.close()
             hasty.wait_idle()
-        assert hasty.metric("gptjax_requests_total", outcome="timed_out") == 2
+        wait_until(lambda: hasty.metric("gptjax_requests_total", outcome="timed_out") == 2)
 
 
 def test_a_broken_engine_is_seen_in_the_answer_and_in_health(capsys):
