@@ -29,7 +29,8 @@ from gptjax.config.batches import BatchSchedule
 from gptjax.data.loader import StepSource, batches_from
 from gptjax.data.manifest import read_manifest
 from gptjax.data.windows import TokenWindows
-from gptjax.generation.engine import Engine, Request
+from gptjax.generation.engine import Engine
+from gptjax.generation.requests import Request
 from gptjax.model.gpt import init_params
 from gptjax.model.size import parameter_count
 from gptjax.preparation.pipeline import prepare_shards

@@ -38,10 +38,13 @@ def serve(argv: Sequence[str]) -> int:
 
     enable_compilation_cache()
     metrics = ServingMetrics()
-    run = load_run(command.run)
+    run = load_run(command.run, dtype=command.dtype)
     model = run.config.model
     check_lengths(command, model.n_ctx)
-    engine = Engine(model, run.params, command.max_batch, command.context, command.dtype)
+    keeps = command.attention_maps  # which read the parameters as they are stored
+    engine = Engine(
+        model, run.params, command.max_batch, command.context, command.dtype, donate=not keeps
+    )
     scheduler = Scheduler(
         engine, (run.tokenizer.eot_id,), queue_length(command), command.request_timeout, metrics
     )
@@ -51,9 +54,8 @@ def serve(argv: Sequence[str]) -> int:
     if command.attention_maps:
         maps = AttentionMaps(model, run.params, run.tokenizer, engine.context, command.dtype)
     service = Service(
-        name, model, run.tokenizer, scheduler, metrics, limits, engine.context, key,
-        maps,
-    )  # fmt: skip
+        name, model, run.tokenizer, scheduler, metrics, limits, engine.context, key, maps
+    )
     print(f"{run.origin}, {command.dtype}", file=sys.stderr)
     del run  # its parameters, of which the engine has its own
     engine.warm_up()

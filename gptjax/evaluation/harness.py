@@ -20,7 +20,7 @@ from gptjax.generation import engine as generation
 from gptjax.generation.continuing import continue_texts
 from gptjax.generation.engine import Engine
 from gptjax.generation.loaded import LoadedRun
-from gptjax.generation.requests import encode_prompt, sample_key
+from gptjax.generation.text_requests import encode_prompt, sample_key
 from gptjax.tokenizers.registry import fingerprint
 
 NAME = "gptjax"

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from gptjax.generation.decoding import CHUNK
-from gptjax.generation.engine import Engine, Event, Request, Token
+from gptjax.generation.engine import Engine
+from gptjax.generation.requests import Event, Request, Token
 from gptjax.generation.texts import TextStream
 from gptjax.tokenizers.plain import Tokenizer
 

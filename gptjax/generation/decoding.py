@@ -69,7 +69,7 @@ def empty_slots(cfg: ModelConfig, capacity: int, length: int, n_head: int | None
         jnp.zeros((capacity, 2), jnp.uint32),
         zeros_B,
         zeros_B,
-        jnp.full((capacity, STOP_TOKENS), -1),
+        jnp.full((capacity, STOP_TOKENS), -1, jnp.int32),
         jnp.zeros((capacity, cfg.padded_vocab), bool),
         Sampling(ones_B, zeros_B, ones_B, jnp.zeros(capacity), ones_B),
     )

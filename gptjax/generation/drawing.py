@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 from gptjax.base.errors import UserError
 from gptjax.generation.continuing import FOR_READERS, Continued, continue_texts, in_order
-from gptjax.generation.engine import Engine, Request
+from gptjax.generation.engine import Engine
 from gptjax.generation.loaded import LoadedRun
 from gptjax.generation.options import GenerateCommand
 from gptjax.generation.prompts import Prompt
-from gptjax.generation.requests import encode_prompt, fit_prompt, sample_key
+from gptjax.generation.requests import Request
+from gptjax.generation.text_requests import encode_prompt, fit_prompt, sample_key
 
 
 class Samples(NamedTuple):

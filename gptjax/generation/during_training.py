@@ -10,7 +10,7 @@ from gptjax.cluster.stop import StopRequest
 from gptjax.config import Config
 from gptjax.generation.continuing import continue_texts
 from gptjax.generation.engine import Engine
-from gptjax.generation.requests import sample_key, text_request
+from gptjax.generation.text_requests import sample_key, text_request
 from gptjax.tokenizers.plain import Tokenizer
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.generation.continuing import Continued
-from gptjax.generation.engine import Token
 from gptjax.generation.prompts import Prompt
+from gptjax.generation.requests import Token
 from gptjax.tokenizers.plain import Tokenizer
 
 

@@ -14,7 +14,7 @@ from gptjax.config import Config, SampleConfig
 from gptjax.config.validation import sample_problems
 from gptjax.generation.continuing import FOR_READERS, continue_texts
 from gptjax.generation.engine import Engine
-from gptjax.generation.requests import sample_key, text_request
+from gptjax.generation.text_requests import sample_key, text_request
 from gptjax.tokenizers.plain import Tokenizer
 
 DEFAULTS = SampleConfig()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from gptjax.generation.continuing import Continued, joined
-from gptjax.generation.engine import Token
+from gptjax.generation.requests import Token
 from gptjax.tokenizers.plain import Tokenizer
 
 NARROWEST = 80  # columns of a terminal that shows two texts side by side

@@ -22,7 +22,7 @@ from gptjax.model.cache import Cache, resized
 from gptjax.model.decoder import decoder_params, decoder_specs
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.parallel import param_specs
-from gptjax.model.places import TENSOR, leaves
+from gptjax.model.places import TENSOR, ModelSharding, leaves
 from gptjax.model.products import matmul_precision
 
 WHOLE = PartitionSpec()
@@ -35,7 +35,9 @@ class Programs:
         self.cfg, self.mesh, split = cfg, mesh, sharding_on(mesh)
         self._precision = matmul_precision(cfg, mesh.devices.flat[0])
         shapes = parameter_shapes(cfg)
-        self._params = jax.eval_shape(partial(decoder_params, cfg=cfg), shapes)
+        # heads are cut only inside the programs, so names come from a model without that division
+        self._named = partial(decoder_params, cfg=cfg, split=ModelSharding(fsdp=split.fsdp))
+        self._params = jax.eval_shape(self._named, shapes)
         params = decoder_specs(self._params, split)
         heads = PartitionSpec(None, TENSOR) if split.tensor > 1 else WHOLE
         cache_specs = Cache(heads, WHOLE)  # pyright: ignore[reportArgumentType]
@@ -82,7 +84,7 @@ class Programs:
     @cache  # noqa: B019 - programs live as long as the process
     def _place(self, names: tuple[str, ...]) -> Callable[[Tree], Tree]:
         given, split = _only(names, parameter_shapes(self.cfg)), sharding_on(self.mesh)
-        found = jax.eval_shape(partial(decoder_params, cfg=self.cfg), given)
+        found = jax.eval_shape(self._named, given)
         place = partial(decoder_params, cfg=self.cfg, split=split)
         return self._compiled(place, (param_specs(given, split),), decoder_specs(found, split))
 

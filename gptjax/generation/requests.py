@@ -1,58 +1,73 @@
-"""From a text and its settings to a request of the engine: token ids, the room they have, a key."""
+"""What an engine is asked and what it answers: a request, tokens, news of a sequence."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import Array
 
-from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig, SampleConfig
-from gptjax.generation.decoding import KEYS
-from gptjax.generation.engine import Request
-from gptjax.tokenizers.plain import Tokenizer
+from gptjax.generation.decoding import STOP_TOKENS, Sequences
+from gptjax.generation.samplers import Sampling
 
 
-def text_request(
-    tokenizer: Tokenizer, cfg: ModelConfig, sample: SampleConfig, key: Array
-) -> Request:
-    """The request that continues `sample.prompt`; an empty prompt starts a document.
+class Request(NamedTuple):
+    """A sequence to generate."""
 
-    A prompt that does not fit the context is cut by `fit_prompt`. Raises `UserError` like
-    `encode_prompt`.
+    prompt: Sequence[int]
+    """At least one token id, and at most as many as the engine's context."""
+    sample: SampleConfig
+    """Its settings; `prompt` and `stop` are texts, and are not read here."""
+    key: Array
+    """The random key of this sequence."""
+    stop_tokens: tuple[int, ...] = ()
+    """Up to four ids; the one that is drawn is the last token of the sequence."""
+    drawn: int = 0
+    """Tokens of the sequence that were drawn before, so that none is drawn like one of them."""
+
+
+class Token(NamedTuple):
+    """A token that was drawn."""
+
+    id: int
+    logprob: float
+    """Natural logarithm of its probability, before the temperature, the penalty and the filters."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely ids with their log-probabilities, if they were wanted."""
+
+
+class Event(NamedTuple):
+    """News of one sequence."""
+
+    slot: int
+    tokens: list[Token]
+    finish: str | None
+    """`stop` after a stop token, `length` at its limit or the context's, None if it goes on."""
+
+
+def first_row(cfg: ModelConfig, request: Request, prompt: tuple[int, ...], limit: int) -> Sequences:
+    """The row of a sequence before its first token is drawn, in arrays of the host.
+
+    `prompt` has the ids of the request's, and `limit` the tokens that may be drawn.
     """
-    prompt = encode_prompt(tokenizer, cfg, sample.prompt)
-    prompt = fit_prompt(prompt, cfg.n_ctx, sample.max_new_tokens)
-    return Request(prompt, sample, key, (tokenizer.eot_id,))
-
-
-def encode_prompt(tokenizer: Tokenizer, cfg: ModelConfig, text: str) -> list[int]:
-    """The token ids of a prompt; of an empty one end-of-text, after which a document begins.
-
-    Raises `UserError` for a text that the tokenizer cannot encode, and for an empty one if the
-    model does not have the tokenizer's end-of-text.
-    """
-    prompt = tokenizer.encode(text).tolist() or [tokenizer.eot_id]
-    if max(prompt) >= cfg.padded_vocab:
-        raise UserError(
-            "this model has no end-of-text, with which an empty prompt begins: give one"
-        )
-    return prompt
-
-
-def fit_prompt(prompt: Sequence[int], context: int, new_tokens: int) -> Sequence[int]:
-    """The end of a prompt that is longer than the context, as it is read; a shorter one is whole.
-
-    It leaves room for the new tokens, but keeps at least half of the context.
-
-    >>> fit_prompt(range(10), 8, 3), fit_prompt(range(10), 8, 100), fit_prompt(range(8), 8, 100)
-    (range(4, 10), range(6, 10), range(0, 8))
-    """
-    if len(prompt) <= context:
-        return prompt
-    # the last new token needs no room: it is drawn, and never read
-    return prompt[-max(1, context // 2, context + 1 - new_tokens) :]
-
-
-def sample_key(seed: int, number: int = 0) -> Array:
-    """The key of sample `number` of a seed, whatever its prompt and whatever is drawn beside it."""
-    return jax.random.fold_in(jax.random.key(seed, impl=KEYS), number)
+    sample, stops = request.sample, request.stop_tokens
+    seen_BV = np.zeros((1, cfg.padded_vocab), bool)
+    seen_BV[0, list(prompt)] = True
+    settings: dict[str, Any] = {
+        "temperature_B": np.float32(sample.temperature),
+        "top_k_B": np.int32(sample.top_k or 0),
+        "top_p_B": np.float32(sample.top_p),
+        "min_p_B": np.float32(sample.min_p),
+        "repetition_penalty_B": np.float32(sample.repetition_penalty),
+    }
+    rows: dict[str, Any] = {
+        "tokens_B": np.array([prompt[-1]], np.int32),
+        "keys_BW": np.asarray(jax.random.key_data(request.key))[None],
+        "drawn_B": np.array([request.drawn], np.int32),
+        "limits_B": np.array([request.drawn + limit], np.int32),
+        "stops_BX": np.array([[*stops, *[-1] * (STOP_TOKENS - len(stops))]], np.int32),
+        "seen_BV": seen_BV,
+        "sampling": Sampling(**{name: value[None] for name, value in settings.items()}),
+    }
+    return Sequences(**rows)

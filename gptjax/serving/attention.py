@@ -20,7 +20,7 @@ from gptjax.model.decoder import decoder_config
 from gptjax.model.products import matmul_precision
 from gptjax.serving.completion import encoded
 from gptjax.serving.fields import Fields
-from gptjax.serving.protocol import Prompt, read_prompts
+from gptjax.serving.protocol import Prompt, parse_prompts
 from gptjax.serving.refusals import Refusal, invalid
 from gptjax.serving.responses import TokenTexts
 from gptjax.tokenizers.plain import Tokenizer
@@ -56,7 +56,7 @@ def parse_attention(body: Mapping[str, Any], cfg: ModelConfig) -> AttentionReque
 
 
 def _one(fields: Fields, name: str, cfg: ModelConfig) -> Prompt:
-    found = read_prompts(fields.take(name), cfg.n_vocab or 0, name)
+    found = parse_prompts(fields.take(name), cfg.n_vocab or 0, name)
     if len(found) != 1:
         raise invalid(name, f"{name} must be one text or token ids, not {len(found)} of them")
     return found[0]

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from gptjax.base.errors import UserError
-from gptjax.generation.engine import Token
+from gptjax.generation.requests import Token
 from gptjax.serving.jobs import Job, News, PromptScores
 from gptjax.serving.protocol import CompletionRequest, Prompt
 from gptjax.serving.refusals import Refusal, invalid

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gptjax.config import SampleConfig
-from gptjax.generation.engine import Token
+from gptjax.generation.requests import Token
 from gptjax.serving.refusals import Refusal
 from gptjax.serving.transcript import Piece, Transcript
 

@@ -78,7 +78,7 @@ def parse_body(raw: bytes) -> dict[str, Any]:
 def parse_completion(body: Mapping[str, Any], limits: Limits) -> CompletionRequest:
     """Check a body; raises `Refusal` with the first wrong field."""
     fields = Fields(body)
-    prompts = read_prompts(fields.take("prompt"), limits.n_vocab)
+    prompts = parse_prompts(fields.take("prompt"), limits.n_vocab)
     n = fields.integer("n", 1, 1, limits.max_sequences)
     if len(prompts) * n > limits.max_sequences:
         raise invalid(
@@ -119,7 +119,7 @@ def parse_completion(body: Mapping[str, Any], limits: Limits) -> CompletionReque
     )  # fmt: skip
 
 
-def read_prompts(value: Any, n_vocab: int, param: str = "prompt") -> tuple[Prompt, ...]:
+def parse_prompts(value: Any, n_vocab: int, param: str = "prompt") -> tuple[Prompt, ...]:
     """Every prompt of the field `param`; none given starts a document, as the empty text does.
 
     Raises `Refusal` for anything but the four forms of OpenAI's API, and for unknown ids.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptjax.generation.engine import Token
+from gptjax.generation.requests import Token
 from gptjax.serving.transcript import Spoken
 from gptjax.tokenizers.bpe import EOT
 from gptjax.tokenizers.plain import Tokenizer

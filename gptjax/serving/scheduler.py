@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 from jax import Array
 
-from gptjax.generation.engine import Engine, Event, Request
+from gptjax.generation.engine import Engine
+from gptjax.generation.requests import Event, Request
 from gptjax.serving.jobs import Job, PromptScores
 from gptjax.serving.metrics import ServingMetrics
 from gptjax.serving.pace import Pace

@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gptjax.generation.engine import Token
+from gptjax.generation.requests import Token
 from gptjax.generation.texts import TextStream
 from gptjax.tokenizers.plain import Tokenizer
 

@@ -13,7 +13,8 @@ from gptjax.config import Config, DataConfig, SampleConfig, TrainConfig, to_json
 from gptjax.conversion.exporting import export_huggingface
 from gptjax.conversion.model_card import with_names_only
 from gptjax.convert import convert
-from gptjax.generation.engine import Engine, Request
+from gptjax.generation.engine import Engine
+from gptjax.generation.requests import Request
 from gptjax.model.places import leaves
 
 pytest.importorskip("tokenizers")

@@ -13,8 +13,9 @@ import pytest
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig, SampleConfig
 from gptjax.generation.continuing import Continued, continue_texts, in_order, joined
-from gptjax.generation.engine import Engine, Request
-from gptjax.generation.requests import encode_prompt, fit_prompt, sample_key, text_request
+from gptjax.generation.engine import Engine
+from gptjax.generation.requests import Request
+from gptjax.generation.text_requests import encode_prompt, fit_prompt, sample_key, text_request
 from gptjax.model.gpt import GPT, parameter_shapes
 from gptjax.tokenizers.plain import ByteTokenizer
 
@@ -104,7 +105,7 @@ def test_a_full_context_ends_the_text_or_slides_by_half(slide, engine, params):
 def test_a_context_that_slides_goes_on_with_new_random_numbers(params):
     """Without learnt preferences only the random numbers decide: those of one seed never repeat."""
     still = jax.tree.map(jnp.zeros_like, params)
-    engine = Engine(CFG, still)
+    engine = Engine(CFG, still, capacity=3)
     drawn = tokens_of(engine, [1], slide=True, max_new_tokens=60, seed=4)
     assert len(drawn) == 60
     assert drawn == tokens_of(engine, [1], slide=True, max_new_tokens=60, seed=4)
@@ -134,18 +135,16 @@ def test_an_end_of_text_that_the_model_does_not_have_begins_nothing():
         encode_prompt(TOKENIZER, small, "")
 
 
-def test_calls_grow_from_one_token_to_32(params, monkeypatch):
-    engine, steps = Engine(dataclasses.replace(CFG, n_ctx=256), longer(params, 256)), []
-    decode = engine.decode
+def test_calls_grow_from_one_token_to_32(engine, monkeypatch):
+    steps, decode = [], engine.decode
     monkeypatch.setattr(engine, "decode", lambda n: steps.append(n) or decode(n))
-    whole(engine, [request([1], max_new_tokens=100)])
-    assert steps == [1, 2, 4, 8, 16, 32, 32, 32][: len(steps)]
-    assert len(steps) > 6
+    whole(engine, [request([1], max_new_tokens=60)], slide=True)
+    assert steps[:7] == [1, 2, 4, 8, 16, 32, 32]
 
 
-def test_calls_for_readers_are_short(params, monkeypatch):
+def test_calls_for_readers_are_short(engine, monkeypatch):
     """Here every token takes 30 ms, but the first call, which compiles, 5 s."""
-    engine, steps, now = Engine(CFG, params, context=12), [], [0.0]
+    engine, steps, now = engine.with_slots(3), [], [0.0]
 
     def slowly(n: int, decode=engine.decode):
         now[0] += 0.03 * n if steps else 5.0
@@ -160,11 +159,6 @@ def test_calls_for_readers_are_short(params, monkeypatch):
     assert len(ids(next(joined(texts)))) == 60
     assert steps[:5] == [1, 1, 2, 2, 2]
     assert set(steps) == {1, 2}
-
-
-def longer(params, n_ctx):
-    table = jnp.zeros((n_ctx, CFG.n_embd))
-    return {**params, "wpe": {"embedding": table}}
 
 
 def test_an_iterator_that_is_closed_early_frees_its_slots(engine):

@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from gptjax.generation.continuing import Continued
-from gptjax.generation.engine import Token
 from gptjax.generation.json_lines import json_lines, sample_row, token_rows
 from gptjax.generation.printing import print_side_by_side, token_table, token_text
 from gptjax.generation.prompts import Prompt
+from gptjax.generation.requests import Token
 from gptjax.tokenizers.plain import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()

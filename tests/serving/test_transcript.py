@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from gptjax.generation.engine import Token
+from gptjax.generation.requests import Token
 from gptjax.serving.responses import TokenTexts, logprobs_of
 from gptjax.serving.transcript import Transcript
 from gptjax.tokenizers.bpe import BPETokenizer
