@@ -30,7 +30,7 @@ from gptjax.data.loader import StepSource, batches_from
 from gptjax.data.manifest import read_manifest
 from gptjax.data.windows import TokenWindows
 from gptjax.generation.engine import Engine
-from gptjax.generation.requests import Request
+from gptjax.generation.requests import GenerationRequest
 from gptjax.model.gpt import init_params
 from gptjax.model.size import parameter_count
 from gptjax.preparation.pipeline import prepare_shards
@@ -138,7 +138,7 @@ def decode(shape: dict, prompt: int, new_tokens: int) -> tuple[Round, dict]:
     params = init_params(cfg, jax.random.key(0))
     sample = SampleConfig(max_new_tokens=new_tokens, temperature=0.0, top_k=None)
     start = np.random.default_rng(0).integers(0, cfg.n_vocab or 1, prompt).tolist()
-    decoder, request = Engine(cfg, params), Request(start, sample, jax.random.key(0))
+    decoder, request = Engine(cfg, params), GenerationRequest(start, sample, jax.random.key(0))
 
     def one_round() -> Figures:
         started = time.perf_counter()
