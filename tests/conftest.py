@@ -1,5 +1,6 @@
 """Shared by all tests: eight virtual devices in this process, small data, subprocess runs."""
 
+import fcntl
 import functools
 import gc
 import inspect
@@ -105,13 +106,29 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Manif
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory, prepared: Manifest) -> Path:
-    """The directory of a run of 20 steps: checkpoints at 10 and 20, validated, with an average."""
-    cwd = tmp_path_factory.mktemp("trained")
+    """A run of 20 steps to read: checkpoints at 10 and 20, validated, with an average.
+
+    It is trained once for all of xdist's workers; the first one that needs it does that.
+    """
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    with (session / "trained_run.txt").open("a+") as place:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        place.seek(0)
+        if found := place.read():
+            return Path(found)
+        run = _train(tmp_path_factory.mktemp("trained"), prepared)
+        place.write(str(run))
+    return run
+
+
+def _train(cwd: Path, prepared: Manifest) -> Path:
     settings = {
         "config": "tiny", "data.path": prepared.directory.resolve(), "run-dir": "run",
         "train.max-steps": 20, "train.save-every-steps": 10, "train.eval-every-steps": 10,
         "train.eval-tokens": 512, "optim.ema-decay": 0.9, "model.n-ctx": 256,
-        "train.micro-batch": 1,
+        "model.unroll": 1, "train.micro-batch": 1,
     }  # fmt: skip
     trained = run_verb("train", *(f"--{k}={v}" for k, v in settings.items()), cwd=cwd)
     assert trained.returncode == 0, trained.stderr

@@ -45,49 +45,33 @@ def test_configs_come_without_jax():
     assert found.stdout == "False\n"
 
 
-@pytest.fixture(scope="module")
-def run_path(tmp_path_factory, prepared):
-    cwd = tmp_path_factory.mktemp("face")
-    flags = [
-        "--data.path",
-        prepared.directory,
-        "--train.max-steps",
-        2,
-        "--optim.warmup-steps",
-        2,
-        "--run-dir",
-        "run",
-    ]
-    result = run_verb("train", "--config", "tiny", *flags, cwd=cwd)
-    assert result.returncode == 0, result.stderr
-    return cwd / "run"
-
-
-def test_five_lines_of_a_notebook(run_path):
-    run = gptjax.load_run(run_path)
+def test_five_lines_of_a_notebook(trained_run):
+    run = gptjax.load_run(trained_run)
     ids = run.tokenizer.encode("ta be")[None].astype(np.int32)
     logits_BTV = gptjax.GPT(run.config.model).apply({"params": run.params}, ids)
     assert isinstance(run.config, Config)
     assert logits_BTV.shape[:2] == ids.shape
-    assert run.step == 2
+    assert run.step == 20
 
 
-def test_it_generates_what_the_verb_prints(run_path):
-    run = gptjax.load_run(f"{run_path}@latest")
+def test_it_generates_what_the_verb_prints(trained_run):
+    run = gptjax.load_run(f"{trained_run}@latest")
     text = run.generate("ta be", max_new_tokens=8, temperature=0.7, top_k=20, seed=3)
     flags = ["--max-new-tokens", 8, "--temperature", 0.7, "--top-k", 20, "--seed", 3]
-    printed = run_verb("generate", "--run", run_path, "--prompt", "ta be", *flags, cwd=run_path)
+    printed = run_verb(
+        "generate", "--run", trained_run, "--prompt", "ta be", *flags, cwd=trained_run
+    )
     assert printed.stdout == text + "\n"
     assert text.startswith("ta be")
 
 
-def test_what_cannot_be_is_said(run_path, tmp_path):
+def test_what_cannot_be_is_said(trained_run, tmp_path):
     with pytest.raises(UserError, match="no model"):
         gptjax.load_run(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no checkpoint"):
-        gptjax.load_run(f"{run_path}@77")
+        gptjax.load_run(f"{trained_run}@77")
     with pytest.raises(ConfigError, match="temperature"):
-        gptjax.load_run(run_path).generate(temperature=-1.0)
+        gptjax.load_run(trained_run).generate(temperature=-1.0)
     for seed in (-1, 2**32, 1.5):
         with pytest.raises(ConfigError, match="seed"):
-            gptjax.load_run(run_path).generate(seed=seed, max_new_tokens=1)  # pyright: ignore[reportArgumentType]
+            gptjax.load_run(trained_run).generate(seed=seed, max_new_tokens=1)  # pyright: ignore[reportArgumentType]
