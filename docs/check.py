@@ -34,10 +34,12 @@ RULES = [  # the first pattern that is found in a command decides
     (r"^\. ", SKIP, "this check has its environment"),
     (r"^git |/python -m pytest", SKIP, "an example that changes the checkout"),
     (r"^python bench/", SKIP, "measures for minutes: tests/test_bench.py"),
+    (r"^curl |^lm_eval ", SKIP, "asks a server: tests/serving/"),
     (r"\b(launch/|sbatch|sky|docker)\b", SKIP, "needs a GPU or a cluster: tests/test_launch.py"),
     (r"^\w+=\S*( \w+=\S*)*$", RUN, VARIABLES),
     (r"plan .*--compile", PARSE, "compiles for minutes: tests/planning/test_plan.py"),
     (r"gptjax\.plan ", RUN, ""),
+    (r"gptjax\.serve", PARSE, "serves until it is stopped: tests/test_serve.py"),
     (r"prepare .*--hub|prepare --config gpt2\w+$", PARSE, "needs the hub"),
     (r"prepare --config gpt([13]|2_124m_continue)", PARSE, "needs the files of a tokenizer"),
     (r"train .*gpt2_124m_continue", SKIP, "needs GPT-2's weights: tests/config/test_presets.py"),
@@ -66,10 +68,11 @@ TINY = {
     "convert": "",
 }
 SCENE = {"activity_label": "Tea", "ctx_a": "A", "ctx_b": "b", "ctx": "A b", "label": 1}
-TESTS = {  # a line or a record of each published test
+TESTS = {  # a line or a record of each published test, and of other files that are read
     "wiki.test.raw": [" = A = ", " A page , of a line . ", " = B = ", " It 's another . "],
     "hellaswag_val.jsonl": [SCENE | {"endings": [f"{end}." for end in ("a", "bc", "d", "ef")]}] * 3,
     "lambada_test.jsonl": [{"text": "Once upon a time"}] * 3,
+    "prompts.txt": ["Once", "Once upon"],
     "questions.jsonl": [{"context": "A", "choices": ["b", "c"], "label": 0}] * 3,
 }
 INPUTS = ["a.txt", "b.txt", "books/one.txt", "web/two.jsonl.zst", "tinyshakespeare.txt"]

@@ -10,6 +10,7 @@ VERBS = {
     "prepare": "turn text into token shards, or take the shards of another trainer",
     "train": "train the model of a config, or resume its run",
     "generate": "continue a text with a trained model",
+    "serve": "answer requests for text over HTTP, as OpenAI's API does",
     "evaluate": "measure a model by tests that others publish",
     "convert": "bring in models of others, and take out your own",
     "plan": "compute memory, time and price of a run before you pay for it",

@@ -2,85 +2,61 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
-from gptjax.base.errors import ConfigError
 from gptjax.cli import main, parse
 from gptjax.cluster.environment import import_jax
-from gptjax.config import SampleConfig
 from gptjax.config.origins import flag_of
-from gptjax.config.validation import sample_problems
-
-
-@dataclass(frozen=True)
-class GenerateCommand:
-    """Write text to standard output while it is sampled; the same seed gives the same text."""
-
-    run: str = "runs/quickstart"
-    """RUN, RUN@best (lowest validation loss, the default), RUN@latest or RUN@STEP."""
-    prompt: str = ""
-    """Text to continue; empty starts a new document."""
-    max_new_tokens: int = 200
-    """Length of each sample, in tokens; a sample also ends with its document."""
-    temperature: float = 0.8
-    """Divisor of the logits; 0 always takes the most likely token."""
-    top_k: int | None = 50
-    """Number of most likely tokens to choose from; None keeps the whole vocabulary."""
-    num_samples: int = 1
-    """Number of samples."""
-    seed: int = 0
-    """Seed of the samples."""
+from gptjax.generation.options import GenerateCommand, check_generate_flags, greedy_idle_flags
+from gptjax.generation.prompts import Prompt, read_prompts
 
 
 def generate(argv: Sequence[str]) -> int:
-    """Load the parameters of a checkpoint and stream samples."""
+    """Load a model or two, and show their samples or write them as JSON Lines."""
     command = parse(GenerateCommand, argv, "python -m gptjax.generate")
-    sample = SampleConfig(
-        command.prompt, command.max_new_tokens, command.temperature, command.top_k
-    )
-    _check(command, sample)
+    check_generate_flags(command)
+    prompts = read_prompts(command.prompts) if command.prompts else [Prompt(command.prompt)]
     from gptjax.conversion.finding import find_model  # NumPy comes with it
 
-    find_model(command.run)
-    if idle := _idle_flags(command):
+    for name in command.runs:
+        find_model(name)
+    if idle := " and ".join(map(flag_of, greedy_idle_flags(command))):
         print(f"note: decoding is greedy, so {idle} has no effect", file=sys.stderr)
     import_jax()
 
     from gptjax.cluster.compiler import enable_compilation_cache
-    from gptjax.conversion.opening import load_run
+    from gptjax.generation.showing import shown_as
 
     enable_compilation_cache()
-    run = load_run(command.run)
-    run.tokenizer.encode(command.prompt)  # a prompt it cannot encode fails before any output
-    print(run.origin, file=sys.stderr)
-    for number in range(command.num_samples):
-        if number:
-            print("\n---")
-        print(command.prompt, end="", flush=True)
-        for text in run.stream(sample, command.seed, number):
-            print(text, end="", flush=True)
-        print()
+    with shown_as(command, prompts) as show:
+        for name in command.runs:
+            _draw(command, name, prompts, show)
     return 0
 
 
-def _idle_flags(command: GenerateCommand) -> str:
-    """The given flags that change nothing because only one token can be drawn."""
-    defaults, coldest = GenerateCommand(), command.temperature == 0
-    if not coldest and command.top_k != 1:
-        return ""
-    names = ["seed", "num_samples", "top_k" if coldest else "temperature"]
-    idle = [name for name in names if getattr(command, name) != getattr(defaults, name)]
-    return " and ".join(flag_of(name) for name in idle)
+def _draw(command: GenerateCommand, name: str, prompts: Sequence[Prompt], show: Any) -> None:
+    """Draw the samples of one model, and say what the context did to them."""
+    from gptjax.conversion.opening import load_run
+    from gptjax.generation.drawing import draw_samples, fills_context, plan_samples
 
-
-def _check(command: GenerateCommand, sample: SampleConfig) -> None:
-    problems = [f"{flag_of(field)} {rule}" for field, rule in sample_problems(sample)]
-    if command.num_samples < 1:
-        problems.append(f"--num-samples must be at least 1, not {command.num_samples}")
-    if not 0 <= command.seed < 2**32:
-        problems.append(f"--seed must be in [0, 2**32), not {command.seed}")
-    if problems:
-        raise ConfigError(problems)
+    run = load_run(name, dtype=command.dtype)
+    context = run.config.model.n_ctx
+    requests, cut = plan_samples(run, command, prompts)  # a prompt that is no text fails here
+    print(run.origin, file=sys.stderr)
+    if cut:
+        print(
+            f"note: too long for the context of {context} tokens, so only the end is read: "
+            f"{', '.join(cut)}",
+            file=sys.stderr,
+        )
+    pieces = draw_samples(run, command, requests)
+    full = [fills_context(s, command.max_new_tokens) for s in show(name, run.tokenizer, pieces)]
+    if any(full):
+        print(
+            f"note: {sum(full)} of {len(full)} samples ended because the context of {context} "
+            "tokens was full: --slide drops its oldest half and goes on",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

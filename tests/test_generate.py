@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from conftest import run_verb
 
+import gptjax
 from gptjax.base.tree import abstract_tree
 from gptjax.cli import main
 from gptjax.cluster.mesh import make_mesh, replicated
+from gptjax.convert import convert
 from gptjax.generate import generate
+from gptjax.generation.engine import Engine
 from gptjax.model.gpt import GPT, parameter_shapes
 from gptjax.runs.checkpoint import CURSOR_FILE, Checkpointer
 from gptjax.runs.directory import RunDir
@@ -78,6 +81,8 @@ def test_at_temperature_zero_the_seed_does_not_matter(text):
         ("--top-k 1 --temperature 2", "--temperature"),
         ("--temperature 0", ""),
         ("--seed 5 --num-samples 2 --top-k 3", ""),
+        ("--top-k 1 --top-p 0.5 --min-p 0.1", "--top-p and --min-p"),
+        ("--temperature 0 --repetition-penalty 1.5 --stop x", ""),
     ],
 )
 def test_flags_without_effect_are_named(run, capsys, flags: str, idle: str):
@@ -143,6 +148,150 @@ def test_samples_are_told_apart_and_the_first_is_the_one_alone(text):
     assert samples[0] == text("--top-k", "None").removesuffix("\n")
 
 
+def test_samples_beyond_the_largest_batch_take_turns(text):
+    hot = ["--num-samples", 3, "--top-k", "None"]
+    assert text(*hot, "--max-batch", 2) == text(*hot)
+
+
+def test_a_text_ends_before_a_stop_text(text):
+    whole = text().removesuffix("\n")
+    stop = whole[len(PROMPT) + 5 : len(PROMPT) + 7]
+    kept = whole[len(PROMPT) :].partition(stop)[0]
+    assert text("--stop", "no such text", stop) == f"{PROMPT}{kept}\n"
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_file_of_prompts_gives_what_each_gives_alone(samples, run, text, tmp_path, capsys):
+    """Whatever its other lines are: the same seed, prompt and number of a sample decide."""
+    prompts = ["one two", "", PROMPT, "one two"]
+    file, out = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    file.write_text(
+        "".join(json.dumps({"prompt": p, "id": i}) + "\n" for i, p in enumerate(prompts))
+    )
+    words = ["--run", run, "--prompts", file, "--max-new-tokens", 24, "--num-samples", samples]
+    assert generate(list(map(str, [*words, "--seed", 3, "--out", out, "--max-batch", 2]))) == 0
+    assert capsys.readouterr().out == ""
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["id"], r["prompt"], r["sample"]) for r in rows] == [
+        (i, p, s) for i, p in enumerate(prompts) for s in range(samples)
+    ]
+    for i, prompt in enumerate(prompts):
+        shown = text("--prompt", prompt, "--seed", 3, "--num-samples", samples)
+        mine = rows[i * samples : (i + 1) * samples]
+        assert shown == "\n---\n".join(f"{r['prompt']}{r['text']}\n" for r in mine)
+        for row in mine:
+            assert row["seed"] == 3
+            assert (
+                bytes(t for t in row["tokens"] if t < 256).decode("utf-8", "replace") == row["text"]
+            )
+            assert row["finish_reason"] == ("stop" if row["tokens"][-1] == 256 else "length")
+    assert sorted(os.listdir(tmp_path)) == ["out.jsonl", "p.jsonl"]
+    assert generate(list(map(str, [*words, "--seed", 3]))) == 0
+    assert capsys.readouterr().out == out.read_text()
+
+
+def test_a_broken_line_is_told_before_a_model_is_looked_for(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "x"}\n{"prompt"\n')
+    code, message = failure(monkeypatch, capsys, "--run", "nowhere", "--prompts", file)
+    assert code == 1
+    assert "line 2: it is not JSON" in message
+
+
+def test_two_runs_are_compared_on_the_same_prompts_and_seeds(run, text, tmp_path, capsys):
+    names = [f"{run}@{step}" for step in STEPS]
+    shown = text("--compare", *names, "--run", "runs/quickstart", "--num-samples", 2)
+    alone = [
+        text("--run", n, "--num-samples", 2).removesuffix("\n").split("\n\n---\n") for n in names
+    ]
+    assert shown == "".join(
+        f"--prompt, sample {i}\n"
+        + "".join(f"== {name}\n{texts[i]}\n\n" for name, texts in zip(names, alone, strict=True))
+        for i in range(2)
+    )
+    assert alone[0] != alone[1]
+    file, out = tmp_path / "p.txt", tmp_path / "out.jsonl"
+    file.write_text(f"{PROMPT}\n")
+    words = ["--compare", *names, "--prompts", file, "--max-new-tokens", 24, "--out", out]
+    assert generate(list(map(str, words))) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["run"], PROMPT + r["text"]) for r in rows] == [
+        (name, texts[0]) for name, texts in zip(names, alone, strict=True)
+    ]
+
+
+def test_log_probabilities_are_those_of_the_whole_model(run, tmp_path, text):
+    file, out = tmp_path / "p.txt", tmp_path / "out.jsonl"
+    file.write_text(f"{PROMPT}\n")
+    words = ["--run", f"{run}@20", "--prompts", file, "--max-new-tokens", 9, "--out", out]
+    hot = ["--temperature", 1.5, "--top-p", 0.9, "--repetition-penalty", 1.2, "--logprobs"]
+    assert generate(list(map(str, [*words, *hot]))) == 0
+    row = json.loads(out.read_text())
+    given, config = list(PROMPT.encode()), RunDir(run).read_config()
+    params = gptjax.load_run(f"{run}@20").params
+    ids_BT = jnp.asarray([given + row["tokens"]])
+    logits_BTV = GPT(config.model).apply({"params": params}, ids_BT)
+    logprobs_TV = np.asarray(jax.nn.log_softmax(logits_BTV, axis=-1))[0, len(given) - 1 : -1]
+    for token, told, logprobs_V in zip(row["tokens"], row["logprobs"], logprobs_TV, strict=True):
+        assert told["logprob"] == pytest.approx(logprobs_V[token], abs=1e-5)
+        best = np.argsort(-logprobs_V, kind="stable")[:5]
+        assert [other["id"] for other in told["top"]] == best.tolist()
+        np.testing.assert_allclose([o["logprob"] for o in told["top"]], logprobs_V[best], atol=1e-5)
+    shown = text("--run", f"{run}@20", *words[4:6], *hot)
+    table = shown.removeprefix(f"{PROMPT}{row['text']}\n\n").splitlines()
+    assert [line.split()[-4] for line in table[:1]] == ["logprob"]
+    assert len(table) == 1 + len(row["tokens"])
+
+
+def test_a_context_that_is_full_is_told_and_slides_on_request(run, text, capsys):
+    n_ctx = RunDir(run).read_config().model.n_ctx
+    cold = ["--run", run, "--temperature", 0, "--max-new-tokens", 20, "--prompt", "a" * (n_ctx - 6)]
+    for slide, length in ((["--slide"], 20), ([], 7)):
+        assert generate([*map(str, cold), *slide, "--logprobs"]) == 0
+        output = capsys.readouterr()
+        table = output.out.partition("\n\ntoken ")[2].splitlines()[1:]
+        assert len(table) == length
+        assert ("--slide" in output.err) == (length == 7)
+    long = "x" * (n_ctx + 9)
+    assert generate(["--run", str(run), "--prompt", long, "--max-new-tokens", "2"]) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith(long)
+    assert (
+        f"too long for the context of {n_ctx} tokens, so only the end is read: --prompt"
+        in output.err
+    )
+
+
+def test_a_hugging_face_directory_continues_like_its_run(run, text, tmp_path, capsys):
+    pytest.importorskip("tokenizers")
+    out = str(tmp_path / "hf")
+    assert convert(["--run", f"{run}@20", "--to", "huggingface", "--averaged", "--out", out]) == 0
+    assert text("--run", tmp_path / "hf", "--seed", 4).endswith(
+        text("--run", f"{run}@20", "--seed", 4)
+    )
+    assert text("--run", tmp_path / "hf", "--dtype", "bfloat16").startswith(PROMPT)
+
+
+def test_ctrl_c_keeps_the_finished_texts(run, tmp_path, monkeypatch, capsys):
+    file, out = tmp_path / "p.txt", tmp_path / "out.jsonl"
+    file.write_text("ab\n" * 4)
+
+    def interrupted(self, request, *rest, admit=Engine.admit):
+        if (tmp_path / "out.jsonl.part").read_text():
+            raise KeyboardInterrupt
+        return admit(self, request, *rest)
+
+    monkeypatch.setattr(Engine, "admit", interrupted)
+    words = ["--run", run, "--prompts", file, "--max-new-tokens", 3, "--out", out, "--max-batch", 1]
+    monkeypatch.setattr(sys, "argv", ["generate", *map(str, words)])
+    with pytest.raises(SystemExit) as caught:
+        main(generate)
+    assert caught.value.code == 130
+    assert f"the finished texts are in {out}.part\nstopped\n" in capsys.readouterr().err
+    assert not out.exists()
+    assert json.loads((tmp_path / "out.jsonl.part").read_text())["prompt"] == "ab"
+
+
 def test_only_the_text_is_on_standard_output(run, text):
     result = run_verb(
         "generate", "--run", f"{run.name}@20", "--prompt", PROMPT, "--max-new-tokens", 24,
@@ -186,6 +335,12 @@ def failure(monkeypatch, capsys, *argv: object) -> tuple[int, str]:
         (["--top-k", "many"], ["--top-k must be int or None, not many"]),
         (["--promt", "x"], ["unknown option --promt (did you mean --prompt?)"]),
         (["--config", "tiny"], ["unknown option --config"]),
+        (["--top-p", 0, "--min-p", 1, "--repetition-penalty", 0, "--stop", ""],
+         ["--top-p", "--min-p", "--repetition-penalty", "--stop"]),
+        (["--prompts", "p.txt", "--prompt", "x", "--compare", "a", "b", "--max-batch", 0],
+         ["--max-batch", "--prompts replaces --prompt", "--compare replaces --run"]),
+        (["--out", "nowhere/o.jsonl"], ["--prompts, which is missing", "--out nowhere/o.jsonl is"]),
+        (["--dtype", "float16"], ["--dtype must be one of float32, bfloat16, not float16"]),
         (["--seed", -1, "--top-k", 0, "--temperature", -1, "--max-new-tokens", 0,
           "--num-samples", -2],
          ["--max-new-tokens", "--temperature", "--top-k", "--num-samples", "--seed"]),

@@ -3,6 +3,7 @@
 from os import PathLike
 
 import jax
+import jax.numpy as jnp
 
 from gptjax.base.tree import abstract_tree
 from gptjax.cluster.environment import find_devices
@@ -18,24 +19,28 @@ from gptjax.runs.directory import RunDir
 from gptjax.runs.naming import CheckpointName
 
 
-def load_run(path: str | PathLike[str], averaged: bool = True) -> LoadedRun:
+def load_run(path: str | PathLike[str], averaged: bool = True, dtype: str = "float32") -> LoadedRun:
     """Load a checkpoint: RUN or RUN@best by validation loss, RUN@latest, or RUN@STEP.
 
     A run that keeps a running average of its parameters gives the average, unless `averaged` is
-    false. A directory of Hugging Face's GPT-2 or OpenAI-GPT is read like a run of step 0, in
-    float32. Nothing in the directory changes. Raises `UserError` if there is no run and no such
-    directory, no such checkpoint, or a damaged one.
+    false. A directory of Hugging Face's GPT-2 or OpenAI-GPT is read like a run of step 0. The
+    parameters have the type `dtype` as soon as they are read. Nothing in the directory changes.
+    Raises `UserError` if there is no run and no such directory, no such checkpoint, or a damaged
+    one.
     """
     name = find_model(path)
     if is_huggingface(name.path):
-        return _load_huggingface(name)
+        return _load_huggingface(name, dtype)
     run_dir = RunDir(name.path)
     find_devices()
     config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
     checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
     try:
         step = checkpointer.choose(name.which)
-        shapes = abstract_tree(parameter_shapes(config.model), replicated(make_mesh(1)))
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, dtype), parameter_shapes(config.model)
+        )
+        shapes = abstract_tree(shapes, replicated(make_mesh(1)))
         params = checkpointer.restore_params(step, shapes, averaged)
     finally:
         checkpointer.close()
@@ -43,9 +48,14 @@ def load_run(path: str | PathLike[str], averaged: bool = True) -> LoadedRun:
     return LoadedRun(config, params, tokenizer, step, origin)
 
 
-def _load_huggingface(name: CheckpointName) -> LoadedRun:
+def _load_huggingface(name: CheckpointName, dtype: str) -> LoadedRun:
     weights = read_huggingface(name.path)
     find_devices()
-    params = jax.device_put(as_tree(weights.arrays), replicated(make_mesh(1)))
+    place, arrays = replicated(make_mesh(1)), weights.arrays
+    # one by one, so that memory never holds the model in two types
+    placed = {
+        leaf: jax.device_put(arrays.pop(leaf).astype(jnp.dtype(dtype), copy=False), place)
+        for leaf in list(arrays)
+    }
     origin = "; ".join((weights.source, *weights.notes))
-    return LoadedRun(config_of(weights), params, weights.tokenizer, 0, origin)
+    return LoadedRun(config_of(weights), as_tree(placed), weights.tokenizer, 0, origin)

@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import jax
-
 from gptjax.base.errors import UserError
 from gptjax.config import SampleConfig
 from gptjax.evaluation.scoring import Request, Scorer
+from gptjax.generation.continuing import continue_texts
+from gptjax.generation.engine import Engine
 from gptjax.generation.loaded import LoadedRun
-from gptjax.generation.sampling import continue_tokens
+from gptjax.generation.requests import GenerationRequest
+from gptjax.generation.text_requests import encode_prompt, sample_key
 from gptjax.tokenizers.registry import fingerprint
 
 NAME = "gptjax"
@@ -134,13 +135,19 @@ def model_class() -> Any:
             """Text after each context, up to the first of its stop texts or end-of-text."""
             from tqdm import tqdm
 
-            answers = []
-            for number, request in enumerate(
-                tqdm(requests, desc="generate_until", disable=disable_tqdm)
-            ):
-                context, wishes = request.args
-                answers.append(answer := _generate(self, context, wishes, number))
-                self.cache_hook.add_partial("generate_until", request.args, answer)
+            answers = [""] * len(requests)
+            wanted = [_wanted(self, request.args, n) for n, request in enumerate(requests)]
+            scorer = self.scorer
+            rest = (self.batch_size, scorer.context, scorer.cfg.dtype)
+            engine = Engine(scorer.cfg, scorer.params, *rest)
+            with tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm) as bar:
+                # an answer may be longer than the context, which then slides
+                for piece in continue_texts(engine, self.run.tokenizer, wanted, slide=True):
+                    answers[piece.number] += piece.text
+                    if piece.finish is not None:
+                        args, answer = requests[piece.number].args, answers[piece.number]
+                        self.cache_hook.add_partial("generate_until", args, answer)
+                        bar.update()
             return answers
 
         def _scored(
@@ -159,26 +166,22 @@ def model_class() -> Any:
     return HarnessModel
 
 
-def _generate(model: Any, context: str, wishes: Mapping[str, Any], number: int) -> str:
-    """The answer of one request; `wishes` has the generation arguments of its task."""
+def _wanted(model: Any, arguments: tuple[str, Mapping[str, Any]], number: int) -> Any:
+    """The engine's request for a context and the generation arguments of its task."""
+    context, wishes = arguments
     until = wishes.get("until") or []
-    stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+    stops = tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
     aliases = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
     new_tokens = next((int(wishes[a]) for a in aliases if wishes.get(a) is not None), NEW_TOKENS)
     is_sampled = wishes.get("do_sample", bool(wishes.get("temperature")))
-    temperature = float(wishes.get("temperature", 1.0)) if is_sampled else 0.0
-    sample = SampleConfig("", new_tokens, temperature, wishes.get("top_k"))
+    sample = SampleConfig(
+        max_new_tokens=new_tokens,
+        temperature=float(wishes.get("temperature", 1.0)) if is_sampled else 0.0,
+        top_k=wishes.get("top_k") or None,
+        top_p=float(wishes.get("top_p") or 1.0),
+        min_p=float(wishes.get("min_p") or 0.0),
+        stop=stops,
+    )
     tokenizer, scorer = model.run.tokenizer, model.scorer
-    prompt = tokenizer.encode(context).tolist() or [tokenizer.eot_id]
-    prompt = prompt[-max(1, scorer.context - new_tokens) :]
-    key = jax.random.fold_in(jax.random.key(0), number)
-    tokens: list[int] = []
-    text = ""
-    for token in continue_tokens(scorer.cfg, scorer.params, prompt, key, sample):
-        if token == tokenizer.eot_id:
-            break
-        tokens.append(token)
-        text = tokenizer.decode(tokens)
-        if any(stop in text for stop in stops):
-            break
-    return text[: min([len(text), *(text.find(stop) for stop in stops if stop in text)])]
+    prompt = encode_prompt(tokenizer, scorer.cfg, context)[-max(1, scorer.context - new_tokens) :]
+    return GenerationRequest(prompt, sample, sample_key(0, number), (tokenizer.eot_id,))

@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from gptjax.base.tree import Tree
 from gptjax.config import ModelConfig
-from gptjax.generation.samplers import Sampling, log_normaliser, most_likely, sample
+from gptjax.generation.samplers import Sampling, log_normaliser, sample
 from gptjax.model.cache import Cache, empty_cache
 from gptjax.model.decoder import extend, head_logits
 from gptjax.model.places import ModelSharding
@@ -69,7 +69,7 @@ def empty_slots(cfg: ModelConfig, capacity: int, length: int, n_head: int | None
         jnp.zeros((capacity, 2), jnp.uint32),
         zeros_B,
         zeros_B,
-        jnp.full((capacity, STOP_TOKENS), -1),
+        jnp.full((capacity, STOP_TOKENS), -1, jnp.int32),
         jnp.zeros((capacity, cfg.padded_vocab), bool),
         Sampling(ones_B, zeros_B, ones_B, jnp.zeros(capacity), ones_B),
     )
@@ -116,7 +116,7 @@ def score_features(
     """
     logits_TV = head_logits(cfg, params, x_TD[None], split)[0]
     total_T = log_normaliser(logits_TV)
-    top_TP, top_logits_TP = most_likely(logits_TV, TOP)
+    top_logits_TP, top_TP = lax.top_k(logits_TV, TOP)
     own_T1 = jnp.take_along_axis(logits_TV, targets_T[:, None], axis=1)
     return own_T1[:, 0] - total_T, top_TP, top_logits_TP - total_T[:, None]
 
@@ -186,7 +186,7 @@ def draw(
     logprobs_B = logits_BV[rows_B, tokens_B] - total_B
 
     def most() -> tuple[Array, Array]:
-        top_tokens_BP, top_logits_BP = most_likely(logits_BV, TOP)
+        top_logits_BP, top_tokens_BP = lax.top_k(logits_BV, TOP)
         return top_tokens_BP, top_logits_BP - total_B[:, None]
 
     def none() -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """Slots in which sequences are generated together; each joins and leaves whenever it likes.
 
     engine = Engine(cfg, params, capacity=8)
-    event = engine.admit(Request(prompt, sample, key, stop_tokens))
+    event = engine.admit(GenerationRequest(prompt, sample, key, stop_tokens))
     while engine.running:
         for event in engine.decode(8): ...
 
@@ -9,8 +9,9 @@
 slots of one length of cache; the cache grows by doubling, and no result depends on its length.
 """
 
+import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,51 +21,19 @@ from jax.sharding import Mesh
 from gptjax.base.tree import Tree
 from gptjax.cluster.mesh import make_mesh
 from gptjax.config import ModelConfig, SampleConfig
-from gptjax.generation.decoding import CHUNK, KEYS, SCORED, STOP_TOKENS, Sequences
+from gptjax.generation.decoding import CHUNK, KEYS, SCORED, STOP_TOKENS
 from gptjax.generation.programs import programs
-from gptjax.generation.samplers import Sampling
+from gptjax.generation.requests import Event, GenerationRequest, Token, sequence_row
 from gptjax.model.cache import PIECE, cache_length
 from gptjax.model.decoder import decoder_config
 
 SHORTEST_PROMPT = 16  # tokens to which short prompts are padded
 
 
-class Request(NamedTuple):
-    """A sequence to generate."""
-
-    prompt: Sequence[int]
-    """At least one token id, and at most as many as the engine's context."""
-    sample: SampleConfig
-    """Its settings; `prompt` and `stop` are texts, and are not read here."""
-    key: Array
-    """The random key of this sequence."""
-    stop_tokens: tuple[int, ...] = ()
-    """Up to four ids; the one that is drawn is the last token of the sequence."""
-
-
-class Token(NamedTuple):
-    """A token that was drawn."""
-
-    id: int
-    logprob: float
-    """Natural logarithm of its probability, before the temperature, the penalty and the filters."""
-    top: tuple[tuple[int, float], ...] = ()
-    """The most likely ids with their log-probabilities, if they were wanted."""
-
-
-class Event(NamedTuple):
-    """News of one sequence."""
-
-    slot: int
-    tokens: list[Token]
-    finish: str | None
-    """`stop` after a stop token, `length` at its limit or the context's, None if it goes on."""
-
-
 class _Running:
     """A sequence in a slot, as the host sees it."""
 
-    def __init__(self, request: Request, limit: int, wants_top: bool):
+    def __init__(self, request: GenerationRequest, limit: int, wants_top: bool):
         self.request, self.limit, self.wants_top = request, limit, wants_top
         self.drawn = 0
         self.is_going = True
@@ -80,7 +49,10 @@ class Engine:
 
     `params` is the parameter tree of `cfg`; the engine keeps a copy in `dtype`, layer by layer. If
     the parameters are divided over a `mesh`, so are the copy and the cache, and every process of
-    the run must make the same calls. A slot holds up to `context` tokens, n_ctx by default.
+    the run must make the same calls. With `donate` the given arrays are deleted one by one while
+    they are copied, so that memory never holds both. A slot holds up to `context` tokens, n_ctx by
+    default. Raises `ValueError` if there would be no slot, or a slot would hold no token or more
+    than n_ctx.
     """
 
     def __init__(
@@ -91,12 +63,26 @@ class Engine:
         context: int | None = None,
         dtype: str = "float32",
         mesh: Mesh | None = None,
+        donate: bool = False,
     ):
         self.cfg = decoder_config(cfg, dtype)
-        self.capacity, self.context = capacity, context or cfg.n_ctx
+        self.context = cfg.n_ctx if context is None else context
+        if capacity < 1 or not 1 <= self.context <= cfg.n_ctx:
+            raise ValueError(
+                f"{capacity} slots of {context} tokens: expected 1 or more, of 1 to {cfg.n_ctx}"
+            )
         self._programs = programs(self.cfg, mesh or _mesh_of(params))
-        self._params = self._programs.place(params)
-        self._longest = cache_length(self.context)
+        self._params = self._programs.place(params, donate)
+        self._begin(capacity)
+
+    def with_slots(self, capacity: int) -> "Engine":
+        """An engine with slots of its own that reads the same parameters."""
+        other = copy.copy(self)
+        other._begin(capacity)
+        return other
+
+    def _begin(self, capacity: int) -> None:
+        self.capacity, self._longest = capacity, cache_length(self.context)
         self._length = min(PIECE, self._longest)
         self._slots = self._programs.empty(capacity, self._length)
         self._held: dict[int, _Running] = {}
@@ -112,24 +98,24 @@ class Engine:
         """Slots whose sequence goes on."""
         return [slot for slot, held in self._held.items() if held.is_going]
 
-    def admit(self, request: Request, wants_top: bool = False) -> Event:
+    def admit(self, request: GenerationRequest, wants_top: bool = False) -> Event:
         """Read the prompt of a sequence into a free slot and draw its first token.
 
         A prompt that was just read, as for several samples of it, is not read again. Raises
-        `ValueError` for a prompt that is empty or longer than the context, for more stop tokens
-        than four, and if no slot is free.
+        `ValueError` for a prompt that is empty or longer than the context or has ids beyond the
+        vocabulary, for more stop tokens than four, and if no slot is free.
         """
-        prompt, stops = tuple(map(int, request.prompt)), request.stop_tokens
-        if not 1 <= len(prompt) <= self.context or len(stops) > STOP_TOKENS or not self.free:
+        prompt, stops = self._checked(request.prompt), request.stop_tokens
+        if len(stops) > STOP_TOKENS or not self.free:
             raise ValueError(
-                f"a prompt of {len(prompt)} tokens, {len(stops)} stop tokens and {len(self.free)} "
-                f"free slots: expected 1 to {self.context}, up to {STOP_TOKENS}, at least 1"
+                f"{len(stops)} stop tokens and {len(self.free)} free slots: expected up to "
+                f"{STOP_TOKENS}, and at least 1"
             )
         slot, put = self.free[0], self._programs.put
         # the last token is drawn from a full context, and never read
         limit = min(request.sample.max_new_tokens, self.context - len(prompt) + 1)
         _, logits_BV, cache = self._read_prompt(prompt)
-        sequence = jax.tree.map(put, _sequence(self.cfg, request, prompt, limit))
+        sequence = jax.tree.map(put, sequence_row(self.cfg, request, prompt, limit))
         sequence, drawn = self._programs.begin(logits_BV, sequence, put(wants_top))
         self._held[slot] = _Running(request, limit, wants_top)
         self._resize()
@@ -166,19 +152,15 @@ class Engine:
     def score(self, tokens: Sequence[int]) -> list[Token]:
         """Every token but the first, with its log-probability after those before it, and its top.
 
-        Raises `ValueError` unless there are 1 to `context` tokens.
+        Raises `ValueError` unless there are 1 to `context` ids of the vocabulary.
         """
-        prompt = tuple(map(int, tokens))
-        if not 1 <= len(prompt) <= self.context:
-            raise ValueError(f"{len(prompt)} tokens: expected 1 to {self.context}")
+        prompt = self._checked(tokens)
         x_TD = np.asarray(self._read_prompt(prompt)[0])
         scored: list[Token] = []
         for start in range(0, len(prompt) - 1, SCORED):
             ids = prompt[start + 1 : start + 1 + SCORED]
-            x_CD, targets_C = (
-                np.zeros((SCORED, x_TD.shape[1]), x_TD.dtype),
-                np.zeros(SCORED, np.int32),
-            )
+            x_CD = np.zeros((SCORED, x_TD.shape[1]), x_TD.dtype)
+            targets_C = np.zeros(SCORED, np.int32)
             x_CD[: len(ids)], targets_C[: len(ids)] = x_TD[start : start + len(ids)], ids
             put = self._programs.put
             found = self._programs.score(self._params, put(x_CD), put(targets_C))
@@ -188,17 +170,37 @@ class Engine:
     def warm_up(self) -> None:
         """Compile every program, so that nothing compiles later."""
         assert not self._held
-        sample = SampleConfig(max_new_tokens=3)
-        key = jax.random.key(0, impl=KEYS)
-        for length in _doubling(SHORTEST_PROMPT, self.context):
-            self.admit(Request([0] * length, sample, key))
-            self.decode(1)
+        programs, put = self._programs, self._programs.put
+        lengths, first, one = _doubling(PIECE, self._longest), put(np.int32(0)), put(np.int32(1))
+        request = GenerationRequest([0], SampleConfig(), jax.random.key(0, impl=KEYS))
+        sequence = jax.tree.map(put, sequence_row(self.cfg, request, (0,), 2))
+        for tokens in _doubling(SHORTEST_PROMPT, self.context):
+            self.admit(request._replace(prompt=[0] * tokens))
             self.release(0)
+            cache = self._read_prompt((0,) * tokens)[2]
+            for length in lengths:  # a short prompt may come while a long sequence runs
+                if length >= cache_length(tokens):
+                    self._set_length(length)
+                    self._slots = programs.insert(self._slots, first, cache, sequence)
         self.score([0, 0])
-        for before in _doubling(PIECE, self._longest):
-            for after in _doubling(PIECE, self._longest):
-                self._slots = self._programs.resize(self._slots, before)
-                self._slots = self._programs.resize(self._slots, after)
+        for length in lengths:
+            for other in lengths:
+                self._set_length(length)
+                self._set_length(other)
+            self._slots = programs.decode(self._params, self._slots, one, put(False))[0]
+            self._slots = programs.stand_still(self._slots, first)
+        self._resize()
+
+    def _checked(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """Tokens as a tuple, if they fit."""
+        ids, vocabulary = tuple(map(int, tokens)), self.cfg.n_vocab or 0
+        if not 1 <= len(ids) <= self.context:
+            raise ValueError(f"{len(ids)} tokens: expected 1 to {self.context}")
+        if not 0 <= min(ids) <= max(ids) < vocabulary:  # they would leave nan in the cache
+            raise ValueError(
+                f"token ids from {min(ids)} to {max(ids)}: expected 0 to {vocabulary - 1}"
+            )
+        return ids
 
     def _read_prompt(self, prompt: tuple[int, ...]) -> tuple[Any, Any, Any]:
         if self._read is None or self._read[0] != prompt:
@@ -218,7 +220,9 @@ class Engine:
         held = self._held.values()
         lengths = [min(h.length + steps, self.context) for h in held if h.is_going]
         needed = max(lengths, default=1)
-        length = next(n for n in _doubling(PIECE, self._longest) if n >= needed)
+        self._set_length(next(n for n in _doubling(PIECE, self._longest) if n >= needed))
+
+    def _set_length(self, length: int) -> None:
         if length != self._length:
             self._slots, self._length = self._programs.resize(self._slots, length), length
 
@@ -242,31 +246,6 @@ def _mesh_of(params: Tree) -> Mesh:
     leaf = jax.tree.leaves(params)[0]
     devices = list(leaf.sharding.device_set) if isinstance(leaf, Array) else jax.local_devices()
     return make_mesh(devices[:1])
-
-
-def _sequence(cfg: ModelConfig, request: Request, prompt: tuple[int, ...], limit: int) -> Sequences:
-    """The row of a sequence whose first token is to be drawn, on the host."""
-    sample, stops = request.sample, request.stop_tokens
-    seen_BV = np.zeros((1, cfg.padded_vocab), bool)
-    seen_BV[0, list(prompt)] = True
-    row = Sampling(
-        *(np.array([value], dtype) for value, dtype in (
-            (sample.temperature, np.float32),
-            (sample.top_k or 0, np.int32),
-            (sample.top_p, np.float32),
-            (sample.min_p, np.float32),
-            (sample.repetition_penalty, np.float32),
-        ))
-    )  # fmt: skip
-    return Sequences(
-        np.array([prompt[-1]], np.int32),
-        np.asarray(jax.random.key_data(request.key))[None],
-        np.zeros(1, np.int32),
-        np.array([limit], np.int32),
-        np.array([(*stops, *[-1] * (STOP_TOKENS - len(stops)))], np.int32),
-        seen_BV,
-        row,
-    )
 
 
 def _tokens(ids: Sequence[int], *found: np.ndarray) -> list[Token]:

@@ -1,7 +1,8 @@
 """A run, loaded for use: its config, parameters and tokenizer, and text from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import index
 from typing import SupportsIndex
 
@@ -11,7 +12,9 @@ from gptjax.base.errors import ConfigError
 from gptjax.base.tree import Tree
 from gptjax.config import Config, SampleConfig
 from gptjax.config.validation import sample_problems
-from gptjax.generation.sampling import stream_text
+from gptjax.generation.continuing import FOR_READERS, continue_texts
+from gptjax.generation.engine import Engine
+from gptjax.generation.text_requests import sample_key, text_request
 from gptjax.tokenizers.plain import Tokenizer
 
 DEFAULTS = SampleConfig()
@@ -19,12 +22,16 @@ DEFAULTS = SampleConfig()
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model with its config, tokenizer and step."""
+    """A trained model with its config, tokenizer and step.
+
+    The first text makes a copy of the parameters in the form that decoding reads, which is kept as
+    long as the object. The key-value cache of a text is freed when the text ends.
+    """
 
     config: Config
     """The config of the run."""
     params: Tree
-    """Its parameters, float32, for `GPT(run.config.model).apply({"params": run.params}, ...)`."""
+    """Its parameters, for `GPT(run.config.model).apply({"params": run.params}, ...)`."""
     tokenizer: Tokenizer
     """Text to token ids and back."""
     step: int
@@ -39,23 +46,57 @@ class LoadedRun:
         temperature: float = DEFAULTS.temperature,
         top_k: int | None = DEFAULTS.top_k,
         seed: int = 0,
+        top_p: float = DEFAULTS.top_p,
+        min_p: float = DEFAULTS.min_p,
+        repetition_penalty: float = DEFAULTS.repetition_penalty,
+        stop: Sequence[str] = (),
+        slide: bool = False,
     ) -> str:
         """Return `prompt` and the text that follows, as `python -m gptjax.generate` prints them.
 
-        Stops at end-of-text or after `max_new_tokens` tokens. A `temperature` of 0 takes the most
-        likely token; `top_k` None keeps the whole vocabulary. The same seed gives the same text.
+        Stops at end-of-text, before a text of `stop`, after `max_new_tokens` tokens, or when the
+        context is full; with `slide` its newest half then becomes the new context. A `temperature`
+        of 0 takes the most likely token; `top_k` None, `top_p` 1 and `min_p` 0 keep the whole
+        vocabulary. The same seed gives the same text. Products have the type of the parameters.
         Raises `ConfigError` for numbers out of range, `UserError` for a prompt that the tokenizer
         cannot encode.
         """
-        sample = SampleConfig(prompt, max_new_tokens, temperature, top_k)
-        return prompt + "".join(self.stream(sample, seed))
+        chosen = (top_p, min_p, repetition_penalty, stop, slide)
+        pieces = self.stream(prompt, max_new_tokens, temperature, top_k, seed, *chosen)
+        return prompt + "".join(pieces)
 
-    def stream(self, sample: SampleConfig, seed: int = 0, number: int = 0) -> Iterator[str]:
-        """Yield the text after `sample.prompt` while it is sampled; `number` varies the text."""
+    def stream(
+        self,
+        prompt: str = "",
+        max_new_tokens: int = 200,
+        temperature: float = DEFAULTS.temperature,
+        top_k: int | None = DEFAULTS.top_k,
+        seed: int = 0,
+        top_p: float = DEFAULTS.top_p,
+        min_p: float = DEFAULTS.min_p,
+        repetition_penalty: float = DEFAULTS.repetition_penalty,
+        stop: Sequence[str] = (),
+        slide: bool = False,
+    ) -> Iterator[str]:
+        """Return the text of `generate` without the prompt, piece by piece while it is drawn.
+
+        Raises at once what `generate` raises.
+        """
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        cut = (max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stops)
+        sample = SampleConfig(prompt, *cut)
         problems = [f"{field} {rule}" for field, rule in sample_problems(sample)]
         if not isinstance(seed, SupportsIndex) or not 0 <= index(seed) < 2**32:
             problems.append(f"seed must be an integer in [0, 2**32), not {seed!r}")
         if problems:
             raise ConfigError(problems)
-        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)
-        return stream_text(self.config.model, self.params, self.tokenizer, key, sample)
+        request = text_request(self.tokenizer, self.config.model, sample, sample_key(index(seed)))
+        engine = self._decoder.with_slots(1)
+        pieces = continue_texts(engine, self.tokenizer, [request], slide, seconds=FOR_READERS)
+        return (piece.text for piece in pieces)
+
+    @cached_property
+    def _decoder(self) -> Engine:
+        """The parameters on an engine whose own slots are never used."""
+        dtype = jax.tree.leaves(self.params)[0].dtype
+        return Engine(self.config.model, self.params, dtype=str(dtype))

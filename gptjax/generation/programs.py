@@ -5,7 +5,7 @@ cache are divided as those of the model; everything else that is not a parameter
 device, so that every process of a run reads the same tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import jax
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
+from gptjax.base.tree import Tree, leaf_names, named_leaves
 from gptjax.cluster.mesh import put_everywhere, sharding_on
 from gptjax.config import ModelConfig
 from gptjax.generation import decoding
@@ -21,7 +22,7 @@ from gptjax.model.cache import Cache, resized
 from gptjax.model.decoder import decoder_params, decoder_specs
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.parallel import param_specs
-from gptjax.model.places import TENSOR
+from gptjax.model.places import TENSOR, ModelSharding, leaves
 from gptjax.model.products import matmul_precision
 
 WHOLE = PartitionSpec()
@@ -34,14 +35,14 @@ class Programs:
         self.cfg, self.mesh, split = cfg, mesh, sharding_on(mesh)
         self._precision = matmul_precision(cfg, mesh.devices.flat[0])
         shapes = parameter_shapes(cfg)
-        params = decoder_specs(jax.eval_shape(partial(decoder_params, cfg=cfg), shapes), split)
+        # heads are cut only inside the programs, so names come from a model without that division
+        self._named = partial(decoder_params, cfg=cfg, split=ModelSharding(fsdp=split.fsdp))
+        self._params = jax.eval_shape(self._named, shapes)
+        params = decoder_specs(self._params, split)
         heads = PartitionSpec(None, TENSOR) if split.tensor > 1 else WHOLE
         cache_specs = Cache(heads, WHOLE)  # pyright: ignore[reportArgumentType]
         slots = Slots(cache_specs, WHOLE)  # pyright: ignore[reportArgumentType]
         model = cfg, split
-        self.place = self._compiled(
-            partial(decoder_params, cfg=cfg, split=split), (param_specs(shapes, split),), params
-        )
         self.read = self._compiled(
             partial(decoding.read_prompt, *model),
             (params, WHOLE, WHOLE),
@@ -63,10 +64,38 @@ class Programs:
         )
         self._slots, self._heads = slots, cfg.n_head // split.tensor
 
+    def place(self, params: Tree, donate: bool) -> Tree:
+        """The parameters as these programs read them; `donate` deletes the given arrays.
+
+        Then matrices come one by one, so that at most one is there twice.
+        """
+        given, placed = named_leaves(params), {}
+        matrices = [(leaf.name,) for leaf in leaves(self.cfg) if leaf.is_matrix and donate]
+        rest = tuple(name for name in given if (name,) not in matrices)
+        for names in (*matrices, rest):
+            found = self._place(names)(_only(names, params))
+            placed |= named_leaves(jax.block_until_ready(found) if donate else found)
+            if donate:
+                for name in names:
+                    given[name].delete()
+        order = jax.tree.leaves(leaf_names(self._params))
+        return jax.tree.unflatten(jax.tree.structure(self._params), [placed[n] for n in order])
+
+    @cache  # noqa: B019 - programs live as long as the process
+    def _place(self, names: tuple[str, ...]) -> Callable[[Tree], Tree]:
+        given, split = _only(names, parameter_shapes(self.cfg)), sharding_on(self.mesh)
+        found = jax.eval_shape(self._named, given)
+        place = partial(decoder_params, cfg=self.cfg, split=split)
+        return self._compiled(place, (param_specs(given, split),), decoder_specs(found, split))
+
     def empty(self, capacity: int, length: int) -> Slots:
         """Slots that stand still."""
+        return self._empty(capacity, length)()
+
+    @cache  # noqa: B019 - programs live as long as the process
+    def _empty(self, capacity: int, length: int) -> Callable[[], Slots]:
         make = partial(decoding.empty_slots, self.cfg, capacity, length, self._heads)
-        return self._compiled(make, (), self._slots)()
+        return self._compiled(make, (), self._slots)
 
     def resize(self, slots: Slots, length: int) -> Slots:
         """The same slots with room for `length` tokens."""
@@ -98,6 +127,11 @@ class Programs:
                 return compiled(*args)
 
         return call
+
+
+def _only(names: Sequence[str], params: Tree) -> Tree:
+    """The tree with these leaves; the others are None."""
+    return jax.tree.map(lambda own, x: x if own in names else None, leaf_names(params), params)
 
 
 @cache

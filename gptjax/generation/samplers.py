@@ -62,10 +62,7 @@ def sample(logits_BV: Array, seen_BV: Array, sampling: Sampling, keys_B: Array) 
         tempered_BV = divide_by_temperature(logits_BV, sampling.temperature_B)
         return draw_tokens(_filter(tempered_BV, sampling, ~is_greedy_B), keys_B)
 
-    def take() -> Array:
-        return most_likely(logits_BV, 1)[0][:, 0]
-
-    top_B = lax.cond(jnp.any(is_greedy_B), take, lambda: nothing_B)
+    top_B = lax.cond(jnp.any(is_greedy_B), lambda: most_likely(logits_BV), lambda: nothing_B)
     drawn_B = lax.cond(jnp.all(is_greedy_B), lambda: nothing_B, draw)
     return jnp.where(is_greedy_B, top_B, drawn_B)
 
@@ -167,19 +164,11 @@ def draw_tokens(logits_BV: Array, keys_B: Array) -> Array:
     return lane_B
 
 
-def most_likely(logits_BV: Array, n: int) -> tuple[Array, Array]:
-    """The ids (int32) and logits, or log-probabilities, of the n most likely tokens of each row.
-
-    The most likely comes first; of equal ones the lowest id.
-    """
-    bits_BV, ids = ordered_bits(widen(logits_BV, -jnp.inf)), []
-    index_BV = lax.broadcasted_iota(jnp.int32, bits_BV.shape, 1)
-    for _ in range(n):
-        largest_B = jnp.max(fold(jnp.maximum, bits_BV), axis=-1)
-        ids.append(find_first(bits_BV == largest_B[:, None]))
-        bits_BV = jnp.where(index_BV == ids[-1][:, None], jnp.iinfo(jnp.int32).min, bits_BV)
-    ids_Bn = jnp.stack(ids, axis=1)
-    return ids_Bn, jnp.take_along_axis(logits_BV, ids_Bn, axis=1)
+def most_likely(logits_BV: Array) -> Array:
+    """The id (int32) of the most likely token of each row; of equal ones the lowest."""
+    bits_BV = ordered_bits(widen(logits_BV, -jnp.inf))
+    largest_B = jnp.max(fold(jnp.maximum, bits_BV), axis=-1)
+    return find_first(bits_BV == largest_B[:, None])
 
 
 def log_normaliser(logits_BV: Array) -> Array:

@@ -118,7 +118,8 @@ def attend_to_cache(q_BHK: Array, layer: LayerCache, lengths_B: Array) -> Array:
         q_BHK[:, :, None] * q_BHK.shape[-1] ** -0.5, k_BHNPK.shape[:3] + q_BHK.shape[-1:]
     )
     scores_BHNP = jnp.einsum("bhnk,bhnpk->bhnp", q_BHNK, k_BHNPK, preferred_element_type=sums)
-    is_seen_BNP = jnp.arange(layer.k_BHSK.shape[2]).reshape(-1, PIECE) <= lengths_B[:, None, None]
+    positions_1NP = jnp.arange(layer.k_BHSK.shape[2]).reshape(1, -1, PIECE)
+    is_seen_BNP = positions_1NP <= lengths_B[:, None, None]
     scores_BHNP = jnp.where(is_seen_BNP[:, None], scores_BHNP, -jnp.inf)
     top_BH11 = scores_BHNP.max((2, 3), keepdims=True)
     weights_BHNP = jnp.exp(scores_BHNP - top_BH11)

@@ -53,7 +53,8 @@ def _with_transposed_kernels(tree: Tree) -> Tree:
         return tree
     return {
         **{name: _with_transposed_kernels(x) for name, x in tree.items() if name != "kernel"},
-        **({TRANSPOSED: tree["kernel"].T} if "kernel" in tree else {}),
+        # of a tree that is placed in parts, this leaf may be absent
+        **({TRANSPOSED: jax.tree.map(jnp.transpose, tree["kernel"])} if "kernel" in tree else {}),
     }
 
 
@@ -82,7 +83,7 @@ def extend(
     means nothing, but is a number: what it leaves in the cache must not spoil later sequences.
     """
     time = tokens_BT.shape[1]
-    positions_BT = cache.lengths_B[:, None] + jnp.arange(time)
+    positions_BT = cache.lengths_B[:, None] + jnp.arange(time)[None]
     top = {name: leaf for name, leaf in params.items() if name != "h"}
     top = gathered_over_fsdp(top, split, cfg)
     x_BTD = embedding_lookup(top["wte"]["embedding"], tokens_BT, split)
@@ -116,4 +117,4 @@ def head_logits(
     own_BTV = logits(x_BTD, head_VD, rows)
     logits_BTV = lax.all_gather(own_BTV, TENSOR, axis=2, tiled=True)
     is_padding_V = jnp.arange(logits_BTV.shape[2]) >= (cfg.n_vocab or 0)
-    return jnp.where(is_padding_V, PADDING_LOGIT, logits_BTV)
+    return jnp.where(is_padding_V[None, None], PADDING_LOGIT, logits_BTV)

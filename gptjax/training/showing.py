@@ -9,7 +9,7 @@ from gptjax.base.tree import Tree
 from gptjax.cluster.agreement import exit_process, is_process_0
 from gptjax.cluster.stop import StopRequest
 from gptjax.config import Config
-from gptjax.generation.sampling import sample_after
+from gptjax.generation.during_training import sample_after
 from gptjax.runs.curves import plot_curves
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display

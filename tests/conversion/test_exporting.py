@@ -13,7 +13,8 @@ from gptjax.config import Config, DataConfig, SampleConfig, TrainConfig, to_json
 from gptjax.conversion.exporting import export_huggingface
 from gptjax.conversion.model_card import with_names_only
 from gptjax.convert import convert
-from gptjax.generation.sampling import continue_tokens
+from gptjax.generation.engine import Engine
+from gptjax.generation.requests import GenerationRequest
 from gptjax.model.places import leaves
 
 pytest.importorskip("tokenizers")
@@ -94,8 +95,11 @@ def test_transformers_continues_a_text_by_the_same_200_tokens(run, tmp_path):
     ours = gptjax.load_run(f"{run}@latest")
     prompt = inputs["input_ids"][0].tolist()
     greedy = SampleConfig(max_new_tokens=200, temperature=0.0)
-    expected = continue_tokens(ours.config.model, ours.params, prompt, jax.random.key(0), greedy)
-    assert found[0, len(prompt) :].tolist() == list(expected)
+    engine = Engine(ours.config.model, ours.params)
+    expected = engine.admit(GenerationRequest(prompt, greedy, jax.random.key(0))).tokens
+    while engine.running:
+        expected += engine.decode(32)[0].tokens
+    assert found[0, len(prompt) :].tolist() == [token.id for token in expected]
 
 
 def test_the_command_writes_a_directory_and_says_where(run, tmp_path, capsys):

@@ -12,13 +12,16 @@ import jax.numpy as jnp
 import pytest
 from small_runs import tiny_on
 
+from gptjax.cluster.mesh import make_mesh, shardings
 from gptjax.cluster.stop import StopRequest
 from gptjax.config import Config, SampleConfig, TrainConfig
 from gptjax.config.batches import BatchSchedule
 from gptjax.config.presets import load_config
-from gptjax.generation import sampling
-from gptjax.generation.sampling import sample_after, stream_text
+from gptjax.generation import during_training
+from gptjax.generation.during_training import sample_after
+from gptjax.generation.engine import Engine
 from gptjax.model.gpt import init_params
+from gptjax.model.places import ModelSharding
 from gptjax.runs.samples import append_sample, forget_samples_after
 from gptjax.tokenizers.registry import make_tokenizer
 from gptjax.training import loop
@@ -174,28 +177,41 @@ def test_a_sample_of_divided_parameters_is_that_of_whole_ones(monkeypatch):
     config = dataclasses.replace(
         config, model=cfg, sample=SampleConfig(prompt="ab", max_new_tokens=6)
     )
-    tokenizer = make_tokenizer("bytes")
-    mesh = jax.make_mesh((8,), ("a",), (jax.sharding.AxisType.Auto,))
-
-    def spread(leaf, *axes: str | None):
-        return jax.device_put(leaf, jax.NamedSharding(mesh, jax.P(*axes)))
-
-    params = init_params(cfg, jax.random.key(1))
-    whole = jax.tree.map(spread, params)
-    divided = jax.tree.map(
-        lambda x: spread(x, *[None] * (x.ndim - 1), "a") if x.shape[-1] % 8 == 0 else spread(x),
-        params,
-    )
+    tokenizer, params = make_tokenizer("bytes"), init_params(cfg, jax.random.key(1))
     seen = []
 
-    def watched(_, params, *rest):
-        seen.append({len(x.sharding.device_set) for x in jax.tree.leaves(params)})
-        return stream_text(cfg, params, *rest)
+    class Watched(Engine):
+        def __init__(self, cfg, params, **options):
+            seen.append({len(x.sharding.device_set) for x in jax.tree.leaves(params)})
+            super().__init__(cfg, params, **options)
 
-    monkeypatch.setattr(sampling, "stream_text", watched)
-    texts = [sample_after(3, config, p, tokenizer, StopRequest(), int) for p in (whole, divided)]
-    assert texts[0] == texts[1]
-    assert seen == [{1}, {8}]
+    monkeypatch.setattr(during_training, "Engine", Watched)
+    texts = []
+    for split in (ModelSharding(), ModelSharding(fsdp=4), ModelSharding(fsdp=2, tensor=2)):
+        mesh = make_mesh(split=split)
+        placed = jax.device_put(params, shardings(params, params, mesh))
+        texts.append(sample_after(3, config, placed, tokenizer, StopRequest(), int))
+    assert texts[0] is not None
+    assert texts[0].startswith("ab")
+    assert texts == [texts[0]] * 3
+    assert seen == [{1}, {8}, {8}]
+
+
+def test_a_stop_request_ends_a_sample():
+    config = load_config("tiny")
+    cfg = dataclasses.replace(config.model, n_vocab=257, n_layer=1)
+    sample = SampleConfig(prompt="ab", max_new_tokens=200)
+    config = dataclasses.replace(config, model=cfg, sample=sample)
+    stop, beats = StopRequest(), []
+
+    def heartbeat() -> None:
+        beats.append(1)
+        if len(beats) == 2:
+            stop.signal = signal.SIGTERM
+
+    params = init_params(cfg, jax.random.key(1))
+    assert sample_after(3, config, params, make_tokenizer("bytes"), stop, heartbeat) is None
+    assert len(beats) == 2
 
 
 @pytest.fixture

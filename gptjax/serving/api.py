@@ -1,0 +1,100 @@
+"""The routes of the server as a Starlette application."""
+
+from typing import Any
+
+from gptjax.serving.exchange import ClientLeft, Completions, read_body
+from gptjax.serving.guard import Guard
+from gptjax.serving.metrics import missing
+from gptjax.serving.page import read_page
+from gptjax.serving.protocol import parse_body
+from gptjax.serving.refusals import Refusal, broken
+from gptjax.serving.responses import model_entry
+from gptjax.serving.service import Service
+
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def create_app(service: Service) -> Any:
+    """Make the application; raises `UserError` if Starlette is not installed."""
+    try:
+        from starlette.applications import Starlette
+        from starlette.exceptions import HTTPException
+        from starlette.requests import Request
+        from starlette.responses import JSONResponse, Response
+        from starlette.routing import Route
+    except ImportError as error:
+        raise missing("starlette") from error
+
+    facts = {
+        "n_layer": service.model.n_layer,
+        "n_head": service.model.n_head,
+        "context": service.context,
+        "attention_maps": service.attention is not None,
+    }
+    entry = model_entry(service.name, service.created, facts)
+
+    async def page(_: Request) -> Response:
+        body, headers = read_page()
+        return Response(body, headers=headers)
+
+    async def health(_: Request) -> Response:
+        healthy = service.scheduler.is_healthy
+        return JSONResponse({"status": "ok" if healthy else "down"}, 200 if healthy else 503)
+
+    async def metrics(_: Request) -> Response:
+        return Response(service.metrics.as_text(), headers={"content-type": PROMETHEUS})
+
+    async def models(_: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [entry]})
+
+    async def model(request: Request) -> Response:
+        service.check_model_name(request.path_params["name"])
+        return JSONResponse(entry)
+
+    async def attention(request: Request) -> Response:
+        if service.attention is None:
+            message = "this server shows no attention: start it with --attention-maps"
+            raise Refusal(404, message, code="no_attention_maps")
+        try:
+            body = parse_body(await read_body(request.scope, request.receive))
+        except ClientLeft:
+            return Response()
+        return JSONResponse(await service.attention.answer(body))
+
+    async def chat(_: Request) -> Response:
+        message = f"{service.name} is not tuned on turns of a chat: use /v1/completions"
+        raise Refusal(404, message, code="no_chat_model")
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):  # of the router: no such path, or not this method
+            where = f"{request.method} {request.url.path[:100]}"
+            error = Refusal(error.status_code, f"{where}: {error.detail}", headers=error.headers)
+        refusal = error if isinstance(error, Refusal) else broken()
+        return JSONResponse(refusal.body(), refusal.status, headers=refusal.headers)
+
+    app = Starlette(
+        routes=[
+            Route("/", page),
+            Route("/health", health),
+            Route("/metrics", metrics),
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
+            Route("/v1/completions", Completions(service), methods=["POST"]),
+            Route("/v1/attention", attention, methods=["POST"]),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+        ],
+        exception_handlers={Refusal: refuse, HTTPException: refuse, Exception: refuse},
+    )
+    guard = Guard(service.key)
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            request = Request(scope)
+            try:
+                guard.check(request.url.path, request.headers)
+            except Refusal as refusal:
+                answer = await refuse(request, refusal)
+                return await answer(scope, receive, send)
+        return await app(scope, receive, send)
+
+    return guarded
