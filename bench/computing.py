@@ -141,28 +141,3 @@ def attention(plan: Plan) -> None:
         kinds = {kind: replace(shape, attention=kind) for kind in ("xla", "blockwise")}
         variants(plan, report, kinds, 5, steps=3)
         report.publish(plan.out)
-
-
-def decode(plan: Plan) -> None:
-    """Tokens per second of greedy sampling, beside Hugging Face's generate."""
-    cases = [
-        ("small", replace(SMALL, n_ctx=256), 16, 200),
-        ("gpt2_124m", gpt2("124M", 1024, 1), 16, 64),
-    ]
-    if plan.quick:
-        cases = [("toy", TOY, 4, 6)]
-    report = Report(
-        "decode",
-        "Decoding one sequence greedily, random parameters, float32: tokens/s",
-        ("model", "gptjax", "HF cached", "HF uncached", "over HF cached", "over HF uncached"),
-    )
-    for name, shape, prompt, new in cases:
-        tokens = {"prompt": prompt, "new_tokens": new}
-        targets = {
-            "gptjax": _side("side.decode", shape, **tokens),
-            "HF cached": _side("torch_side.decode", shape, cache=True, **tokens),
-            "HF uncached": _side("torch_side.decode", shape, cache=False, **tokens),
-        }
-        measured, _ = compare(targets, plan.rounds(5), report)
-        report.row(f"{name}: {shape}; {prompt} + {new} tokens", measured, new, "{:,.1f}")
-    report.publish(plan.out)

@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import computing
+import generating
 import measuring
+import server_load
 import surroundings
 import trainer
 import tyro
@@ -49,7 +51,8 @@ PROGRAMS: dict[str, Program] = {
     "checkpoint": surroundings.checkpoint,
     "startup": trainer.start,
     "recipe": trainer.recipe,
-    "decode": computing.decode,
+    "decode": generating.decode,
+    "serve": server_load.serve,
     "evaluate": measuring.evaluate,
 }
 

@@ -142,13 +142,14 @@ def train(shape: dict, steps: int, model: str, warm: int = 3) -> tuple[Round, di
     return one_round, {"parameters": sum(p.numel() for p in net.parameters())}
 
 
-def decode(shape: dict, prompt: int, new_tokens: int, cache: bool) -> tuple[Round, dict]:
-    """Greedy text by Hugging Face's generate, with or without its cache of keys and values."""
+def decode(shape: dict, prompt: int, new_tokens: int) -> tuple[Round, dict]:
+    """Greedy texts by Hugging Face's generate with its cache, as many as the shape's batch."""
     sizes = Shape(**shape)
     torch.manual_seed(0)
     torch.set_num_threads(cores())
     net = hugging_face(sizes).eval()
-    start = torch.from_numpy(np.random.default_rng(0).integers(0, sizes.n_vocab, (1, prompt)))
+    numbers = np.random.default_rng(0).integers(0, sizes.n_vocab, (sizes.batch, prompt))
+    start = torch.from_numpy(numbers)
     mask = torch.ones_like(start)
 
     def one_round() -> Figures:
@@ -160,11 +161,27 @@ def decode(shape: dict, prompt: int, new_tokens: int, cache: bool) -> tuple[Roun
                 max_new_tokens=new_tokens,
                 min_new_tokens=new_tokens,
                 do_sample=False,
-                use_cache=cache,
+                use_cache=True,
                 pad_token_id=0,
             )
         assert tokens.shape[1] == prompt + new_tokens
         return {"seconds": time.perf_counter() - started}
+
+    one_round()
+    return one_round, {}
+
+
+def stream(megabytes: int) -> tuple[Round, dict]:
+    """Memory that a sum reads in a second, with all cores."""
+    torch.set_num_threads(cores())
+    numbers = torch.ones(megabytes * 250_000)
+
+    def one_round() -> Figures:
+        started = time.perf_counter()
+        for _ in range(5):
+            numbers.sum()
+        seconds = (time.perf_counter() - started) / 5
+        return {"seconds": seconds, "bandwidth": 4 * len(numbers) / seconds}
 
     one_round()
     return one_round, {}

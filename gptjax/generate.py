@@ -2,16 +2,13 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from gptjax.cli import main, parse
 from gptjax.cluster.environment import import_jax
 from gptjax.config.origins import flag_of
-from gptjax.generation.options import GenerateCommand, check_generate_flags, idle_flags
+from gptjax.generation.options import GenerateCommand, check_generate_flags, greedy_idle_flags
 from gptjax.generation.prompts import Prompt, read_prompts
-
-if TYPE_CHECKING:
-    from gptjax.generation.showing import Show
 
 
 def generate(argv: Sequence[str]) -> int:
@@ -23,7 +20,7 @@ def generate(argv: Sequence[str]) -> int:
 
     for name in command.runs:
         find_model(name)
-    if idle := " and ".join(map(flag_of, idle_flags(command))):
+    if idle := " and ".join(map(flag_of, greedy_idle_flags(command))):
         print(f"note: decoding is greedy, so {idle} has no effect", file=sys.stderr)
     import_jax()
 
@@ -37,7 +34,7 @@ def generate(argv: Sequence[str]) -> int:
     return 0
 
 
-def _draw(command: GenerateCommand, name: str, prompts: Sequence[Prompt], show: "Show") -> None:
+def _draw(command: GenerateCommand, name: str, prompts: Sequence[Prompt], show: Any) -> None:
     """Draw the samples of one model, and say what the context did to them."""
     from gptjax.conversion.opening import load_run
     from gptjax.generation.drawing import draw_samples, fills_context, plan_samples

@@ -1,5 +1,9 @@
 """Shared by all tests: eight virtual devices in this process, small data, subprocess runs."""
 
+import fcntl
+import functools
+import gc
+import inspect
 import os
 import random
 import signal
@@ -8,10 +12,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
-# LLVM's optimisation of what XLA emits takes a third of the suite's time and proves nothing here
-COMPILE_QUICKLY = "--xla_backend_optimization_level=0"
+# LLVM's optimisation of what XLA emits takes a third of the suite's time and proves nothing here,
+# and each program gets one module instead of one for every core
+COMPILE_QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if version("jaxlib") == "0.10.2":  # later ones have MLIR's emitters alone, which take as long again
+    COMPILE_QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{COMPILE_QUICKLY} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="gptjax-tests-")  # not the user's caches
@@ -33,6 +41,25 @@ from gptjax.runs.directory import RunDir
 from gptjax.tokenizers.bpe import BPETokenizer
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The collector would look through jax's millions of objects again and again.
+gc.set_threshold(50_000, 20, 50)
+
+
+def _find_source_once() -> None:
+    """Let tyro read the source of a dataclass once, not for every command line that it parses."""
+    find, once = inspect.findsource, functools.cache(inspect.findsource)
+    inspect.findsource = lambda thing: once(thing) if isinstance(thing, type) else find(thing)
+
+
+_find_source_once()
+
+
+def pytest_collection_finish() -> None:
+    """Nothing that is loaded by now goes away before the end."""
+    gc.collect()
+    gc.freeze()
+
 
 ROOT = Path(__file__).parent.parent
 # further cases of what another case proves; .ci/run leaves them out to stay within its time
@@ -79,13 +106,29 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Manif
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory, prepared: Manifest) -> Path:
-    """The directory of a run of 20 steps: checkpoints at 10 and 20, validated, with an average."""
-    cwd = tmp_path_factory.mktemp("trained")
+    """A run of 20 steps to read: checkpoints at 10 and 20, validated, with an average.
+
+    It is trained once for all of xdist's workers; the first one that needs it does that.
+    """
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
+    with (session / "trained_run.txt").open("a+") as place:
+        fcntl.flock(place, fcntl.LOCK_EX)
+        place.seek(0)
+        if found := place.read():
+            return Path(found)
+        run = _train(tmp_path_factory.mktemp("trained"), prepared)
+        place.write(str(run))
+    return run
+
+
+def _train(cwd: Path, prepared: Manifest) -> Path:
     settings = {
         "config": "tiny", "data.path": prepared.directory.resolve(), "run-dir": "run",
         "train.max-steps": 20, "train.save-every-steps": 10, "train.eval-every-steps": 10,
         "train.eval-tokens": 512, "optim.ema-decay": 0.9, "model.n-ctx": 256,
-        "train.micro-batch": 1,
+        "model.unroll": 1, "train.micro-batch": 1,
     }  # fmt: skip
     trained = run_verb("train", *(f"--{k}={v}" for k, v in settings.items()), cwd=cwd)
     assert trained.returncode == 0, trained.stderr

@@ -24,7 +24,7 @@ def run(tmp_path_factory, prepared) -> Path:
         "config": "tiny", "data.path": prepared.directory.resolve(), "run-dir": "run",
         "train.max-steps": 6, "train.eval-every-steps": 6, "train.eval-tokens": 30 * CONTEXT,
         "train.context": CONTEXT, "train.batch-tokens": 8 * CONTEXT, "optim.warmup-steps": 1,
-        "model.dtype": "float32",
+        "model.dtype": "float32", "model.unroll": 1,
     }  # fmt: skip
     trained = run_verb("train", *(f"--{k}={v}" for k, v in settings.items()), cwd=cwd)
     assert trained.returncode == 0, trained.stderr

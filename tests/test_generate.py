@@ -264,9 +264,8 @@ def test_a_context_that_is_full_is_told_and_slides_on_request(run, text, capsys)
 
 def test_a_hugging_face_directory_continues_like_its_run(run, text, tmp_path, capsys):
     pytest.importorskip("tokenizers")
-    assert (
-        convert(["--run", f"{run}@20", "--to", "huggingface", "--out", str(tmp_path / "hf")]) == 0
-    )
+    out = str(tmp_path / "hf")
+    assert convert(["--run", f"{run}@20", "--to", "huggingface", "--averaged", "--out", out]) == 0
     assert text("--run", tmp_path / "hf", "--seed", 4).endswith(
         text("--run", f"{run}@20", "--seed", 4)
     )

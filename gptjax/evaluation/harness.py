@@ -16,10 +16,10 @@ from typing import Any
 from gptjax.base.errors import UserError
 from gptjax.config import SampleConfig
 from gptjax.evaluation.scoring import Request, Scorer
-from gptjax.generation import engine as generation
 from gptjax.generation.continuing import continue_texts
 from gptjax.generation.engine import Engine
 from gptjax.generation.loaded import LoadedRun
+from gptjax.generation.requests import GenerationRequest
 from gptjax.generation.text_requests import encode_prompt, sample_key
 from gptjax.tokenizers.registry import fingerprint
 
@@ -184,4 +184,4 @@ def _wanted(model: Any, arguments: tuple[str, Mapping[str, Any]], number: int) -
     )
     tokenizer, scorer = model.run.tokenizer, model.scorer
     prompt = encode_prompt(tokenizer, scorer.cfg, context)[-max(1, scorer.context - new_tokens) :]
-    return generation.Request(prompt, sample, sample_key(0, number), (tokenizer.eot_id,))
+    return GenerationRequest(prompt, sample, sample_key(0, number), (tokenizer.eot_id,))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from gptjax.generation.decoding import CHUNK
 from gptjax.generation.engine import Engine
-from gptjax.generation.requests import Event, Request, Token
+from gptjax.generation.requests import Event, GenerationRequest, Token
 from gptjax.generation.texts import TextStream
 from gptjax.tokenizers.plain import Tokenizer
 
@@ -37,7 +37,7 @@ class Continued(NamedTuple):
 def continue_texts(
     engine: Engine,
     tokenizer: Tokenizer,
-    requests: Sequence[Request],
+    requests: Sequence[GenerationRequest],
     slide: bool = False,
     wants_top: bool = False,
     seconds: float | None = None,
@@ -97,14 +97,14 @@ class _Growing:
     """A sequence between its request and its end."""
 
     def __init__(
-        self, number: int, request: Request, stream: TextStream, context: int, slide: bool
+        self, number: int, request: GenerationRequest, stream: TextStream, context: int, slide: bool
     ):
         self.number, self._request, self._stream = number, request, stream
         self._kept = max(1, context // 2) if slide else None
         self._drawn: list[int] = []
         self.is_full = False
 
-    def next_request(self) -> Request:
+    def next_request(self) -> GenerationRequest:
         """The request as it was made; of one that has filled the context, the newest half."""
         if not self.is_full:
             return self._request
@@ -145,7 +145,7 @@ def in_order(pieces: Iterable[Continued]) -> Iterator[Continued]:
             current += ready[-1].finish is not None
 
 
-def joined(pieces: Iterable[Continued]) -> Iterator[Continued]:
+def whole_texts(pieces: Iterable[Continued]) -> Iterator[Continued]:
     """Each sequence as one piece, in order."""
     parts: list[Continued] = []
     for piece in in_order(pieces):

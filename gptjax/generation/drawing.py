@@ -10,14 +10,14 @@ from gptjax.generation.engine import Engine
 from gptjax.generation.loaded import LoadedRun
 from gptjax.generation.options import GenerateCommand
 from gptjax.generation.prompts import Prompt
-from gptjax.generation.requests import Request
+from gptjax.generation.requests import GenerationRequest
 from gptjax.generation.text_requests import encode_prompt, fit_prompt, sample_key
 
 
 class Samples(NamedTuple):
     """What is to be drawn, in order: all samples of the first prompt, then those of the next."""
 
-    requests: list[Request]
+    requests: list[GenerationRequest]
     cut: list[str]
     """Places of the prompts that are longer than the context."""
 
@@ -30,7 +30,7 @@ def plan_samples(run: LoadedRun, command: GenerateCommand, prompts: Sequence[Pro
     """
     context, stops = run.config.model.n_ctx, (run.tokenizer.eot_id,)
     keys = [sample_key(command.seed, number) for number in range(command.num_samples)]
-    requests: list[Request] = []
+    requests: list[GenerationRequest] = []
     cut: list[str] = []
     for prompt in prompts:
         try:
@@ -41,12 +41,12 @@ def plan_samples(run: LoadedRun, command: GenerateCommand, prompts: Sequence[Pro
             cut.append(prompt.place)
         ids = fit_prompt(ids, context, command.max_new_tokens)
         sample = replace(command.sample, prompt=prompt.text)
-        requests += [Request(ids, sample, key, stops) for key in keys]
+        requests += [GenerationRequest(ids, sample, key, stops) for key in keys]
     return Samples(requests, cut)
 
 
 def draw_samples(
-    run: LoadedRun, command: GenerateCommand, requests: Sequence[Request]
+    run: LoadedRun, command: GenerateCommand, requests: Sequence[GenerationRequest]
 ) -> Iterator[Continued]:
     """The texts, sample by sample; those of the first unfinished sample come as they are drawn.
 

@@ -1,7 +1,7 @@
 """Slots in which sequences are generated together; each joins and leaves whenever it likes.
 
     engine = Engine(cfg, params, capacity=8)
-    event = engine.admit(Request(prompt, sample, key, stop_tokens))
+    event = engine.admit(GenerationRequest(prompt, sample, key, stop_tokens))
     while engine.running:
         for event in engine.decode(8): ...
 
@@ -23,7 +23,7 @@ from gptjax.cluster.mesh import make_mesh
 from gptjax.config import ModelConfig, SampleConfig
 from gptjax.generation.decoding import CHUNK, KEYS, SCORED, STOP_TOKENS
 from gptjax.generation.programs import programs
-from gptjax.generation.requests import Event, Request, Token, first_row
+from gptjax.generation.requests import Event, GenerationRequest, Token, sequence_row
 from gptjax.model.cache import PIECE, cache_length
 from gptjax.model.decoder import decoder_config
 
@@ -33,7 +33,7 @@ SHORTEST_PROMPT = 16  # tokens to which short prompts are padded
 class _Running:
     """A sequence in a slot, as the host sees it."""
 
-    def __init__(self, request: Request, limit: int, wants_top: bool):
+    def __init__(self, request: GenerationRequest, limit: int, wants_top: bool):
         self.request, self.limit, self.wants_top = request, limit, wants_top
         self.drawn = 0
         self.is_going = True
@@ -98,7 +98,7 @@ class Engine:
         """Slots whose sequence goes on."""
         return [slot for slot, held in self._held.items() if held.is_going]
 
-    def admit(self, request: Request, wants_top: bool = False) -> Event:
+    def admit(self, request: GenerationRequest, wants_top: bool = False) -> Event:
         """Read the prompt of a sequence into a free slot and draw its first token.
 
         A prompt that was just read, as for several samples of it, is not read again. Raises
@@ -115,7 +115,7 @@ class Engine:
         # the last token is drawn from a full context, and never read
         limit = min(request.sample.max_new_tokens, self.context - len(prompt) + 1)
         _, logits_BV, cache = self._read_prompt(prompt)
-        sequence = jax.tree.map(put, first_row(self.cfg, request, prompt, limit))
+        sequence = jax.tree.map(put, sequence_row(self.cfg, request, prompt, limit))
         sequence, drawn = self._programs.begin(logits_BV, sequence, put(wants_top))
         self._held[slot] = _Running(request, limit, wants_top)
         self._resize()
@@ -172,8 +172,8 @@ class Engine:
         assert not self._held
         programs, put = self._programs, self._programs.put
         lengths, first, one = _doubling(PIECE, self._longest), put(np.int32(0)), put(np.int32(1))
-        request = Request([0], SampleConfig(), jax.random.key(0, impl=KEYS))
-        sequence = jax.tree.map(put, first_row(self.cfg, request, (0,), 2))
+        request = GenerationRequest([0], SampleConfig(), jax.random.key(0, impl=KEYS))
+        sequence = jax.tree.map(put, sequence_row(self.cfg, request, (0,), 2))
         for tokens in _doubling(SHORTEST_PROMPT, self.context):
             self.admit(request._replace(prompt=[0] * tokens))
             self.release(0)

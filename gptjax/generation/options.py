@@ -66,7 +66,7 @@ class GenerateCommand:
         return self.compare or (self.run,)
 
 
-def idle_flags(command: GenerateCommand) -> list[str]:
+def greedy_idle_flags(command: GenerateCommand) -> list[str]:
     """The fields of flags that change nothing, because only one token can be drawn."""
     defaults, coldest = GenerateCommand(), command.temperature == 0
     if not coldest and command.top_k != 1:

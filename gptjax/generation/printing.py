@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from gptjax.generation.continuing import Continued, joined
+from gptjax.generation.continuing import Continued, whole_texts
 from gptjax.generation.requests import Token
 from gptjax.tokenizers.plain import Tokenizer
 
@@ -33,7 +33,7 @@ def print_while_drawn(
             if piece.finish is not None and piece.number + 1 < count:
                 print(f"\n{RULE}\n{prompt}", end="", flush=True)
 
-    for whole in joined(printed()):
+    for whole in whole_texts(printed()):
         if tables is not None:
             print(f"\n{token_table(whole.tokens, tables)}", flush=True)
         yield whole

@@ -12,7 +12,7 @@ from gptjax.generation.decoding import STOP_TOKENS, Sequences
 from gptjax.generation.samplers import Sampling
 
 
-class Request(NamedTuple):
+class GenerationRequest(NamedTuple):
     """A sequence to generate."""
 
     prompt: Sequence[int]
@@ -46,7 +46,9 @@ class Event(NamedTuple):
     """`stop` after a stop token, `length` at its limit or the context's, None if it goes on."""
 
 
-def first_row(cfg: ModelConfig, request: Request, prompt: tuple[int, ...], limit: int) -> Sequences:
+def sequence_row(
+    cfg: ModelConfig, request: GenerationRequest, prompt: tuple[int, ...], limit: int
+) -> Sequences:
     """The row of a sequence before its first token is drawn, in arrays of the host.
 
     `prompt` has the ids of the request's, and `limit` the tokens that may be drawn.

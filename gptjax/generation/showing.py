@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gptjax.base.terminal import count_bar
-from gptjax.generation.continuing import Continued, joined
+from gptjax.generation.continuing import Continued, whole_texts
 from gptjax.generation.json_lines import json_lines, sample_row, token_rows
 from gptjax.generation.options import GenerateCommand
 from gptjax.generation.printing import print_side_by_side, print_while_drawn, token_table
@@ -48,7 +48,7 @@ def _written(
 ) -> Show:
     def show(name: str, tokenizer: Tokenizer, pieces: Iterable[Continued]) -> Iterator[Continued]:
         with count_bar(len(prompts) * command.num_samples, "samples") as advance:
-            for whole in joined(pieces):
+            for whole in whole_texts(pieces):
                 line, sample = divmod(whole.number, command.num_samples)
                 row = sample_row(whole, prompts[line], sample, command.seed)
                 if command.compare is not None:
@@ -66,7 +66,7 @@ def _collected(command: GenerateCommand, count: int, texts: dict[str, list[str]]
     def show(name: str, tokenizer: Tokenizer, pieces: Iterable[Continued]) -> Iterator[Continued]:
         own = texts.setdefault(f"{len(texts)} {name}", [])  # a run may be compared with itself
         with count_bar(count * command.num_samples, "samples") as advance:
-            for whole in joined(pieces):
+            for whole in whole_texts(pieces):
                 table = f"\n\n{token_table(whole.tokens, tokenizer)}" if command.logprobs else ""
                 own.append(whole.text + table)
                 advance(1)

@@ -8,13 +8,13 @@ from jax import Array
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig, SampleConfig
 from gptjax.generation.decoding import KEYS
-from gptjax.generation.requests import Request
+from gptjax.generation.requests import GenerationRequest
 from gptjax.tokenizers.plain import Tokenizer
 
 
 def text_request(
     tokenizer: Tokenizer, cfg: ModelConfig, sample: SampleConfig, key: Array
-) -> Request:
+) -> GenerationRequest:
     """The request that continues `sample.prompt`; an empty prompt starts a document.
 
     A prompt that does not fit the context is cut by `fit_prompt`. Raises `UserError` like
@@ -22,7 +22,7 @@ def text_request(
     """
     prompt = encode_prompt(tokenizer, cfg, sample.prompt)
     prompt = fit_prompt(prompt, cfg.n_ctx, sample.max_new_tokens)
-    return Request(prompt, sample, key, (tokenizer.eot_id,))
+    return GenerationRequest(prompt, sample, key, (tokenizer.eot_id,))
 
 
 def encode_prompt(tokenizer: Tokenizer, cfg: ModelConfig, text: str) -> list[int]:

@@ -53,7 +53,8 @@ def _with_transposed_kernels(tree: Tree) -> Tree:
         return tree
     return {
         **{name: _with_transposed_kernels(x) for name, x in tree.items() if name != "kernel"},
-        **({TRANSPOSED: tree["kernel"].T} if "kernel" in tree else {}),
+        # of a tree that is placed in parts, this leaf may be absent
+        **({TRANSPOSED: jax.tree.map(jnp.transpose, tree["kernel"])} if "kernel" in tree else {}),
     }
 
 

@@ -7,6 +7,7 @@ axis N; `unroll` chooses between fast compilation and fast steps without changin
 """
 
 import dataclasses
+from functools import cache
 
 import flax.linen as nn
 import jax
@@ -135,4 +136,10 @@ def parameter_shapes(cfg: ModelConfig) -> dict:
     >>> shapes["h"]["ln_1"]["scale"]
     ShapeDtypeStruct(shape=(2, 8), dtype=float32)
     """
+    return jax.tree.map(lambda shape: shape, _parameter_shapes(cfg))  # nobody changes another's
+
+
+@cache
+def _parameter_shapes(cfg: ModelConfig) -> dict:
+    """A start asks several times, and each answer would take as long as tracing a forward pass."""
     return jax.eval_shape(lambda key: init_params(cfg, key), jax.random.key(0))

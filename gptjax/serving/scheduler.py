@@ -16,7 +16,7 @@ import jax
 from jax import Array
 
 from gptjax.generation.engine import Engine
-from gptjax.generation.requests import Event, Request
+from gptjax.generation.requests import Event, GenerationRequest
 from gptjax.serving.jobs import Job, PromptScores
 from gptjax.serving.metrics import ServingMetrics
 from gptjax.serving.pace import Pace
@@ -187,7 +187,7 @@ class Scheduler:
 
     def _begin(self, job: Job) -> None:
         key = _key(job.seed, job.number)
-        request = Request(job.prompt, job.sample, key, self._stop_tokens)
+        request = GenerationRequest(job.prompt, job.sample, key, self._stop_tokens)
         event = self._engine.admit(request, job.wants_top)
         with self._changed:
             self._running[event.slot] = job

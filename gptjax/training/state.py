@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from gptjax.base.tree import Tree, abstract_tree
 from gptjax.cluster.mesh import shardings
 from gptjax.config import ModelConfig
-from gptjax.model.gpt import init_params
+from gptjax.model.gpt import init_params, parameter_shapes
 from gptjax.training.optimizer import averaged_parameters
 
 
@@ -33,7 +33,9 @@ def abstract_state(
     cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """The state's shapes, types and placement, with nothing allocated."""
-    state = jax.eval_shape(partial(_initial, cfg, optimizer), jax.random.key(0))
+    params = parameter_shapes(cfg)
+    step = jax.eval_shape(lambda: jnp.int32(0))
+    state = TrainState(step, params, jax.eval_shape(optimizer.init, params))
     return abstract_tree(state, shardings(state, state.params, mesh))
 
 

@@ -14,7 +14,7 @@ from gptjax.conversion.exporting import export_huggingface
 from gptjax.conversion.model_card import with_names_only
 from gptjax.convert import convert
 from gptjax.generation.engine import Engine
-from gptjax.generation.requests import Request
+from gptjax.generation.requests import GenerationRequest
 from gptjax.model.places import leaves
 
 pytest.importorskip("tokenizers")
@@ -96,7 +96,7 @@ def test_transformers_continues_a_text_by_the_same_200_tokens(run, tmp_path):
     prompt = inputs["input_ids"][0].tolist()
     greedy = SampleConfig(max_new_tokens=200, temperature=0.0)
     engine = Engine(ours.config.model, ours.params)
-    expected = engine.admit(Request(prompt, greedy, jax.random.key(0))).tokens
+    expected = engine.admit(GenerationRequest(prompt, greedy, jax.random.key(0))).tokens
     while engine.running:
         expected += engine.decode(32)[0].tokens
     assert found[0, len(prompt) :].tolist() == [token.id for token in expected]

@@ -12,9 +12,9 @@ import pytest
 
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig, SampleConfig
-from gptjax.generation.continuing import Continued, continue_texts, in_order, joined
+from gptjax.generation.continuing import Continued, continue_texts, in_order, whole_texts
 from gptjax.generation.engine import Engine
-from gptjax.generation.requests import Request
+from gptjax.generation.requests import GenerationRequest
 from gptjax.generation.text_requests import encode_prompt, fit_prompt, sample_key, text_request
 from gptjax.model.gpt import GPT, parameter_shapes
 from gptjax.tokenizers.plain import ByteTokenizer
@@ -37,13 +37,13 @@ def engine(params):
     return Engine(CFG, params, capacity=3)
 
 
-def request(prompt, seed=0, number=0, **sample) -> Request:
+def request(prompt, seed=0, number=0, **sample) -> GenerationRequest:
     sample = SampleConfig(**{"max_new_tokens": 9, "temperature": 1.0, "top_k": None} | sample)
-    return Request(prompt, sample, sample_key(seed, number), (TOKENIZER.eot_id,))
+    return GenerationRequest(prompt, sample, sample_key(seed, number), (TOKENIZER.eot_id,))
 
 
 def whole(engine, requests, slide=False) -> list[Continued]:
-    return list(joined(continue_texts(engine, TOKENIZER, requests, slide)))
+    return list(whole_texts(continue_texts(engine, TOKENIZER, requests, slide)))
 
 
 def ids(sample: Continued) -> list[int]:
@@ -156,7 +156,7 @@ def test_calls_for_readers_are_short(engine, monkeypatch):
     texts = continue_texts(
         engine, TOKENIZER, [request([1], max_new_tokens=60)], slide=True, seconds=0.1
     )
-    assert len(ids(next(joined(texts)))) == 60
+    assert len(ids(next(whole_texts(texts)))) == 60
     assert steps[:5] == [1, 1, 2, 2, 2]
     assert set(steps) == {1, 2}
 
@@ -190,7 +190,7 @@ def test_pieces_in_order_are_those_of_each_sequence():
     assert at_once == [
         *("given", "given", "b", "given", "given", "d", "a", "given", "e", "given", "f", "c"),
     ]
-    assert [(w.number, w.text, w.finish) for w in joined(iter(mixed))] == [
+    assert [(w.number, w.text, w.finish) for w in whole_texts(iter(mixed))] == [
         (0, "bd", "stop"), (1, "aef", "length"), (2, "c", "stop"),
     ]  # fmt: skip
 
@@ -235,5 +235,5 @@ def test_a_text_ends_before_its_stop_text_and_its_slot_is_free(speak):
     pieces = continue_texts(
         engine, TOKENIZER, [text_request(TOKENIZER, engine.cfg, sample, sample_key(0))]
     )
-    [found] = joined(pieces)
+    [found] = whole_texts(pieces)
     assert bytes(ids(found)).decode() == "a é→"  # its tokens end with the one that ended the text
