@@ -11,7 +11,8 @@ import pytest
 
 from gptjax.cluster.mesh import make_mesh, shardings
 from gptjax.config import ModelConfig, SampleConfig
-from gptjax.generation.engine import Engine, Event, Request, Token
+from gptjax.generation.engine import Engine
+from gptjax.generation.requests import Event, GenerationRequest, Token
 from gptjax.model.gpt import GPT, parameter_shapes
 from gptjax.model.places import ModelSharding
 
@@ -45,10 +46,12 @@ def prompts_of(cfg: ModelConfig, *lengths: int) -> list[list[int]]:
 
 
 def request(prompt: Sequence[int], sample: SampleConfig = GREEDY, seed: int = 0, **more: Any):
-    return Request(prompt, sample, jax.random.key(seed, impl="threefry2x32"), **more)
+    return GenerationRequest(prompt, sample, jax.random.key(seed, impl="threefry2x32"), **more)
 
 
-def generate(engine: Engine, requests: Sequence[Request], steps: int = 32) -> list[list[Token]]:
+def generate(
+    engine: Engine, requests: Sequence[GenerationRequest], steps: int = 32
+) -> list[list[Token]]:
     """All of them together, to their ends."""
     slots, texts = [], {}
     for asked in requests:
@@ -107,7 +110,7 @@ def engine() -> Engine:
     return Engine(GPT2, params_of(GPT2), SLOTS)
 
 
-def random_requests(count: int, seed: int) -> list[Request]:
+def random_requests(count: int, seed: int) -> list[GenerationRequest]:
     chance = np.random.default_rng(seed)
     samples = [
         SampleConfig(
