@@ -87,6 +87,11 @@ def append(layer: LayerCache, k_BTHK: Array, v_BTHK: Array, lengths_B: Array) ->
     """Write one token behind each row's last, or several into an empty cache.
 
     A token beyond the end of the cache is dropped.
+
+    >>> layer = empty_cache(ModelConfig(n_layer=1, n_head=2, n_embd=8), 3, 100).layers[0]
+    >>> k_B1HK = v_B1HK = jnp.ones((3, 1, 2, 4))
+    >>> append(layer, k_B1HK, v_B1HK, jnp.array([0, 5, 500])).k_BHSK.sum((1, 2, 3)).tolist()
+    [8.0, 8.0, 0.0]
     """
     if k_BTHK.shape[1] > 1:  # a prompt
         return LayerCache(
@@ -115,6 +120,10 @@ def attend_to_cache(q_BHK: Array, layer: LayerCache, lengths_B: Array) -> Array:
 
     The same function of the same tokens as `attention.attend`, for one query. Scores and softmax
     are float32.
+
+    >>> layer = empty_cache(ModelConfig(n_layer=1, n_head=2, n_embd=8), 3, 100).layers[0]
+    >>> attend_to_cache(jnp.ones((3, 2, 4)), layer, jnp.array([0, 5, 99])).shape
+    (3, 2, 4)
     """
     k_BHNPK, v_BHNPK = (x.reshape(*x.shape[:2], -1, PIECE, x.shape[3]) for x in layer)
     sums = wide(q_BHK)
@@ -122,6 +131,8 @@ def attend_to_cache(q_BHK: Array, layer: LayerCache, lengths_B: Array) -> Array:
     q_BHNK = jnp.broadcast_to(
         q_BHK[:, :, None] * q_BHK.shape[-1] ** -0.5, k_BHNPK.shape[:3] + q_BHK.shape[-1:]
     )
+    # of a single piece, XLA for CPUs would make a sum in bfloat16
+    q_BHNK = materialised_on_cpu(q_BHNK)
     scores_BHNP = jnp.einsum("bhnk,bhnpk->bhnp", q_BHNK, k_BHNPK, preferred_element_type=sums)
     positions_1NP = jnp.arange(layer.k_BHSK.shape[2]).reshape(1, -1, PIECE)
     is_seen_BNP = positions_1NP <= lengths_B[:, None, None]
