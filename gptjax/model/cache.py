@@ -115,6 +115,10 @@ def attend_to_cache(q_BHK: Array, layer: LayerCache, lengths_B: Array) -> Array:
 
     The same function of the same tokens as `attention.attend`, for one query. Scores and softmax
     are float32.
+
+    >>> layer = empty_cache(ModelConfig(n_layer=1, n_head=2, n_embd=8), 3, 100).layers[0]
+    >>> attend_to_cache(jnp.ones((3, 2, 4)), layer, jnp.array([0, 5, 99])).shape
+    (3, 2, 4)
     """
     k_BHNPK, v_BHNPK = (x.reshape(*x.shape[:2], -1, PIECE, x.shape[3]) for x in layer)
     sums = wide(q_BHK)
