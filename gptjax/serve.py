@@ -20,7 +20,9 @@ def serve(argv: Sequence[str]) -> int:
     check_serve_flags(command)
     from gptjax.conversion.finding import find_model  # NumPy comes with it
     from gptjax.serving.listening import address_of, bind
+    from gptjax.serving.metrics import check_libraries
 
+    check_libraries()
     name, key = find_model(command.run).path.resolve().name, api_key(command)
     bound = bind(command.host, command.port, key)
     import_jax()
@@ -65,7 +67,10 @@ def serve(argv: Sequence[str]) -> int:
         size = f"max batch {command.max_batch}, context {engine.context}"
         print(f"serving {name} at {address_of(bound)} ({size})", flush=True)
 
-    serve_until_signal(create_app(service), bound, scheduler, command.grace, ready)
+    try:
+        serve_until_signal(create_app(service), bound, scheduler, command.grace, ready)
+    finally:
+        scheduler.stop()  # a process that ends beside a thread of the device is aborted
     return 0
 
 

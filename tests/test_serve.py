@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -69,6 +70,13 @@ def test_the_end_of_grace_or_a_second_signal_ends_what_runs(trained_run, grace, 
         assert server.process.wait(20) == code
         asking.join()
         assert answers == ([httpx.RemoteProtocolError] if code else [503])
+
+
+@pytest.mark.parametrize("name", ["starlette", "uvicorn", "prometheus_client"])
+def test_a_missing_library_is_told_before_a_model_is_looked_for(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=f"serving needs {name}"):
+        serve(["--run", "no such run"])
 
 
 def test_wrong_flags_are_listed_together(monkeypatch):

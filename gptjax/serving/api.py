@@ -67,7 +67,7 @@ def create_app(service: Service) -> Any:
 
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):  # of the router: no such path, or not this method
-            where = f"{request.method} {request.url.path[:100]}"
+            where = f"{request.method} {request.scope['path'][:100]}"
             error = Refusal(error.status_code, f"{where}: {error.detail}", headers=error.headers)
         refusal = error if isinstance(error, Refusal) else broken()
         return JSONResponse(refusal.body(), refusal.status, headers=refusal.headers)
@@ -85,13 +85,16 @@ def create_app(service: Service) -> Any:
         ],
         exception_handlers={Refusal: refuse, HTTPException: refuse, Exception: refuse},
     )
+    # behind a proxy, the server does not know the address to which it would send the client
+    app.router.redirect_slashes = False
     guard = Guard(service.key)
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             request = Request(scope)
             try:
-                guard.check(request.url.path, request.headers)
+                # the path that the router reads; that of the URL depends on the Host header
+                guard.check(scope["path"], request.headers)
             except Refusal as refusal:
                 answer = await refuse(request, refusal)
                 return await answer(scope, receive, send)

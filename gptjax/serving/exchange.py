@@ -140,7 +140,8 @@ async def read_body(scope: Any, receive: Receive) -> bytes:
                 if not message.get("more_body"):
                     return bytes(body)
     except TimeoutError:
-        raise Refusal(408, f"the body took longer than {BODY_SECONDS:g} s") from None
+        message = f"the body took longer than {BODY_SECONDS:g} s"
+        raise Refusal(408, message, headers={"Connection": "close"}) from None
 
 
 @dataclass

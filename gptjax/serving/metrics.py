@@ -4,6 +4,7 @@ Each server has a registry of its own, so that several can live in one process. 
 seconds.
 """
 
+import importlib
 from collections.abc import Callable
 
 from gptjax.base.errors import UserError
@@ -71,6 +72,15 @@ class ServingMetrics:
         from prometheus_client import generate_latest
 
         return generate_latest(self.registry)
+
+
+def check_libraries() -> None:
+    """Raise `UserError` if a library of the extra `serve` is not installed."""
+    for name in ("starlette", "uvicorn", "prometheus_client"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise missing(name) from error
 
 
 def missing(package: str) -> UserError:

@@ -17,6 +17,7 @@ from gptjax.serving.refusals import invalid
 Prompt = str | tuple[int, ...]
 MAX_STOPS, MAX_LOGPROBS, HOTTEST, MAX_SEED = 4, 5, 100.0, 2**32
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
+MAX_DIGITS = 4000  # Python reads no longer whole numbers
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ def parse_body(raw: bytes) -> dict[str, Any]:
         raise ValueError(f"{word} is no JSON")
 
     try:
-        body = json.loads(raw.decode(), parse_constant=no_number)
+        body = json.loads(raw.decode(), parse_constant=no_number, parse_int=_whole_number)
+        if b"\\u" in raw:  # half a surrogate pair is no text: nothing can encode it
+            json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise invalid(None, "the body has a text with half of a surrogate pair") from None
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise invalid(None, f"the body is not valid JSON in UTF-8: {reason}") from None
@@ -141,6 +146,12 @@ def parse_prompts(value: Any, n_vocab: int, param: str = "prompt") -> tuple[Prom
             if not 0 <= token < n_vocab:
                 raise invalid(param, f"token ids are from 0 to {n_vocab - 1}: {shown(token)}")
     return tuple(map(tuple, lists))
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _stops(value: Any) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from live_server import (
     wait_until,
 )
 
+from gptjax.serving import exchange
 from gptjax.serving.exchange import MAX_BODY
 
 PROMPT = "Once "
@@ -214,6 +215,8 @@ def test_no_prompt_begins_a_document(server):
         ("GET", "/v1/completions", None, {}, 405),
         ("OPTIONS", "/v1/completions", None, {"origin": "http://evil.example"}, 405),
         ("GET", "/v1/nothing", None, {}, 404),
+        ("POST", "/v1/completions/", b"{}", {}, 404),
+        ("POST", "/v1/completions", rb'{"\ud800": 1}', {}, 400),
         ("GET", "/health", None, {"host": "evil.example"}, 403),
         ("POST", "/v1/completions", b"{}", {"host": "127.0.0.1.evil.example:80"}, 403),
     ],
@@ -236,6 +239,16 @@ def test_a_body_without_an_end_is_refused_at_its_limit(server):
     headers = {"content-type": "application/json"}
     response = server.http.post("/v1/completions", content=endless(), headers=headers)
     assert response.status_code == 413
+
+
+def test_a_body_that_takes_too_long_ends_its_connection(server, monkeypatch):
+    monkeypatch.setattr(exchange, "BODY_SECONDS", 0.1)
+    head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port), timeout=10) as connection:
+        connection.sendall(f"{head}Content-Length: 9\r\n\r\n{{".encode())
+        received = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert received.startswith(b"HTTP/1.1 408")
 
 
 def test_a_key_opens_everything_but_health():

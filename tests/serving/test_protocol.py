@@ -114,6 +114,7 @@ def test_a_prompt_is_not_repeated_in_a_message():
     [
         b"", b"{", b"[]", b"3", b"null", b'"text"', b"\xff\xfe", b'{"a": NaN}', b'{"a": Infinity}',
         b"[" * 100_000, b'{"n": ' + b"9" * 5000 + b"}",
+        rb'{"prompt": "\ud800"}', rb'{"\uDFFF": 1}', rb'{"stream": "\ude00\ud83d"}',
     ],
 )  # fmt: skip
 def test_a_body_that_is_no_object_of_json_is_refused(raw):
@@ -123,4 +124,7 @@ def test_a_body_that_is_no_object_of_json_is_refused(raw):
 
 
 def test_a_body_is_read_as_json():
-    assert parse_body(json.dumps({"prompt": "naïve"}).encode()) == {"prompt": "naïve"}
+    for text in ("naïve", "\N{GRINNING FACE}"):
+        for is_ascii in (True, False):
+            raw = json.dumps({"prompt": text}, ensure_ascii=is_ascii).encode()
+            assert parse_body(raw) == {"prompt": text}

@@ -190,7 +190,7 @@ def test_a_sample_of_divided_parameters_is_that_of_whole_ones(monkeypatch):
     for split in (ModelSharding(), ModelSharding(fsdp=4), ModelSharding(fsdp=2, tensor=2)):
         mesh = make_mesh(split=split)
         placed = jax.device_put(params, shardings(params, params, mesh))
-        texts.append(sample_after(3, config, placed, tokenizer, StopRequest(), int))
+        texts.append(sample_after(3, config, placed, tokenizer, StopRequest(), lambda: None))
     assert texts[0] is not None
     assert texts[0].startswith("ab")
     assert texts == [texts[0]] * 3
