@@ -87,6 +87,11 @@ def append(layer: LayerCache, k_BTHK: Array, v_BTHK: Array, lengths_B: Array) ->
     """Write one token behind each row's last, or several into an empty cache.
 
     A token beyond the end of the cache is dropped.
+
+    >>> layer = empty_cache(ModelConfig(n_layer=1, n_head=1, n_embd=2), 2, 8, "float32").layers[0]
+    >>> new_BTHK = jnp.ones((2, 1, 1, 2))
+    >>> append(layer, new_BTHK, new_BTHK, jnp.array([0, 3])).k_BHSK[1, 0, 2:5, 0].tolist()
+    [0.0, 1.0, 0.0]
     """
     if k_BTHK.shape[1] > 1:  # a prompt
         return LayerCache(

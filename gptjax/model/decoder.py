@@ -26,7 +26,11 @@ C_ATTN_BIAS = "attn/c_attn/bias"
 
 
 def decoder_config(cfg: ModelConfig, dtype: str) -> ModelConfig:
-    """The config of a model that decodes in `dtype` on any device, however it was trained."""
+    """The config of a model that decodes in `dtype` on any device, however it was trained.
+
+    >>> decoder_config(ModelConfig(attention="cudnn"), "float32").attention
+    'auto'
+    """
     return dataclasses.replace(
         cfg, dtype=dtype, attention="auto", remat="none", float32_matmul="highest"
     )
@@ -38,6 +42,12 @@ def decoder_params(params: Tree, cfg: ModelConfig, split: ModelSharding = UNSHAR
     Kernels are transposed, `kernel_FD` as the head is: each output reads one line of memory. They
     are as they were where they are stored in parts over `fsdp`. Inside a `shard_map` of a divided
     model they are the parts of one device, and `c_attn` has the columns of its own heads.
+
+    >>> from gptjax.model.gpt import init_params
+    >>> cfg = ModelConfig(n_layer=2, n_head=2, n_embd=8, n_ctx=16, n_vocab=100, dtype="float32")
+    >>> layers = decoder_params(init_params(cfg, jax.random.key(0)), cfg)["h"]
+    >>> len(layers), layers[0]["mlp"]["c_fc"]["kernel_FD"].shape
+    (2, (32, 8))
     """
     params = jax.tree.map(lambda x: x.astype(cfg.dtype), params)
 
@@ -59,7 +69,12 @@ def _with_transposed_kernels(tree: Tree) -> Tree:
 
 
 def decoder_specs(params: Tree, split: ModelSharding) -> Tree:
-    """The place of every leaf that `decoder_params` returns, for `shard_map`."""
+    """The place of every leaf that `decoder_params` returns, for `shard_map`.
+
+    >>> params = {"h": ({"mlp": {"c_fc": {"kernel_FD": 0}}},)}
+    >>> tuple(decoder_specs(params, ModelSharding(tensor=2))["h"][0]["mlp"]["c_fc"]["kernel_FD"])
+    ('tensor', None)
+    """
 
     def spec(name: str) -> PartitionSpec:
         layer, _, rest = name.removeprefix("h/").partition("/")
@@ -81,6 +96,15 @@ def extend(
     One token a row is read at the end of its row. Several are prompts for empty rows, and the
     caller sets `lengths_B` of those that are padded at the end. A token beyond the model's context
     means nothing, but is a number: what it leaves in the cache must not spoil later sequences.
+
+    >>> from gptjax.model.cache import empty_cache
+    >>> from gptjax.model.gpt import init_params
+    >>> cfg = ModelConfig(n_layer=2, n_head=2, n_embd=8, n_ctx=16, n_vocab=100, dtype="float32")
+    >>> params, ids = decoder_params(init_params(cfg, jax.random.key(0)), cfg), jnp.array([[1, 2]])
+    >>> x_BTD, cache = extend(cfg, params, ids, empty_cache(cfg, 1, cfg.n_ctx))  # a prompt
+    >>> x_BTD, cache = extend(cfg, params, jnp.array([[3]]), cache)  # its next token
+    >>> head_logits(cfg, params, x_BTD).shape, cache.lengths_B.tolist()
+    ((1, 1, 128), [3])
     """
     time = tokens_BT.shape[1]
     positions_BT = cache.lengths_B[:, None] + jnp.arange(time)[None]
@@ -107,7 +131,12 @@ def extend(
 def head_logits(
     cfg: ModelConfig, params: Tree, x_BTD: Array, split: ModelSharding = UNSHARDED
 ) -> Array:
-    """Score every token of the vocabulary: float32 [B, T, V], whole on every device."""
+    """Score every token of the vocabulary: float32 [B, T, V], whole on every device.
+
+    >>> cfg = ModelConfig(n_layer=1, n_head=1, n_embd=4, n_ctx=8, n_vocab=2)
+    >>> head_logits(cfg, {"wte": {"embedding": jnp.ones((128, 4))}}, jnp.ones((1, 1, 4))).shape
+    (1, 1, 128)
+    """
     name, leaf = ("wte", "embedding") if cfg.tied_head else ("lm_head", None)
     head = gathered_over_fsdp({name: params[name]}, split, cfg)[name]
     head_VD = head[leaf] if leaf else head
