@@ -179,6 +179,21 @@ def _words(argv: Sequence[str], flag: str) -> tuple[str, ...]:
     return tuple(given[-1]) if given else ()
 
 
+def joined_values(argv: Sequence[str], flag: str) -> list[str]:
+    """The command line with all values of a `flag` together, however often it is given.
+
+    >>> joined_values(["--stop", "a", "--seed", "1", "--stop=b", "c"], "--stop")
+    ['--seed', '1', '--stop', 'a', 'b', 'c']
+    """
+    own, others = [], []
+    for group in _groups(argv):
+        if group[0].split("=", 1)[0] == flag:
+            own += [*group[0].split("=", 1)[1:], *group[1:]]
+        else:
+            others += group
+    return [*others, flag, *own] if own else list(argv)
+
+
 def origins_of(command: ConfigCommand, argv: Sequence[str]) -> Origins:
     """Where the values of a parsed command line come from."""
     words = [word.split("=", 1)[0][2:].replace("-", "_") for word in argv if word.startswith("--")]

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from gptjax.cli import main, parse
+from gptjax.cli import joined_values, main, parse
 from gptjax.cluster.environment import import_jax
 from gptjax.config.origins import flag_of
 from gptjax.generation.options import GenerateCommand, check_generate_flags, greedy_idle_flags
@@ -13,6 +13,7 @@ from gptjax.generation.prompts import Prompt, read_prompts
 
 def generate(argv: Sequence[str]) -> int:
     """Load a model or two, and show their samples or write them as JSON Lines."""
+    argv = joined_values(argv, "--stop")
     command = parse(GenerateCommand, argv, "python -m gptjax.generate")
     check_generate_flags(command)
     prompts = read_prompts(command.prompts) if command.prompts else [Prompt(command.prompt)]

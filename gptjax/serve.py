@@ -58,7 +58,7 @@ def serve(argv: Sequence[str]) -> int:
     service = Service(
         name, model, run.tokenizer, scheduler, metrics, limits, engine.context, key, maps
     )
-    print(f"{run.origin}, {command.dtype}", file=sys.stderr)
+    print(f"{run.origin}, {command.dtype}; compiling", file=sys.stderr, flush=True)
     del run  # its parameters, of which the engine has its own
     engine.warm_up()
     scheduler.start()

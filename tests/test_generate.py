@@ -158,6 +158,13 @@ def test_a_text_ends_before_a_stop_text(text):
     stop = whole[len(PROMPT) + 5 : len(PROMPT) + 7]
     kept = whole[len(PROMPT) :].partition(stop)[0]
     assert text("--stop", "no such text", stop) == f"{PROMPT}{kept}\n"
+    assert text("--stop", stop, "--stop=no such text") == f"{PROMPT}{kept}\n"
+
+
+def test_settings_beyond_the_numbers_of_a_device_are_the_largest(text, recwarn):
+    hot = ["--temperature", "1e40", "--repetition-penalty", "1e40"]
+    assert text(*hot, "--top-k", 2**40) == text(*hot, "--top-k", "None")
+    assert not [str(w.message) for w in recwarn if "overflow" in str(w.message)]
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -292,6 +299,12 @@ def test_ctrl_c_keeps_the_finished_texts(run, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "out.jsonl.part").read_text())["prompt"] == "ab"
 
 
+def test_a_comparison_ends_quietly_without_standard_output(run, monkeypatch):
+    names = [f"{run}@{step}" for step in STEPS]
+    monkeypatch.setattr(sys, "stdout", None)
+    assert generate(["--compare", *names, "--max-new-tokens", "1"]) == 0
+
+
 def test_only_the_text_is_on_standard_output(run, text):
     result = run_verb(
         "generate", "--run", f"{run.name}@20", "--prompt", PROMPT, "--max-new-tokens", 24,
@@ -320,6 +333,25 @@ def failure(monkeypatch, capsys, *argv: object) -> tuple[int, str]:
     assert output.out == ""
     assert output.err.startswith("error: ")
     return caught.value.code, output.err
+
+
+def test_an_output_that_is_there_is_no_device_and_not_the_prompts(
+    run, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "p.txt").write_text("ab\n")
+    (tmp_path / "link").symlink_to("p.txt")
+    os.mkfifo(tmp_path / "pipe")
+    for name, words in (("pipe", "is no file"), ("p.txt", "replace"), ("link", "replace")):
+        argv = ["--run", run, "--prompts", tmp_path / "p.txt", "--out", tmp_path / name]
+        code, message = failure(monkeypatch, capsys, *argv)
+        assert code == 2
+        assert words in message
+    assert (tmp_path / "p.txt").read_text() == "ab\n"
+    (tmp_path / "new").symlink_to("target")
+    words = ["--run", run, "--prompts", tmp_path / "p.txt", "--out", tmp_path / "new"]
+    assert generate([*map(str, words), "--max-new-tokens", "1"]) == 0
+    assert (tmp_path / "new").is_symlink()
+    assert json.loads((tmp_path / "target").read_text())["prompt"] == "ab"
 
 
 @pytest.mark.parametrize(

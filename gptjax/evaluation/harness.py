@@ -183,5 +183,7 @@ def _wanted(model: Any, arguments: tuple[str, Mapping[str, Any]], number: int) -
         stop=stops,
     )
     tokenizer, scorer = model.run.tokenizer, model.scorer
-    prompt = encode_prompt(tokenizer, scorer.cfg, context)[-max(1, scorer.context - new_tokens) :]
+    # an answer as long as the context must not leave its question out
+    kept = max(1, scorer.context // 2, scorer.context - new_tokens)
+    prompt = encode_prompt(tokenizer, scorer.cfg, context)[-kept:]
     return GenerationRequest(prompt, sample, sample_key(0, number), (tokenizer.eot_id,))

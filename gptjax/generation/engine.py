@@ -26,6 +26,7 @@ from gptjax.generation.programs import programs
 from gptjax.generation.requests import Event, GenerationRequest, Token, sequence_row
 from gptjax.model.cache import PIECE, cache_length
 from gptjax.model.decoder import decoder_config
+from gptjax.model.gpt import PADDING_LOGIT
 
 SHORTEST_PROMPT = 16  # tokens to which short prompts are padded
 
@@ -252,11 +253,17 @@ def _tokens(ids: Sequence[int], *found: np.ndarray) -> list[Token]:
     """Tokens with their log-probabilities and alternatives, from arrays that may be longer."""
     logprobs_C, tops_CP, top_logprobs_CP = (x.tolist() for x in found[-3:])
     return [
-        Token(int(token), logprob, tuple(zip(tops, top_logprobs, strict=True)))
+        Token(int(token), logprob, _without_padding(tops, top_logprobs))
         for token, logprob, tops, top_logprobs in zip(
             ids, logprobs_C, tops_CP, top_logprobs_CP, strict=False
         )
     ]
+
+
+def _without_padding(tops: list[int], logprobs: list[float]) -> tuple[tuple[int, float], ...]:
+    """The most likely tokens; a small vocabulary has fewer than are looked for."""
+    pairs = zip(tops, logprobs, strict=True)
+    return tuple((token, logprob) for token, logprob in pairs if logprob > PADDING_LOGIT / 2)
 
 
 def _padded(length: int, longest: int) -> int:

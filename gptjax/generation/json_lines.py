@@ -51,6 +51,7 @@ def json_lines(out: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     if out is None:
         yield lambda row: _write(row, sys.stdout)
         return
+    out = out.resolve()  # a link stays one
     part = out.with_name(f"{out.name}.part")
     with part.open("w", encoding="utf-8", errors="replace") as file:
         try:

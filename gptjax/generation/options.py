@@ -90,7 +90,9 @@ def check_generate_flags(command: GenerateCommand) -> None:
     if (out := command.out) is not None:
         if command.prompts is None:
             problems.append("--out is for the texts of --prompts, which is missing")
-        if out.is_dir() or not out.absolute().parent.is_dir():
-            problems.append(f"--out {out} is a directory or in none: expected the name of a file")
+        if (out.exists() and not out.is_file()) or not out.absolute().parent.is_dir():
+            problems.append(f"--out {out} is no file or in no directory: expected a file's name")
+        elif command.prompts is not None and out.resolve() == command.prompts.resolve():
+            problems.append(f"--out {out} is the file of --prompts, which it would replace")
     if problems:
         raise ConfigError(problems)

@@ -80,7 +80,8 @@ def print_side_by_side(names: Sequence[str], texts: Sequence[str], title: str) -
     """
     width = shutil.get_terminal_size().columns
     print(title)
-    if not sys.stdout.isatty() or width < NARROWEST:
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None if a shell has closed it
+    if not is_terminal or width < NARROWEST:
         for name, text in zip(names, texts, strict=True):
             print(f"== {name}\n{text}\n")
         return

@@ -66,6 +66,8 @@ def _json_line(line: str, place: str) -> list[Prompt]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise ValueError('expected an object with a text as its field "prompt"')
     if taken := [name for name in WRITTEN if name in row]:

@@ -57,11 +57,11 @@ def sequence_row(
     seen_BV = np.zeros((1, cfg.padded_vocab), bool)
     seen_BV[0, list(prompt)] = True
     settings: dict[str, Any] = {
-        "temperature_B": np.float32(sample.temperature),
-        "top_k_B": np.int32(sample.top_k or 0),
+        "temperature_B": _float32(sample.temperature),
+        "top_k_B": np.int32(min(sample.top_k or 0, cfg.padded_vocab)),
         "top_p_B": np.float32(sample.top_p),
         "min_p_B": np.float32(sample.min_p),
-        "repetition_penalty_B": np.float32(sample.repetition_penalty),
+        "repetition_penalty_B": _float32(sample.repetition_penalty),
     }
     rows: dict[str, Any] = {
         "tokens_B": np.array([prompt[-1]], np.int32),
@@ -73,3 +73,8 @@ def sequence_row(
         "sampling": Sampling(**{name: value[None] for name, value in settings.items()}),
     }
     return Sequences(**rows)
+
+
+def _float32(value: float) -> np.float32:
+    """A positive setting; one beyond the range of float32 is as large as it can be."""
+    return np.float32(min(value, float(np.finfo(np.float32).max)))

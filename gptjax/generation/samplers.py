@@ -125,7 +125,8 @@ def keep_top_p(logits_BV: Array, p_B: Array) -> Array:
         weights_BV = _weights(logits_BV)
         target_B = p_B * sum_lanes(fold(operator.add, weights_BV))
         low_B = jnp.full(p_B.shape, ordered_bits(0.0))
-        high_B = jnp.where(uses_B, ordered_bits(2.0), low_B)  # the largest weight is 1
+        # the largest weight is 1, and stays: p of 0 after rounding keeps it too
+        high_B = jnp.where(uses_B, ordered_bits(1.0) + 1, low_B)
         threshold_B = find_threshold(weights_BV, lambda x: x, target_B, low_B, high_B)
         keeps_BV = weights_BV[:, : logits_BV.shape[-1]] >= threshold_B[:, None]
         return jnp.where(keeps_BV, logits_BV, -jnp.inf)

@@ -88,10 +88,10 @@ def append(layer: LayerCache, k_BTHK: Array, v_BTHK: Array, lengths_B: Array) ->
 
     A token beyond the end of the cache is dropped.
 
-    >>> layer = empty_cache(ModelConfig(n_layer=1, n_head=2, n_embd=8), 3, 100).layers[0]
-    >>> k_B1HK = v_B1HK = jnp.ones((3, 1, 2, 4))
-    >>> append(layer, k_B1HK, v_B1HK, jnp.array([0, 5, 500])).k_BHSK.sum((1, 2, 3)).tolist()
-    [8.0, 8.0, 0.0]
+    >>> layer = empty_cache(ModelConfig(n_layer=1, n_head=1, n_embd=2), 2, 8, "float32").layers[0]
+    >>> new_BTHK = jnp.ones((2, 1, 1, 2))
+    >>> append(layer, new_BTHK, new_BTHK, jnp.array([0, 3])).k_BHSK[1, 0, 2:5, 0].tolist()
+    [0.0, 1.0, 0.0]
     """
     if k_BTHK.shape[1] > 1:  # a prompt
         return LayerCache(
@@ -131,7 +131,7 @@ def attend_to_cache(q_BHK: Array, layer: LayerCache, lengths_B: Array) -> Array:
     q_BHNK = jnp.broadcast_to(
         q_BHK[:, :, None] * q_BHK.shape[-1] ** -0.5, k_BHNPK.shape[:3] + q_BHK.shape[-1:]
     )
-    # of a single piece, XLA for CPUs would make a sum in bfloat16
+    # otherwise XLA for CPUs rounds in bfloat16 differently if there is but one piece
     q_BHNK = materialised_on_cpu(q_BHNK)
     scores_BHNP = jnp.einsum("bhnk,bhnpk->bhnp", q_BHNK, k_BHNPK, preferred_element_type=sums)
     positions_1NP = jnp.arange(layer.k_BHSK.shape[2]).reshape(1, -1, PIECE)

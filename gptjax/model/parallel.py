@@ -41,7 +41,11 @@ def gathered(params: Tree, split: ModelSharding, cfg: ModelConfig, prefix: str =
 def gathered_over_fsdp(
     params: Tree, split: ModelSharding, cfg: ModelConfig, prefix: str = ""
 ) -> Tree:
-    """The first half of `gathered`: whole along `fsdp`."""
+    """The first half of `gathered`: whole along `fsdp`.
+
+    >>> gathered_over_fsdp({"scale": jnp.ones(2)}, UNSHARDED, ModelConfig())["scale"].tolist()
+    [1.0, 1.0]
+    """
 
     def gather(name: str, x: Array) -> Array:
         place = _place(split, prefix, name)
@@ -51,7 +55,12 @@ def gathered_over_fsdp(
 
 
 def with_own_heads(params: Tree, split: ModelSharding, cfg: ModelConfig, prefix: str = "") -> Tree:
-    """The second half of `gathered`: of `c_attn`, the columns of the heads that are here."""
+    """The second half of `gathered`: of `c_attn`, the columns of the heads that are here.
+
+    >>> params = {"scale": jnp.ones(2)}
+    >>> with_own_heads(params, UNSHARDED, ModelConfig(), "h/ln_1/")["scale"].tolist()
+    [1.0, 1.0]
+    """
 
     def cut(name: str, x: Array) -> Array:
         if not re.fullmatch(r"h/attn/c_attn/\w+", prefix + name):

@@ -29,6 +29,11 @@ def test_json_lines_keep_their_other_fields(tmp_path):
     assert second.place.startswith("line 3 of")
 
 
+def test_a_line_of_many_brackets_is_a_broken_one(tmp_path):
+    with pytest.raises(UserError, match="line 1: its brackets"):
+        read(tmp_path, b'{"prompt": "x", "deep": ' + b"[" * 200_000, "p.jsonl")
+
+
 def test_all_broken_lines_are_listed(tmp_path):
     content = (
         b'{"prompt": "good"}\n{"prompt"}\n["prompt"]\n{"prompt": 3}\n{"prompt": "", "text": 1}'

@@ -284,8 +284,9 @@ def test_padding_and_removed_tokens_are_never_drawn(temperature, dtype):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"top_p": 1e-30}, {"min_p": 0.999999}, {"repetition_penalty": 1e-45}, {"temperature": 1e-45},
-     {"repetition_penalty": 3e38}, {"top_p": 1e-30, "min_p": 0.999999, "top_k": 2}],
+    [{"top_p": 1e-30}, {"top_p": 1e-45}, {"min_p": 0.999999}, {"repetition_penalty": 1e-45},
+     {"temperature": 1e-45}, {"repetition_penalty": 3e38},
+     {"top_p": 1e-30, "min_p": 0.999999, "top_k": 2}],
     ids=str,
 )  # fmt: skip
 def test_settings_at_their_limits_keep_a_token_that_may_be_drawn(settings):

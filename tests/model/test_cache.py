@@ -87,14 +87,18 @@ def test_what_is_behind_a_row_changes_no_bit(dtype):
         np.testing.assert_array_equal(attending(q, others, lengths)[row], expected[row])
 
 
-def test_a_row_that_fits_a_shorter_cache_is_the_same_there():
-    rows = np.flatnonzero(lengths_B < PIECE)
-    q_BHK, cache = drawn(ROWS, HEADS, WIDTH), layer(3 * PIECE)
-    expected = attending(q_BHK, cache, lengths_B)
-    short = resized(Cache((cache,), lengths_B), PIECE).layers[0]
-    assert short.k_BHSK.shape[2] == PIECE
-    found = attending(q_BHK, short, lengths_B)
-    np.testing.assert_array_equal(found[rows], expected[rows])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(ROWS, HEADS, WIDTH), (1, 12, 64), (4, 4, 8)], ids=str)
+def test_a_row_that_fits_a_shorter_cache_is_the_same_there(shape, dtype):
+    rows, heads, width = shape
+    q_BHK = drawn(*shape, dtype=dtype)
+    k, v = (drawn(rows, heads, 3 * PIECE, width, seed=s, scale=2, dtype=dtype) for s in (1, 2))
+    for pieces in (1, 2):
+        ends_B = jnp.array(np.random.default_rng(3).integers(0, pieces * PIECE, rows))
+        short = resized(Cache((LayerCache(k, v),), ends_B), pieces * PIECE).layers[0]
+        assert short.k_BHSK.shape[2] == pieces * PIECE
+        expected = attending(q_BHK, LayerCache(k, v), ends_B)
+        np.testing.assert_array_equal(attending(q_BHK, short, ends_B), expected)
 
 
 @pytest.mark.parametrize("rows", [1, ROWS])
