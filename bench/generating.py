@@ -44,7 +44,7 @@ def decode(plan: Plan) -> None:
         }
         if shape.batch == 1:
             targets[WINDOW] = ("generating.window_side", tokens)
-        measured, _ = compare(targets, plan.rounds(5), report)
+        measured, _ = compare(targets, plan.rounds(3), report)
         sides = {side: rounds for side, rounds in measured.items() if "sum" not in side}
         row = f"{name}: {shape}; {prompt} + {new} tokens"
         report.row(row, sides, new * shape.batch, "{:,.1f}")
