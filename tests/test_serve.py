@@ -21,6 +21,7 @@ def ask(url: str, **body) -> httpx.Response:
     return httpx.post(f"{url}/v1/completions", json=body, timeout=60)
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_was_accepted_and_exits_0(trained_run, tmp_path):
     with served(trained_run, "--max-batch", 2, GPTJAX_API_KEY="k") as server:
         assert server.line.startswith("serving run at http://127.0.0.1:")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import EXHAUSTIVE
 
 from gptjax.cluster.mesh import make_mesh, shardings
 from gptjax.config import ModelConfig, SampleConfig
@@ -74,7 +75,7 @@ def check_against_whole_model(cfg, params, engine, atol=1e-5):
 @pytest.mark.parametrize(
     ("kind", "split"),
     [
-        ("gpt2", ModelSharding(tensor=2)),
+        pytest.param("gpt2", ModelSharding(tensor=2), marks=pytest.mark.slow),
         pytest.param("gpt1", ModelSharding(tensor=2), marks=pytest.mark.slow),
         pytest.param("untied", ModelSharding(fsdp=2, tensor=2), marks=pytest.mark.slow),
         pytest.param("gpt2", ModelSharding(fsdp=2), marks=pytest.mark.slow),
@@ -89,12 +90,14 @@ def test_a_divided_model_draws_the_same(kind, split):
     check_against_whole_model(cfg, params, Engine(cfg, divided, capacity=6, mesh=mesh))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "cfg",
     [
-        ModelConfig(n_vocab=50257, dtype="float32"),
-        ModelConfig(n_ctx=512, n_vocab=40478, norm="post", final_norm=False, dtype="float32"),
+        pytest.param(ModelConfig(n_vocab=50257, dtype="float32"), marks=EXHAUSTIVE),
+        pytest.param(
+            ModelConfig(n_ctx=512, n_vocab=40478, norm="post", final_norm=False, dtype="float32"),
+            marks=EXHAUSTIVE,
+        ),
     ],
     ids=["124M", "117M"],
 )
