@@ -188,6 +188,7 @@ class Engine:
             for other in lengths:
                 self._set_length(length)
                 self._set_length(other)
+            self._set_length(length)
             self._slots = programs.decode(self._params, self._slots, one, put(False))[0]
             self._slots = programs.stand_still(self._slots, first)
         self._resize()

@@ -279,7 +279,7 @@ def test_nothing_compiles_after_warm_up():
         jax.jit(lambda x: x + 1)(1)
         assert compiled  # it does listen
     finally:
-        jax.monitoring.clear_event_listeners()
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_parameters_that_are_no_numbers_do_not_hang():
