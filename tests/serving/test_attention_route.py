@@ -2,7 +2,7 @@
 
 from functools import partial
 
-import httpx
+import httpx2 as httpx
 import jax
 import numpy as np
 import pytest

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 from live_server import SHAPE, TOKENIZER, held_engine, live_server, random_params
 from scripted_api import END, EURO, HOSTILE, STORY, Script, serve_script
