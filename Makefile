@@ -21,7 +21,7 @@ setup-reference: setup
 quickstart: setup
 	$(BIN)/python -m gptjax.train --config quickstart
 	$(BIN)/python -m gptjax.generate --run runs/quickstart --prompt "    def __init__(self" \
-	  --max-new-tokens 120 --temperature 0.7 --top-k 50 --seed 2
+	  --max-new-tokens 120 --temperature 0.7 --top-k 50 --seed 1
 	@echo
 	@echo "curves: runs/quickstart/loss.png   the same command again resumes or shows it is complete"
 
