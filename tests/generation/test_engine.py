@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from conftest import EXHAUSTIVE
 
 from gptjax.cluster.mesh import make_mesh, shardings
 from gptjax.config import ModelConfig, SampleConfig
@@ -50,12 +51,15 @@ def request(prompt: Sequence[int], sample: SampleConfig = GREEDY, seed: int = 0,
 
 
 def generate(
-    engine: Engine, requests: Sequence[GenerationRequest], steps: int = 32
+    engine: Engine,
+    requests: Sequence[GenerationRequest],
+    steps: int = 32,
+    wants_top: bool = False,
 ) -> list[list[Token]]:
     """All of them together, to their ends."""
     slots, texts = [], {}
     for asked in requests:
-        event = engine.admit(asked)
+        event = engine.admit(asked, wants_top)
         slots.append(event.slot)
         texts[event.slot] = event.tokens
     while engine.running:
@@ -69,6 +73,7 @@ def generate(
 def assert_full_forward(
     cfg: ModelConfig, prompt: list[int], text: list[Token], tolerance: float = 1e-5
 ) -> None:
+    """The text fills the context, and each token and its alternatives are those of the model."""
     ids = prompt + [token.id for token in text]
     assert len(ids) == cfg.n_ctx + 1  # the last is drawn from a full context
     logprobs_TV = np.asarray(full_forward(cfg, params_of(cfg), np.array([ids[:-1]])))
@@ -78,17 +83,43 @@ def assert_full_forward(
     assert drawn_TV.argmax(1).tolist() == [token.id for token in text]
     found = [token.logprob for token in text]
     np.testing.assert_allclose(found, first, rtol=0, atol=tolerance)
+    for token, logprobs_V in zip(text, drawn_TV, strict=True):
+        ids, top = zip(*token.top, strict=True)
+        assert ids[0] == token.id
+        np.testing.assert_allclose(top, np.sort(logprobs_V)[:-6:-1], rtol=0, atol=tolerance)
+        np.testing.assert_allclose(top, logprobs_V[list(ids)], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("cfg", [GPT2, GPT1, BARE], ids=["GPT-2", "GPT-1", "untied, no bias"])
-def test_greedy_tokens_are_those_of_the_full_forward_at_every_position(cfg):
-    prompts = prompts_of(cfg, 1, 16, 17, cfg.n_ctx)
-    texts = generate(Engine(cfg, params_of(cfg), SLOTS), list(map(request, prompts)))
+def check_full_context(cfg: ModelConfig, engine: Engine, *lengths: int) -> None:
+    """Fill the context after prompts of these lengths, together."""
+    prompts = prompts_of(cfg, *lengths)
+    texts = generate(engine, list(map(request, prompts)), wants_top=True)
     for prompt, text in zip(prompts, texts, strict=True):
         assert_full_forward(cfg, prompt, text)
 
 
-MESHES = [(1, 1, 2), (1, 2, 1), (2, 2, 2)]
+@pytest.mark.parametrize("cfg", [GPT2, GPT1, BARE], ids=["GPT-2", "GPT-1", "untied, no bias"])
+def test_greedy_tokens_are_those_of_the_full_forward_at_every_position(cfg):
+    check_full_context(cfg, Engine(cfg, params_of(cfg), SLOTS), 1, 16, 17, cfg.n_ctx)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "lengths"),
+    [
+        pytest.param(ModelConfig(n_vocab=50257, dtype="float32"), (1, 100, 1000), marks=EXHAUSTIVE),
+        pytest.param(
+            dataclasses.replace(GPT1, n_layer=12, n_head=12, n_embd=768, n_ctx=512, n_vocab=40478),
+            (1, 100, 500),
+            marks=EXHAUSTIVE,
+        ),
+    ],
+    ids=["124M", "117M"],
+)
+def test_the_published_sizes_draw_the_same_over_their_whole_context(cfg, lengths):
+    check_full_context(cfg, Engine(cfg, params_of(cfg), SLOTS), *lengths)
+
+
+MESHES = [(1, 1, 2), (1, 2, 1), (1, 1, 4), (2, 2, 2)]
 
 
 @pytest.mark.slow
@@ -99,10 +130,7 @@ def test_a_divided_model_decodes_as_a_whole_one(cfg, sizes):
     mesh = make_mesh(int(np.prod(sizes)), ModelSharding(*sizes[1:]))
     params = params_of(cfg)
     params = jax.device_put(params, shardings(params, params, mesh))
-    prompts = prompts_of(cfg, 1, 2, 17, cfg.n_ctx)
-    texts = generate(Engine(cfg, params, SLOTS, mesh=mesh), list(map(request, prompts)))
-    for prompt, text in zip(prompts, texts, strict=True):
-        assert_full_forward(cfg, prompt, text)
+    check_full_context(cfg, Engine(cfg, params, SLOTS, mesh=mesh), 1, 2, 17, cfg.n_ctx)
 
 
 @pytest.fixture(scope="module")
