@@ -74,7 +74,8 @@ class Completion:
             for place, ids in enumerate(prompts)
             for number in range(request.n)
         ]
-        self._echoes = [self._echo(index) for index in range(len(self._jobs))]
+        places = range(len(prompts))
+        self._echoes = [self._echo(place) if request.echo else ("", []) for place in places]
 
     def __enter__(self) -> "Completion":
         self._scheduler.submit(self._jobs)
@@ -112,27 +113,26 @@ class Completion:
         running = len(self._jobs)
         waits_for_scores = [job.wants_scores for job in self._jobs]
         if self._request.echo:
-            for index, (text, spoken) in enumerate(self._echoes):
-                if not waits_for_scores[index]:
+            for index, waits in enumerate(waits_for_scores):
+                if not waits:
+                    text, spoken = self._echoes[index // self._request.n]
                     yield index, text, spoken, None
         while running:
             index, news = await self._news.get()
             if isinstance(news, Refusal):
                 raise news
-            text, spoken = self._echoes[index]
+            text, spoken = self._echoes[index // self._request.n]
             if isinstance(news, PromptScores):
                 scored = [spoken[0].token, *news.tokens]
                 places = [place for _, place in spoken]
                 yield index, text, list(map(Spoken, scored, places)), None
                 continue
-            before = len(text) if self._request.echo else 0
-            moved = [Spoken(token, before + place) for token, place in news.tokens]
+            moved = [Spoken(token, len(text) + place) for token, place in news.tokens]
             running -= news.finish is not None
             yield index, news.text, moved, news.finish
 
-    def _echo(self, index: int) -> tuple[str, list[Spoken]]:
+    def _echo(self, place: int) -> tuple[str, list[Spoken]]:
         """The text of a prompt, and its tokens without their log-probabilities."""
-        place = index // self._request.n
         prompt, decoder = self._request.prompts[place], codecs.getincrementaldecoder("utf-8")
         decode, length, texts, spoken = decoder("replace").decode, 0, [], []
         for token in self._prompts[place]:
