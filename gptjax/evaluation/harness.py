@@ -166,7 +166,7 @@ def model_class() -> Any:
     return HarnessModel
 
 
-def _wanted(model: Any, arguments: tuple[str, Mapping[str, Any]], number: int) -> Any:
+def _wanted(model: Any, arguments: tuple[str, Mapping[str, Any]], number: int) -> GenerationRequest:
     """The engine's request for a context and the generation arguments of its task."""
     context, wishes = arguments
     until = wishes.get("until") or []

@@ -207,7 +207,8 @@ class Engine:
     def _read_prompt(self, prompt: tuple[int, ...]) -> tuple[Any, Any, Any]:
         if self._read is None or self._read[0] != prompt:
             self._read = None  # makes room
-            row = np.zeros((1, _padded(len(prompt), self.context)), np.int32)
+            padded = doubled_until(len(prompt), SHORTEST_PROMPT, self.context)
+            row = np.zeros((1, padded), np.int32)
             row[0, : len(prompt)] = prompt
             put = self._programs.put
             read = self._programs.read(self._params, put(row), put(np.int32(len(prompt))))
@@ -222,7 +223,7 @@ class Engine:
         held = self._held.values()
         lengths = [min(h.length + steps, self.context) for h in held if h.is_going]
         needed = max(lengths, default=1)
-        self._set_length(next(n for n in _doubling(PIECE, self._longest) if n >= needed))
+        self._set_length(doubled_until(needed, PIECE, self._longest))
 
     def _set_length(self, length: int) -> None:
         if length != self._length:
@@ -230,7 +231,7 @@ class Engine:
 
     def _event(self, slot: int, *found: np.ndarray) -> Event:
         held = self._held[slot]
-        tokens = _tokens([int(i) for i in found[0][0]], *(x[0] for x in found[1:]))
+        tokens = _tokens(found[0][0].tolist(), *(x[0] for x in found[1:]))
         if not held.wants_top:
             tokens = [token._replace(top=()) for token in tokens]
         held.drawn += len(tokens)
@@ -254,7 +255,7 @@ def _tokens(ids: Sequence[int], *found: np.ndarray) -> list[Token]:
     """Tokens with their log-probabilities and alternatives, from arrays that may be longer."""
     logprobs_C, tops_CP, top_logprobs_CP = (x.tolist() for x in found[-3:])
     return [
-        Token(int(token), logprob, _without_padding(tops, top_logprobs))
+        Token(token, logprob, _without_padding(tops, top_logprobs))
         for token, logprob, tops, top_logprobs in zip(
             ids, logprobs_C, tops_CP, top_logprobs_CP, strict=False
         )
@@ -267,8 +268,15 @@ def _without_padding(tops: list[int], logprobs: list[float]) -> tuple[tuple[int,
     return tuple((token, logprob) for token, logprob in pairs if logprob > PADDING_LOGIT / 2)
 
 
-def _padded(length: int, longest: int) -> int:
-    return next(n for n in _doubling(SHORTEST_PROMPT, longest) if n >= length)
+def doubled_until(needed: int, first: int, last: int) -> int:
+    """The smallest of `first`, twice that and so on, or `last`, that is not below `needed`.
+
+    So few sizes are compiled.
+
+    >>> [doubled_until(n, first=16, last=100) for n in (1, 16, 17, 64, 65, 100)]
+    [16, 16, 32, 64, 100, 100]
+    """
+    return next(n for n in _doubling(first, last) if n >= needed)
 
 
 def _doubling(first: int, last: int) -> list[int]:

@@ -24,13 +24,17 @@ class TextStream:
         """Start an empty text; the texts of `stop` must not be empty."""
         self.stopped = False
         """Whether a stop text was met. Later tokens give no text."""
+        self.decoded = 0
+        """Characters of all tokens so far, those that are held back among them."""
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # decoded, but not yet certain
 
     def push(self, token: int) -> str:
         """Add a token; returns the text that is certain now, often none."""
-        return self._add(self._decoder.decode(self._tokenizer.token_bytes(token)))
+        text = self._decoder.decode(self._tokenizer.token_bytes(token))
+        self.decoded += len(text)
+        return self._add(text)
 
     def finish(self) -> str:
         """The rest of the text after the last token; a character cut short becomes U+FFFD."""

@@ -93,26 +93,16 @@ def append(layer: LayerCache, k_BTHK: Array, v_BTHK: Array, lengths_B: Array) ->
     >>> append(layer, new_BTHK, new_BTHK, jnp.array([0, 3])).k_BHSK[1, 0, 2:5, 0].tolist()
     [0.0, 1.0, 0.0]
     """
-    if k_BTHK.shape[1] > 1:  # a prompt
-        return LayerCache(
-            *(
-                lax.dynamic_update_slice(
-                    x_BHSK, new_BTHK.swapaxes(1, 2).astype(x_BHSK.dtype), [0] * 4
-                )
-                for x_BHSK, new_BTHK in zip(layer, (k_BTHK, v_BTHK), strict=True)
-            )
-        )
     # XLA for CPUs writes several rows in place, in a loop, but copies the cache for a single one
-    rows = [*range(len(lengths_B))] if len(lengths_B) > 1 else [0, 0]
-    rows_B = jnp.array(rows)
-    return LayerCache(
-        *(
-            x_BHSK.at[rows_B, :, lengths_B[rows_B]].set(
-                new_BTHK[rows_B, 0].astype(x_BHSK.dtype), mode="drop"
-            )
-            for x_BHSK, new_BTHK in zip(layer, (k_BTHK, v_BTHK), strict=True)
-        )
-    )
+    rows_B = jnp.array([*range(len(lengths_B))] if len(lengths_B) > 1 else [0, 0])
+
+    def write(x_BHSK: Array, new_BTHK: Array) -> Array:
+        new_BTHK = new_BTHK.astype(x_BHSK.dtype)
+        if new_BTHK.shape[1] > 1:  # a prompt
+            return lax.dynamic_update_slice(x_BHSK, new_BTHK.swapaxes(1, 2), [0] * 4)
+        return x_BHSK.at[rows_B, :, lengths_B[rows_B]].set(new_BTHK[rows_B, 0], mode="drop")
+
+    return LayerCache(write(layer.k_BHSK, k_BTHK), write(layer.v_BHSK, v_BTHK))
 
 
 def attend_to_cache(q_BHK: Array, layer: LayerCache, lengths_B: Array) -> Array:

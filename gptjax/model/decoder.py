@@ -137,9 +137,8 @@ def head_logits(
     >>> head_logits(cfg, {"wte": {"embedding": jnp.ones((128, 4))}}, jnp.ones((1, 1, 4))).shape
     (1, 1, 128)
     """
-    name, leaf = ("wte", "embedding") if cfg.tied_head else ("lm_head", None)
-    head = gathered_over_fsdp({name: params[name]}, split, cfg)[name]
-    head_VD = head[leaf] if leaf else head
+    name = "wte" if cfg.tied_head else "lm_head"
+    (head_VD,) = jax.tree.leaves(gathered_over_fsdp({name: params[name]}, split, cfg))
     if split.tensor == 1:
         return logits(x_BTD, head_VD, cfg.n_vocab or 0)
     rows = len(head_VD)

@@ -4,7 +4,6 @@ from typing import Any
 
 from gptjax.serving.exchange import ClientLeft, Completions, read_body
 from gptjax.serving.guard import Guard
-from gptjax.serving.metrics import missing
 from gptjax.serving.page import read_page
 from gptjax.serving.protocol import parse_body
 from gptjax.serving.refusals import Refusal, broken
@@ -15,15 +14,12 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def create_app(service: Service) -> Any:
-    """Make the application; raises `UserError` if Starlette is not installed."""
-    try:
-        from starlette.applications import Starlette
-        from starlette.exceptions import HTTPException
-        from starlette.requests import Request
-        from starlette.responses import JSONResponse, Response
-        from starlette.routing import Route
-    except ImportError as error:
-        raise missing("starlette") from error
+    """Make the application. The door has checked that Starlette is installed."""
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
 
     facts = {
         "n_layer": service.model.n_layer,

@@ -15,6 +15,7 @@ import numpy as np
 
 from gptjax.base.tree import Tree
 from gptjax.config import ModelConfig
+from gptjax.generation.engine import doubled_until
 from gptjax.model.attention_maps import attention_map
 from gptjax.model.decoder import decoder_config
 from gptjax.model.products import matmul_precision
@@ -96,8 +97,8 @@ class AttentionMaps:
         ids = encoded(self._tokenizer, request.prompt, self._context) or (self._tokenizer.eot_id,)
         ids += encoded(self._tokenizer, request.completion, MOST_TOKENS)
         ids = ids[: self._context]
-        # few lengths are compiled; what is beyond the text changes nothing before it
-        length = min(self._cfg.n_ctx, max(SHOWN, 1 << (len(ids) - 1).bit_length()))
+        # what is beyond the text changes nothing before it
+        length = doubled_until(len(ids), SHOWN, self._cfg.n_ctx)
         tokens_BT = np.zeros((1, length), np.int32)
         tokens_BT[0, : len(ids)] = ids
         with jax.default_matmul_precision(self._precision):

@@ -14,13 +14,11 @@ OUTCOMES = ("answered", "refused", "invalid", "cancelled", "timed_out", "failed"
 
 
 class ServingMetrics:
-    """Counters, gauges and histograms of one server; raises `UserError` without their library."""
+    """Counters, gauges and histograms of one server."""
 
     def __init__(self) -> None:
-        try:
-            from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-        except ImportError as error:
-            raise missing("prometheus_client") from error
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
         registry = self.registry = CollectorRegistry()
 
         def histogram(name: str, words: str) -> Histogram:
@@ -80,11 +78,5 @@ def check_libraries() -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise missing(name) from error
-
-
-def missing(package: str) -> UserError:
-    """The error for a library of the extra `serve` that is not installed."""
-    return UserError(
-        f"serving needs {package}, which is not installed: pip install 'gptjax[serve]'"
-    )
+            message = f"serving needs {name}, which is not installed: pip install 'gptjax[serve]'"
+            raise UserError(message) from error

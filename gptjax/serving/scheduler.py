@@ -12,11 +12,9 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-import jax
-from jax import Array
-
 from gptjax.generation.engine import Engine
 from gptjax.generation.requests import Event, GenerationRequest
+from gptjax.generation.text_requests import sample_key
 from gptjax.serving.jobs import Job, PromptScores
 from gptjax.serving.metrics import ServingMetrics
 from gptjax.serving.pace import Pace
@@ -117,7 +115,7 @@ class Scheduler:
 
     def _work(self) -> None:
         try:
-            _key(0, 0)  # compiles it
+            sample_key(0)  # compiles it
             while self._has_work():
                 self._sweep()
                 self._admit()
@@ -186,7 +184,7 @@ class Scheduler:
         return None
 
     def _begin(self, job: Job) -> None:
-        key = _key(job.seed, job.number)
+        key = sample_key(job.seed, job.number)
         request = GenerationRequest(job.prompt, job.sample, key, self._stop_tokens)
         event = self._engine.admit(request, job.wants_top)
         with self._changed:
@@ -224,8 +222,3 @@ class Scheduler:
         self._engine.release(slot)
         with self._changed:
             del self._running[slot]
-
-
-def _key(seed: int, number: int) -> Array:
-    """The key of a sequence, that of sample `number` of `python -m gptjax.generate --seed`."""
-    return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), number)

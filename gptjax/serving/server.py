@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from gptjax.serving.listening import listen
-from gptjax.serving.metrics import missing
 from gptjax.serving.scheduler import Scheduler
 
 KEEP_ALIVE_SECONDS = 75  # longer than proxies keep their connections, which must close first
@@ -23,12 +22,9 @@ def serve_until_signal(
     """Serve until Ctrl-C or SIGTERM; then finish what was accepted, for `grace` seconds at most.
 
     `ready` is called when clients can connect. A second signal ends the process at once. Raises
-    `UserError` if uvicorn is not installed or another process took the port.
+    `UserError` if another process took the port.
     """
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise missing("uvicorn") from error
+    import uvicorn
 
     listen(bound)
     # no access log: a line a request would cost more than it tells, and /metrics counts them

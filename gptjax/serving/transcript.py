@@ -1,6 +1,5 @@
 """What one sequence says: its tokens as text, each with its place, up to a text that stops it."""
 
-import codecs
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,9 +34,8 @@ class Transcript:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
-        self._tokenizer, self._stream = tokenizer, TextStream(tokenizer, stop)
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._heard, self._shown = 0, 0  # characters
+        self._stream = TextStream(tokenizer, stop)
+        self._shown = 0  # characters
         self.drawn = 0
         """Number of tokens heard so far."""
         self._waiting: list[tuple[Spoken, int]] = []  # and where the text of each ends
@@ -51,12 +49,10 @@ class Transcript:
         last = len(tokens) - 1 if finish == "stop" else len(tokens)
         for place, token in enumerate(tokens):
             self.drawn += 1
-            raw = b"" if place == last else self._tokenizer.token_bytes(token.id)
-            spoken = Spoken(token, self._heard)
-            self._heard += len(self._decoder.decode(raw))
-            self._waiting.append((spoken, self._heard))
+            spoken = Spoken(token, self._stream.decoded)
             if place != last:
                 texts.append(self._stream.push(token.id))
+            self._waiting.append((spoken, self._stream.decoded))
             if self._stream.stopped:
                 break
         if finish and not self._stream.stopped:
