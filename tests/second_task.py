@@ -21,7 +21,8 @@ from gptjax.config import Config
 from gptjax.data.examples import Example, ShuffledExamples, TaskData, ValidationSet
 from gptjax.model.places import ModelSharding
 from gptjax.tokenizers.plain import ByteTokenizer
-from gptjax.training.tasks import TASKS, Batch, Losses, Params, Task, language_modelling
+from gptjax.training.objectives import Batch, Losses, Params, language_modelling
+from gptjax.training.tasks import TASKS, Task
 
 LABELS = 4
 
@@ -97,7 +98,9 @@ def losses(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
     return Losses(loss, row_losses, lambda batch: batch["counts"].at[..., -1].set(1.0))
 
 
-TASKS["labelled"] = Task(LabelledRows, lambda c: Rows(0, 1, c.context)[0], losses)
+TASKS["labelled"] = Task(
+    lambda config, given: LabelledRows(config), lambda c: Rows(0, 1, c.context)[0], losses
+)
 
 
 def kill_after(step: int) -> None:

@@ -4,6 +4,7 @@ Rules that differ between leaves go by name and never by rank: stacking layers g
 leading axis, so a stacked bias has two dimensions.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,6 +27,22 @@ def named_leaves(tree: Tree) -> dict[str, Any]:
     {'h/ln_1/scale': 1}
     """
     return dict(zip(jax.tree.leaves(leaf_names(tree)), jax.tree.leaves(tree), strict=True))
+
+
+def as_tree(named: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested tree of leaves under their names, the inverse of `named_leaves`.
+
+    >>> as_tree({"h/ln_1/scale": 1, "lm_head": 2})
+    {'h': {'ln_1': {'scale': 1}}, 'lm_head': 2}
+    """
+    tree: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *modules, last = name.split("/")
+        node = tree
+        for module in modules:
+            node = node.setdefault(module, {})
+        node[last] = leaf
+    return tree
 
 
 def abstract_tree(tree: Tree, shardings: Tree) -> Tree:

@@ -1,8 +1,10 @@
 """The definition of a run: a `Config` of frozen dataclasses. Read without jax."""
 
 from gptjax.config.schema import (
+    ClassifyConfig,
     Config,
     DataConfig,
+    InstructConfig,
     MeshConfig,
     ModelConfig,
     OptimConfig,
@@ -12,8 +14,10 @@ from gptjax.config.schema import (
 )
 
 __all__ = [
+    "ClassifyConfig",
     "Config",
     "DataConfig",
+    "InstructConfig",
     "MeshConfig",
     "ModelConfig",
     "OptimConfig",

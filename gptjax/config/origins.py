@@ -18,11 +18,14 @@ from gptjax.config.schema import Config, ModelConfig
 # Settings of training, which a preset keeps when the rest of its model comes from elsewhere.
 _KEPT = (
     *("embd_pdrop", "attn_pdrop", "resid_pdrop", "dtype", "float32_matmul", "attention"),
-    *("remat", "unroll"),
+    *("remat", "unroll", "n_special", "n_classes", "clf_pdrop"),
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_targets"),
 )
 SHAPE = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name not in _KEPT)
 """Fields of the model that come with its parameters: its shape, and the switches of its layers."""
-_FIELD = re.compile(r"(?<![\w.-])(?:model|data|optim|train|mesh|sample)\.[a-z]\w*")
+_FIELD = re.compile(
+    r"(?<![\w.-])(?:model|data|optim|train|mesh|sample|classify|instruct)\.[a-z]\w*"
+)
 
 
 def value_of(config: Config, name: str) -> Any:

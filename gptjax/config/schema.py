@@ -11,10 +11,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-PRETRAIN, CLASSIFY = "pretrain", "classify"
+from gptjax.config.examples import ClassifyConfig, DataConfig, InstructConfig
+
+PRETRAIN, CLASSIFY, INSTRUCT = "pretrain", "classify", "instruct"
 TASKS_WITH_SPECIAL_TOKENS = frozenset({CLASSIFY})
-"""Tasks that train GPT-1's start, delimiter and extract, ids in the padding of its vocabulary; only
-their runs are exported with them."""
+"""Tasks that train GPT-1's start, delimiter and extract, ids after the vocabulary; only their runs
+are exported with them."""
 VOCAB_MULTIPLE = 128  # rows of the embedding table are padded to whole tensor-core tiles
 
 
@@ -62,6 +64,24 @@ class ModelConfig:
     attention: Literal["auto", "xla", "blockwise", "cudnn"] = "auto"
     """Attention: xla forms all T x T weights; blockwise never holds more than one tile of them;
     cudnn is flash attention on GPUs; auto takes the fastest that works here and logs its name."""
+    n_special: int = 0
+    """Ids after the vocabulary, for GPT-1's start, delimiter and extract; a classification that
+    reads the extract token sets it."""
+    n_classes: int = 0
+    """Outputs of the linear head that classifies; the data of a classification set it, and 0 has no
+    head."""
+    clf_pdrop: float = 0.0
+    """Dropout probability of the state that the classification head reads."""
+    lora_rank: int = 0
+    """Rank (R) of the low-rank adapters beside frozen matrices (LoRA); 0 has none. A fine-tuning
+    uses them if it starts from a model."""
+    lora_alpha: float = 16.0
+    """Adapters are multiplied by lora_alpha / lora_rank."""
+    lora_dropout: float = 0.0
+    """Dropout probability of the inputs of the adapters."""
+    lora_targets: tuple[str, ...] = ("c_attn",)
+    """Matrices of the blocks with adapters, by the end of their name or a pattern: c_attn, c_fc,
+    attn/c_proj, mlp/*."""
     remat: Literal["none", "dots", "block", "full"] = "none"
     """Rematerialisation: the backward pass recomputes nothing (none); norms, GELUs and dropout
     (dots); the block except its attention (block); or the whole block (full), to save memory."""
@@ -75,48 +95,10 @@ class ModelConfig:
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the token embedding: n_vocab rounded up to a multiple of 128."""
+        """Rows of the token embedding: all ids, rounded up to a multiple of 128."""
         if self.n_vocab is None:
             raise ValueError("n_vocab is not known yet: it comes from the prepared data")
-        return math.ceil(self.n_vocab / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where tokens come from, and how the text is prepared."""
-
-    path: str = "data/quickstart"
-    """Directory of prepared token shards, with their manifest."""
-    tokenizer: str | None = None
-    """gpt2, gpt1, bytes, chars (those of the corpus), bpe:N (a BPE of N tokens trained on the
-    corpus), tiktoken:ENCODING, or a tokenizer's JSON file; None is the tokenizer of `path` (and
-    bytes when preparing)."""
-    source: Literal["stdlib"] | None = None
-    """Text that is on every machine: stdlib is Python's own standard library."""
-    inputs: tuple[str, ...] = ()
-    """Files, directories and patterns to prepare, or - for standard input: text, JSON (lines or
-    arrays), CSV, TSV or Parquet, each also compressed (gzip, zstd)."""
-    val_fraction: float = 0.05
-    """Share of the text held out for validation, chosen by document hash (0 to 0.5)."""
-    input_format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] = "auto"
-    """Format of the inputs; auto recognises each file by its content, json is lines or arrays."""
-    text_field: str | None = None
-    """Field of JSON, or column of CSV, TSV or Parquet, that holds the text; None means text, or
-    else the only field of strings."""
-    doc_separator: str | None = None
-    r"""Separator between the documents of a text file (\n is a line break); None: one a file."""
-    hub: str | None = None
-    """Data set of the Hugging Face hub to prepare, in place of inputs and source: OWNER/NAME,
-    OWNER/NAME:SUBSET or OWNER/NAME:SUBSET:SPLIT; @REVISION may follow NAME. Ready token files are
-    fetched as they are; text is streamed."""
-    mixture: tuple[str, ...] = ()
-    """Prepared directories to mix in place of `path`, each DIR=WEIGHT, or DIR=WEIGHT:EPOCHS with
-    the largest number of epochs allowed. Weight 0 is for a source that a change brings in."""
-    mixture_changes: tuple[str, ...] = ()
-    """New weights from a given step on, each as STEP=WEIGHT,WEIGHT,... in mixture order. A resumed
-    run may change entries that have not taken effect yet."""
-    document_mask: bool = False
-    """Keep attention inside documents; a window may hold several. GPT-2 did not."""
+        return math.ceil((self.n_vocab + self.n_special) / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -134,6 +116,8 @@ class OptimConfig:
     """Shape after the warm-up: cosine, straight line, or flat with a linear cooldown (wsd)."""
     warmup_steps: int = 700
     """Linear warm-up, in steps."""
+    warmup_fraction: float | None = None
+    """Warm-up as a share of all steps, in place of warmup_steps, for runs counted in epochs."""
     decay_steps: int | None = None
     """Step at which the schedule ends, warm-up included; None means train.max_steps. After it the
     rate stays at final_lr."""
@@ -159,6 +143,11 @@ class OptimConfig:
     ema_decay: float | None = None
     """Decay per step of a running average of the parameters. Validation and samples use the
     average; None keeps none."""
+    trainable: tuple[str, ...] = ()
+    """Parameters to train, by patterns of their names, such as h/* ln_f/* clf/*; all others keep
+    their values. A fine-tuning reads it if it starts from a model; nothing means all."""
+    trainable_layers: int | None = None
+    """Number of last blocks whose parameters in trainable are trained; None means all blocks."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +156,8 @@ class TrainConfig:
 
     batch_tokens: int = 2**19
     """Tokens per step over all devices and micro-steps."""
+    batch_rows: int | None = None
+    """Examples per step of a fine-tuning, in place of batch_tokens."""
     micro_batch: int | Literal["auto"] = 16
     """Most sequences that a device processes at once; the number of micro-steps follows from it.
     auto takes the largest number that the compiler reports will fit in memory."""
@@ -189,7 +180,17 @@ class TrainConfig:
     context: int | None = None
     """Tokens in a training window (T); None means model.n_ctx."""
     max_steps: int = 19073
-    """Steps in the whole run."""
+    """Steps in the whole run; with epochs, the most."""
+    epochs: float | None = None
+    """Epochs over the examples of a fine-tuning, which then decide the number of steps."""
+    eval_every_epochs: float | None = None
+    """Epochs between validations, each with a save, in place of eval_every_steps and
+    save_every_steps."""
+    best_by: Literal["loss", "accuracy", "macro_f1"] = "loss"
+    """Validation measure of the best checkpoint; accuracy and macro_f1 are for classification."""
+    patience: int | None = None
+    """Validations without a better value of best_by after which a fine-tuning ends; None never ends
+    early."""
     eval_every_steps: int = 250
     """Steps between validation losses; 0 never evaluates."""
     eval_tokens: int | None = 2**20
@@ -268,8 +269,11 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    instruct: InstructConfig = field(default_factory=InstructConfig)
     task: str = PRETRAIN
-    """Kind of training, a row of TASKS in training/tasks.py; pretrain predicts every next token."""
+    """Kind of training, a row of TASKS in training/tasks.py: pretrain predicts every next token,
+    classify a label, instruct the responses to instructions."""
 
     @property
     def context(self) -> int:
@@ -278,8 +282,8 @@ class Config:
 
     @property
     def batch_rows(self) -> int:
-        """Training windows per step."""
-        return self.train.batch_tokens // self.context
+        """Training windows, or examples of a fine-tuning, per step."""
+        return self.train.batch_rows or self.train.batch_tokens // self.context
 
 
 def to_json(config: Config) -> str:

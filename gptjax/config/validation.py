@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from gptjax.base.errors import ConfigError, did_you_mean
 from gptjax.config.attention import cudnn_limits
 from gptjax.config.courses import misfits
+from gptjax.config.finetuning import finetuning_mistakes
 from gptjax.config.names import (
     HUB_FORM,
     TOKENIZERS,
@@ -193,6 +194,7 @@ def _combinations(c: Config) -> Iterator[Problem]:
             ("train.context", "model.n_ctx"),
             f"train.context {c.context} is longer than the model's model.n_ctx {m.n_ctx}",
         )
+    yield from (Problem(*found) for found in finetuning_mistakes(c))
     yield from _batch(c)
     for name, message in mistakes(c.data.mixture, c.data.mixture_changes):
         yield Problem((f"data.{name}",), f"data.{name} {message}")
@@ -231,7 +233,7 @@ def _batch(c: Config) -> Iterator[Problem]:
     """Rules about the batch, the micro-batch and the ramp."""
     t = c.train
     micro_tokens = c.context * (1 if t.micro_batch == "auto" else t.micro_batch)
-    if t.batch_tokens % micro_tokens:
+    if t.batch_rows is None and t.batch_tokens % micro_tokens:
         near = max(1, round(t.batch_tokens / micro_tokens)) * micro_tokens
         yield Problem(
             ("train.batch_tokens", "train.micro_batch", "train.context", "model.n_ctx"),

@@ -5,13 +5,12 @@ from os import PathLike
 import jax
 import jax.numpy as jnp
 
-from gptjax.base.tree import abstract_tree
+from gptjax.base.tree import abstract_tree, as_tree
 from gptjax.cluster.environment import find_devices
 from gptjax.cluster.mesh import make_mesh, replicated
 from gptjax.conversion.finding import find_model
 from gptjax.conversion.huggingface import is_huggingface, read_huggingface
 from gptjax.conversion.run_directory import config_of
-from gptjax.conversion.weights import as_tree
 from gptjax.generation.loaded import LoadedRun
 from gptjax.model.gpt import parameter_shapes
 from gptjax.runs.checkpoint import Checkpointer

@@ -7,9 +7,10 @@ serving and exporting take it, and training starts from it with --train.init-fro
 import dataclasses
 from pathlib import Path
 
+from gptjax.base.tree import as_tree
 from gptjax.config import Config, DataConfig, TrainConfig
 from gptjax.conversion.new_directory import new_directory, require_free
-from gptjax.conversion.weights import Weights, as_tree
+from gptjax.conversion.weights import Weights
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.tokenizers.registry import NAMED

@@ -6,14 +6,13 @@ of names: Hugging Face has one array a layer, without padding, where ours are st
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
 from gptjax.config.schema import PRETRAIN
-from gptjax.model.places import leaves
+from gptjax.model.places import Leaf, leaves
 from gptjax.model.size import parameter_count
 from gptjax.tokenizers.plain import Tokenizer
 
@@ -50,7 +49,7 @@ def from_huggingface(
     ours: dict[str, np.ndarray] = {}
     used: set[str] = set()
     problems: list[str] = []
-    for leaf in leaves(cfg):
+    for leaf in published(cfg):
         is_stack = leaf.name.startswith(STACK)
         names = [leaf.huggingface.format(i) for i in range(cfg.n_layer if is_stack else 1)]
         expected = leaf.published_shape[1:] if is_stack else leaf.published_shape
@@ -84,7 +83,7 @@ def to_huggingface(
 ) -> dict[str, np.ndarray]:
     """Arrays under Hugging Face's names, one a layer; the vocabulary has `rows`, or `n_vocab`."""
     theirs = {}
-    for leaf in leaves(cfg):
+    for leaf in published(cfg):
         array = np.asarray(ours[leaf.name])
         if leaf.name.startswith(STACK):
             theirs |= {leaf.huggingface.format(i): layer for i, layer in enumerate(array)}
@@ -95,20 +94,9 @@ def to_huggingface(
     return theirs
 
 
-def as_tree(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested parameter tree of arrays under our names.
-
-    >>> as_tree({"h/ln_1/scale": 1, "lm_head": 2})
-    {'h': {'ln_1': {'scale': 1}}, 'lm_head': 2}
-    """
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *modules, last = name.split("/")
-        node = tree
-        for module in modules:
-            node = node.setdefault(module, {})
-        node[last] = array
-    return tree
+def published(cfg: ModelConfig) -> list[Leaf]:
+    """The leaves that other programs have: all but the classification head and adapters."""
+    return [leaf for leaf in leaves(cfg) if leaf.huggingface]
 
 
 def description(weights: Weights) -> list[str]:

@@ -24,11 +24,26 @@ class Examples(Protocol):
 
     def __getitem__(self, index: int, /) -> Example: ...
 
+    def batch(self, own: Sequence[int], together: Sequence[int]) -> Example:
+        """The examples `own` as rows of a batch that has those of `together` on all processes."""
+        del together
+        return stacked([self[index] for index in own])
+
 
 class EndlessExamples(Protocol):
     """Row r of an endless order of examples, a function of its seed and r alone."""
 
     def __getitem__(self, row: int, /) -> Example: ...
+
+    def batch(self, own: Sequence[int], together: Sequence[int]) -> Example:
+        """The rows `own` of a batch that has the rows `together` on all processes."""
+        del together
+        return stacked([self[row] for row in own])
+
+
+def stacked(examples: Sequence[Example]) -> Example:
+    """Examples as the rows of one batch."""
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 class ValidationSet(NamedTuple):
@@ -84,6 +99,10 @@ class TaskData(Protocol):
         """The weights behind the validation loss; only losses with equal weights are compared."""
         return ""
 
+    def forms(self) -> list[Example]:
+        """Examples of all shapes that training has, if there are several, the largest last."""
+        return []
+
     def target_bytes(self, example: Example) -> int:
         """Bytes of text behind the targets of an example; 0 if that has no meaning."""
         del example
@@ -95,7 +114,7 @@ class TaskData(Protocol):
         return f"was trained on other data (fingerprint {before}) than this ({now})"
 
 
-class ShuffledExamples:
+class ShuffledExamples(EndlessExamples):
     """An endless shuffled order: each example once an epoch, every epoch in another order.
 
     Grain shuffles the indices of the examples, lazily, and never sees an example: it would measure

@@ -7,7 +7,7 @@ its examples, rows first; the loader does not know them.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.config.batches import BatchSchedule
-from gptjax.data.examples import IS_REAL, EndlessExamples, Example, Examples
+from gptjax.data.examples import IS_REAL, EndlessExamples, Examples
 
 T = TypeVar("T")
 Placed = TypeVar("Placed")
@@ -62,14 +62,10 @@ class StepSource:
 
     def __getitem__(self, step: int) -> HostBatch:
         """Rows of `step`, counted from 0."""
-        local = self._ramp.rows(step) // self._processes
-        start = self._ramp.rows_before(step) + self._process * local
-        return stacked([self._order[i] for i in range(start, start + local)])
-
-
-def stacked(examples: Sequence[Example]) -> HostBatch:
-    """Examples as the rows of one batch."""
-    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        rows, first = self._ramp.rows(step), self._ramp.rows_before(step)
+        local = rows // self._processes
+        start = first + self._process * local
+        return self._order.batch(range(start, start + local), range(first, first + rows))
 
 
 @contextmanager
@@ -117,5 +113,6 @@ def validation_batches(
     indices, local = evenly_spread(examples, most), rows // processes
     for start in range(0, len(indices), rows):
         mine = [start + process * local + r for r in range(local)]
-        batch = stacked([examples[indices[min(i, len(indices) - 1)]] for i in mine])
+        own = [indices[min(i, len(indices) - 1)] for i in mine]
+        batch = examples.batch(own, indices[start : start + rows])
         yield {**batch, IS_REAL: np.array([i < len(indices) for i in mine], np.float32)}

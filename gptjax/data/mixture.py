@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gptjax.config.names import MixtureSource
-from gptjax.data.examples import Example
+from gptjax.data.examples import EndlessExamples, Example
 from gptjax.data.windows import TokenWindows
 
 
@@ -131,7 +131,7 @@ class MixedWindows:
         return MixedOrder(self, seed)
 
 
-class MixedOrder:
+class MixedOrder(EndlessExamples):
     """Row r of a mixture as a function of seed and r."""
 
     def __init__(self, mixed: MixedWindows, seed: int):

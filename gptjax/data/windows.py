@@ -11,7 +11,7 @@ from itertools import accumulate
 import numpy as np
 
 from gptjax.base.errors import UserError
-from gptjax.data.examples import Example, ShuffledExamples
+from gptjax.data.examples import Example, Examples, ShuffledExamples
 from gptjax.data.manifest import Manifest
 from gptjax.data.shards import open_shard
 
@@ -86,7 +86,7 @@ class TokenWindows:
             )
 
 
-class WindowExamples:
+class WindowExamples(Examples):
     """The windows as examples of pretraining, in the field `tokens`."""
 
     def __init__(self, windows: TokenWindows):

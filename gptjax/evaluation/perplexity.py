@@ -6,11 +6,12 @@ any number of devices.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Validation:
     """Bits per byte of text, which compares models with different tokenizers; None without text."""
     by_source: tuple[tuple[str, float], ...] = ()
     """The name and the loss of each named source, such as those of a mixture."""
+    sums: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Sums over rows of whatever else the task measures, such as a confusion matrix."""
 
 
 class ValidationPart(NamedTuple):
@@ -42,16 +45,18 @@ def evaluate_part(
     target_bytes: int,
 ) -> Validation:
     """Sum `step` over `batches`; `target_bytes` is the text length of all their targets, or 0."""
-    total: dict[str, float] = defaultdict(float)
+    sums: dict[str, np.ndarray] = defaultdict(lambda: np.float64(0))
     for batch in batches:
         for name, value in step(batch).items():
-            total[name] += float(jax.device_get(value))
+            sums[name] = sums[name] + np.asarray(jax.device_get(value), np.float64)
+    total = {name: float(value) for name, value in sums.items() if value.ndim == 0}
     loss, rows = total["loss"] / total["tokens"], total["rows"]
     variance = max(0.0, total["square"] / rows - (total["mean"] / rows) ** 2)
     return Validation(
         loss=loss,
         stderr=math.sqrt(variance / max(1.0, rows - 1)),
         bits_per_byte=total["loss"] / math.log(2) / target_bytes if target_bytes else None,
+        sums={name: value for name, value in sums.items() if value.ndim},
     )
 
 

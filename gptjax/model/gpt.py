@@ -18,10 +18,12 @@ from jax.typing import ArrayLike
 from gptjax.config import ModelConfig
 from gptjax.model import ops
 from gptjax.model.arguments import at_least, check_model, check_shapes, floating, integers, wide
+from gptjax.model.heads import ClassificationHead
 from gptjax.model.layers import INIT_STD, Block, LayerNorm, gathering_block, rematerialised
 from gptjax.model.parallel import embedding_lookup
 from gptjax.model.places import UNSHARDED, ModelSharding
 
+FROZEN_BLOCKS = "frozen_h"  # in a step: the first blocks' parameters, which are not trained
 PADDING_LOGIT = -1e9  # keeps rows that only pad the table out of every softmax
 
 
@@ -53,12 +55,18 @@ class GPT(nn.Module):
 
     @nn.compact
     def features(
-        self, tokens_BT: ArrayLike, train: bool = False, documents_BT: ArrayLike | None = None
+        self,
+        tokens_BT: ArrayLike,
+        train: bool = False,
+        documents_BT: ArrayLike | None = None,
+        positions_BT: ArrayLike | None = None,
     ) -> tuple[Array, Array]:
         """The input of the head, [B, T, D], and the head itself, float32 [V, D].
 
         `train` needs a `dropout` key if any rate is above 0. A token sees only tokens with its own
-        document number in `documents_BT`; positions continue across documents.
+        document number in `documents_BT`; positions continue across documents, unless
+        `positions_BT` gives them. The parameters of the first blocks may lie apart, as
+        `FROZEN_BLOCKS`: then the backward pass ends before the others.
         """
         cfg, split = self.cfg, self.split
         check_model(cfg)
@@ -75,27 +83,31 @@ class GPT(nn.Module):
 
         # looked up in float32, so that gradients of frequent tokens add up in float32
         x_BTD = embedding_lookup(wte.embedding, tokens_BT, split)
-        x_BTD = (x_BTD + wpe(jnp.arange(time))[None]).astype(cfg.dtype)
+        if positions_BT is None:
+            places_BTD = wpe(jnp.arange(time))[None]
+        else:
+            places_BTD = wpe(integers("positions_BT", positions_BT))
+        x_BTD = (x_BTD + places_BTD).astype(cfg.dtype)
         key = self.make_rng("dropout") if train and cfg.embd_pdrop else None
         x_BTD = ops.dropout(x_BTD, cfg.embd_pdrop, key)
 
         def layer(block: nn.Module, x_BTD: Array, documents_BT: Array | None) -> tuple[Array, None]:
             return block(x_BTD, train, documents_BT), None  # pyright: ignore[reportCallIssue]
 
-        x_BTD, _ = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-            length=cfg.n_layer,
-            unroll=min(cfg.unroll, cfg.n_layer),
-        )(
-            rematerialised(gathering_block(Block, cfg, split), cfg.remat, split)(
-                cfg, split, name="h"
-            ),
-            x_BTD,
-            documents_BT,
-        )
+        block = rematerialised(gathering_block(Block, cfg, split), cfg.remat, split)
+        stacks = {"h": cfg.n_layer}
+        if FROZEN_BLOCKS in self.variables.get("params", {}):
+            frozen = len(jax.tree.leaves(self.variables["params"][FROZEN_BLOCKS])[0])
+            stacks = {FROZEN_BLOCKS: frozen, "h": cfg.n_layer - frozen}
+        for name, length in stacks.items():
+            x_BTD, _ = nn.scan(
+                layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+                length=length,
+                unroll=min(cfg.unroll, length),
+            )(block(cfg, split, name=name), x_BTD, documents_BT)
         if cfg.final_norm:
             x_BTD = LayerNorm(cfg.bias, name="ln_f")(x_BTD)
         if cfg.tied_head:
@@ -126,7 +138,11 @@ def init_params(cfg: ModelConfig, key: Array) -> dict:
     """
     # cuDNN rejects a single token, and one small program draws layers in a loop
     plain = dataclasses.replace(cfg, attention="xla", unroll=1)
-    return dict(GPT(plain).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
+    params = dict(GPT(plain).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
+    if cfg.n_classes:
+        state = jnp.zeros((1, cfg.n_embd))
+        params["clf"] = ClassificationHead(cfg).init(jax.random.fold_in(key, 1), state)["params"]
+    return params
 
 
 def parameter_shapes(cfg: ModelConfig) -> dict:

@@ -22,7 +22,7 @@ from gptjax.model.arguments import at_least, check_model, check_shapes, floating
 from gptjax.model.attention import ATTENTIONS
 from gptjax.model.cache import LayerCache, append, attend_to_cache
 from gptjax.model.parallel import copy_to_tensor, gathered, sum_over_tensor
-from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
+from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding, has_adapter
 from gptjax.model.products import dot_fp32_sum, materialised_on_cpu, mixed_matmul
 
 Past = tuple[LayerCache, Array]  # a layer's cache, and the tokens in each row of it
@@ -70,8 +70,8 @@ class Projection(nn.Module):
     """Along `tensor` a residual projection has part of the inputs, others part of the features."""
 
     @nn.compact
-    def __call__(self, x: ArrayLike) -> Array:
-        """Multiply and add."""
+    def __call__(self, x: ArrayLike, train: bool = False) -> Array:
+        """Multiply and add; dropout falls on the input of an adapter when `train`."""
         at_least(1, features=self.features)
         x = _with_last_axis("x", x)
         if not self.is_residual:
@@ -87,6 +87,8 @@ class Projection(nn.Module):
             shape = (x.shape[-1], self.features)
             kernel_DF = self.param("kernel", nn.initializers.normal(std), shape)
             y_MF = mixed_matmul(x_MD, kernel_DF)
+        if has_adapter("/".join(("h", *self.path)), self.cfg):
+            y_MF = y_MF + self.adapter(x_MD, train)
         if self.is_residual:
             y_MF = sum_over_tensor(y_MF, self.split)
         if self.bias:
@@ -94,6 +96,20 @@ class Projection(nn.Module):
             # added in float32, so that the bias's gradient is a float32 sum
             y_MF = (y_MF + bias_F[None]).astype(y_MF.dtype)
         return checkpoint_name(y_MF.reshape(*x.shape[:-1], self.features), PRODUCT)
+
+    def adapter(self, x_MD: Array, train: bool) -> Array:
+        """What a low-rank adapter adds: nothing at first, since its second matrix starts as zeros.
+
+        Hu et al. (2021), equation 3: `x A B alpha / R`. A is drawn as PEFT draws it, U(-1, 1)
+        divided by the root of its inputs.
+        """
+        rank, inputs = self.cfg.lora_rank, x_MD.shape[-1]
+        uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0)
+        a_DR = self.param("lora_A", uniform, (inputs, rank))
+        b_RF = self.param("lora_B", nn.initializers.zeros, (rank, self.features))
+        key = self.make_rng("dropout") if train and self.cfg.lora_dropout else None
+        x_MD = ops.dropout(x_MD, self.cfg.lora_dropout, key)
+        return mixed_matmul(mixed_matmul(x_MD, a_DR), b_RF) * (self.cfg.lora_alpha / rank)
 
 
 class CausalSelfAttention(nn.Module):
@@ -125,7 +141,7 @@ class CausalSelfAttention(nn.Module):
         x_BTD = _residual_stream(x_BTD, cfg, documents_BT)
         batch, time, _ = x_BTD.shape
         width = cfg.n_embd // split.tensor  # of the heads that are here
-        qkv = Projection(cfg, 3 * width, cfg.qkv_bias, split=split, name="c_attn")(x_BTD)
+        qkv = Projection(cfg, 3 * width, cfg.qkv_bias, split=split, name="c_attn")(x_BTD, train)
         q_BTHK, k_BTHK, v_BTHK = (
             part.reshape(batch, time, -1, cfg.head_dim) for part in jnp.split(qkv, 3, -1)
         )
@@ -139,7 +155,7 @@ class CausalSelfAttention(nn.Module):
             attend = ATTENTIONS[cfg.attention]
             y_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, cfg.attn_pdrop, key, documents_BT)
         y_BTD = checkpoint_name(y_BTHK.reshape(batch, time, width), ATTENDED)
-        y_BTD = Projection(cfg, cfg.n_embd, cfg.bias, True, split, name="c_proj")(y_BTD)
+        y_BTD = Projection(cfg, cfg.n_embd, cfg.bias, True, split, name="c_proj")(y_BTD, train)
         return y_BTD if cache is None else (y_BTD, cache)
 
 
@@ -156,14 +172,14 @@ class MLP(nn.Module):
     split: ModelSharding = UNSHARDED
 
     @nn.compact
-    def __call__(self, x_BTD: ArrayLike) -> Array:
+    def __call__(self, x_BTD: ArrayLike, train: bool = False) -> Array:
         """Project up, apply GELU, project down."""
         cfg, split = self.cfg, self.split
         x_BTD = _residual_stream(x_BTD, cfg)
         width = 4 * cfg.n_embd // split.tensor
-        h_BTF = Projection(cfg, width, cfg.bias, split=split, name="c_fc")(x_BTD)
+        h_BTF = Projection(cfg, width, cfg.bias, split=split, name="c_fc")(x_BTD, train)
         project = Projection(cfg, cfg.n_embd, cfg.bias, True, split, name="c_proj")
-        return project(ACTIVATIONS[cfg.activation](h_BTF))
+        return project(ACTIVATIONS[cfg.activation](h_BTF), train)
 
 
 class Block(nn.Module):
@@ -199,10 +215,10 @@ class Block(nn.Module):
         y_BTD, cache = (y_BTD, None) if past is None else y_BTD
         x_BTD = x_BTD + self.residual_dropout(y_BTD, train)
         if is_pre:
-            x_BTD = x_BTD + self.residual_dropout(mlp(ln_2(x_BTD)), train)
+            x_BTD = x_BTD + self.residual_dropout(mlp(ln_2(x_BTD), train), train)
         else:
             x_BTD = ln_1(x_BTD)
-            x_BTD = ln_2(x_BTD + self.residual_dropout(mlp(x_BTD), train))
+            x_BTD = ln_2(x_BTD + self.residual_dropout(mlp(x_BTD, train), train))
         return x_BTD if past is None else (x_BTD, cache)
 
     def residual_dropout(self, y_BTD: Array, train: bool) -> Array:

@@ -63,7 +63,7 @@ def with_own_heads(params: Tree, split: ModelSharding, cfg: ModelConfig, prefix:
     """
 
     def cut(name: str, x: Array) -> Array:
-        if not re.fullmatch(r"h/attn/c_attn/\w+", prefix + name):
+        if not re.fullmatch(r"h/attn/c_attn/(kernel|bias|lora_B)", prefix + name):
             return x
         return _own_heads(x, _place(split, prefix, name), split, cfg)
 

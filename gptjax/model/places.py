@@ -4,12 +4,13 @@ Counts, the planner, decay, Muon's groups, the division over devices and convers
 `fsdp` every matrix is stored in parts and gathered for use; over `tensor` the heads, the MLP's
 width and the vocabulary are divided. `gptjax.model.parallel` computes accordingly.
 
-Letters: D width, F MLP width, N layers, V vocabulary (padded), T context.
+Letters: D width, F MLP width, N layers, V vocabulary (padded), T context, C classes, R rank.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import NamedTuple, Protocol
 
@@ -42,10 +43,16 @@ class Leaf(NamedTuple):
     """Whether it is a matrix of the blocks: Muon orthogonalises it, every token multiplies it."""
     huggingface: str
     """Its name in the state of GPT2LMHeadModel, or of OpenAIGPTLMHeadModel where norms come after
-    the sums; `{}` stands for the layer, because each layer has its own array there."""
+    the sums; `{}` stands for the layer, because each layer has its own array there. Empty for
+    leaves that these models do not have: the classification head and adapters."""
     padding: int = 0
     """Last rows of the first dimension that only pad the vocabulary: no paper counts them, and no
     other program has them."""
+
+    @property
+    def module(self) -> str:
+        """Its name without the last key."""
+        return self.name.rpartition("/")[0]
 
     @property
     def elements(self) -> int:
@@ -71,7 +78,8 @@ class Leaf(NamedTuple):
 def leaves(cfg: ModelConfig) -> list[Leaf]:
     """Every parameter of a model, given its switches.
 
-    Norms and most biases are too small to be worth dividing.
+    Norms, most biases, the classification head and adapters are too small to be worth dividing;
+    only the input of an adapter is divided over `tensor` where that of its matrix is.
 
     >>> [leaf.name for leaf in leaves(ModelConfig(n_vocab=50257)) if not leaf.name.startswith("h/")]
     ['wte/embedding', 'wpe/embedding', 'ln_f/scale', 'ln_f/bias']
@@ -100,14 +108,46 @@ def leaves(cfg: ModelConfig) -> list[Leaf]:
         (final, "ln_f/scale", (d,), (), False, False, "transformer.ln_f.weight"),
         (final and bias, "ln_f/bias", (d,), (), False, False, "transformer.ln_f.bias"),
         (not cfg.tied_head, "lm_head", (v, d), vocab, True, False, "lm_head.weight", padding),
+        (cfg.n_classes > 0, "clf/kernel", (d, cfg.n_classes), (), True, False, ""),
+        (cfg.n_classes > 0, "clf/bias", (cfg.n_classes,), (), False, False, ""),
     ]  # fmt: skip
-    return [Leaf(*row) for is_there, *row in table if is_there]
+    found = [Leaf(*row) for is_there, *row in table if is_there]
+    adapted = [leaf for leaf in found if leaf.is_block_matrix and has_adapter(leaf.module, cfg)]
+    return found + [adapter for leaf in adapted for adapter in _adapters(leaf, cfg)]
+
+
+def has_adapter(module: str, cfg: ModelConfig) -> bool:
+    """Whether a projection of the blocks is one that `lora_targets` names.
+
+    >>> cfg = ModelConfig(lora_rank=8, lora_targets=("c_proj",))
+    >>> has_adapter("h/attn/c_proj", cfg), has_adapter("h/attn/c_attn", cfg)
+    (True, False)
+    """
+    named = any(fnmatchcase(module, f"*/{target}") for target in cfg.lora_targets)
+    return cfg.lora_rank > 0 and named
+
+
+def _adapters(leaf: Leaf, cfg: ModelConfig) -> list[Leaf]:
+    """The two matrices of an adapter, [N, in, R] and [N, R, out] beside a kernel [N, in, out]."""
+    n, inputs, outputs = leaf.shape
+    divided = {axis: place for place, axis in enumerate(leaf.axes)}[TENSOR]
+    # as for its bias, the heads of c_attn are cut out of the whole
+    from_part = (None, TENSOR) if divided == 1 else ()
+    into_part = (None, None, TENSOR) if divided == 2 and leaf.module != "h/attn/c_attn" else ()
+    shapes = (n, inputs, cfg.lora_rank), (n, cfg.lora_rank, outputs)
+    return [
+        Leaf(f"{leaf.module}/lora_A", shapes[0], from_part, True, False, ""),
+        Leaf(f"{leaf.module}/lora_B", shapes[1], into_part, True, False, ""),
+    ]
 
 
 @cache
 def _rows() -> dict[str, Leaf]:
     """Rows by name, of a model with every switch on, for readers that need no shape."""
-    everything = ModelConfig(n_vocab=0, qkv_bias=True, bias=True, final_norm=True, tied_head=False)
+    everything = ModelConfig(
+        n_vocab=0, qkv_bias=True, bias=True, final_norm=True, tied_head=False,
+        n_classes=1, lora_rank=1, lora_targets=("*",),
+    )  # fmt: skip
     return {leaf.name: leaf for leaf in leaves(everything)}
 
 

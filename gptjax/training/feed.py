@@ -7,7 +7,7 @@ batch.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,13 @@ from gptjax.data.examples import Examples
 from gptjax.data.loader import HostBatch, validation_batches
 from gptjax.runs.metrics import Row
 
+Shape = tuple[tuple[str, tuple[int, ...]], ...]  # of an example, field by field
+
+
+def shape_of(example: Mapping[str, np.ndarray], lead: int = 0) -> Shape:
+    """The shape of an example, or of each in a batch with so many leading axes."""
+    return tuple((name, x.shape[lead:]) for name, x in sorted(example.items()))
+
 
 class Call(NamedTuple):
     """The batches of `steps` steps, on the devices, and the layout of each."""
@@ -29,6 +36,7 @@ class Call(NamedTuple):
     batch: Any
     steps: int
     layout: BatchLayout
+    shape: Shape
     count: tuple[jax.Array, ...]
     """`steps` on the devices, if the program takes the number of steps as an argument."""
 
@@ -44,7 +52,7 @@ class Feed(NamedTuple):
         """Start copying this process's rows of one call's steps to the devices."""
         local = self.layout.micro_rows // jax.process_count()
         rows = len(next(iter(batches[0].values()))) // local * self.layout.micro_rows
-        layout, steps = self.layout.of_rows(rows), len(batches)
+        layout, steps, shape = self.layout.of_rows(rows), len(batches), shape_of(batches[0], 1)
 
         def cut(x: np.ndarray) -> np.ndarray:
             return x.reshape(layout.micro_steps, local, *x.shape[1:])
@@ -52,7 +60,7 @@ class Feed(NamedTuple):
         if self.updates_per_call == 1:
             (batch,) = batches
             placed = put_rows(self.mesh, {name: cut(x) for name, x in batch.items()}, axis=1)
-            return Call(placed, 1, layout, ())
+            return Call(placed, 1, layout, shape, ())
         filled = {}
         for name, first in batches[0].items():
             x = np.zeros((self.updates_per_call, *cut(first).shape), first.dtype)
@@ -60,7 +68,7 @@ class Feed(NamedTuple):
                 x[i] = cut(batch[name])
             filled[name] = x
         count = put_everywhere(self.mesh, np.int32(steps))
-        return Call(put_rows(self.mesh, filled, axis=2), steps, layout, (count,))
+        return Call(put_rows(self.mesh, filled, axis=2), steps, layout, shape, (count,))
 
     def validation(self, examples: Examples, most: int | None) -> Iterator[Any]:
         """At most `most` examples of a validation set in batches on the devices."""
@@ -111,10 +119,11 @@ def _cadences(train: TrainConfig) -> list[tuple[str, int]]:
 def by_call(
     batches: Iterator[HostBatch], train: TrainConfig, ramp: BatchSchedule, step: int
 ) -> Iterator[list[HostBatch]]:
-    """The batches of the steps after `step`, call by call."""
+    """The batches of the steps after `step`, call by call; all of a call have one shape."""
     while step < train.max_steps:
         in_call = list(islice(batches, steps_in_call(train, ramp, step)))
-        yield in_call
+        for _, alike in groupby(in_call, lambda batch: shape_of(batch, 1)):
+            yield list(alike)
         step += len(in_call)
 
 

@@ -27,6 +27,7 @@ from gptjax.cluster.links import check_links
 from gptjax.cluster.stop import StopRequest
 from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config
+from gptjax.conversion.opening import load_run
 from gptjax.data.loader import batches_from, read_ahead
 from gptjax.evaluation.perplexity import Validation, evaluate_parts
 from gptjax.runs.checkpoint import Checkpointer
@@ -35,6 +36,7 @@ from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog, Row
 from gptjax.runs.trace import Startup, StepTrace
 from gptjax.training.feed import by_call, due, rows_of_call
+from gptjax.training.finishing import RESULTS, Finished, write_results
 from gptjax.training.measuring import Measuring
 from gptjax.training.pace import UNMEASURED, Dispatched, Throughput, with_waits
 from gptjax.training.saving import Saving
@@ -68,7 +70,7 @@ def fit(
         stop = stack.enter_context(
             StopRequest(max_over_processes if jax.process_count() > 1 else None)
         )
-        setup = Setup(config)
+        setup = Setup(config, None if fresh else run_dir)
         with watchdog.watching(NOT_OPENED):
             changes = open_run(setup, run_dir, fresh, stack)
         links = check_links(config)
@@ -90,6 +92,7 @@ def fit(
         loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup, watchdog, measuring)
         loop.do_what_was_missed(state, step)
         if step >= setup.config.train.max_steps:
+            loop.finish()
             how = how_to_go_on(run_dir.read_config(), step)
             display.say(f"{run_dir.path} is complete at step {step}: {how}")
             return 0
@@ -273,6 +276,7 @@ class _Loop:
             "val_stderr": validation.stderr,
             "val_bits_per_byte": validation.bits_per_byte,
             **{f"val_loss/{name}": loss for name, loss in validation.by_source},
+            **{f"val_{k}": v for k, v in self.setup.task.figures(validation.sums).items()},
         }
 
     def _end(self, step: int) -> int:
@@ -288,8 +292,18 @@ class _Loop:
                 f"{self.run_dir.path}: rerun the same command to continue"
             )
             return self.stop.exit_code
+        self.finish()
         self.display.say(
             f"done: {step} steps; {curves}now try\n  "
             f'python -m gptjax.generate --run {shlex.quote(str(self.run_dir.path))} --prompt "..."'
         )
         return 0
+
+    def finish(self) -> None:
+        """Measure the best checkpoint on the test split, unless that is done already."""
+        measure, path = self.setup.task.results, self.run_dir.path
+        if measure is None or not is_process_0() or (path / RESULTS).exists():
+            return
+        run = load_run(path)
+        loss = self.checkpointer.ranking.loss(run.step)
+        write_results(measure, Finished(run, loss, self.setup.data, path, self.display.say))

@@ -6,6 +6,7 @@ is allocated, and nothing is run, so the mesh may consist of virtual or absent d
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,12 +17,14 @@ from jax.sharding import Mesh
 from gptjax.base.tree import Tree
 from gptjax.cluster.compiler import compiler_options
 from gptjax.cluster.mesh import BatchLayout, abstract_batch, put_everywhere, replicated, sharding_on
-from gptjax.config import Config
+from gptjax.config import Config, ModelConfig
 from gptjax.data.examples import IS_REAL, Example
+from gptjax.model.freezing import EVERYTHING, Trained, trained_leaves
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.parallel import param_specs
 from gptjax.model.products import matmul_precision
 from gptjax.training.dropout import dropout_generator
+from gptjax.training.objectives import Losses
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.state import TrainState, abstract_state, initial_state
@@ -32,7 +35,7 @@ from gptjax.training.step import (
     make_train_step,
     make_train_steps,
 )
-from gptjax.training.tasks import Losses, task_of
+from gptjax.training.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Program:
     form: Example
     """An example, for its shapes and types."""
     optimizer: optax.GradientTransformationExtraArgs
+    trained: Trained = EVERYTHING
+    """The parameters that a step changes."""
 
     @cached_property
     def specs(self) -> Tree:
@@ -71,9 +76,10 @@ class Program:
             learning_rate_schedule(self.config.optim, train.max_steps),
             self.mesh,
             self.specs,
-            dropout=any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)),
+            dropout=uses_dropout(model),
             precision=self.precision,
             wire_dtype=train.wire_dtype,
+            trained=self.trained,
         )
 
     @cached_property
@@ -87,28 +93,32 @@ class Program:
         """Compile-ready `step(params, batch) -> sums`; the batch has axes [B]."""
         return make_eval_step(self.losses, self.mesh, self.specs, self.precision)
 
-    def arguments(self, layout: BatchLayout) -> tuple:
-        """Shapes, types and placement of the train step's arguments, with nothing allocated."""
+    def arguments(self, layout: BatchLayout, form: Any = None) -> tuple:
+        """Shapes, types and placement of the train step's arguments, with nothing allocated.
+
+        `form` is an example of another length than the program's own.
+        """
         most = self.config.train.updates_per_call
-        batch = abstract_batch(self.mesh, layout, self.form, most)
+        batch = abstract_batch(self.mesh, layout, self.form if form is None else form, most)
         everywhere = replicated(self.mesh)
         key = jax.eval_shape(lambda: jax.random.key(0, impl=dropout_generator(self.mesh.size)))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
         count = [jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)] if most > 1 else []
         return (self.abstract_state(), batch, key, *count)
 
-    def compile(self, layout: BatchLayout) -> jax.stages.Compiled:
-        """The train step for batches of one layout."""
-        return self.train_step.lower(*self.arguments(layout)).compile(compiler_options())
+    def compile(self, layout: BatchLayout, form: Any = None) -> jax.stages.Compiled:
+        """The train step for batches of one layout, of examples like `form`."""
+        return self.train_step.lower(*self.arguments(layout, form)).compile(compiler_options())
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and placement of the state, for restoring into."""
-        return abstract_state(self.config.model, self.optimizer, self.mesh)
+        return abstract_state(self.config.model, self.optimizer, self.mesh, self.trained)
 
     def initial_state(self) -> TrainState:
         """Freshly drawn parameters, and a new optimizer's state."""
         config = self.config
-        return initial_state(config.model, self.optimizer, config.train.seed, self.mesh)
+        seed = config.train.seed
+        return initial_state(config.model, self.optimizer, seed, self.mesh, self.trained)
 
     def key(self) -> Array:
         """The run's key, from which dropout is drawn."""
@@ -139,4 +149,11 @@ def assemble(config: Config, mesh: Mesh, eot_id: int = 0) -> Program:
         make_optimizer(
             config.optim, config.train.max_steps, dynamic_loss_scale=model.dtype == "float16"
         ),
+        trained_leaves(model, config.optim.trainable, config.optim.trainable_layers),
     )
+
+
+def uses_dropout(model: ModelConfig) -> bool:
+    """Whether a step draws random numbers."""
+    at_most = max(model.embd_pdrop, model.attn_pdrop, model.resid_pdrop, model.clf_pdrop)
+    return at_most > 0 or (model.lora_rank > 0 and model.lora_dropout > 0)

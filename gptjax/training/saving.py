@@ -61,13 +61,14 @@ class Saving:
         With `keeps_all` no other checkpoint is deleted for this one.
         """
         step, config = int(state.step), dataclasses.asdict(self._setup.config)
+        items = saved_items(state, self._setup.program.trained)
         cursor: dict[str, str | float] = {**self._setup.data_identity(step)}
         if validation is not None and math.isfinite(validation.loss):
             cursor["val_loss"] = validation.loss
             cursor["val_measure"] = self._setup.data.loss_definition
         try:
             with self._watchdog.watching(NOT_SAVED, self._checkpointer.longest_save):
-                self._checkpointer.save(step, saved_items(state), config, cursor, keeps_all)
+                self._checkpointer.save(step, items, config, cursor, keeps_all)
             if self._failed:
                 self.wait()
                 self._display.say("the checkpoint is written now")

@@ -16,27 +16,35 @@ from gptjax.base.errors import UserError
 from gptjax.cluster.mesh import BatchLayout, make_mesh, model_sharding, row_groups, rows_per_device
 from gptjax.config import Config
 from gptjax.config.batches import batch_schedule
+from gptjax.config.finetuning import from_scratch
+from gptjax.conversion.shapes import read_source
 from gptjax.data.loader import StepSource, evenly_spread
 from gptjax.evaluation.perplexity import ValidationPart
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.size import parameter_count
+from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.tokenizers.registry import document_separator
 from gptjax.training.autotune import choose_attention, choose_layout
-from gptjax.training.feed import Call, Feed
+from gptjax.training.feed import Call, Feed, Shape, shape_of
 from gptjax.training.guard import with_loss_scale
 from gptjax.training.optimizer import averaged_parameters, decay_table
 from gptjax.training.program import Program, assemble
 from gptjax.training.state import TrainState
 from gptjax.training.step import Metrics
-from gptjax.training.tasks import task_of
+from gptjax.training.tasks import Given, task_of
 
 
 class Setup:
-    """Data, mesh, program and feed of one config. Raises `UserError` before any training."""
+    """Data, mesh, program and feed of one config. Raises `UserError` before any training.
 
-    def __init__(self, config: Config):
-        self.data = task_of(config).examples(config)
+    `run_dir` is where the run is, if it has begun: then its own tokenizer counts, and its examples.
+    """
+
+    def __init__(self, config: Config, run_dir: RunDir | None = None):
+        self.task = task_of(config)
+        config = config if config.train.init_from is not None else from_scratch(config)
+        self.data = self.task.examples(config, _given(config, run_dir))
         self.config = config = self.data.resolved(config)
         self.tokenizer, train = self.data.tokenizer, config.train
         if train.sample_every_steps:
@@ -57,7 +65,8 @@ class Setup:
             )
             for s in self._sets
         ]
-        self._compiled: dict[BatchLayout, jax.stages.Compiled] = {}
+        self._forms = {shape_of(form): form for form in self.data.forms()}
+        self._compiled: dict[tuple[BatchLayout, Shape | None], jax.stages.Compiled] = {}
 
     def _require_prompt(self) -> None:
         prompt = self.config.sample.prompt
@@ -100,22 +109,29 @@ class Setup:
         """The run's key, on every device."""
         return self.program.key()
 
-    def _compile(self, layout: BatchLayout) -> jax.stages.Compiled:
-        """Compile the step of one layout, without data and without running anything."""
-        if layout not in self._compiled:
-            self._compiled[layout] = self.program.compile(layout)
-        return self._compiled[layout]
+    def _compile(self, layout: BatchLayout, shape: Shape | None = None) -> jax.stages.Compiled:
+        """Compile the step of one layout, without data and without running anything.
+
+        Examples have one of several shapes; without it they are like those of the program.
+        """
+        shape = shape if shape in self._forms else None
+        if (layout, shape) not in self._compiled:
+            form = None if shape is None else self._forms[shape]
+            self._compiled[layout, shape] = self.program.compile(layout, form)
+        return self._compiled[layout, shape]
 
     def compile_steps(self, step: int) -> None:
         """Compile all missing programs for the steps from `step` on, counted from 0."""
         _ = self.key  # making it compiles a small program
         for rows in self.ramp.sizes():
             if rows >= self.ramp.rows(step):
-                self._compile(self.layout.of_rows(rows))
+                for shape in self._forms or [None]:
+                    self._compile(self.layout.of_rows(rows), shape)
 
     def train_steps(self, state: TrainState, call: Call) -> tuple[TrainState, Metrics]:
         """The steps of one call, by the program for batches of their size; metrics are arrays."""
-        return self._compile(call.layout)(state, call.batch, self.key, *call.count)
+        compiled = self._compile(call.layout, call.shape)
+        return compiled(state, call.batch, self.key, *call.count)
 
     def adapted(self, state: TrainState) -> TrainState:
         """A restored state with the loss scale that the type of this start needs."""
@@ -125,7 +141,9 @@ class Setup:
     def evaluated_params(self, state: TrainState) -> Any:
         """The parameters to validate and sample with: their running average, if there is one."""
         averaged = averaged_parameters(state.opt_state)
-        return state.params if averaged is None else averaged
+        if averaged is None:
+            return state.params
+        return self.program.trained.updated(state.params, averaged)
 
     def data_identity(self, step: int) -> dict[str, str]:
         """Identify the data of the first `step` steps, beyond the config; kept with checkpoints.
@@ -181,3 +199,14 @@ class Setup:
         display.table(decay, ("parameter", "shape", "decayed"), rows)
         if model.dtype == "bfloat16" and device.platform == "cpu":
             say("note     bfloat16 is slow on most CPUs: --model.dtype float32 may be faster")
+
+
+def _given(config: Config, run_dir: RunDir | None) -> Given:
+    """The tokenizer that examples must have, and where they are kept."""
+    if task_of(config).reads_shards:
+        return Given()
+    if run_dir is not None and run_dir.has_checkpoint:
+        return Given(run_dir.read_tokenizer(), run_dir.path)
+    if config.train.init_from is None:
+        return Given()
+    return Given(read_source(config.train.init_from).tokenizer)

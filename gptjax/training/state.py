@@ -5,7 +5,6 @@ stored; accumulated gradients live inside one step only. Hence nothing here depe
 of devices or micro-steps.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,8 +14,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from gptjax.base.tree import Tree, abstract_tree
-from gptjax.cluster.mesh import shardings
+from gptjax.cluster.mesh import replicated, shardings
 from gptjax.config import ModelConfig
+from gptjax.model.freezing import EVERYTHING, Trained
 from gptjax.model.gpt import init_params, parameter_shapes
 from gptjax.training.optimizer import averaged_parameters
 
@@ -30,21 +30,36 @@ class TrainState(NamedTuple):
 
 
 def abstract_state(
-    cfg: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    cfg: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    trained: Trained = EVERYTHING,
 ) -> TrainState:
     """The state's shapes, types and placement, with nothing allocated."""
     params = parameter_shapes(cfg)
+    own = jax.eval_shape(lambda params: trained.split(params)[0], params)
+    opt_state = jax.eval_shape(optimizer.init, own)
     step = jax.eval_shape(lambda: jnp.int32(0))
-    state = TrainState(step, params, jax.eval_shape(optimizer.init, params))
-    return abstract_tree(state, shardings(state, state.params, mesh))
+    places = TrainState(
+        replicated(mesh), shardings(params, params, mesh), shardings(opt_state, own, mesh)
+    )
+    return abstract_tree(TrainState(step, params, opt_state), places)
 
 
 def initial_state(
-    cfg: ModelConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+    cfg: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    trained: Trained = EVERYTHING,
 ) -> TrainState:
     """Draw parameters and zero the optimizer; each device makes only its own part."""
-    draw = partial(_initial, cfg, optimizer)
-    places = jax.tree.map(lambda x: x.sharding, abstract_state(cfg, optimizer, mesh))
+
+    def draw(key: Array) -> TrainState:
+        params = init_params(cfg, key)
+        return TrainState(jnp.int32(0), params, optimizer.init(trained.split(params)[0]))
+
+    places = jax.tree.map(lambda x: x.sharding, abstract_state(cfg, optimizer, mesh, trained))
     # the key is an argument: with a constant key XLA would draw the parameters while it compiles
     return jax.jit(draw, out_shardings=places)(jax.random.key(seed))
 
@@ -54,21 +69,18 @@ def items_of(state: TrainState) -> dict[str, Tree]:
     return {"params": state.params, "opt_state": state.opt_state}
 
 
-def saved_items(state: TrainState) -> dict[str, Tree]:
+def saved_items(state: TrainState, trained: Trained = EVERYTHING) -> dict[str, Tree]:
     """The items of a checkpoint, with an extra copy of the parameters' average if there is one.
 
     A reader of the average then need neither read nor know the optimizer's state.
     """
     averaged = averaged_parameters(state.opt_state)
-    return items_of(state) if averaged is None else {**items_of(state), "averaged": averaged}
+    if averaged is None:
+        return items_of(state)
+    return {**items_of(state), "averaged": trained.updated(state.params, averaged)}
 
 
 def state_of(step: int, items: dict[str, Tree], like: TrainState) -> TrainState:
     """The inverse of `items_of`; the step lies where the step of `like` does."""
     count = jnp.asarray(step, jnp.int32, device=like.step.sharding)
     return TrainState(count, items["params"], items["opt_state"])
-
-
-def _initial(cfg: ModelConfig, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
-    params = init_params(cfg, key)
-    return TrainState(jnp.int32(0), params, optimizer.init(params))

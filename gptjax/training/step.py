@@ -21,10 +21,11 @@ from jax.sharding import PartitionSpec as P
 from gptjax.base.tree import Tree
 from gptjax.cluster.mesh import DATA, replicated, row_axes, rows_spec
 from gptjax.data.examples import IS_REAL
+from gptjax.model.freezing import EVERYTHING, Trained
 from gptjax.model.places import FSDP
+from gptjax.training.objectives import Batch, Losses, Params
 from gptjax.training.optimizer import accumulate
 from gptjax.training.state import TrainState
-from gptjax.training.tasks import Batch, Losses, Params
 
 Metrics = dict[str, Array]
 METRICS = ("loss", "grad_norm", "learning_rate", "tokens", "skipped")
@@ -40,20 +41,25 @@ def make_step(
     dropout: bool,
     precision: str = "highest",
     wire_dtype: str = "float32",
+    trained: Trained = EVERYTHING,
 ) -> StepFunction:
     """`step(state, batch, key) -> (state, metrics)`, for use within a jit.
 
-    `specs` divides each parameter over the mesh; one spec may stand for all. The batch has leading
-    axes [A, B], for A micro-steps; `key` is the run's base key. Products have `precision`, the
-    `matmul_precision` of the model. Gradients cross between groups of devices in `wire_dtype`.
+    `specs` divides each parameter over the mesh; one spec may stand for all, if all are `trained`.
+    The batch has leading axes [A, B], for A micro-steps; `key` is the run's base key. Products have
+    `precision`, the `matmul_precision` of the model. Gradients cross between groups of devices in
+    `wire_dtype`.
     Metrics are float32 scalars: `loss` (nats per weighted token over the whole step), `grad_norm`
     before clipping, `learning_rate` and `tokens` (weighted) of this step, `skipped` (steps
     skipped so far in a row because a gradient was not finite).
     """
     rows = row_axes(mesh)
-    total = _total_over(rows, specs, wire_dtype)
+    own_specs, other_specs = (specs, {}) if trained.everything else trained.parts(specs)
+    total = _total_over(rows, own_specs, wire_dtype)
 
-    def gradients(params: Params, batch: Batch, key: Array, step: Array, loss_scale: Array):
+    def gradients(
+        params: Params, frozen: Params, batch: Batch, key: Array, step: Array, loss_scale: Array
+    ):
         key = jax.random.fold_in(jax.random.fold_in(key, step), lax.axis_index(rows))
         micro_steps = _length(batch)
         weights = losses.weights(batch)
@@ -63,11 +69,14 @@ def make_step(
         share = micro_steps / jnp.where(tokens > 0, tokens, 1.0)
         share = lax.pcast(share * loss_scale, rows, to="varying")  # and so are weights, if all ones
         batch = {**batch, "weights": weights * share}
-        varying = _varying(params, specs, rows)
+        varying, constant = _varying(params, own_specs, rows), _varying(frozen, other_specs, rows)
+
+        def loss_of(params: Params, micro_batch: Batch, micro_key: Array | None) -> Array:
+            return losses.loss(trained.for_loss(params, constant), micro_batch, micro_key)
 
         def loss_and_gradients(index: Array | int, micro_batch: Batch) -> tuple[Array, Params]:
             micro_key = jax.random.fold_in(key, index) if dropout else None
-            return jax.value_and_grad(losses.loss)(varying, micro_batch, micro_key)
+            return jax.value_and_grad(loss_of)(varying, micro_batch, micro_key)
 
         with jax.default_matmul_precision(precision):
             grads, losses_A = _accumulated(
@@ -78,14 +87,15 @@ def make_step(
     sharded = jax.shard_map(
         gradients,
         mesh=mesh,
-        in_specs=(specs, rows_spec(mesh, axis=1), P(), P(), P()),
-        out_specs=(specs, P(), P()),
+        in_specs=(own_specs, other_specs, rows_spec(mesh, axis=1), P(), P(), P()),
+        out_specs=(own_specs, P(), P()),
     )
 
     def step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Metrics]:
         loss_scale = optax.tree.get(state.opt_state, "loss_scale")
-        grads, loss, tokens = sharded(state.params, batch, key, state.step, loss_scale)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params, frozen = trained.split(state.params)
+        grads, loss, tokens = sharded(params, frozen, batch, key, state.step, loss_scale)
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
         # skipped steps leave the schedule alone
         skipped = optax.tree.get(state.opt_state, "total_notfinite")
         metrics = {
@@ -95,7 +105,7 @@ def make_step(
             "tokens": tokens,
             "skipped": optax.tree.get(opt_state, "notfinite_count"),
         }
-        params = optax.apply_updates(state.params, updates)
+        params = trained.updated(state.params, optax.apply_updates(params, updates))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
@@ -217,7 +227,7 @@ def make_eval_step(
     The batch has a leading axis [B]; rows whose IS_REAL is 0 have no weight. Sums are replicated
     float32 scalars: `loss` (nats) and `tokens`, both weighted; the number of `rows` with weight,
     and over these rows the sums of the mean loss, `mean`, and its square, `square`, for a standard
-    error.
+    error. Beside them come the sums of whatever else the task measures of each row.
     """
 
     def evaluate(params: Params, batch: Batch) -> Metrics:
@@ -226,7 +236,8 @@ def make_eval_step(
         weights = losses.weights(batch)
         weights = weights * is_real_B.reshape(-1, *[1] * (weights.ndim - 1))
         with jax.default_matmul_precision(precision):
-            loss_B = losses.row_losses(params, {**batch, "weights": weights})
+            measured = losses.row_losses(params, {**batch, "weights": weights})
+        loss_B, others = measured.pop("loss"), measured
         tokens_B = weights.reshape(len(weights), -1).sum(1)
         mean_B = loss_B / jnp.where(tokens_B > 0, tokens_B, 1.0)
         sums = {
@@ -235,6 +246,7 @@ def make_eval_step(
             "rows": (tokens_B > 0).sum(dtype=jnp.float32),
             "mean": mean_B.sum(),
             "square": jnp.square(mean_B).sum(),
+            **{name: jnp.tensordot(is_real_B, x, (0, 0)) for name, x in others.items()},
         }
         return lax.psum(sums, row_axes(mesh))
 

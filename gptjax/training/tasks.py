@@ -4,54 +4,41 @@ A row here and a config make a new kind of training; there is never a second tra
 step, loop, evaluation and checkpoint take whatever batch the examples of a task make.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from gptjax.base.errors import ConfigError, did_you_mean
-from gptjax.config import Config, ModelConfig
-from gptjax.config.schema import PRETRAIN
+from gptjax.config import Config
+from gptjax.config.schema import CLASSIFY, INSTRUCT, PRETRAIN
+from gptjax.data.classify import LabelledTexts, form_of_labelled
 from gptjax.data.corpus import Corpus
 from gptjax.data.examples import Example, TaskData
-from gptjax.model.attention import document_numbers
-from gptjax.model.gpt import GPT, logits
-from gptjax.model.losses import cross_entropy, cross_entropy_rows, token_losses
-from gptjax.model.parallel import copy_to_tensor, gathered
-from gptjax.model.places import UNSHARDED, ModelSharding
+from gptjax.data.instruct import Instructions, form_of_instructions
+from gptjax.evaluation.classes import class_figures
+from gptjax.model.places import ModelSharding
+from gptjax.tokenizers.plain import Tokenizer
+from gptjax.training.finishing import Finished
+from gptjax.training.objectives import Losses, classification, language_modelling
 
-Params = dict[str, Any]
-Batch = dict[str, Array]
-EVALUATION_CHUNK = 2048  # tokens; evaluation never needs all logits at once
-
-
-def own_weights(batch: Batch) -> Array:
-    """The weights that come with the examples."""
-    return batch["weights"]
+Figures = dict[str, float]
 
 
-class Losses(NamedTuple):
-    """The losses of a task over rows [B], as weighted sums in nats, never means.
+class Given(NamedTuple):
+    """What a run knows before it opens its examples."""
 
-    `loss` and `row_losses` read the weight of each target from `batch["weights"]`. The step has
-    put the result of `weights` there, divided by the weight of the whole step and scaled: only the
-    step knows that weight, and it is needed before anything is differentiated.
-    """
-
-    loss: Callable[[Params, Batch, Array | None], Array]
-    """(params, batch, dropout key or None) -> the sum, for gradients; a key turns dropout on."""
-    row_losses: Callable[[Params, Batch], Array]
-    """(params, batch) -> one sum a row [B], for evaluation."""
-    weights: Callable[[Batch], Array] = own_weights
-    """batch -> the weight of each target, float32; [B, ...], or [A, B, ...] of a whole step."""
+    tokenizer: Tokenizer | None = None
+    """That of the model to start from, or of the run that resumes; None if there is neither."""
+    kept: Path | None = None
+    """The directory of a run that has begun, where its examples are kept."""
 
 
 class Task(NamedTuple):
     """A kind of training."""
 
-    examples: Callable[[Config], TaskData]
+    examples: Callable[[Config, Given], TaskData]
     """Open and check the data of a config; raises `UserError`."""
     form: Callable[[Config], Example]
     """An example with the shapes and types of all, made without data, for compiling."""
@@ -60,62 +47,14 @@ class Task(NamedTuple):
     argument says. Given the id of the token that begins a document, attention stays inside
     documents."""
     reads_shards: bool = False
-    """Whether the data is a prepared directory, which must exist, or be made, before the run."""
-
-
-def language_modelling(
-    cfg: ModelConfig,
-    loss_chunk_tokens: int = 0,
-    split: ModelSharding = UNSHARDED,
-    eot_id: int | None = None,
-) -> Losses:
-    """Predict every next token: `tokens` [B, T + 1] against themselves, shifted by one.
-
-    All targets have equal weight, unless the examples have `weights` [B, T].
-
-    The training loss holds the logits of `loss_chunk_tokens` tokens at once; 0 means all. `split`
-    says how the parameters are divided, inside a `shard_map`. With an `eot_id` attention stays
-    inside documents, each of which begins at that token.
-    """
-    model, n_vocab = GPT(cfg, split), cfg.n_vocab or 0
-
-    def features(params: Params, batch: Batch, key: Array | None) -> tuple[Array, Array]:
-        rngs = None if key is None else {"dropout": key}
-        inputs_BT = batch["tokens"][:, :-1]
-        # a block gathers its own parameters, one layer at a time
-        whole = gathered({k: v for k, v in params.items() if k != "h"}, split, cfg)
-        found: Any = model.apply(
-            {"params": {**whole, "h": params["h"]}},
-            inputs_BT,
-            train=key is not None,
-            documents_BT=None if eot_id is None else document_numbers(inputs_BT, eot_id),
-            rngs=rngs,
-            method="features",
-        )
-        x_BTD, head_VD = found
-        return copy_to_tensor(x_BTD, split), head_VD
-
-    def loss(params: Params, batch: Batch, key: Array | None) -> Array:
-        x_BTD, head_VD = features(params, batch, key)
-        targets_BT, weights_BT = batch["tokens"][:, 1:], batch["weights"]
-        if loss_chunk_tokens == 0 and split.tensor == 1:
-            logits_BTV = logits(x_BTD, head_VD, n_vocab)
-            return cross_entropy_rows(logits_BTV, targets_BT, weights_BT).sum()
-        chunk = loss_chunk_tokens or targets_BT.size
-        return cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, n_vocab, chunk, split)
-
-    def row_losses(params: Params, batch: Batch) -> Array:
-        x_BTD, head_VD = features(params, batch, None)
-        targets_BT = batch["tokens"][:, 1:]
-        losses_BT = token_losses(x_BTD, head_VD, targets_BT, n_vocab, EVALUATION_CHUNK, split)
-        return (losses_BT * batch["weights"]).sum(1)
-
-    def weights(batch: Batch) -> Array:
-        if "weights" in batch:
-            return own_weights(batch)
-        return jnp.ones(batch["tokens"][..., 1:].shape, jnp.float32)
-
-    return Losses(loss, row_losses, weights)
+    """Whether the data is a prepared directory, which must exist, or be made, before the run;
+    otherwise it is a file of examples."""
+    unit: str = "token"
+    """What losses are means over."""
+    figures: Callable[[Mapping[str, np.ndarray]], Figures] = lambda sums: {}
+    """Further figures of a validation, such as accuracy, from the sums of what it measures."""
+    results: Callable[[Finished], dict[str, Any]] | None = None
+    """Measures the best checkpoint on the test split, for results.json."""
 
 
 def _next_tokens(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
@@ -126,7 +65,24 @@ def _window(config: Config) -> Example:
     return {"tokens": np.zeros(config.context + 1, np.int32)}
 
 
-TASKS = {PRETRAIN: Task(Corpus, _window, _next_tokens, reads_shards=True)}
+def _labels(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
+    del eot_id
+    return classification(config.model, config.classify, config.train.loss_chunk_tokens, split)
+
+
+TASKS = {
+    PRETRAIN: Task(lambda config, given: Corpus(config), _window, _next_tokens, reads_shards=True),
+    CLASSIFY: Task(
+        lambda config, given: LabelledTexts(config, *given),
+        form_of_labelled,
+        _labels,
+        unit="example",
+        figures=class_figures,
+    ),
+    INSTRUCT: Task(
+        lambda config, given: Instructions(config, *given), form_of_instructions, _next_tokens
+    ),
+}
 
 
 def task_of(config: Config) -> Task:

@@ -8,13 +8,12 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 
 from gptjax.base.errors import UserError
-from gptjax.base.tree import Tree, abstract_tree
+from gptjax.base.tree import Tree, abstract_tree, as_tree, named_leaves
 from gptjax.cluster.agreement import first_complaint, require_same
 from gptjax.cluster.mesh import shardings
 from gptjax.config import Config, ModelConfig
@@ -22,8 +21,7 @@ from gptjax.config.names import how_to_prepare_for
 from gptjax.conversion.fitting import changed_settings, leaf_differences
 from gptjax.conversion.huggingface import is_huggingface, read_huggingface
 from gptjax.conversion.shapes import Source, read_source
-from gptjax.conversion.weights import as_tree
-from gptjax.model.gpt import INIT_STD, parameter_shapes
+from gptjax.model.gpt import INIT_STD, init_params, parameter_shapes
 from gptjax.model.places import leaves
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
@@ -64,9 +62,13 @@ def warm_state(
         )
     found = _read(source, program)
     places, abstract = program.places, program.abstract_state()
-    fit = jax.jit(partial(_fitted, config.model.n_ctx), out_shardings=places.params)
+    fit = jax.jit(partial(_fitted, config.model), out_shardings=places.params)
     params = fit(found.params, jax.random.key(config.train.seed))
-    opt_state = jax.jit(program.optimizer.init, out_shardings=places.opt_state)(params)
+
+    def begin(params: Tree) -> Tree:
+        return program.optimizer.init(program.trained.split(params)[0])
+
+    opt_state = jax.jit(begin, out_shardings=places.opt_state)(params)
     state = state_of(0, {"params": params, "opt_state": opt_state}, abstract)
     return state, announcement(found.origin, source.model, config)
 
@@ -77,11 +79,7 @@ def announcement(origin: str, theirs: ModelConfig, config: Config) -> list[str]:
     same = len(leaves(config.model)) - len(changed)
     lines = [f"start    from {origin}, with a new optimizer", f"leaves   {same} as they are there"]
     for name, before, after in changed:
-        rows, kept = config.model.n_ctx, theirs.n_ctx
-        how = f"cut to {rows} positions" if rows < kept else (
-            f"extended by {rows - kept} positions, drawn from N(0, {INIT_STD})"
-        )  # fmt: skip
-        lines.append(f"         {name} {before} -> {after}: {how}")
+        lines.append(f"         {name} {before} -> {after}: {_in_words(before, after)}")
     if config.context < config.model.n_ctx:
         lines.append(
             f"         windows have {config.context} tokens of the {config.model.n_ctx} that fit: "
@@ -95,6 +93,16 @@ def announcement(origin: str, theirs: ModelConfig, config: Config) -> list[str]:
     if settings := changed_settings(theirs, config.model):
         lines.append(f"         settings of training that differ: {', '.join(settings)}")
     return lines
+
+
+def _in_words(before: str, after: str) -> str:
+    """What happens to a leaf whose shape changes."""
+    if "none" in (before, after):
+        return "new" if before == "none" else "left out"
+    rows, kept = (int(shape.split(" x ")[0]) for shape in (after, before))
+    if rows < kept:
+        return f"cut to {rows} rows"
+    return f"extended by {rows - kept} rows, drawn from N(0, {INIT_STD})"
 
 
 def _agreed(name: str) -> Source:
@@ -138,11 +146,14 @@ def _placed(array: np.ndarray, place: NamedSharding) -> Array:
     return jax.make_array_from_callback(array.shape, place, array.__getitem__)
 
 
-def _fitted(rows: int, params: Tree, key: Array) -> Tree:
-    """The parameters with `rows` positions: the first ones, and new ones after the last."""
-    wpe_TD = params["wpe"]["embedding"]
-    more = rows - len(wpe_TD)
-    if more > 0:
-        drawn_TD = INIT_STD * jax.random.normal(key, (more, wpe_TD.shape[1]), wpe_TD.dtype)
-        wpe_TD = jnp.concatenate([wpe_TD, drawn_TD])
-    return {**params, "wpe": {"embedding": wpe_TD[:rows]}}
+def _fitted(cfg: ModelConfig, params: Tree, key: Array) -> Tree:
+    """The parameters of `cfg`: those of a model, and new ones where it has none.
+
+    Tables of positions and tokens are cut, or extended by new rows after the last.
+    """
+    found, new = named_leaves(params), named_leaves(init_params(cfg, key))
+    for name in new.keys() & found.keys():
+        rows = min(len(new[name]), len(found[name]))
+        is_whole = new[name].shape == found[name].shape
+        new[name] = found[name] if is_whole else new[name].at[:rows].set(found[name][:rows])
+    return as_tree(new)

@@ -13,6 +13,7 @@ import pytest
 from safetensors import safe_open
 
 from gptjax.base.errors import UserError
+from gptjax.base.tree import as_tree
 from gptjax.config import ModelConfig
 from gptjax.conversion import huggingface_writing
 from gptjax.conversion.huggingface import read_huggingface
@@ -20,7 +21,7 @@ from gptjax.conversion.huggingface_writing import write_huggingface
 from gptjax.conversion.reader_limits import READERS, reasons_against
 from gptjax.conversion.safetensors_files import write_safetensors
 from gptjax.conversion.tokenizer_writing import write_tokenizer_files
-from gptjax.conversion.weights import Weights, as_tree
+from gptjax.conversion.weights import Weights
 from gptjax.model.gpt import GPT
 from gptjax.model.places import leaves
 from gptjax.tokenizers.bpe import BPETokenizer

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.base.errors import UserError
+from gptjax.base.tree import as_tree
 from gptjax.config import ModelConfig
 from gptjax.conversion.llmc import is_llmc, read_llmc, write_llmc
-from gptjax.conversion.weights import Weights, as_tree, to_huggingface
+from gptjax.conversion.weights import Weights, to_huggingface
 from gptjax.model.gpt import GPT
 from gptjax.tokenizers.plain import ByteTokenizer, CharTokenizer
 

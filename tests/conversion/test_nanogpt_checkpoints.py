@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.base.errors import UserError
+from gptjax.base.tree import as_tree
 from gptjax.conversion.nanogpt import is_nanogpt, read_nanogpt
-from gptjax.conversion.weights import Weights, as_tree, to_huggingface
+from gptjax.conversion.weights import Weights, to_huggingface
 from gptjax.model.gpt import GPT
 
 torch = pytest.importorskip("torch")

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptjax.base.tree import as_tree
 from gptjax.config import ModelConfig
-from gptjax.conversion.weights import as_tree, from_huggingface
+from gptjax.conversion.weights import from_huggingface
 from gptjax.evaluation.scoring import Request, Scorer
 from gptjax.evaluation.wikitext import rolling_requests
 from gptjax.tokenizers.bpe import gpt2

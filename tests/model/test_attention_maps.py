@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from huggingface_side import ODD, config_of
 
+from gptjax.base.tree import as_tree
 from gptjax.config import ModelConfig
-from gptjax.conversion.weights import as_tree, from_huggingface
+from gptjax.conversion.weights import from_huggingface
 from gptjax.model.attention_maps import attention_map
 from gptjax.model.gpt import init_params
 

@@ -24,9 +24,9 @@ from gptjax.preparation.sources import find_inputs
 from gptjax.tokenizers.gpt1 import GPT1Tokenizer
 from gptjax.tokenizers.plain import ByteTokenizer
 from gptjax.tokenizers.registry import document_separator
+from gptjax.training.objectives import language_modelling
 from gptjax.training.setup import Setup
 from gptjax.training.step import make_eval_step
-from gptjax.training.tasks import language_modelling
 
 EOT, TIME = 7, 300
 PATHS = ["xla", "blockwise"]
@@ -172,13 +172,13 @@ def test_row_losses_are_those_of_the_documents_apart():
     tokens_BT, params = some_tokens([(100, 200)]), parameters(MODEL)
     packed = language_modelling(MODEL, eot_id=EOT).row_losses
     weights_BT = np.ones((1, TIME), np.float32)
-    together = jax.jit(packed)(params, {"tokens": tokens_BT, "weights": weights_BT})
+    together = jax.jit(packed)(params, {"tokens": tokens_BT, "weights": weights_BT})["loss"]
     apart = 0.0
     for start in (0, 100, 200):
         moved = {"embedding": np.roll(params["wpe"]["embedding"], -start, axis=0)}
         batch = {"tokens": tokens_BT[:, start : start + 101], "weights": weights_BT[:, :100]}
         task = language_modelling(MODEL)
-        apart += jax.jit(task.row_losses)({**params, "wpe": moved}, batch)[0]
+        apart += jax.jit(task.row_losses)({**params, "wpe": moved}, batch)["loss"][0]
     assert float(together[0]) == pytest.approx(float(apart), rel=1e-6)
 
 
@@ -194,7 +194,7 @@ def test_a_divided_model_keeps_documents_apart_too():
         losses.append(float(step(params, put_rows(mesh, batch, axis=0))["loss"]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     batch = {"tokens": tokens_BT, "weights": np.ones((len(CUTS), TIME), np.float32)}
-    plain = jax.jit(language_modelling(MODEL).row_losses)(params, batch).sum()
+    plain = jax.jit(language_modelling(MODEL).row_losses)(params, batch)["loss"].sum()
     assert abs(float(plain) - losses[0]) > 1e-3 * losses[0]
 
 
@@ -247,6 +247,6 @@ def test_a_run_trains_and_validates_inside_documents(documents):
         for batch in batches:
             real_B1 = batch.pop(IS_REAL)[:, None]
             batch["weights"] = np.broadcast_to(real_B1, batch["tokens"][:, 1:].shape)
-        total = sum(float(row_losses(params, batch).sum()) for batch in batches)
+        total = sum(float(row_losses(params, batch)["loss"].sum()) for batch in batches)
         expected = total / sum(float(batch["weights"].sum()) for batch in batches)
         assert (found == pytest.approx(expected, rel=1e-5)) == is_it

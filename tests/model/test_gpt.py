@@ -19,7 +19,7 @@ from gptjax.model import ops
 from gptjax.model.gpt import GPT, PADDING_LOGIT, init_params, parameter_shapes
 from gptjax.model.layers import Block
 from gptjax.model.size import parameter_count
-from gptjax.training.tasks import language_modelling
+from gptjax.training.objectives import language_modelling
 
 BASE = ModelConfig(2, 2, 16, n_ctx=12, n_vocab=200, dtype="float32", resid_pdrop=0.1)
 ORDERS = [{"norm": "pre"}, {"norm": "post", "final_norm": False}]

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.base.tree import named_leaves
+from gptjax.base.tree import as_tree, named_leaves
 from gptjax.config import ModelConfig
-from gptjax.conversion.weights import as_tree, from_huggingface
+from gptjax.conversion.weights import from_huggingface
 from gptjax.model.gpt import GPT, parameter_shapes
-from gptjax.training.tasks import language_modelling
+from gptjax.training.objectives import language_modelling
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -11,7 +11,7 @@ from conftest import EXHAUSTIVE
 from gptjax.base.tree import named_leaves
 from gptjax.config import ModelConfig
 from gptjax.model.gpt import init_params, parameter_shapes
-from gptjax.training.tasks import language_modelling
+from gptjax.training.objectives import language_modelling
 
 POLICIES = ["none", "dots", "block", "full"]
 BATCH, TIME, VOCAB = 4, 256, 512

@@ -9,10 +9,10 @@ from prepared_models import random_weights
 from small_runs import Heard, tiny
 
 from gptjax.base.errors import UserError
+from gptjax.base.tree import as_tree
 from gptjax.cluster.stop import StopRequest
 from gptjax.config.names import TESTS
 from gptjax.conversion.opening import load_run
-from gptjax.conversion.weights import as_tree
 from gptjax.evaluate import evaluate
 from gptjax.evaluation.registry import EVALUATIONS
 from gptjax.training import loop

@@ -9,7 +9,8 @@ from gptjax.base.tree import named_leaves
 from gptjax.config import Config, DataConfig, ModelConfig, TrainConfig
 from gptjax.data.corpus import Corpus
 from gptjax.model.gpt import GPT, init_params
-from gptjax.training.tasks import TASKS, language_modelling
+from gptjax.training.objectives import language_modelling
+from gptjax.training.tasks import TASKS
 
 BATCH, TIME, VOCAB = 3, 8, 50
 
@@ -69,7 +70,7 @@ def test_the_losses_are_numpys_sums(chunk_tokens):
     params, task = parameters(cfg), language_modelling(cfg, chunk_tokens)
     expected_B = reference_rows(cfg, params)
     assert expected_B[1] == 0
-    rows_B = jax.jit(task.row_losses)(params, batch())
+    rows_B = jax.jit(task.row_losses)(params, batch())["loss"]
     assert (rows_B.shape, rows_B.dtype) == ((BATCH,), jnp.float32)
     np.testing.assert_allclose(rows_B, expected_B, rtol=1e-6)
     loss = jax.jit(task.loss)(params, batch(), None)
@@ -86,7 +87,7 @@ def test_only_a_key_turns_dropout_on():
     first, again, other = (loss(params, batch(), jax.random.key(i)) for i in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert len({float(first), float(other), float(certain)}) == 3
-    rows_B = jax.jit(task.row_losses)(params, batch())
+    rows_B = jax.jit(task.row_losses)(params, batch())["loss"]
     np.testing.assert_allclose(rows_B.sum(), certain, rtol=1e-6)
 
 

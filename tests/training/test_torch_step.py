@@ -22,10 +22,10 @@ from huggingface_side import (
     torch_numbers,
 )
 
-from gptjax.base.tree import named_leaves
+from gptjax.base.tree import as_tree, named_leaves
 from gptjax.cluster.mesh import batch_layout, make_mesh, put_rows
 from gptjax.config import Config, OptimConfig, TrainConfig
-from gptjax.conversion.weights import as_tree, from_huggingface, to_huggingface
+from gptjax.conversion.weights import from_huggingface, to_huggingface
 from gptjax.model.gpt import GPT
 from gptjax.training.program import assemble
 

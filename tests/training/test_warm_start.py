@@ -13,11 +13,10 @@ from prepared_models import write_huggingface_model
 from small_runs import tiny, trained
 
 from gptjax.base.errors import UserError
-from gptjax.base.tree import named_leaves
+from gptjax.base.tree import as_tree, named_leaves
 from gptjax.config import Config
 from gptjax.conversion.exporting import export_huggingface
 from gptjax.conversion.opening import load_run
-from gptjax.conversion.weights import as_tree
 from gptjax.model.places import leaves
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir

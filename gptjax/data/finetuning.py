@@ -1,0 +1,96 @@
+"""What both kinds of fine-tuning data are: three sets of examples, read in epochs.
+
+A subclass reads its file, chooses the tokenizer and fills `train`, `validation` and `test`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+from gptjax.base.errors import UserError
+from gptjax.config import Config
+from gptjax.config.courses import misfits
+from gptjax.data.epochs import EpochOrder, steps_per_epoch
+from gptjax.data.examples import EndlessExamples, Examples, TaskData, ValidationSet
+from gptjax.tokenizers.bpe import train_bpe
+from gptjax.tokenizers.plain import Tokenizer, collect_characters
+from gptjax.tokenizers.registry import make_tokenizer
+
+
+class FineTuningData(TaskData):
+    """Examples in three splits, with the tokenizer that made their tokens."""
+
+    tokenizer: Tokenizer
+    train: Examples
+    validation: Examples
+    test: Examples
+    fingerprint: str
+    """16 hexadecimal digits that change with any token, label or split."""
+    rows: int
+    """Examples in a step."""
+
+    def shuffled(self, seed: int) -> EndlessExamples:
+        """Every training example once an epoch."""
+        return EpochOrder(self.train, self.rows, seed)
+
+    def validation_sets(self) -> list[ValidationSet]:
+        """The validation split; raises `UserError` if it is empty."""
+        if len(self.validation) == 0:
+            raise UserError(
+                "there is no example for validation: give a larger --data.val-fraction, or "
+                "--data.val-examples FILE, or --train.eval-every-steps 0 with "
+                "--train.eval-every-epochs None"
+            )
+        return [ValidationSet("", 1.0, self.validation)]
+
+    def fingerprint_until(self, step: int | None = None) -> str:
+        """All steps read all training examples."""
+        del step
+        return self.fingerprint
+
+    def epochs(self, step: int) -> float:
+        """Epochs after `step` steps."""
+        return step / steps_per_epoch(len(self.train), self.rows)
+
+
+def with_course(config: Config, examples: int, context: int) -> Config:
+    """The config with its length in steps, for `examples` training examples of `context` tokens.
+
+    Epochs, examples a step and a warm-up as a share become the steps and tokens that all else
+    reads. Raises `UserError` if the schedule then does not fit.
+    """
+    train, rows = config.train, config.batch_rows
+    per_epoch, steps = steps_per_epoch(examples, rows), train.max_steps
+    if train.epochs is not None:
+        steps = min(steps, math.ceil(train.epochs * per_epoch))
+    cadence = {}
+    if train.eval_every_epochs is not None:
+        every = max(1, round(train.eval_every_epochs * per_epoch))
+        cadence = {"eval_every_steps": every, "save_every_steps": every}
+    optim = config.optim
+    if optim.warmup_fraction is not None:
+        optim = replace(optim, warmup_steps=round(optim.warmup_fraction * steps))
+    train = replace(
+        train, context=context, batch_rows=rows, batch_tokens=rows * context, max_steps=steps,
+        **cadence,
+    )  # fmt: skip
+    config = dataclasses.replace(config, train=train, optim=optim)
+    if found := [message for _, message in misfits(config)]:
+        raise UserError("; ".join(found))
+    return config
+
+
+def tokenizer_for(config: Config, given: Tokenizer | None, texts: Iterable[str]) -> Tokenizer:
+    """The given tokenizer, or the one that `data.tokenizer` names; `texts` train chars and bpe:N.
+
+    None means bytes.
+    """
+    name = config.data.tokenizer or "bytes"
+    if given is not None:
+        return given
+    if name == "chars":
+        return collect_characters(texts)
+    if name.startswith("bpe:"):
+        return train_bpe(texts, int(name.removeprefix("bpe:")))
+    return make_tokenizer(name)
