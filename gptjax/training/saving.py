@@ -6,6 +6,7 @@ While steps are skipped the parameters may be bad, so no older checkpoint is del
 import dataclasses
 import math
 from contextlib import suppress
+from typing import Any
 
 import jax
 
@@ -13,6 +14,7 @@ from gptjax.cluster.watchdog import Watchdog
 from gptjax.evaluation.perplexity import Validation
 from gptjax.runs.checkpoint import Checkpointer, SaveError
 from gptjax.runs.display import Display
+from gptjax.runs.ranking import LOSS
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, saved_items
 
@@ -34,9 +36,18 @@ class Saving:
         """Whether a save is due after the next step."""
         return self._failed or self._is_put_off
 
-    def lowest_loss(self) -> float:
-        """The lowest validation loss among those that can be compared with the current one."""
-        return self._checkpointer.ranking.lowest(self._setup.data.loss_definition)
+    def is_best(self, validation: Validation) -> bool:
+        """Whether this validation is better than all that it can be compared with."""
+        return self._checkpointer.ranking.would_lead(self._measured(validation))
+
+    def _measured(self, validation: Validation) -> dict[str, Any]:
+        """What a cursor keeps of a validation: the loss, and what else ranks checkpoints."""
+        by = self._setup.config.train.best_by
+        kept = {"val_loss": validation.loss, "val_measure": self._setup.data.loss_definition}
+        if by == LOSS:
+            return kept
+        figures = self._setup.task.figures(self._setup.config, validation.sums)
+        return {**kept, "best_by": by, f"val_{by}": figures[by]}
 
     def put_off(self, step: int) -> None:
         """Postpone the save after a skipped step to the next step."""
@@ -62,10 +73,9 @@ class Saving:
         """
         step, config = int(state.step), dataclasses.asdict(self._setup.config)
         items = saved_items(state, self._setup.program.trained)
-        cursor: dict[str, str | float] = {**self._setup.data_identity(step)}
+        cursor: dict[str, Any] = {**self._setup.data_identity(step)}
         if validation is not None and math.isfinite(validation.loss):
-            cursor["val_loss"] = validation.loss
-            cursor["val_measure"] = self._setup.data.loss_definition
+            cursor |= self._measured(validation)
         try:
             with self._watchdog.watching(NOT_SAVED, self._checkpointer.longest_save):
                 self._checkpointer.save(step, items, config, cursor, keeps_all)
