@@ -3,9 +3,10 @@
 Letters: B examples of a batch, S sequences of an example, T time, C classes.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,10 +17,13 @@ from jax import Array
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
 from gptjax.config.schema import CLASSIFY
+from gptjax.data.classify import LabelledTexts
 from gptjax.data.examples import Examples
+from gptjax.data.labelled import read_labelled
 from gptjax.data.padding import padded_lengths
 from gptjax.data.transformations import Transformation
 from gptjax.evaluation.classes import class_figures, confusion_of
+from gptjax.evaluation.setting import Setting
 from gptjax.generation.loaded import LoadedRun
 from gptjax.model.gpt import GPT
 from gptjax.model.heads import class_scores
@@ -46,16 +50,20 @@ class Classifier:
                 "--task classify"
             )
         changes: dict[str, Any] = {"dtype": dtype, "attention": "auto", "unroll": 1}
-        self.cfg = dataclasses.replace(
-            config.model, float32_matmul="highest", remat="none", **changes
-        )
+        self.cfg = replace(config.model, float32_matmul="highest", remat="none", **changes)
         self.labels, self.form = config.classify.labels, config.classify.form
+        """Names of the classes in the order of their probabilities; those of a choice are numbers.
+        """
         self._params, self._rows = run.params, batch_rows
         self._longest = config.context
         self._transform = Transformation(config.classify, run.tokenizer, self._longest)
         self._precision = matmul_precision(self.cfg, jax.devices()[0])
 
-    def of_texts(self, texts: Sequence[Sequence[str]]) -> np.ndarray:
+    def of_texts(
+        self,
+        texts: Sequence[Sequence[str]],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> np.ndarray:
         """Probabilities of all classes, float32 [N, C], of examples with one text or several.
 
         A pair has two; a choice has a text and its answers, and C is their number. Raises
@@ -72,7 +80,7 @@ class Classifier:
                     f"this run reads {TEXTS[self.form]} an example (classify.form {self.form}), "
                     f"not {len(own)}"
                 )
-        return self.of_sequences([self._transform.sequences(own)[0] for own in texts])
+        return self.of_sequences([self._transform.sequences(own)[0] for own in texts], progress)
 
     def of_sequences(
         self, examples: Sequence[Sequences], progress: Callable[[int], None] = lambda done: None
@@ -126,6 +134,55 @@ class Classifier:
         guesses = self.of_sequences(sequences, progress).argmax(1)
         truths = [int(row["label"]) for row in rows]
         return class_figures(confusion_of(truths, guesses, len(self.labels)), self.labels)
+
+
+def measure_labels(setting: Setting) -> dict[str, Any]:
+    """The figures of a file of labelled texts, or of the split of it that `setting` names.
+
+    Raises `UserError` for a run that does not classify, for a file that is not like those of its
+    training, and for a label that it has not learned.
+    """
+    config, scorer = setting.run.config, setting.scorer
+    classifier = Classifier(setting.run, scorer.batch_rows, scorer.cfg.dtype)
+    config = replace(config, data=replace(config.data, examples=setting.data))
+    if setting.split is not None:
+        data = LabelledTexts(config, setting.run.tokenizer, None)
+        splits = {"train": data.train, "validation": data.validation, "test": data.test}
+        examples = splits[setting.split]
+        if not len(examples):
+            raise UserError(f"the {setting.split} split of this run has no examples: leave --split")
+        with setting.bar(len(examples), "examples") as progress:
+            figures = classifier.figures(examples, progress)
+        return _with_labels(figures, len(examples), classifier.labels)
+    rows = read_labelled(config, Path(setting.data)).rows[: setting.limit]
+    for row in rows:
+        if row.label not in classifier.labels:
+            raise UserError(
+                f"{row.where}, has the label {row.label!r}; {setting.run.origin} has learned "
+                f"{', '.join(classifier.labels)}: correct it, or leave it out"
+            )
+    truths = [classifier.labels.index(row.label) for row in rows]
+    with setting.bar(len(rows), "examples") as progress:
+        guesses = classifier.of_texts([row.texts for row in rows], progress).argmax(1)
+    confusion = confusion_of(truths, guesses.tolist(), len(classifier.labels))
+    return _with_labels(class_figures(confusion, classifier.labels), len(rows), classifier.labels)
+
+
+def class_lines(probs_C: Sequence[float] | np.ndarray, labels: Sequence[str]) -> list[str]:
+    """The most probable class, and then all of them with their probabilities, most probable first.
+
+    >>> print(*class_lines([0.25, 0.75], ("ham", "spam")), sep="\\n")
+    spam
+      spam  0.7500
+      ham   0.2500
+    """
+    ranked = sorted(zip(labels, probs_C, strict=True), key=lambda pair: -pair[1])
+    width = max(map(len, labels))
+    return [ranked[0][0], *(f"  {label:{width}}  {share:.4f}" for label, share in ranked)]
+
+
+def _with_labels(figures: dict[str, Any], size: int, labels: Sequence[str]) -> dict[str, Any]:
+    return {"examples": size, **figures, "labels": list(labels)}
 
 
 @partial(jax.jit, static_argnames=("cfg", "form"))

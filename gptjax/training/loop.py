@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax
 
-from gptjax.base.errors import UserError
 from gptjax.cluster.agreement import (
     broadcast_from_0,
     exit_if_distributed,
@@ -192,14 +191,9 @@ class _Loop:
         self._is_skipping = skipped > 0
         if skipped:
             self.display.say(f"step {step} was skipped: its gradients are not finite")
-        if skipped < GIVE_UP_AFTER:
-            return
-        with jax.transfer_guard("allow"):
-            what_to_do = self.saving.go_back(step - skipped)  # the last accepted step
-        raise UserError(
-            f"{skipped} steps in a row had gradients that are not finite, the last at step {step}. "
-            f"{what_to_do} a lower --optim.peak-lr"
-        )
+        if skipped >= GIVE_UP_AFTER:
+            with jax.transfer_guard("allow"):
+                self.saving.give_up(step, skipped)
 
     def _write(self, rows: list[Row]) -> None:
         if rows[0]["step"] == self._begins:  # a start that trains nothing leaves the run as it is
@@ -277,7 +271,8 @@ class _Loop:
             self.display.say(f"ended before step {max_steps} by {early}")
         self.display.say(
             f"done: {step} steps; {curves}now try\n  "
-            f'python -m gptjax.generate --run {shlex.quote(str(self.run_dir.path))} --prompt "..."'
+            f"python -m gptjax.generate --run {shlex.quote(str(self.run_dir.path))} "
+            f'{self.setup.task.try_it} "..."'
         )
         return 0
 

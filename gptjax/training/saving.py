@@ -6,10 +6,11 @@ While steps are skipped the parameters may be bad, so no older checkpoint is del
 import dataclasses
 import math
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
+from gptjax.base.errors import UserError
 from gptjax.cluster.watchdog import Watchdog
 from gptjax.evaluation.perplexity import Validation
 from gptjax.runs.checkpoint import Checkpointer, SaveError
@@ -55,14 +56,23 @@ class Saving:
             self._display.say(f"step {step} was skipped, so its checkpoint is postponed")
         self._is_put_off = True
 
-    def go_back(self, before: int) -> str:
-        """Set aside the checkpoints from step `before` on, if any is older; returns advice."""
+    def give_up(self, step: int, skipped: int) -> NoReturn:
+        """Set aside the checkpoints since the last accepted step; raises `UserError` with advice.
+
+        The last step is `step`, and it and those before it, `skipped` in all, were skipped.
+        """
         with suppress(SaveError):
             self.wait()
-        good = self._checkpointer.go_back(before, self._display.say)
-        if good is None:
-            return "There is no earlier checkpoint: start over with --fresh and"
-        return f"The checkpoint of step {good} is earlier and was verified now: rerun with"
+        good = self._checkpointer.go_back(step - skipped, self._display.say)
+        what_to_do = (
+            "There is no earlier checkpoint: start over with --fresh and"
+            if good is None
+            else f"The checkpoint of step {good} is earlier and was verified now: rerun with"
+        )
+        raise UserError(
+            f"{skipped} steps in a row had gradients that are not finite, the last at step {step}. "
+            f"{what_to_do} a lower --optim.peak-lr"
+        )
 
     def save(
         self, state: TrainState, validation: Validation | None, keeps_all: bool = False

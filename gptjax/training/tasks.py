@@ -52,6 +52,8 @@ class Task(NamedTuple):
     otherwise it is a file of examples."""
     unit: str = "token"
     """What losses are means over."""
+    try_it: str = "--prompt"
+    """The flag of `python -m gptjax.generate` that shows what a run has learned."""
     figures: Callable[[Config, Mapping[str, np.ndarray]], Figures] = lambda config, sums: {}
     """Further figures of a validation, such as accuracy, from the sums of what it measures."""
     results: Measure | None = None
@@ -82,6 +84,7 @@ TASKS = {
         form_of_labelled,
         _labels,
         unit="example",
+        try_it="--classify",
         figures=_class_figures,
         results=measure_splits,
     ),
