@@ -9,6 +9,7 @@ from gptjax.config.origins import flag_of
 from gptjax.evaluation.registry import EVALUATIONS
 
 LM_EVAL = "--lm-eval"
+NOT_LM_EVAL = ("on", "stride", "limit", "json", "style", "split", "text_field")
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ def idle_flags(command: EvaluateCommand) -> list[str]:
 def check_flags(command: EvaluateCommand, is_harness: bool) -> None:
     """Raise one `ConfigError` with every problem of the flags."""
     problems = []
-    for name in (
-        ("on", "stride", "limit", "json", "style", "split", "text_field") if is_harness else ()
-    ):
+    for name in NOT_LM_EVAL if is_harness else ():
         if getattr(command, name) != getattr(EvaluateCommand(), name):
             problems.append(f"{flag_of(name)} is not for {LM_EVAL}: leave it out, or see --help")
     if command.on not in EVALUATIONS:
