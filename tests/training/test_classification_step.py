@@ -41,6 +41,7 @@ def batch_of(form: str, time: int = TIME) -> dict[str, np.ndarray]:
     sequences = 2 if form == "choice" else 1
     lengths_BS = rng.integers(4, TIME + 1, (ROWS, sequences), dtype=np.int32)
     lengths_BS[0, 0] = TIME
+    label_B = rng.integers(0, 2 if form == "choice" else 3, ROWS).astype(np.int32)
     tokens_BST = rng.integers(0, 298, (ROWS, sequences, time), dtype=np.int32)
     for row in range(ROWS):
         for sequence in range(sequences):
@@ -50,7 +51,7 @@ def batch_of(form: str, time: int = TIME) -> dict[str, np.ndarray]:
     return {
         "tokens": tokens_BST,
         "lengths": lengths_BS,
-        "label": rng.integers(0, 2 if form == "choice" else 3, ROWS).astype(np.int32),
+        "label": label_B,
         "class_weight": np.ones(ROWS, np.float32),
         "weights": np.ones(ROWS, np.float32),
     }
