@@ -22,7 +22,13 @@ from gptjax.conversion.weights import from_huggingface, to_huggingface
 from gptjax.training.objectives import classification
 from gptjax.training.program import assemble
 
-SHAPE = {"n_layer": 2, "n_head": 5, "n_embd": 40, "vocab_size": 301, "n_positions": 23}
+SHAPE: dict[str, Any] = {
+    "n_layer": 2,
+    "n_head": 5,
+    "n_embd": 40,
+    "vocab_size": 301,
+    "n_positions": 23,
+}
 CLF = ("clf/kernel", "clf/bias")
 OPTIM = OptimConfig(peak_lr=6.25e-5, warmup_steps=0, weight_decay=0.01, beta2=0.999)
 ROWS, TIME = 4, 17
