@@ -81,6 +81,11 @@ def finetuning_mistakes(c: Config) -> Iterator[Mistake]:
         )
     if c.task == CLASSIFY:
         yield from _labelled_mistakes(c)
+    if d.document_mask:
+        yield (
+            ("data.document_mask", "task"),
+            "data.document_mask is for pretraining: examples of a fine-tuning never see each other",
+        )
     if t.ramp_from_tokens is not None:
         yield (
             ("train.ramp_from_tokens", "task"),
