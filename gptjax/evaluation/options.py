@@ -9,6 +9,7 @@ from gptjax.config.origins import flag_of
 from gptjax.evaluation.registry import EVALUATIONS
 
 LM_EVAL = "--lm-eval"
+NOT_LM_EVAL = ("on", "stride", "limit", "json", "style", "split", "text_field")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class EvaluateCommand:
     """RUN, RUN@best (lowest validation loss, the default), RUN@latest, RUN@STEP, or a Hugging Face
     directory."""
     on: str = "perplexity"
-    """What to measure: perplexity, wikitext, hellaswag, lambada or choices."""
+    """What to measure: perplexity, wikitext, hellaswag, lambada, choices or labels."""
     data: str = ""
     """The published file, a text, a prepared directory (its validation split), or a data set of the
     Hugging Face hub."""
@@ -45,6 +46,8 @@ class EvaluateCommand:
     """Measure the running average of the parameters, if the run keeps one."""
     style: Literal["lm-eval", "llmc", "both"] | None = None
     """Style of hellaswag: lm-evaluation-harness's (the default), llm.c's, or both."""
+    split: Literal["train", "validation", "test"] | None = None
+    """Part of the labelled texts of labels, divided as the run did; the default is all of them."""
     text_field: str | None = None
     """Field of JSON, CSV or Parquet that holds the text of perplexity."""
 
@@ -59,7 +62,7 @@ def idle_flags(command: EvaluateCommand) -> list[str]:
 def check_flags(command: EvaluateCommand, is_harness: bool) -> None:
     """Raise one `ConfigError` with every problem of the flags."""
     problems = []
-    for name in ("on", "stride", "limit", "json", "style", "text_field") if is_harness else ():
+    for name in NOT_LM_EVAL if is_harness else ():
         if getattr(command, name) != getattr(EvaluateCommand(), name):
             problems.append(f"{flag_of(name)} is not for {LM_EVAL}: leave it out, or see --help")
     if command.on not in EVALUATIONS:
