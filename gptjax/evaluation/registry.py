@@ -57,6 +57,12 @@ def _choices(setting: "Setting") -> Figures:
     return measure_choices(setting)
 
 
+def _responses(setting: "Setting") -> Figures:
+    from gptjax.evaluation.responding import measure_responses
+
+    return measure_responses(setting)
+
+
 EVALUATIONS = {
     "perplexity": Evaluation(
         "loss, perplexity and bits per byte of any text or prepared directory",
@@ -75,4 +81,9 @@ EVALUATIONS = {
         "accuracy and perplexity of the last word of LAMBADA", _lambada, scored="last word"
     ),
     "choices": Evaluation("accuracy on any multiple-choice test in JSON lines", _choices),
+    "responses": Evaluation(
+        "exact match and ROUGE-L of responses to instructions, and a judge's grade if one is asked",
+        _responses,
+        frozenset({"markdown", "judge", "judge_model"}),
+    ),
 }

@@ -28,7 +28,8 @@ CONVERTED = "0"  # the only step of a converted run; training saves from step 1 
 FREE = (
     "data.path", "data.tokenizer", "data.source", "data.inputs", "data.input_format",
     "data.text_field", "data.doc_separator", "data.hub", "data.val_fraction", "data.mixture",
-    "sample.", "mesh.", "train.max_steps", "train.micro_batch", "train.cpu_devices",
+    "sample.", "instruct.test_responses", "mesh.",
+    "train.max_steps", "train.micro_batch", "train.cpu_devices",
     "train.eval_", "train.save_", "train.sample_", "train.keep_", "train.stall_",
     "train.evaluate_on", "train.loss_chunk", "train.updates_per_call", "train.wire_dtype",
     "train.profile",

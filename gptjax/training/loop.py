@@ -93,6 +93,9 @@ def fit(
         loop.do_what_was_missed(state, step)
         if step >= setup.config.train.max_steps:
             loop.finish()
+            if stop:
+                display.say(f"stopped before {RESULTS}: rerun the same command to write it")
+                return stop.exit_code
             how = how_to_go_on(run_dir.read_config(), step)
             display.say(f"{run_dir.path} is complete at step {step}: {how}")
             return 0
@@ -293,6 +296,9 @@ class _Loop:
             )
             return self.stop.exit_code
         self.finish()
+        if self.stop:
+            self.display.say(f"stopped before {RESULTS}: rerun the same command to write it")
+            return self.stop.exit_code
         self.display.say(
             f"done: {step} steps; {curves}now try\n  "
             f'python -m gptjax.generate --run {shlex.quote(str(self.run_dir.path))} --prompt "..."'
@@ -306,4 +312,7 @@ class _Loop:
             return
         run = load_run(path)
         loss = self.checkpointer.ranking.loss(run.step)
-        write_results(measure, Finished(run, loss, self.setup.data, path, self.display.say))
+        say, heartbeat = self.display.say, self.watchdog.heartbeat
+        finished = Finished(run, loss, self.setup.data, path, say, heartbeat, self.stop)
+        write_results(measure, finished)
+        self.watchdog.pause()

@@ -6,7 +6,7 @@ step, loop, evaluation and checkpoint take whatever batch the examples of a task
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from gptjax.data.instruct import Instructions, form_of_instructions
 from gptjax.evaluation.classes import class_figures
 from gptjax.model.places import ModelSharding
 from gptjax.tokenizers.plain import Tokenizer
-from gptjax.training.finishing import Finished
+from gptjax.training.answering import answer_test
+from gptjax.training.finishing import Measure
 from gptjax.training.objectives import Losses, classification, language_modelling
 
 Figures = dict[str, float]
@@ -53,7 +54,7 @@ class Task(NamedTuple):
     """What losses are means over."""
     figures: Callable[[Mapping[str, np.ndarray]], Figures] = lambda sums: {}
     """Further figures of a validation, such as accuracy, from the sums of what it measures."""
-    results: Callable[[Finished], dict[str, Any]] | None = None
+    results: Measure | None = None
     """Measures the best checkpoint on the test split, for results.json."""
 
 
@@ -80,7 +81,10 @@ TASKS = {
         figures=class_figures,
     ),
     INSTRUCT: Task(
-        lambda config, given: Instructions(config, *given), form_of_instructions, _next_tokens
+        lambda config, given: Instructions(config, *given),
+        form_of_instructions,
+        _next_tokens,
+        results=answer_test,
     ),
 }
 
