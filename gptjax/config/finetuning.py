@@ -56,6 +56,11 @@ def finetuning_mistakes(c: Config) -> Iterator[Mistake]:
         yield ("classify.lm_weight",), message
     if c.task not in (CLASSIFY, INSTRUCT):
         return
+    if d.document_mask:
+        yield (
+            ("data.document_mask", "task"),
+            "data.document_mask is for pretraining: examples of a fine-tuning never see each other",
+        )
     if t.ramp_from_tokens is not None:
         yield (
             ("train.ramp_from_tokens", "task"),
