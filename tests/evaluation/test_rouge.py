@@ -1,5 +1,6 @@
-"""ROUGE-L against a recursion over all pairs of words, known values, and the package rouge_score."""
+"""ROUGE-L against a recursion over pairs of words, known values, and the package rouge_score."""
 
+import itertools
 import json
 import random
 from functools import cache
@@ -50,7 +51,7 @@ def test_known_values(response, reference, expected):
 def test_it_is_what_rouge_score_computes(test_data):
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
     records = json.loads((test_data / "instructions.json").read_text())[:60]
-    for first, second in zip(records, records[1:], strict=False):
+    for first, second in itertools.pairwise(records):
         for text in (second["output"], first["instruction"] + first["output"]):
             expected = scorer.score(first["output"], text)["rougeL"].fmeasure
             assert rouge_l(text, first["output"]) == pytest.approx(expected)
