@@ -26,12 +26,27 @@ def generate(argv: Sequence[str]) -> int:
     import_jax()
 
     from gptjax.cluster.compiler import enable_compilation_cache
-    from gptjax.generation.showing import shown_as
 
     enable_compilation_cache()
+    if command.classify:
+        return _classify(command)
+    from gptjax.generation.showing import shown_as
+
     with shown_as(command, prompts) as show:
         for name in command.runs:
             _draw(command, name, prompts, show)
+    return 0
+
+
+def _classify(command: GenerateCommand) -> int:
+    """Print the class of a text, and below it the probability of every class."""
+    from gptjax.conversion.opening import load_run
+    from gptjax.evaluation.labels import Classifier, class_lines
+
+    run = load_run(command.run)
+    classifier = Classifier(run, batch_rows=1, dtype=command.dtype)
+    print(run.origin, file=sys.stderr)
+    print(*class_lines(classifier.of_texts([command.classify])[0], classifier.labels), sep="\n")
     return 0
 
 

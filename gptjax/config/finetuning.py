@@ -54,7 +54,16 @@ def finetuning_mistakes(c: Config) -> Iterator[Mistake]:
     if not 0 <= c.classify.lm_weight < float("inf"):
         message = f"classify.lm_weight must be 0 or more, not {c.classify.lm_weight}"
         yield ("classify.lm_weight",), message
+    if t.best_by != "loss" and c.task != CLASSIFY:
+        message = f"train.best_by {t.best_by} needs a classification, and task is {c.task}"
+        yield ("train.best_by", "task"), message
+    if t.patience is not None and not (t.eval_every_steps or t.eval_every_epochs):
+        message = "train.patience counts validations: give train.eval_every_epochs"
+        yield ("train.patience", "train.eval_every_steps"), message
     if c.task not in (CLASSIFY, INSTRUCT):
+        if t.patience is not None:
+            message = f"train.patience is for a fine-tuning, and task is {c.task}"
+            yield ("train.patience", "task"), message
         return
     if d.document_mask:
         yield (

@@ -18,12 +18,15 @@ from gptjax.runs.directory import RunDir
 from gptjax.runs.naming import CheckpointName
 
 
-def load_run(path: str | PathLike[str], averaged: bool = True, dtype: str = "float32") -> LoadedRun:
+def load_run(
+    path: str | PathLike[str], averaged: bool = True, dtype: str = "float32", alone: bool = False
+) -> LoadedRun:
     """Load a checkpoint: RUN or RUN@best by validation loss, RUN@latest, or RUN@STEP.
 
     A run that keeps a running average of its parameters gives the average, unless `averaged` is
     false. A directory of Hugging Face's GPT-2 or OpenAI-GPT is read like a run of step 0. The
     parameters have the type `dtype` as soon as they are read. Nothing in the directory changes.
+    With `alone` process 0 of several loads it without the others.
     Raises `UserError` if there is no run and no such directory, no such checkpoint, or a damaged
     one.
     """
@@ -33,7 +36,7 @@ def load_run(path: str | PathLike[str], averaged: bool = True, dtype: str = "flo
     run_dir = RunDir(name.path)
     find_devices()
     config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
-    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
+    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True, alone=alone)
     try:
         step = checkpointer.choose(name.which)
         shapes = jax.tree.map(

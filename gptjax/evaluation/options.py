@@ -10,7 +10,7 @@ from gptjax.evaluation.registry import EVALUATIONS
 
 LM_EVAL = "--lm-eval"
 NOT_LM_EVAL = (
-    "on", "stride", "limit", "json", "style", "text_field", "markdown", "judge", "judge_model",
+    "on", "stride", "limit", "json", "style", "split", "text_field", "markdown", "judge", "judge_model",
 )  # fmt: skip
 
 
@@ -26,7 +26,7 @@ class EvaluateCommand:
     """RUN, RUN@best (lowest validation loss, the default), RUN@latest, RUN@STEP, or a Hugging Face
     directory."""
     on: str = "perplexity"
-    """What to measure: perplexity, wikitext, hellaswag, lambada, choices or responses."""
+    """What to measure: perplexity, wikitext, hellaswag, lambada, choices, labels or responses."""
     data: str = ""
     """The published file, a text, a prepared directory (its validation split), or a data set of the
     Hugging Face hub."""
@@ -48,6 +48,8 @@ class EvaluateCommand:
     """Measure the running average of the parameters, if the run keeps one."""
     style: Literal["lm-eval", "llmc", "both"] | None = None
     """Style of hellaswag: lm-evaluation-harness's (the default), llm.c's, or both."""
+    split: Literal["train", "validation", "test"] | None = None
+    """Part of the labelled texts of labels, divided as the run did; the default is all of them."""
     text_field: str | None = None
     """Field of JSON, CSV or Parquet that holds the text of perplexity."""
     markdown: str | None = None

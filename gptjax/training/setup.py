@@ -188,8 +188,9 @@ class Setup:
             say(
                 f"         (grows in stages over the first {train.ramp_steps:,} steps: {tokens_of})"
             )
+        in_all = "" if train.batch_rows else f"{tokens:,} tokens in all, "
         say(
-            f"steps    {step:,} to {train.max_steps:,}; {tokens:,} tokens in all, "
+            f"steps    {step:,} to {train.max_steps:,}; {in_all}"
             f"{self.data.epochs(train.max_steps):.2f} epochs"
         )
         rows = [
