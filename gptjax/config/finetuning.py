@@ -28,6 +28,7 @@ def finetuning_mistakes(c: Config) -> Iterator[Mistake]:
     at_least_one = {
         "train.batch_rows": t.batch_rows, "train.patience": t.patience,
         "optim.trainable_layers": o.trainable_layers,
+        "instruct.test_responses": c.instruct.test_responses,
     }  # fmt: skip
     for name, value in at_least_one.items():
         if value is not None and value < 1:

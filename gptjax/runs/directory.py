@@ -30,7 +30,7 @@ FREE = (
     "data.path", "data.tokenizer", "data.source", "data.inputs", "data.input_format",
     "data.text_field", "data.doc_separator", "data.hub", "data.val_fraction", "data.mixture",
     "data.examples", "data.val_examples", "data.test_examples", "data.header", "data.label_field",
-    "data.pair_field", "data.choice_fields",
+    "data.pair_field", "data.choice_fields", "instruct.test_responses",
     "sample.", "mesh.", "train.max_steps", "train.epochs", "train.micro_batch", "train.cpu_devices",
     "train.eval_", "train.save_", "train.sample_", "train.keep_", "train.stall_",
     "train.evaluate_on", "train.best_by", "train.patience", "train.loss_chunk",

@@ -6,7 +6,7 @@ step, loop, evaluation and checkpoint take whatever batch the examples of a task
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from gptjax.data.instruct import Instructions, form_of_instructions
 from gptjax.evaluation.classes import class_figures
 from gptjax.model.places import ModelSharding
 from gptjax.tokenizers.plain import Tokenizer
+from gptjax.training.answering import answer_test
 from gptjax.training.finishing import Measure
 from gptjax.training.labelling import measure_splits
 from gptjax.training.objectives import Losses, classification, language_modelling
@@ -94,7 +95,10 @@ TASKS = {
         results=measure_splits,
     ),
     INSTRUCT: Task(
-        lambda config, given: Instructions(config, *given), form_of_instructions, _responses
+        lambda config, given: Instructions(config, *given),
+        form_of_instructions,
+        _responses,
+        results=answer_test,
     ),
 }
 
