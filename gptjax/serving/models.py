@@ -8,6 +8,7 @@ from gptjax.config import Config
 from gptjax.config.schema import INSTRUCT
 from gptjax.conversion.opening import load_run
 from gptjax.generation.engine import Engine
+from gptjax.generation.loaded import LoadedRun
 from gptjax.serving.adapters import ServedAdapters, load_beside
 from gptjax.serving.attention import AttentionMaps
 from gptjax.serving.metrics import ServingMetrics
