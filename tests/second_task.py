@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.config import Config
-from gptjax.data.examples import Example, ShuffledExamples, TaskData, ValidationSet
+from gptjax.data.examples import Example, Examples, ShuffledExamples, TaskData, ValidationSet
 from gptjax.model.places import ModelSharding
 from gptjax.tokenizers.plain import ByteTokenizer
 from gptjax.training.objectives import Batch, Losses, Params, language_modelling
@@ -27,7 +27,7 @@ from gptjax.training.tasks import TASKS, Task
 LABELS = 4
 
 
-class Rows:
+class Rows(Examples):
     """So many examples, each a function of its number."""
 
     def __init__(self, first: int, count: int, context: int):

@@ -23,6 +23,7 @@ from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import tokenizer_from_json
 
 LOCK = ".lock"
+BASE = "base.json"
 CONVERTED = "0"  # the only step of a converted run; training saves from step 1 on
 # Fields that may differ when a run resumes: places of data, speed, and output.
 FREE = (
@@ -56,6 +57,11 @@ class RunDir:
     def tokenizer(self) -> Path:
         """A copy of the data's tokenizer."""
         return self.path / "tokenizer.json"
+
+    @property
+    def base(self) -> Path:
+        """The model that adapters belong to; only runs of adapters have it."""
+        return self.path / BASE
 
     @property
     def checkpoints(self) -> Path:
@@ -129,7 +135,12 @@ class RunDir:
         if not self.path.is_dir() or self.config.exists():
             return
         # a run that was killed during its start leaves at most these
-        own = {LOCK, "profile", *(p.name for p in (self.log, self.checkpoints, self.tokenizer))}
+        own = {
+            LOCK,
+            BASE,
+            "profile",
+            *(p.name for p in (self.log, self.checkpoints, self.tokenizer)),
+        }
         names = {p.name for p in self.path.iterdir() if p.suffix != ".tmp"}
         if names - own:
             raise UserError(

@@ -281,7 +281,7 @@ def test_a_user_s_own_file_is_found_by_its_path(tmp_path, monkeypatch):
     ("name", "words"),
     [
         ("gpt2_142m", ["unknown config 'gpt2_142m'", "did you mean gpt2_124m?", "choose one of ",
-                       "shakespeare, tiny"]),
+                       "quickstart"]),
         ("xyz", ["unknown config 'xyz': choose one of "]),
         ("", ["unknown config ''"]),
         ("mine.py", ["no config file mine.py"]),

@@ -205,6 +205,7 @@ WRONG = {
     int: (1.0, "1", True, None),
     float: ("0.1", True, None),
     bool: (1, 0, "yes", None),
+    bool | None: (1, 0, "yes"),
     str: (1, b"x", None),
     int | None: (1.0, "1", False),
     float | None: ("1", True),

@@ -199,8 +199,11 @@ def test_scaling_the_residual_init_narrows_the_residual_projections_alone():
 def test_every_field_of_the_model_is_a_size_or_a_switch_tested_here():
     sizes = {"n_layer", "n_head", "n_embd", "n_ctx", "n_vocab"}
     of_the_step = {"float32_matmul"}
+    of_finetuning = {"n_special", "n_classes", "clf_pdrop"} | {
+        f"lora_{name}" for name in ("rank", "alpha", "dropout", "targets")
+    }
     fields = {f.name for f in dataclasses.fields(ModelConfig)}
-    assert fields == sizes | of_the_step | SWITCHES.keys()
+    assert fields == sizes | of_the_step | of_finetuning | SWITCHES.keys()
 
 
 def text(function, cfg, *args):

@@ -10,6 +10,7 @@ from conftest import EXHAUSTIVE
 
 from gptjax.config import Config
 from gptjax.config.presets import load_config, preset_names
+from gptjax.config.schema import PRETRAIN
 from gptjax.config.validation import validate
 from gptjax.data.manifest import Manifest
 from gptjax.training.setup import Setup
@@ -25,7 +26,7 @@ REPRESENTATIVE = {
 MARKED = [
     pytest.param(name, marks=pytest.mark.slow if name in REPRESENTATIVE else EXHAUSTIVE)
     for name in preset_names()
-    if name not in TRAINED_ELSEWHERE
+    if name not in TRAINED_ELSEWHERE and load_config(name).task == PRETRAIN
 ]
 
 
