@@ -23,7 +23,7 @@ from gptjax.serving.scheduler import Scheduler
 from gptjax.serving.service import ServedModel, Service
 from gptjax.tokenizers.plain import CharTokenizer
 
-TOKENIZER = CharTokenizer(string.ascii_letters + " .,!?<>\"'éñ日")  # any of its ids is text
+TOKENIZER = CharTokenizer(string.ascii_letters + " .,!?<>\"'éñ日#:\n")  # any of its ids is text
 SHAPE = ModelConfig(
     n_layer=2, n_head=2, n_embd=16, n_ctx=64, n_vocab=TOKENIZER.n_vocab, dtype="float32"
 )
@@ -124,6 +124,7 @@ def live_server(
     max_queue: int = 4,
     timeout: float = 60.0,
     key: str | None = None,
+    stop_token: int = TOKENIZER.eot_id,
     beside: Mapping[str, Engine] | None = None,
     **fields,
 ) -> Iterator[LiveServer]:
@@ -135,7 +136,7 @@ def live_server(
 
     metrics, models = ServingMetrics(), []
     for name, own in {"tiny": engine, **(beside or {})}.items():
-        scheduler = Scheduler(own, (TOKENIZER.eot_id,), max_queue, timeout, metrics.of(name))
+        scheduler = Scheduler(own, (stop_token,), max_queue, timeout, metrics.of(name))
         limits = Limits(SHAPE.n_ctx, scheduler.max_sequences, TOKENIZER.n_vocab)
         about = (SHAPE, TOKENIZER, scheduler, metrics.of(name), limits, own.context)
         models.append(ServedModel(name, *about))

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 
 from gptjax.base.errors import UserError
-from gptjax.base.tree import Tree, as_tree, named_leaves
-from gptjax.config import Config
-from gptjax.conversion.opening import load_run
+from gptjax.base.tree import Tree, named_leaves
+from gptjax.config import Config, ModelConfig
+from gptjax.conversion.finding import find_model
+from gptjax.conversion.opening import load_adapted
 from gptjax.generation.loaded import LoadedRun
+from gptjax.runs.directory import RunDir
 from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import fingerprint
 
@@ -31,39 +33,39 @@ class ServedAdapters:
     tokenizer: Tokenizer
 
 
-def load_beside(path: str, base: LoadedRun, dtype: str) -> ServedAdapters:
-    """Load the adapters of a run and let go of the rest, which must be the parameters of `base`.
+def load_beside(path: str, base: LoadedRun) -> ServedAdapters:
+    """Load the adapters of a run and let go of their model, which must be that of `base`.
 
-    Raises `UserError` for a run without adapters, and for adapters of another model: they would
-    mean nothing there.
+    `base` may have another type of parameters than float32. Raises `UserError` for a run without
+    adapters, and for adapters of another model: they would mean nothing there.
     """
-    run = load_run(path, dtype=dtype)
-    if not run.config.model.lora_rank:
+    found = load_adapted(path)
+    run_dir = RunDir(find_model(path).path)
+    config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
+    difference = (
+        _other_field(found.cfg, base.config.model)
+        or (fingerprint(tokenizer) != fingerprint(base.tokenizer) and "it has another tokenizer")
+        or _other_values(found.base, base)
+    )
+    if difference:
         raise UserError(
-            f"--adapters {path} is not a run of adapters: expected one that was trained with "
-            "--model.lora-rank. Serve it by itself with --run"
+            f"--adapters {path} was trained on another model ({found.base.origin}) than --run "
+            f"({base.origin}): {difference}"
         )
-    adapters, own = {}, {}
-    for name, leaf in named_leaves(run.params).items():
-        (adapters if name.endswith(("/lora_A", "/lora_B")) else own)[name] = leaf
-    if difference := _difference(run, own, base):
-        raise UserError(
-            f"--adapters {path} belongs to another model than --run, {base.origin}: {difference}. "
-            f"It was trained from {run.config.train.init_from}"
-        )
-    return ServedAdapters(run.config, as_tree(adapters), run.tokenizer)
+    return ServedAdapters(config, found.adapters, tokenizer)
 
 
-def _difference(run: LoadedRun, own: dict[str, jax.Array], base: LoadedRun) -> str | None:
-    """How the model under adapters differs from `base`, if it does."""
+def _other_field(cfg: ModelConfig, base: ModelConfig) -> str | None:
     for name in DECIDING:
-        here, there = getattr(run.config.model, name), getattr(base.config.model, name)
+        here, there = getattr(cfg, name), getattr(base, name)
         if here != there:
             return f"its model.{name} is {here}, not {there}"
-    if fingerprint(run.tokenizer) != fingerprint(base.tokenizer):
-        return "it has another tokenizer"
-    theirs = named_leaves(base.params)
-    for name, leaf in own.items():
-        if not np.array_equal(leaf, theirs[name]):
+    return None
+
+
+def _other_values(found: LoadedRun, base: LoadedRun) -> str | None:
+    theirs = named_leaves(found.params)
+    for name, leaf in named_leaves(base.params).items():
+        if not np.array_equal(leaf, jax.numpy.asarray(theirs[name], leaf.dtype)):
             return f"the values of {name} are not the same"
     return None

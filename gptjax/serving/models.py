@@ -40,7 +40,7 @@ def open_models(command: ServeCommand, name: str) -> tuple[Service, list[Engine]
         )
     if name in found:
         raise UserError(f"--adapters has the name {name!r}, which is that of --run: take another")
-    adapted = {given: load_beside(path, run, command.dtype) for given, path in found.items()}
+    adapted = {given: load_beside(path, run) for given, path in found.items()}
     maps = None
     keeps = command.attention_maps  # which read the parameters as they are stored
     engine = Engine(
