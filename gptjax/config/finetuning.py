@@ -28,6 +28,7 @@ def finetuning_mistakes(c: Config) -> Iterator[Mistake]:
     at_least_one = {
         "train.batch_rows": t.batch_rows, "train.patience": t.patience,
         "optim.trainable_layers": o.trainable_layers,
+        "instruct.test_responses": c.instruct.test_responses,
     }  # fmt: skip
     for name, value in at_least_one.items():
         if value is not None and value < 1:
@@ -87,6 +88,11 @@ def finetuning_mistakes(c: Config) -> Iterator[Mistake]:
         )
     if c.task == CLASSIFY:
         yield from _labelled_mistakes(c)
+    if d.document_mask:
+        yield (
+            ("data.document_mask", "task"),
+            "data.document_mask is for pretraining: examples of a fine-tuning never see each other",
+        )
     if t.ramp_from_tokens is not None:
         yield (
             ("train.ramp_from_tokens", "task"),

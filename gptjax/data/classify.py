@@ -19,7 +19,7 @@ from gptjax.data.finetuning import FineTuningData, tokenizer_for, with_course
 from gptjax.data.keeping import Prepared
 from gptjax.data.labelled import Labelled, labels_in_order, read_labelled
 from gptjax.data.padding import PaddedExamples
-from gptjax.data.splitting import class_weights, divide, repeats, undersampled, without_keys
+from gptjax.data.splitting import Key, class_weights, divide, repeats, undersampled, without_keys
 from gptjax.data.transformations import Transformation
 from gptjax.tokenizers.plain import Tokenizer
 
@@ -110,7 +110,10 @@ def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepa
     for part in parts:
         items.append([])
         for row in part:
-            sequences, is_cut = transformation.sequences(row.texts)
+            try:
+                sequences, is_cut = transformation.sequences(row.texts)
+            except UserError as error:
+                raise UserError(f"{row.where}: {error}") from error
             n_cut += is_cut
             items[-1].append(LabelledItem(sequences, labels.index(row.label), weights[row.label]))
     if n_cut:
@@ -123,50 +126,47 @@ def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepa
 
 def divided_rows(config: Config) -> tuple[list[list[Labelled]], list[str]]:
     """The examples of each split, and notes about the files and their repeated texts."""
-    data = config.data
+    data, form = config.data, config.classify.form
     file = read_labelled(config, Path(data.examples or ""))
-    given, notes = [[], []], [file.note]
-    for held, name in zip(given, (data.val_examples, data.test_examples), strict=True):
-        if name is not None:
-            other = read_labelled(config, Path(name), file)
-            held.extend(other.rows)
-            notes.append(other.note)
-    validation, test = given
-    count = repeats([row.texts for rows in (file.rows, *given) for row in rows])
+    named = (data.val_examples, data.test_examples)
+    files = [None if name is None else read_labelled(config, Path(name), file) for name in named]
+    validation, test = ([] if other is None else other.rows for other in files)
+    read = [*file.rows, *validation, *test]
     # a text in a file that was given for a split stays there
-    taken = [row.texts for row in test]
-    validation = _at(validation, without_keys([row.texts for row in validation], taken))
-    taken += [row.texts for row in validation]
-    rows = _at(file.rows, without_keys([row.texts for row in file.rows], taken))
-    left_out = len(file.rows) - len(rows) + len(given[0]) - len(validation)
+    taken = _keys(test, form)
+    validation = _at(validation, without_keys(_keys(validation, form), taken))
+    taken += _keys(validation, form)
+    rows = _at(file.rows, without_keys(_keys(file.rows, form), taken))
+    left_out = len(read) - len(rows) - len(validation) - len(test)
     shares = (
         0.0 if data.val_examples is not None else data.val_fraction,
         0.0 if data.test_examples is not None else data.test_fraction,
     )
-    keys, classes = [row.texts for row in rows], [row.label for row in rows]
-    division = divide(keys, classes, *shares, data.split_seed)
-    notes += _about_repeats(count, left_out, [row for part in (rows, *given) for row in part])
-    validation += _at(rows, division.validation)
-    test += _at(rows, division.test)
-    return [_at(rows, division.train), validation, test], notes
+    division = divide(_keys(rows, form), [row.label for row in rows], *shares, data.split_seed)
+    validation, test = validation + _at(rows, division.validation), test + _at(rows, division.test)
+    notes = [other.note for other in (file, *files) if other is not None]
+    return [_at(rows, division.train), validation, test], notes + _about_repeats(
+        _keys(read, form), [row.label for row in read], left_out
+    )
+
+
+def _keys(rows: Sequence[Labelled], form: str) -> list[Key]:
+    """What makes two examples the same: their texts, of a similarity in either order."""
+    return [tuple(sorted(row.texts)) if form == "similarity" else row.texts for row in rows]
 
 
 def _at(rows: Sequence[Labelled], indices: Sequence[int]) -> list[Labelled]:
     return [rows[index] for index in indices]
 
 
-def _about_repeats(count: int, left_out: int, rows: Sequence[Labelled]) -> list[str]:
-    if not count:
+def _about_repeats(keys: Sequence[Key], labels: Sequence[str], left_out: int) -> list[str]:
+    if not (count := repeats(keys)):
         return []
-    labels: dict[tuple[str, ...], set[str]] = {}
-    for row in rows:
-        labels.setdefault(row.texts, set()).add(row.label)
-    torn = sum(len(found) > 1 for found in labels.values())
     notes = [f"{count:,} examples repeat the text of another; equal texts are in one split"]
     if left_out:
         notes.append(f"{left_out:,} of them are left out: a held-out file has their text")
-    if torn:
-        notes.append(f"{torn:,} texts have several labels")
+    if torn := len(set(zip(keys, labels, strict=True))) - len(set(keys)):
+        notes.append(f"{torn:,} examples repeat a text with another label")
     return notes
 
 
@@ -177,17 +177,18 @@ def _labels(
 
     Those of a choice are the numbers of its answers.
     """
+    if not train:
+        raise UserError("no example is left for training: hold fewer out, or give more")
     there = {row.label for row in train}
     if config.classify.form == "choice":
-        answers = len(train[0].texts) - 1 if train else 0
-        return tuple(str(n) for n in range(1, answers + 1))
+        return tuple(str(n) for n in range(1, len(train[0].texts)))
     labels = config.classify.labels or labels_in_order(list(there))
     counts = counts_of(Counter(row.label for row in train))
     for row in (row for part in (train, *held) for row in part):
-        if row.label not in labels or row.label not in there:
+        if row.label not in labels:
             raise UserError(
-                f"{row.where}, has the label {row.label!r}, which no training example has; the "
-                f"training examples have {counts}: correct it, or add examples of it"
+                f"{row.where}, has the label {row.label!r}, which no training example has, or "
+                f"classify.labels does not list; the training examples have {counts}"
             )
     if empty := [name for name in labels if name not in there]:
         raise UserError(

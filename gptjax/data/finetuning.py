@@ -55,7 +55,7 @@ class FineTuningData(TaskData):
         """The examples that a begun run keeps in `directory`, or those that `prepare` makes.
 
         `kind` is the named tuple of an example. Sets tokenizer, fingerprint and rows. Raises
-        `UserError` if there is neither, or if a split of training has nothing.
+        `UserError` if there is no file.
         """
         if config.data.examples is None:
             raise UserError(
@@ -68,8 +68,6 @@ class FineTuningData(TaskData):
             self.kept, self.tokenizer = directory and directory / KEPT, given
         else:
             self.tokenizer, found = prepare()
-        if not found.train:
-            raise UserError("no example is left for training: hold fewer out, or give more")
         arrays, facts = found.packed(), found.facts
         self.fingerprint = fingerprint_of(arrays, facts.get("labels", ()))
         if self.kept is None:

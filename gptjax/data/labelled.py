@@ -97,7 +97,8 @@ def _label(table: Table, row: int, column: str) -> str:
 
 
 def _size(value: Any) -> str:
-    return f"{len(value)} labels" if isinstance(value, list | tuple | dict) else "1 label"
+    count = len(value) if isinstance(value, list | tuple | dict) else 1
+    return f"{count} label{'s' * (count != 1)}"
 
 
 def label_name(value: Any) -> str:

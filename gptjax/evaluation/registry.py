@@ -57,6 +57,12 @@ def _choices(setting: "Setting") -> Figures:
     return measure_choices(setting)
 
 
+def _responses(setting: "Setting") -> Figures:
+    from gptjax.evaluation.responding import measure_responses
+
+    return measure_responses(setting)
+
+
 def _labels(setting: "Setting") -> Figures:
     from gptjax.evaluation.labels import measure_labels
 
@@ -85,5 +91,10 @@ EVALUATIONS = {
         "accuracy, F1 and confusion of a run that classifies, on labelled texts",
         _labels,
         frozenset({"split"}),
+    ),
+    "responses": Evaluation(
+        "exact match and ROUGE-L of responses to instructions, and a judge's grade if one is asked",
+        _responses,
+        frozenset({"markdown", "judge", "judge_model"}),
     ),
 }

@@ -18,7 +18,11 @@ class GenerateCommand:
     """RUN, RUN@best (lowest validation loss, the default), RUN@latest, RUN@STEP, or a Hugging Face
     directory."""
     prompt: str = ""
-    """Text to continue; empty starts a new document."""
+    """Text to continue, empty starts a new document; or what a run that follows instructions shall
+    answer."""
+    raw: bool = False
+    """Continue the prompt as it is, also with a run that follows instructions; without it such a
+    run reads the prompt in the words of its training."""
     max_new_tokens: int = 200
     """Length of each sample, in tokens; a sample also ends with its document."""
     temperature: float = 0.8

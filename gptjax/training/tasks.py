@@ -6,7 +6,7 @@ step, loop, evaluation and checkpoint take whatever batch the examples of a task
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from gptjax.data.instruct import Instructions, form_of_instructions
 from gptjax.evaluation.classes import class_figures
 from gptjax.model.places import ModelSharding
 from gptjax.tokenizers.plain import Tokenizer
+from gptjax.training.answering import answer_test
 from gptjax.training.finishing import Measure
 from gptjax.training.labelling import measure_splits
 from gptjax.training.objectives import Losses, classification, language_modelling
@@ -64,6 +65,11 @@ def _next_tokens(config: Config, split: ModelSharding, eot_id: int | None) -> Lo
     return language_modelling(config.model, config.train.loss_chunk_tokens, split, eot_id)
 
 
+def _responses(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
+    chunk = config.train.loss_chunk_tokens
+    return language_modelling(config.model, chunk, split, eot_id, sparse=True)
+
+
 def _window(config: Config) -> Example:
     return {"tokens": np.zeros(config.context + 1, np.int32)}
 
@@ -89,7 +95,10 @@ TASKS = {
         results=measure_splits,
     ),
     INSTRUCT: Task(
-        lambda config, given: Instructions(config, *given), form_of_instructions, _next_tokens
+        lambda config, given: Instructions(config, *given),
+        form_of_instructions,
+        _responses,
+        results=answer_test,
     ),
 }
 
