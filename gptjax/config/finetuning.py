@@ -28,6 +28,7 @@ def finetuning_mistakes(c: Config) -> Iterator[Mistake]:
     at_least_one = {
         "train.batch_rows": t.batch_rows, "train.patience": t.patience,
         "optim.trainable_layers": o.trainable_layers,
+        "instruct.test_responses": c.instruct.test_responses,
     }  # fmt: skip
     for name, value in at_least_one.items():
         if value is not None and value < 1:
@@ -61,6 +62,12 @@ def finetuning_mistakes(c: Config) -> Iterator[Mistake]:
     if not 0 <= c.classify.lm_weight < float("inf"):
         message = f"classify.lm_weight must be 0 or more, not {c.classify.lm_weight}"
         yield ("classify.lm_weight",), message
+    if t.best_by != "loss" and c.task != CLASSIFY:
+        message = f"train.best_by {t.best_by} needs a classification, and task is {c.task}"
+        yield ("train.best_by", "task"), message
+    if t.patience is not None and not (t.eval_every_steps or t.eval_every_epochs):
+        message = "train.patience counts validations: give train.eval_every_epochs"
+        yield ("train.patience", "train.eval_every_steps"), message
     if c.task == PRETRAIN:
         for name, instead in _IN_EPOCHS.items():
             if value_of(c, name) is not None:
@@ -81,6 +88,11 @@ def finetuning_mistakes(c: Config) -> Iterator[Mistake]:
         )
     if c.task == CLASSIFY:
         yield from _labelled_mistakes(c)
+    if d.document_mask:
+        yield (
+            ("data.document_mask", "task"),
+            "data.document_mask is for pretraining: examples of a fine-tuning never see each other",
+        )
     if t.ramp_from_tokens is not None:
         yield (
             ("train.ramp_from_tokens", "task"),

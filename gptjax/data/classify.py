@@ -89,7 +89,7 @@ class LabelledTexts(FineTuningData):
 
 def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepared]:
     """Read, divide and tokenise the files of a config."""
-    parts, notes = _divided(config)
+    parts, notes = divided_rows(config)
     train = parts[0]
     labels = _labels(config, train, parts[1:])
     if config.classify.balance == "undersample":
@@ -124,7 +124,7 @@ def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepa
     return tokenizer, Prepared(items[0], items[1], items[2], {"labels": labels, "notes": notes})
 
 
-def _divided(config: Config) -> tuple[list[list[Labelled]], list[str]]:
+def divided_rows(config: Config) -> tuple[list[list[Labelled]], list[str]]:
     """The examples of each split, and notes about the files and their repeated texts."""
     data, form = config.data, config.classify.form
     file = read_labelled(config, Path(data.examples or ""))
