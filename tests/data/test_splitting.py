@@ -51,6 +51,12 @@ def test_shares_of_single_examples_are_exact_in_total():
         assert abs(spam - len(part) * 747 / 5574) < 1.5
 
 
+def test_a_class_of_one_example_is_learnt():
+    names = [f"class {n}" for n in range(10)]
+    division = divide([(name,) for name in names], names, 0.3, 0.3, seed=0)
+    assert division.train == list(range(10))
+
+
 def test_the_order_of_the_file_does_not_matter_and_the_seed_does():
     keys, classes = drawn(3)
     texts = [{keys[i] for i in part} for part in divide(keys, classes, 0.1, 0.2, seed=5)]
