@@ -74,10 +74,19 @@ def test_another_file_or_another_setting_is_read_anew_and_shows_in_the_fingerpri
         LabelledTexts(config_for(spam, split_seed=1), data.tokenizer, tmp_path)
 
 
-def test_a_label_alone_changes_the_fingerprint(spam):
-    data = LabelledTexts(config_for(spam), None, None)
-    spam.write_text(as_tsv([(label.upper(), text) for label, text in messages()]))
-    assert LabelledTexts(config_for(spam), None, None).fingerprint != data.fingerprint
+def test_a_token_a_label_or_a_name_alone_changes_the_fingerprint(spam):
+    rows = messages()
+    others = [
+        rows,
+        [(rows[0][0], rows[0][1].replace("m", "n")), *rows[1:]],
+        [("ham", rows[0][1]), ("spam", rows[1][1]), *rows[2:]],
+        [(label.upper(), text) for label, text in rows],
+    ]
+    config, found = config_for(spam, val_fraction=0.0, test_fraction=0.0), set()
+    for other in others:
+        spam.write_text(as_tsv(other))
+        found.add(LabelledTexts(config, None, None).fingerprint)
+    assert len(found) == len(others)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 half of it", None])
