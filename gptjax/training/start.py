@@ -153,8 +153,16 @@ def course_change(old: Config, new: Config, step: int, accepted: int) -> str | N
     return f"{words}. To keep the old schedule: {' '.join(kept)}"
 
 
-def how_to_go_on(config: Config, step: int) -> str:
-    """The flags that continue a run, complete at `step`, without a jump in its learning rate."""
+def how_to_go_on(config: Config, step: int, early: str | None = None) -> str:
+    """The flags that continue a run, complete at `step`, without a jump in its learning rate.
+
+    `early` is the reason why it has ended before its last step.
+    """
+    if early is not None:
+        return (
+            f"it ended by {early}.\nTo continue, rerun the command with a larger --train.patience, "
+            "or None. To start over instead: --fresh"
+        )
     rewarm = as_words((*config.optim.rewarm_steps, step))
     reset = "" if config.optim.decay_steps is None else " --optim.decay-steps None"
     return (
