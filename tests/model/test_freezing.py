@@ -15,9 +15,7 @@ from gptjax.model.places import leaves
 from gptjax.model.size import parameter_count
 from gptjax.model.trainable import trainable, trained_count
 
-CFG = ModelConfig(
-    n_layer=3, n_head=2, n_embd=8, n_ctx=6, n_vocab=128, n_classes=2, dtype="float32"
-)
+CFG = ModelConfig(n_layer=3, n_head=2, n_embd=8, n_ctx=6, n_vocab=128, n_classes=2, dtype="float32")
 CASES = [
     ((), None), (("*",), 1), (("h/*", "ln_f/*", "clf/*"), 1), (("*/bias",), 2), (("clf/*",), None),
     (("wte/*", "h/mlp/*"), 2),

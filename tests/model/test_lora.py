@@ -65,6 +65,7 @@ def test_a_tree_is_its_adapters_and_the_rest():
     assert jax.tree.structure(with_adapters(base, as_tree(own))) == jax.tree.structure(params)
 
 
+@pytest.mark.slow
 def test_gpt2_has_as_many_trained_parameters_as_peft_counts():
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
