@@ -6,7 +6,7 @@ step, loop, evaluation and checkpoint take whatever batch the examples of a task
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
