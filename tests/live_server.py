@@ -4,7 +4,7 @@ import contextlib
 import string
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -20,10 +20,10 @@ from gptjax.serving.listening import address_of, bind
 from gptjax.serving.metrics import ServingMetrics
 from gptjax.serving.protocol import Limits
 from gptjax.serving.scheduler import Scheduler
-from gptjax.serving.service import Service
+from gptjax.serving.service import ServedModel, Service
 from gptjax.tokenizers.plain import CharTokenizer
 
-TOKENIZER = CharTokenizer(string.ascii_letters + " .,!?<>\"'éñ日")  # any of its ids is text
+TOKENIZER = CharTokenizer(string.ascii_letters + " .,!?<>\"'éñ日#:\n")  # any of its ids is text
 SHAPE = ModelConfig(
     n_layer=2, n_head=2, n_embd=16, n_ctx=64, n_vocab=TOKENIZER.n_vocab, dtype="float32"
 )
@@ -91,7 +91,7 @@ class LiveServer:
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of a metric."""
-        value = self.metrics.registry.get_sample_value(name, labels)
+        value = self.metrics.registry.get_sample_value(name, {"model": "tiny", **labels})
         assert value is not None, name
         return value
 
@@ -113,30 +113,43 @@ def make_scheduler(
     engine: Engine, max_queue: int = 4, timeout: float = 60.0, stop_token: int = TOKENIZER.eot_id
 ) -> Scheduler:
     """A scheduler that works; the caller stops it."""
-    scheduler = Scheduler(engine, (stop_token,), max_queue, timeout, ServingMetrics())
+    scheduler = Scheduler(engine, (stop_token,), max_queue, timeout, ServingMetrics().of("tiny"))
     scheduler.start()
     return scheduler
 
 
 @contextlib.contextmanager
 def live_server(
-    engine: HeldEngine, max_queue: int = 4, timeout: float = 60.0, **service
+    engine: HeldEngine,
+    max_queue: int = 4,
+    timeout: float = 60.0,
+    key: str | None = None,
+    stop_token: int = TOKENIZER.eot_id,
+    beside: Mapping[str, Engine] | None = None,
+    **fields,
 ) -> Iterator[LiveServer]:
-    """Serve until the end of the block; `service` are fields of `Service`."""
+    """Serve until the end of the block; `fields` are those of the `ServedModel` tiny.
+
+    `beside` are engines of further models under their names.
+    """
     import uvicorn
 
-    metrics = ServingMetrics()
-    scheduler = Scheduler(engine, (TOKENIZER.eot_id,), max_queue, timeout, metrics)
-    limits = Limits(SHAPE.n_ctx, scheduler.max_sequences, TOKENIZER.n_vocab)
-    made = Service("tiny", SHAPE, TOKENIZER, scheduler, metrics, limits, engine.context)
+    metrics, models = ServingMetrics(), []
+    for name, own in {"tiny": engine, **(beside or {})}.items():
+        scheduler = Scheduler(own, (stop_token,), max_queue, timeout, metrics.of(name))
+        limits = Limits(SHAPE.n_ctx, scheduler.max_sequences, TOKENIZER.n_vocab)
+        about = (SHAPE, TOKENIZER, scheduler, metrics.of(name), limits, own.context)
+        models.append(ServedModel(name, *about))
+    scheduler, models[0] = models[0].scheduler, replace(models[0], **fields)
+    service = Service(models, metrics, key)
     bound = bind("127.0.0.1", 0, None)
     config = uvicorn.Config(
-        create_app(replace(made, **service)), http="h11", lifespan="off", log_level="error",
+        create_app(service), http="h11", lifespan="off", log_level="error",
         timeout_graceful_shutdown=1,
     )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
-    scheduler.start()
+    service.start()
     thread.start()
     wait_until(lambda: server.started)
     try:
@@ -144,6 +157,6 @@ def live_server(
             yield LiveServer(address_of(bound), http, engine, scheduler, metrics)
     finally:
         engine.gate.set()
-        scheduler.stop()
+        service.stop()
         server.should_exit = True
         thread.join()

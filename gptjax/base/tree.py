@@ -57,3 +57,8 @@ def abstract_tree(tree: Tree, shardings: Tree) -> Tree:
 def count_elements(tree: Tree) -> int:
     """Number of scalars in all leaves."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def count_bytes(tree: Tree) -> int:
+    """Bytes of all leaves, arrays or shapes with types."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

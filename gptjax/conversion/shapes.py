@@ -1,5 +1,6 @@
 """The shape and the tokenizer of a model to start from, read without its parameters and jax."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +57,5 @@ def _of_run(name: str, named: CheckpointName) -> Source:
     config, tokenizer = run_dir.read_config(), run_dir.read_tokenizer()
     run_dir.require_checkpoint(named.which)
     file = str(run_dir.tokenizer)
-    return Source(
-        name, config.model, tokenizer, tokenizer.name if tokenizer.name in NAMED else file
-    )
+    model = replace(config.model, lora_rank=0)  # adapters are merged into their base
+    return Source(name, model, tokenizer, tokenizer.name if tokenizer.name in NAMED else file)

@@ -67,8 +67,8 @@ def columns_of(table: Table, data: DataConfig, form: str) -> Columns:
 
 def no_column(table: Table, name: str) -> UserError:
     """A column that a flag names and a table lacks."""
-    hint = "" if table.has_header else ", which has no header (--data.header True if it has one)"
-    return UserError(f"{table.path}{hint} has no column {name!r}; its columns are {_listed(table)}")
+    hint = "" if table.has_header else " (without a header; give --data.header True if it has one)"
+    return UserError(f"{table.path} has no column {name!r}; its columns are {_listed(table)}{hint}")
 
 
 def _listed(table: Table) -> str:

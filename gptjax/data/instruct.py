@@ -47,7 +47,7 @@ class Instructions(FineTuningData):
         self._is_packed = config.instruct.lengths == "pack"
         if self._is_packed:
             sizes = [len(item.tokens) for item in items[0]]
-            needed = row_length(sizes, config.context, self.rows)
+            needed = row_length(sizes, config.context, self.rows, config.train.seed)
             self.longest = max(self.longest, needed)
         self._items, seed = items, config.train.seed
         self.train, self.validation, self.test = (self._rows_of(part, seed) for part in items)

@@ -97,7 +97,8 @@ def _label(table: Table, row: int, column: str) -> str:
 
 
 def _size(value: Any) -> str:
-    return f"{len(value)} labels" if isinstance(value, list | tuple | dict) else "1 label"
+    count = len(value) if isinstance(value, list | tuple | dict) else 1
+    return f"{count} label{'s' * (count != 1)}"
 
 
 def label_name(value: Any) -> str:
@@ -113,10 +114,10 @@ def label_name(value: Any) -> str:
     return str(value).strip()
 
 
-def in_order(labels: Sequence[str]) -> tuple[str, ...]:
+def labels_in_order(labels: Sequence[str]) -> tuple[str, ...]:
     """Class names once each: numbers by their value, then words by their letters.
 
-    >>> in_order(["10", "9", "9"]), in_order(["spam", "ham"])
+    >>> labels_in_order(["10", "9", "9"]), labels_in_order(["spam", "ham"])
     (('9', '10'), ('ham', 'spam'))
     """
     return tuple(sorted(set(labels), key=lambda n: (not _is_whole(n), _is_whole(n) and int(n), n)))

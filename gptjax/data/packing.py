@@ -92,13 +92,15 @@ def best_fit(sizes: Sequence[int], capacity: int, seed: int) -> list[list[int]]:
     return [rng.permutation(row).tolist() for row in rows]
 
 
-def row_length(sizes: Sequence[int], most: int, rows: int, multiple: int = 8) -> int:
+def row_length(sizes: Sequence[int], most: int, rows: int, seed: int, multiple: int = 8) -> int:
     """Targets of a row: `most`, or less if so many rows then hold everything.
 
     `sizes` are those of the examples to train on, in tokens.
 
-    >>> row_length([20, 30, 25], most=1024, rows=2), row_length([20] * 1000, most=64, rows=2)
-    (40, 64)
+    >>> row_length([20, 30, 25], 1024, rows=2, seed=0), row_length([20] * 1000, 64, rows=2, seed=0)
+    (48, 64)
     """
-    needed = -(-sum(sizes) // (rows * multiple)) * multiple
-    return min(most, needed)
+    length = -(-max(sum(sizes) // rows, *sizes) // multiple) * multiple
+    while length < most and len(best_fit(sizes, length + 1, seed)) > rows:
+        length += multiple
+    return min(most, length)

@@ -10,6 +10,7 @@ slots of one length of cache; the cache grows by doubling, and no result depends
 """
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,10 +24,15 @@ from gptjax.cluster.mesh import make_mesh
 from gptjax.config import ModelConfig, SampleConfig
 from gptjax.generation.decoding import CHUNK, KEYS, SCORED, STOP_TOKENS
 from gptjax.generation.programs import programs
-from gptjax.generation.requests import Event, GenerationRequest, Token, sequence_row
+from gptjax.generation.requests import (
+    Event,
+    GenerationRequest,
+    Token,
+    drawn_tokens,
+    sequence_row,
+)
 from gptjax.model.cache import PIECE, cache_length
 from gptjax.model.decoder import decoder_config
-from gptjax.model.gpt import PADDING_LOGIT
 
 SHORTEST_PROMPT = 16  # tokens to which short prompts are padded
 
@@ -80,6 +86,21 @@ class Engine:
         """An engine with slots of its own that reads the same parameters."""
         other = copy.copy(self)
         other._begin(capacity)
+        return other
+
+    def adapted(self, lora: ModelConfig, adapters: Tree) -> "Engine":
+        """An engine with slots of its own for this model with low-rank adapters beside it.
+
+        Of `lora` only the fields of LoRA are read. `adapters` is the model's tree with the leaves
+        of the adapters alone, `{"h": {"attn": {"c_attn": {"lora_A": ..., "lora_B": ...}}}}`. All
+        other parameters are this engine's own arrays.
+        """
+        other, fields = copy.copy(self), vars(lora).items()
+        adapted = {name: value for name, value in fields if name.startswith("lora_")}
+        other.cfg = dataclasses.replace(self.cfg, **adapted)
+        other._programs = programs(other.cfg, self._programs.mesh)
+        other._params = other._programs.place_beside(self._params, adapters)
+        other._begin(self.capacity)
         return other
 
     def _begin(self, capacity: int) -> None:
@@ -165,7 +186,7 @@ class Engine:
             x_CD[: len(ids)], targets_C[: len(ids)] = x_TD[start : start + len(ids)], ids
             put = self._programs.put
             found = self._programs.score(self._params, put(x_CD), put(targets_C))
-            scored += _tokens(ids, *map(np.asarray, found))
+            scored += drawn_tokens(ids, *map(np.asarray, found))
         return scored
 
     def warm_up(self) -> None:
@@ -231,7 +252,7 @@ class Engine:
 
     def _event(self, slot: int, *found: np.ndarray) -> Event:
         held = self._held[slot]
-        tokens = _tokens(found[0][0].tolist(), *(x[0] for x in found[1:]))
+        tokens = drawn_tokens(found[0][0].tolist(), *(x[0] for x in found[1:]))
         if not held.wants_top:
             tokens = [token._replace(top=()) for token in tokens]
         held.drawn += len(tokens)
@@ -249,23 +270,6 @@ def _mesh_of(params: Tree) -> Mesh:
     leaf = jax.tree.leaves(params)[0]
     devices = list(leaf.sharding.device_set) if isinstance(leaf, Array) else jax.local_devices()
     return make_mesh(devices[:1])
-
-
-def _tokens(ids: Sequence[int], *found: np.ndarray) -> list[Token]:
-    """Tokens with their log-probabilities and alternatives, from arrays that may be longer."""
-    logprobs_C, tops_CP, top_logprobs_CP = (x.tolist() for x in found[-3:])
-    return [
-        Token(token, logprob, _without_padding(tops, top_logprobs))
-        for token, logprob, tops, top_logprobs in zip(
-            ids, logprobs_C, tops_CP, top_logprobs_CP, strict=False
-        )
-    ]
-
-
-def _without_padding(tops: list[int], logprobs: list[float]) -> tuple[tuple[int, float], ...]:
-    """The most likely tokens; a small vocabulary has fewer than are looked for."""
-    pairs = zip(tops, logprobs, strict=True)
-    return tuple((token, logprob) for token, logprob in pairs if logprob > PADDING_LOGIT / 2)
 
 
 def doubled_until(needed: int, first: int, last: int) -> int:

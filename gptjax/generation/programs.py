@@ -5,7 +5,7 @@ cache are divided as those of the model; everything else that is not a parameter
 device, so that every process of a run reads the same tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -78,6 +78,17 @@ class Programs:
             if donate:
                 for name in names:
                     given[name].delete()
+        return self._in_order(placed)
+
+    def place_beside(self, placed: Tree, adapters: Tree) -> Tree:
+        """Parameters whose adapters are these; all others are arrays that are placed already."""
+        given = named_leaves(adapters)
+        own = jax.tree.map(given.get, leaf_names(parameter_shapes(self.cfg)))
+        found = self._place(tuple(given))(own)
+        return self._in_order(named_leaves(placed) | named_leaves(found))
+
+    def _in_order(self, placed: Mapping[str, Array]) -> Tree:
+        """The tree that the programs read, from its leaves under their names."""
         order = jax.tree.leaves(leaf_names(self._params))
         return jax.tree.unflatten(jax.tree.structure(self._params), [placed[n] for n in order])
 

@@ -10,6 +10,7 @@ from jax import Array
 from gptjax.config import ModelConfig, SampleConfig
 from gptjax.generation.decoding import STOP_TOKENS, Sequences
 from gptjax.generation.samplers import Sampling
+from gptjax.model.gpt import PADDING_LOGIT
 
 
 class GenerationRequest(NamedTuple):
@@ -78,3 +79,23 @@ def sequence_row(
 def _float32(value: float) -> np.float32:
     """A positive setting; one beyond the range of float32 is as large as it can be."""
     return np.float32(min(value, float(np.finfo(np.float32).max)))
+
+
+def drawn_tokens(ids: Sequence[int], *found: np.ndarray) -> list[Token]:
+    """Tokens of one sequence from the arrays that a program returns, which may be longer.
+
+    The last three of `found` are their log-probabilities, the most likely tokens and those' own.
+    """
+    logprobs_C, tops_CP, top_logprobs_CP = (x.tolist() for x in found[-3:])
+    return [
+        Token(token, logprob, _without_padding(tops, top_logprobs))
+        for token, logprob, tops, top_logprobs in zip(
+            ids, logprobs_C, tops_CP, top_logprobs_CP, strict=False
+        )
+    ]
+
+
+def _without_padding(tops: list[int], logprobs: list[float]) -> tuple[tuple[int, float], ...]:
+    """The most likely tokens; a small vocabulary has fewer than are looked for."""
+    pairs = zip(tops, logprobs, strict=True)
+    return tuple((token, logprob) for token, logprob in pairs if logprob > PADDING_LOGIT / 2)

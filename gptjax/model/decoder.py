@@ -22,7 +22,8 @@ from gptjax.model.layers import TRANSPOSED, Block, LayerNorm
 from gptjax.model.parallel import embedding_lookup, gathered_over_fsdp, with_own_heads
 from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
 
-C_ATTN_BIAS = "attn/c_attn/bias"
+CUT_INTO_HEADS = frozenset({"attn/c_attn/bias", "attn/c_attn/lora_B"})
+"""Leaves of a layer that are stored whole, and of which each device here has its own heads."""
 
 
 def decoder_config(cfg: ModelConfig, dtype: str) -> ModelConfig:
@@ -80,8 +81,9 @@ def decoder_specs(params: Tree, split: ModelSharding) -> Tree:
         layer, _, rest = name.removeprefix("h/").partition("/")
         if not layer.isdecimal():
             return PartitionSpec(*split.place(name))
-        if rest == C_ATTN_BIAS:  # stored whole, but cut into heads here
-            return PartitionSpec(TENSOR if split.tensor > 1 else None)
+        if rest in CUT_INTO_HEADS:
+            heads = TENSOR if split.tensor > 1 else None
+            return PartitionSpec(heads) if rest.endswith("bias") else PartitionSpec(None, heads)
         place = split.place(f"h/{rest.replace(TRANSPOSED, 'kernel')}")[1:]
         return PartitionSpec(*(reversed(place) if TRANSPOSED in rest else place))
 

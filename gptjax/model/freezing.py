@@ -7,16 +7,12 @@ unchanged, without gradients and without state of an optimizer. Frozen first blo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
-from gptjax.base.errors import UserError, did_you_mean
 from gptjax.base.tree import Tree, as_tree, named_leaves
 from gptjax.config import ModelConfig
 from gptjax.model.gpt import FROZEN_BLOCKS
 from gptjax.model.places import leaves
-
-STACK = "h/"
-ADAPTERS = ("*/lora_A", "*/lora_B", "clf/*")  # what is trained beside frozen matrices
+from gptjax.model.trainable import STACK, trainable
 
 
 @dataclass(frozen=True)
@@ -27,6 +23,8 @@ class Trained:
     first_block: int
     everything: bool
     """Whether nothing is frozen; then all of the functions below return what they are given."""
+    are_adapters: bool = False
+    """Whether the trained leaves are adapters, and a checkpoint holds no others."""
 
     def parts(self, tree: Tree) -> tuple[Tree, Tree]:
         """The values of a tree like the parameters that belong to each part; stacks are not cut."""
@@ -83,33 +81,15 @@ EVERYTHING = Trained(frozenset(), 0, True)
 def trained_leaves(
     cfg: ModelConfig, patterns: Sequence[str] = (), last_blocks: int | None = None
 ) -> Trained:
-    """The leaves of a model that patterns such as `h/*` or `*/bias` name; all without a pattern.
-
-    With adapters these are trained, and the classification head. `last_blocks` is the number of
-    blocks whose leaves are trained. Raises `UserError` for a pattern that names nothing.
+    """What `trainable` chooses, for trees of arrays; it raises the same errors.
 
     >>> cfg = ModelConfig(n_layer=3, n_head=1, n_embd=4, n_ctx=8, n_vocab=9)
     >>> trained = trained_leaves(cfg, ["h/ln_1/*", "ln_f/*"], last_blocks=1)
     >>> sorted(trained.names), trained.first_block
     (['h/ln_1/bias', 'h/ln_1/scale', 'ln_f/bias', 'ln_f/scale'], 2)
     """
-    known = [leaf.name for leaf in leaves(cfg)]
-    patterns = ADAPTERS if cfg.lora_rank else patterns
-    if not patterns and last_blocks is None:
+    chosen = trainable(cfg, patterns, last_blocks)
+    everything = chosen.first_block == 0 and chosen.names == {leaf.name for leaf in leaves(cfg)}
+    if everything:
         return EVERYTHING
-    names = {name for name in known for p in patterns or ("*",) if fnmatchcase(name, p)}
-    for pattern in patterns:
-        if pattern not in ADAPTERS and not any(fnmatchcase(name, pattern) for name in known):
-            raise UserError(
-                f"optim.trainable {pattern} names no parameter of this model"
-                f"{did_you_mean(pattern, known)}: it has {', '.join(known)}"
-            )
-    blocks = cfg.n_layer if last_blocks is None else last_blocks
-    if not 1 <= blocks <= cfg.n_layer:
-        raise UserError(
-            f"optim.trainable_layers is {last_blocks}: expected 1 to {cfg.n_layer}, the blocks of "
-            "this model"
-        )
-    return Trained(
-        frozenset(names), cfg.n_layer - blocks, names == set(known) and blocks == cfg.n_layer
-    )
+    return Trained(chosen.names, chosen.first_block, False, cfg.lora_rank > 0)

@@ -7,7 +7,8 @@ the first that verifies, and `poll` reports late errors.
 
 A step holds named trees of arrays, a cursor (step, data fingerprint, validation loss) and the
 config. A run's trees are params, opt_state and, if there is one, averaged: the running average of
-the parameters. Generating or converting reads the average, else params, and nothing else.
+the parameters. Generating or converting reads the average, else params, and nothing else. A run of
+adapters has these alone, as adapters, in place of params.
 
 All processes of a run save, sign, verify and restore together, each its own part. Process 0 moves
 damaged steps and decides which step is restored. If a save fails on one of several processes, the
@@ -29,14 +30,13 @@ from gptjax.base.tree import Tree
 from gptjax.cluster.agreement import broadcast_from_0, first_complaint, on_process_0
 from gptjax.runs import integrity
 from gptjax.runs.integrity import SignedStep, sign_own, signed_content, verify
-from gptjax.runs.naming import no_checkpoint
+from gptjax.runs.naming import ADAPTERS, AVERAGED, PARAMS, no_checkpoint
 from gptjax.runs.quiet import silence_orbax
 from gptjax.runs.ranking import LatestAndBest, Ranking
 
 CURSOR_FILE = "cursor/metadata"
 NO_STEP = -1  # process 0 sends this to the others if there is none
 WRITTEN = "async_write_complete"  # Orbax: each process has written its part of a step
-PARAMS, AVERAGED = "params", "averaged"
 REASONS = [os.strerror(number) for number in sorted(DISK_ERRORS)]
 Say = Callable[[str], None]
 
@@ -231,7 +231,13 @@ class Checkpointer:
     def _problem(self, step: int) -> str | None:
         """The damage that this process finds in its share of a step."""
         share = jax.process_index(), jax.process_count()
-        return verify(self.directory / str(step), *share, needed=(PARAMS, CURSOR_FILE))
+        return verify(self.directory / str(step), *share, needed=(self._own(step), CURSOR_FILE))
+
+    def _own(self, step: int) -> str:
+        """The item of a step that is trained: params, or adapters where it has no params."""
+        here = self.directory / str(step)
+        is_adapted = (here / ADAPTERS).exists() and not (here / PARAMS).exists()
+        return ADAPTERS if is_adapted else PARAMS
 
     def _refuse_if_lost(self) -> None:
         """Raise `UserError` if there were steps and all of them are set aside."""
@@ -265,8 +271,10 @@ class Checkpointer:
         return (self.directory / str(step) / AVERAGED).exists()
 
     def restore_params(self, step: int, abstract_params: Tree, averaged: bool = True) -> Tree:
-        """Parameters alone, their average if wanted and there; `UserError` if damaged."""
-        item = AVERAGED if averaged and self.has_average(step) else PARAMS
+        """Parameters alone, or adapters, their average if wanted and there; `UserError` if
+        damaged.
+        """
+        item = AVERAGED if averaged and self.has_average(step) else self._own(step)
         problem = verify(self.directory / str(step), needed=(item,))
         if problem is None:
             try:

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,15 @@ from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import tokenizer_from_json
 
 LOCK = ".lock"
+BASE = "base.json"
 CONVERTED = "0"  # the only step of a converted run; training saves from step 1 on
 # Fields that may differ when a run resumes: places of data, speed, and output.
 FREE = (
     "data.path", "data.tokenizer", "data.source", "data.inputs", "data.input_format",
     "data.text_field", "data.doc_separator", "data.hub", "data.val_fraction", "data.mixture",
-    "sample.", "instruct.test_responses", "mesh.",
-    "train.max_steps", "train.micro_batch", "train.cpu_devices",
+    "data.examples", "data.val_examples", "data.test_examples", "data.header", "data.label_field",
+    "data.pair_field", "data.choice_fields", "instruct.test_responses",
+    "sample.", "mesh.", "train.max_steps", "train.epochs", "train.micro_batch", "train.cpu_devices",
     "train.eval_", "train.save_", "train.sample_", "train.keep_", "train.stall_",
     "train.evaluate_on", "train.best_by", "train.patience", "train.loss_chunk",
     "train.updates_per_call", "train.wire_dtype", "train.profile",
@@ -57,6 +59,11 @@ class RunDir:
     def tokenizer(self) -> Path:
         """A copy of the data's tokenizer."""
         return self.path / "tokenizer.json"
+
+    @property
+    def base(self) -> Path:
+        """The model that adapters belong to; only runs of adapters have it."""
+        return self.path / BASE
 
     @property
     def checkpoints(self) -> Path:
@@ -130,7 +137,12 @@ class RunDir:
         if not self.path.is_dir() or self.config.exists():
             return
         # a run that was killed during its start leaves at most these
-        own = {LOCK, "profile", *(p.name for p in (self.log, self.checkpoints, self.tokenizer))}
+        own = {
+            LOCK,
+            BASE,
+            "profile",
+            *(p.name for p in (self.log, self.checkpoints, self.tokenizer)),
+        }
         names = {p.name for p in self.path.iterdir() if p.suffix != ".tmp"}
         if names - own:
             raise UserError(
@@ -183,10 +195,13 @@ class RunDir:
             )
         return differences
 
-    def begin(self, config: Config, tokenizer: Tokenizer) -> None:
-        """Write config and tokenizer, once they have been used for a step."""
+    def begin(
+        self, config: Config, tokenizer: Tokenizer, keep: Callable[[Path], None] = lambda path: None
+    ) -> None:
+        """Write config, tokenizer and what `keep` adds, once they have been used for a step."""
         write_atomically(self.config, to_json(config).encode())
         write_atomically(self.tokenizer, tokenizer.to_json().encode())
+        keep(self.path)
 
     def _differences(self, config: Config) -> list[str]:
         if not self.config.exists():

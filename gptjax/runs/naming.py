@@ -1,4 +1,4 @@
-"""The name of a checkpoint on every command line: RUN, RUN@best, RUN@latest or RUN@STEP."""
+"""Names of a checkpoint on every command line: RUN, RUN@best, RUN@latest or RUN@STEP."""
 
 from collections.abc import Sequence
 from os import PathLike, fspath
@@ -8,6 +8,7 @@ from typing import NamedTuple
 from gptjax.base.errors import UserError
 
 BEST, LATEST = "best", "latest"
+PARAMS, ADAPTERS, AVERAGED = "params", "adapters", "averaged"  # trees in a checkpoint
 FORM = f"RUN, RUN@{BEST}, RUN@{LATEST} or RUN@STEP"
 
 

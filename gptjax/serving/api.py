@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from gptjax.serving.exchange import ClientLeft, Completions, read_body
+from gptjax.serving.chat import begin_chat
+from gptjax.serving.exchange import Answers, ClientLeft, begin_text, read_body
 from gptjax.serving.guard import Guard
 from gptjax.serving.page import read_page
 from gptjax.serving.protocol import parse_body
 from gptjax.serving.refusals import Refusal, broken
-from gptjax.serving.responses import model_entry
 from gptjax.serving.service import Service
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -21,45 +21,34 @@ def create_app(service: Service) -> Any:
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
-    facts = {
-        "n_layer": service.model.n_layer,
-        "n_head": service.model.n_head,
-        "context": service.context,
-        "attention_maps": service.attention is not None,
-    }
-    entry = model_entry(service.name, service.created, facts)
-
     async def page(_: Request) -> Response:
         body, headers = read_page()
         return Response(body, headers=headers)
 
     async def health(_: Request) -> Response:
-        healthy = service.scheduler.is_healthy
+        healthy = service.is_healthy
         return JSONResponse({"status": "ok" if healthy else "down"}, 200 if healthy else 503)
 
     async def metrics(_: Request) -> Response:
         return Response(service.metrics.as_text(), headers={"content-type": PROMETHEUS})
 
     async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [entry]})
+        entries = [model.entry() for model in service.models]
+        return JSONResponse({"object": "list", "data": entries})
 
     async def model(request: Request) -> Response:
-        service.check_model_name(request.path_params["name"])
-        return JSONResponse(entry)
+        return JSONResponse(service.find(request.path_params["name"]).entry())
 
     async def attention(request: Request) -> Response:
-        if service.attention is None:
+        maps = service.default.attention
+        if maps is None:
             message = "this server shows no attention: start it with --attention-maps"
             raise Refusal(404, message, code="no_attention_maps")
         try:
             body = parse_body(await read_body(request.scope, request.receive))
         except ClientLeft:
             return Response()
-        return JSONResponse(await service.attention.answer(body))
-
-    async def chat(_: Request) -> Response:
-        message = f"{service.name} is not tuned on turns of a chat: use /v1/completions"
-        raise Refusal(404, message, code="no_chat_model")
+        return JSONResponse(await maps.answer(body))
 
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):  # of the router: no such path, or not this method
@@ -75,9 +64,9 @@ def create_app(service: Service) -> Any:
             Route("/metrics", metrics),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
-            Route("/v1/completions", Completions(service), methods=["POST"]),
+            Route("/v1/completions", Answers(service, begin_text), methods=["POST"]),
             Route("/v1/attention", attention, methods=["POST"]),
-            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/chat/completions", Answers(service, begin_chat), methods=["POST"]),
         ],
         exception_handlers={Refusal: refuse, HTTPException: refuse, Exception: refuse},
     )

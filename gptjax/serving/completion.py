@@ -1,4 +1,4 @@
-"""One completion request from its parsed body to its answer, whole or as a stream of events."""
+"""One request from its parsed body to its answer, whole or as a stream of events."""
 
 import asyncio
 import codecs
@@ -14,7 +14,7 @@ from gptjax.generation.requests import Token
 from gptjax.serving.jobs import Job, News, PromptScores
 from gptjax.serving.protocol import CompletionRequest, Prompt
 from gptjax.serving.refusals import Refusal, invalid
-from gptjax.serving.responses import Envelope, TokenTexts, choice, logprobs_of, usage
+from gptjax.serving.responses import Envelope, Said, usage
 from gptjax.serving.scheduler import Scheduler
 from gptjax.serving.transcript import Spoken, Transcript
 from gptjax.tokenizers.plain import Tokenizer
@@ -52,7 +52,8 @@ class Completion:
         envelope: Envelope,
     ):
         self._request, self._prompts, self._scheduler = request, prompts, scheduler
-        self._tokenizer, self._texts, self._envelope = tokenizer, TokenTexts(tokenizer), envelope
+        self._tokenizer, self._envelope = tokenizer, envelope
+        self.is_stream, self.timeout = request.stream, scheduler.timeout
         loop, self._news = asyncio.get_running_loop(), asyncio.Queue[tuple[int, News]]()
         seed = secrets.randbits(32) if request.seed is None else request.seed
 
@@ -93,30 +94,27 @@ class Completion:
             texts[index] += text
             spoken[index] += new
             finishes[index] = finish
-        choices = [
-            self._choice(index, text, spoken[index], finishes[index])
-            for index, text in enumerate(texts)
-        ]
-        return self._envelope.around(choices, usage=self._usage())
+        said = map(Said, range(len(self._jobs)), texts, spoken, finishes)
+        return self._envelope.whole(said, self._usage())
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield server-sent events; raises `Refusal` as soon as a choice cannot be finished."""
         more: dict[str, Any] = {"usage": None} if self._request.include_usage else {}
-        async for index, text, spoken, finish in self._pieces():
-            piece = self._choice(index, text, spoken, finish)
-            yield event(self._envelope.around([piece], **more))
+        async for said in self._pieces():
+            for piece in self._envelope.pieces(said, **more):
+                yield event(piece)
         if self._request.include_usage:
-            yield event(self._envelope.around([], usage=self._usage()))
+            yield event(self._envelope.last(self._usage()))
 
-    async def _pieces(self) -> AsyncIterator[tuple[int, str, list[Spoken], str | None]]:
-        """Yield the index of a choice, its next text and tokens, and why it ends, until all end."""
+    async def _pieces(self) -> AsyncIterator[Said]:
+        """Yield what the choices say next, until all end."""
         running = len(self._jobs)
         waits_for_scores = [job.wants_scores for job in self._jobs]
         if self._request.echo:
             for index, waits in enumerate(waits_for_scores):
                 if not waits:
                     text, spoken = self._echoes[index // self._request.n]
-                    yield index, text, spoken, None
+                    yield Said(index, text, spoken, None)
         while running:
             index, news = await self._news.get()
             if isinstance(news, Refusal):
@@ -125,11 +123,11 @@ class Completion:
             if isinstance(news, PromptScores):
                 scored = [spoken[0].token, *news.tokens]
                 places = [place for _, place in spoken]
-                yield index, text, list(map(Spoken, scored, places)), None
+                yield Said(index, text, list(map(Spoken, scored, places)), None)
                 continue
             moved = [Spoken(token, len(text) + place) for token, place in news.tokens]
             running -= news.finish is not None
-            yield index, news.text, moved, news.finish
+            yield Said(index, news.text, moved, news.finish)
 
     def _echo(self, place: int) -> tuple[str, list[Spoken]]:
         """The text of a prompt, and its tokens without their log-probabilities."""
@@ -141,16 +139,6 @@ class Completion:
             length += len(texts[-1])
         texts.append(decode(b"", final=True))
         return prompt if isinstance(prompt, str) else "".join(texts), spoken
-
-    def _choice(
-        self, index: int, text: str, spoken: list[Spoken], finish: str | None
-    ) -> dict[str, Any]:
-        count = self._request.logprobs
-        logprobs = None if count is None else logprobs_of(self._texts, spoken, count)
-        made = choice(index, text, logprobs, finish)
-        if self._request.token_ids:
-            made["token_ids"] = [token.id for token, _ in spoken]
-        return made
 
     def _usage(self) -> dict[str, int]:
         drawn = sum(job.transcript.drawn for job in self._jobs)

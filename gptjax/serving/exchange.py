@@ -1,4 +1,4 @@
-"""`POST /v1/completions` on the wire: the body in, the answer out, and clients that leave early.
+"""A request for text on the wire: the body in, the answer out, and clients that leave early.
 
 It is written against ASGI, the interface below Starlette, since it listens for the end of the
 connection while it answers.
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptjax.serving.completion import DONE, Completion, encoded, event
-from gptjax.serving.metrics import ServingMetrics
-from gptjax.serving.protocol import CompletionRequest, parse_body, parse_completion
+from gptjax.serving.metrics import ModelMetrics
+from gptjax.serving.protocol import parse_body, parse_completion
 from gptjax.serving.refusals import Refusal
-from gptjax.serving.responses import Envelope
-from gptjax.serving.service import Service
+from gptjax.serving.responses import Envelope, TokenTexts
+from gptjax.serving.service import ServedModel, Service
 
 MAX_BODY = 2**20  # bytes
 BODY_SECONDS = 30.0
@@ -32,50 +32,57 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class Completions:
-    """`POST /v1/completions`, an ASGI application that notices when its client leaves."""
+Begin = Callable[[ServedModel, dict[str, Any]], Awaitable[Completion]]
+"""Makes the completion that a body asks of a model; raises `Refusal` for a wrong body."""
 
-    def __init__(self, service: Service):
-        self._service = service
+
+class Answers:
+    """A route that answers with text, an ASGI application that notices when its client leaves."""
+
+    def __init__(self, service: Service, begin: Begin):
+        self._service, self._begin = service, begin
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request; raises `Refusal` before the answer has begun."""
-        with _counted(self._service.metrics) as ending:
+        with _counted(self._service.default.metrics) as ending:
             try:
-                body = await read_body(scope, receive)
-                request = parse_completion(parse_body(body), self._service.limits)
-                self._service.check_model_name(request.model)
-                await self._answer(request, receive, send, ending)
+                body = parse_body(await read_body(scope, receive))
+                model = self._service.find(body.get("model"))
+                ending.metrics = model.metrics
+                await _answer(await self._begin(model, body), receive, send, ending)
             except ClientLeft:
                 if ending.outcome == "answered":  # it had not been told of an error
                     ending.outcome = "cancelled"
 
-    async def _answer(
-        self, request: CompletionRequest, receive: Receive, send: Send, ending: "_Ending"
-    ) -> None:
-        service = self._service
-        prompts = [
-            await asyncio.to_thread(encoded, service.tokenizer, prompt, service.context)
-            for prompt in request.prompts
-        ]
-        completion = Completion(
-            request, prompts, service.tokenizer, service.scheduler, Envelope(service.name)
-        )
-        answer = _stream if request.stream else _whole
-        with completion:
-            working = asyncio.ensure_future(answer(completion, send, ending))
-            leaving = asyncio.ensure_future(_client_left(receive))
-            try:
-                limit = service.scheduler.timeout + SENDING_SECONDS
-                await asyncio.wait(
-                    {working, leaving}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
-                )
-                if not working.done():
-                    raise ClientLeft
-                working.result()
-            finally:
-                working.cancel()
-                leaving.cancel()
+
+async def begin_text(model: ServedModel, body: dict[str, Any]) -> Completion:
+    """The completion that a body of `/v1/completions` asks for; raises `Refusal`."""
+    request = parse_completion(body, model.limits)
+    prompts = [
+        await asyncio.to_thread(encoded, model.tokenizer, prompt, model.context)
+        for prompt in request.prompts
+    ]
+    texts = TokenTexts(model.tokenizer)
+    envelope = Envelope(model.name, texts, request.logprobs, request.token_ids)
+    return Completion(request, prompts, model.tokenizer, model.scheduler, envelope)
+
+
+async def _answer(completion: Completion, receive: Receive, send: Send, ending: "_Ending") -> None:
+    answer = _stream if completion.is_stream else _whole
+    with completion:
+        working = asyncio.ensure_future(answer(completion, send, ending))
+        leaving = asyncio.ensure_future(_client_left(receive))
+        try:
+            limit = completion.timeout + SENDING_SECONDS
+            await asyncio.wait(
+                {working, leaving}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not working.done():
+                raise ClientLeft
+            working.result()
+        finally:
+            working.cancel()
+            leaving.cancel()
 
 
 async def _whole(completion: Completion, send: Send, _: "_Ending") -> None:
@@ -146,13 +153,15 @@ async def read_body(scope: Any, receive: Receive) -> bytes:
 
 @dataclass
 class _Ending:
+    metrics: ModelMetrics
+    """Of the model that is asked; those of the default until it is known."""
     outcome: str = "answered"
 
 
 @contextmanager
-def _counted(metrics: ServingMetrics) -> Iterator[_Ending]:
+def _counted(metrics: ModelMetrics) -> Iterator[_Ending]:
     """Count a request by the way it ends."""
-    ending, began = _Ending(), time.perf_counter()
+    ending, began = _Ending(metrics), time.perf_counter()
     try:
         yield ending
     except Refusal as refusal:
@@ -165,7 +174,7 @@ def _counted(metrics: ServingMetrics) -> Iterator[_Ending]:
         ending.outcome = "failed"
         raise
     finally:
-        metrics.ended(ending.outcome, time.perf_counter() - began)
+        ending.metrics.ended(ending.outcome, time.perf_counter() - began)
 
 
 def _outcome_of(refusal: Refusal) -> str:

@@ -14,39 +14,66 @@ OUTCOMES = ("answered", "refused", "invalid", "cancelled", "timed_out", "failed"
 
 
 class ServingMetrics:
-    """Counters, gauges and histograms of one server."""
+    """Counters, gauges and histograms of one server, each with the label `model`."""
 
     def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         registry = self.registry = CollectorRegistry()
 
+        def counter(name: str, words: str, *labels: str) -> Counter:
+            return Counter(f"gptjax_{name}", words, ("model", *labels), registry=registry)
+
+        def gauge(name: str, words: str) -> Gauge:
+            return Gauge(f"gptjax_{name}", words, ("model",), registry=registry)
+
         def histogram(name: str, words: str) -> Histogram:
-            return Histogram(f"gptjax_{name}_seconds", words, buckets=SECONDS, registry=registry)
+            name = f"gptjax_{name}_seconds"
+            return Histogram(name, words, ("model",), buckets=SECONDS, registry=registry)
 
-        words = "Completion requests by outcome; refused ones met a full queue or a shutdown"
-        self._requests = Counter("gptjax_requests", words, ["outcome"], registry=registry)
+        words = "Requests by outcome; refused ones met a full queue or a shutdown"
+        self.requests = counter("requests", words, "outcome")
+        self.prompt = counter("prompt_tokens", "Tokens of prompts")
+        self.generated = counter("generated_tokens", "Tokens drawn from the model")
+        self.first = histogram("time_to_first_token", "From arrival to a sequence's first token")
+        self.token = histogram("time_per_token", "Between two tokens of a sequence, mean of a call")
+        self.queue = histogram("queue_time", "From arrival to the beginning of a sequence's work")
+        self.whole = histogram("request_time", "From arrival to the end of an answered request")
+        self.running = gauge("running_sequences", "Sequences in slots")
+        self.waiting = gauge("waiting_sequences", "Sequences in the queue")
+        self.slots = gauge("slots", "Sequences that run at once, at most")
+
+    def of(self, model: str) -> "ModelMetrics":
+        """The metrics of one model of the server, by its name."""
+        return ModelMetrics(self, model)
+
+    def as_text(self) -> bytes:
+        """All of it in Prometheus's text format, version 0.0.4."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self.registry)
+
+
+class ModelMetrics:
+    """What one model of a server counts and times."""
+
+    def __init__(self, server: ServingMetrics, model: str):
+        self._server, self._model = server, model
         for outcome in OUTCOMES:
-            self._requests.labels(outcome)
-        self._prompt = Counter("gptjax_prompt_tokens", "Tokens of prompts", registry=registry)
-        self._generated = Counter(
-            "gptjax_generated_tokens", "Tokens drawn from the model", registry=registry
-        )
-        self._first = histogram("time_to_first_token", "From arrival to a sequence's first token")
-        self._token = histogram(
-            "time_per_token", "Between two tokens of a sequence, mean of a call"
-        )
-        self._queue = histogram("queue_time", "From arrival to the beginning of a sequence's work")
-        self._whole = histogram("request_time", "From arrival to the end of an answered request")
-        self._gauge = lambda name, words: Gauge(f"gptjax_{name}", words, registry=registry)
+            server.requests.labels(model, outcome)
+        self._prompt, self._generated = server.prompt.labels(model), server.generated.labels(model)
+        self._first, self._token = server.first.labels(model), server.token.labels(model)
+        self._queue, self._whole = server.queue.labels(model), server.whole.labels(model)
 
-    def watch(self, name: str, words: str, value: Callable[[], float]) -> None:
-        """Add a gauge that shows what `value` returns when it is asked."""
-        self._gauge(name, words).set_function(value)
+    def watch(self, slots: int, running: Callable[[], float], waiting: Callable[[], float]) -> None:
+        """Show the number of slots, and what the other two return whenever they are asked."""
+        self._server.slots.labels(self._model).set(slots)
+        self._server.running.labels(self._model).set_function(running)
+        self._server.waiting.labels(self._model).set_function(waiting)
 
     def ended(self, outcome: str, seconds: float) -> None:
         """Count a request by one of `OUTCOMES`, and time it if it was answered."""
-        self._requests.labels(outcome).inc()
+        self._server.requests.labels(self._model, outcome).inc()
         if outcome == "answered":
             self._whole.observe(seconds)
 
@@ -64,12 +91,6 @@ class ServingMetrics:
         """A call of the device gave a sequence so many tokens."""
         self._generated.inc(tokens)
         self._token.observe(seconds / tokens)
-
-    def as_text(self) -> bytes:
-        """All of it in Prometheus's text format, version 0.0.4."""
-        from prometheus_client import generate_latest
-
-        return generate_latest(self.registry)
 
 
 def check_libraries() -> None:

@@ -1,6 +1,7 @@
 """The flags of `python -m gptjax.serve`, and what can be wrong with them."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,8 @@ QUEUE_FOR_EACH_SLOT = 4
 
 @dataclass(frozen=True)
 class ServeCommand:
-    """Serve a model to clients of OpenAI's API: /v1/completions, /v1/models, /health, /metrics.
+    """Serve a model to clients of OpenAI's API: /v1/completions, /v1/chat/completions (of a model
+    that is tuned on instructions), /v1/models, /health, /metrics.
 
     Prints one line with its address when it is ready. Ctrl-C or SIGTERM finishes what was accepted.
     """
@@ -21,6 +23,9 @@ class ServeCommand:
     run: str = "runs/quickstart"
     """RUN, RUN@best (lowest validation loss, the default), RUN@latest, RUN@STEP, or a Hugging Face
     directory."""
+    adapters: tuple[str, ...] = ()
+    """Runs of low-rank adapters (LoRA) on the model of --run, each NAME=RUN, to serve beside it:
+    requests choose by `model`. The model's own parameters are in memory once."""
     host: str = "127.0.0.1"
     """Address to listen on; others than this machine's own need an API key."""
     port: int = 8000
@@ -29,7 +34,7 @@ class ServeCommand:
     """Key that clients must send; GPTJAX_API_KEY in the environment does the same, and unlike a
     flag it does not show in the list of processes."""
     max_batch: int = 8
-    """Sequences that are generated at once."""
+    """Sequences that are generated at once, of each model."""
     max_queue: int | None = None
     """Sequences that may wait; beyond it the answer is 429. The default is 4 for each of
     --max-batch."""
@@ -52,6 +57,12 @@ def api_key(command: ServeCommand) -> str | None:
     return os.environ.get(KEY_VARIABLE) if command.api_key is None else command.api_key
 
 
+def named_adapters(command: ServeCommand) -> dict[str, str]:
+    """The run of each adapter under its name."""
+    parts = (given.partition("=") for given in command.adapters)
+    return {name: run for name, _, run in parts}
+
+
 def queue_length(command: ServeCommand) -> int:
     """Sequences that may wait."""
     given = command.max_queue
@@ -71,12 +82,22 @@ def check_serve_flags(command: ServeCommand) -> None:
         problems.append(f"--request-timeout must be above 0, not {command.request_timeout}")
     if not 0 <= command.grace < float("inf"):
         problems.append(f"--grace must be 0 or more, not {command.grace}")
+    problems += _adapter_problems(command.adapters)
     key = api_key(command)
     if key is not None and not (key.isascii() and key.isprintable() and key.split() == [key]):
         where = KEY_VARIABLE if command.api_key is None else "--api-key"
         problems.append(f"{where} must be printable ASCII characters without blanks")
     if problems:
         raise ConfigError(problems)
+
+
+def _adapter_problems(adapters: tuple[str, ...]) -> Iterator[str]:
+    names = [given.partition("=")[0] for given in adapters]
+    for given, name in zip(adapters, names, strict=True):
+        if not name or not given.partition("=")[2]:
+            yield f"--adapters must be NAME=RUN, such as poet=runs/poet, not {given!r}"
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        yield f"--adapters has the name {name!r} twice: each needs a name of its own"
 
 
 def check_lengths(command: ServeCommand, n_ctx: int) -> None:

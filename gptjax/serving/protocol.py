@@ -56,8 +56,6 @@ class CompletionRequest:
     """Whether the answer has the ids of its tokens, under vLLM's name."""
     include_usage: bool
     """Whether a stream ends with the number of its tokens."""
-    model: str | None
-    """Name of the model, if the request has one."""
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:
@@ -92,16 +90,29 @@ def parse_completion(body: Mapping[str, Any], limits: Limits) -> CompletionReque
             f"{limits.max_sequences}, the slots and the queue of this server",
         )
     fields.neutral("best_of", n)
-    for name, value in (("presence_penalty", 0), ("frequency_penalty", 0), ("logit_bias", {})):
-        fields.neutral(name, value)
     fields.neutral("suffix", "")
     echo = fields.flag("echo")
     default = min(DEFAULT_MAX_TOKENS, limits.max_tokens)
     max_tokens = fields.integer("max_tokens", default, 0, limits.max_tokens)
     if max_tokens == 0 and not echo:
         raise invalid("max_tokens", "max_tokens must be at least 1, or echo must be true")
+    sample = parse_sample(fields, max_tokens)
+    stream, include_usage, seed = parse_delivery(fields)
+    logprobs = fields.integer("logprobs", -1, 0, MAX_LOGPROBS)
+    token_ids = fields.flag("return_token_ids")
+    fields.refuse_others()
+    return CompletionRequest(
+        prompts, sample, max_tokens, n, seed,
+        None if logprobs < 0 else logprobs, echo, stream, token_ids, include_usage,
+    )  # fmt: skip
+
+
+def parse_sample(fields: Fields, max_tokens: int) -> SampleConfig:
+    """Take how tokens are drawn; raises `Refusal`."""
+    for name, value in (("presence_penalty", 0), ("frequency_penalty", 0), ("logit_bias", {})):
+        fields.neutral(name, value)
     top_k = fields.integer("top_k", 0, -1, None)
-    sample = SampleConfig(
+    return SampleConfig(
         max_new_tokens=max(1, max_tokens),
         temperature=fields.number("temperature", 1.0, 0.0, HOTTEST),
         top_k=top_k if top_k > 0 else None,
@@ -110,18 +121,19 @@ def parse_completion(body: Mapping[str, Any], limits: Limits) -> CompletionReque
         repetition_penalty=fields.number("repetition_penalty", 1.0, 0.0, 100.0, is_open="left"),
         stop=_stops(fields.take("stop")),
     )
+
+
+def parse_delivery(fields: Fields) -> tuple[bool, bool, int | None]:
+    """Take whether the answer is a stream, whether that ends with the usage, and the seed.
+
+    Takes the fields without effect as well; raises `Refusal`.
+    """
     stream = fields.flag("stream")
-    usage = _stream_options(fields.take("stream_options"), stream)
+    include_usage = _stream_options(fields.take("stream_options"), stream)
     seed = fields.integer("seed", -1, 0, MAX_SEED - 1)
-    logprobs = fields.integer("logprobs", -1, 0, MAX_LOGPROBS)
-    token_ids = fields.flag("return_token_ids")
-    model = fields.text("model")
+    fields.text("model")
     fields.text("user")
-    fields.refuse_others()
-    return CompletionRequest(
-        prompts, sample, max_tokens, n, None if seed < 0 else seed,
-        None if logprobs < 0 else logprobs, echo, stream, token_ids, usage, model,
-    )  # fmt: skip
+    return stream, include_usage, None if seed < 0 else seed
 
 
 def parse_prompts(value: Any, n_vocab: int, param: str = "prompt") -> tuple[Prompt, ...]:

@@ -2,9 +2,9 @@
 
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from gptjax.generation.requests import Token
 from gptjax.serving.transcript import Spoken
@@ -29,6 +29,12 @@ class TokenTexts:
             return raw.decode() or f"token_id:{token}"
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    def raw(self, token: int) -> list[int] | None:
+        """The bytes of a token; None for end-of-text, which has no text."""
+        if token == self._tokenizer.eot_id:
+            return None
+        return list(self._tokenizer.token_bytes(token))
 
     def top(self, token: Token, count: int) -> dict[str, float]:
         """The `count` most likely tokens and the token itself, most likely first.
@@ -66,13 +72,6 @@ def logprobs_of(texts: TokenTexts, spoken: Iterable[Spoken], count: int) -> dict
     return lists
 
 
-def choice(
-    index: int, text: str, logprobs: dict[str, list[Any]] | None, finish: str | None
-) -> dict[str, Any]:
-    """One choice of an answer, or its next piece in a stream."""
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
-
-
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     """The numbers of tokens of a whole request."""
     return {
@@ -82,24 +81,55 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     }
 
 
+class Said(NamedTuple):
+    """What one choice of an answer says: all of it, or its next piece in a stream."""
+
+    index: int
+    text: str
+    spoken: Sequence[Spoken]
+    finish: str | None
+    """Why it ends, if this is the end."""
+
+
 @dataclass(frozen=True)
 class Envelope:
-    """What every object of one answer carries."""
+    """Puts what is said into the objects of one answer, as `/v1/completions` gives them."""
 
     model: str
+    texts: TokenTexts
+    logprobs: int | None = None
+    """Alternatives of each token to show; None shows no log-probabilities."""
+    token_ids: bool = False
+    """Whether a choice has the ids of its tokens."""
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def around(self, choices: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """A `text_completion`."""
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": list(choices),
-            **more,
-        }
+    def whole(self, said: Iterable[Said], usage: dict[str, int]) -> dict[str, Any]:
+        """The answer in one piece."""
+        return self._around("text_completion", map(self._choice, said), usage=usage)
+
+    def pieces(self, said: Said, **more: Any) -> Iterator[dict[str, Any]]:
+        """The events that a piece of a choice is in a stream."""
+        yield self._around("text_completion", [self._choice(said)], **more)
+
+    def last(self, usage: dict[str, int]) -> dict[str, Any]:
+        """The event that ends a stream with the usage."""
+        return self._around("text_completion", [], usage=usage)
+
+    def _choice(self, said: Said) -> dict[str, Any]:
+        logprobs = None
+        if self.logprobs is not None:
+            logprobs = logprobs_of(self.texts, said.spoken, self.logprobs)
+        made = {"index": said.index, "text": said.text, "logprobs": logprobs}
+        made["finish_reason"] = said.finish
+        return made | self._ids(said)
+
+    def _ids(self, said: Said) -> dict[str, Any]:
+        return {"token_ids": [token.id for token, _ in said.spoken]} if self.token_ids else {}
+
+    def _around(self, kind: str, choices: Iterable[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        about = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {**about, "choices": list(choices), **more}
 
 
 def model_entry(name: str, created: int, facts: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from gptjax.generation.engine import Engine
 from gptjax.generation.requests import Event, GenerationRequest
 from gptjax.generation.text_requests import sample_key
 from gptjax.serving.jobs import Job, PromptScores
-from gptjax.serving.metrics import ServingMetrics
+from gptjax.serving.metrics import ModelMetrics
 from gptjax.serving.pace import Pace
 from gptjax.serving.refusals import (
     Refusal,
@@ -42,7 +42,7 @@ class Scheduler:
         stop_tokens: tuple[int, ...],
         max_queue: int,
         timeout: float,
-        metrics: ServingMetrics,
+        metrics: ModelMetrics,
     ):
         self._engine, self._stop_tokens, self._metrics = engine, stop_tokens, metrics
         self.slots, self.max_queue, self.timeout = len(engine.free), max_queue, timeout
@@ -53,9 +53,7 @@ class Scheduler:
         self._running: dict[int, Job] = {}
         self._is_draining, self._is_stopped, self._has_failed = False, False, False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        metrics.watch("running_sequences", "Sequences in slots", lambda: len(self._running))
-        metrics.watch("waiting_sequences", "Sequences in the queue", lambda: len(self._waiting))
-        metrics.watch("slots", "Sequences that run at once, at most", lambda: self.slots)
+        metrics.watch(self.slots, lambda: len(self._running), lambda: len(self._waiting))
 
     @property
     def max_sequences(self) -> int:

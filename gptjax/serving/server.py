@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gptjax.serving.listening import listen
-from gptjax.serving.scheduler import Scheduler
+from gptjax.serving.service import Service
 
 KEEP_ALIVE_SECONDS = 75  # longer than proxies keep their connections, which must close first
 CLOSING_SECONDS = 5  # that answers have to reach their clients after everything is drawn
@@ -17,7 +17,7 @@ LOOK_SECONDS = 0.02
 
 
 def serve_until_signal(
-    app: Any, bound: socket.socket, scheduler: Scheduler, grace: float, ready: Callable[[], None]
+    app: Any, bound: socket.socket, service: Service, grace: float, ready: Callable[[], None]
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; then finish what was accepted, for `grace` seconds at most.
 
@@ -36,11 +36,11 @@ def serve_until_signal(
     server = uvicorn.Server(config)
     # uvicorn's own handlers stop listening at once and end the process by the signal
     setattr(server, "capture_signals", contextlib.nullcontext)  # noqa: B010
-    asyncio.run(_serve(server, bound, scheduler, grace, ready))
+    asyncio.run(_serve(server, bound, service, grace, ready))
 
 
 async def _serve(
-    server: Any, bound: socket.socket, scheduler: Scheduler, grace: float, ready: Callable[[], None]
+    server: Any, bound: socket.socket, service: Service, grace: float, ready: Callable[[], None]
 ) -> None:
     loop, signalled = asyncio.get_running_loop(), asyncio.Event()
 
@@ -60,10 +60,10 @@ async def _serve(
         ready()
     waiting = asyncio.create_task(signalled.wait())
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    scheduler.drain()
+    service.drain()
     end = loop.time() + grace
-    while not scheduler.is_idle and loop.time() < end:
+    while not service.is_idle and loop.time() < end:
         await asyncio.sleep(LOOK_SECONDS)
-    await asyncio.to_thread(scheduler.stop)
+    await asyncio.to_thread(service.stop)
     server.should_exit = True
     await serving

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from gptjax.base.errors import UserError
+from gptjax.base.tree import count_bytes
 from gptjax.cluster.mesh import BatchLayout, make_mesh, model_sharding, row_groups, rows_per_device
 from gptjax.config import Config
 from gptjax.config.attention import masking_field
@@ -22,7 +23,9 @@ from gptjax.conversion.shapes import read_source
 from gptjax.data.loader import StepSource, evenly_spread
 from gptjax.evaluation.perplexity import ValidationPart
 from gptjax.model.gpt import parameter_shapes
+from gptjax.model.places import leaves
 from gptjax.model.size import parameter_count
+from gptjax.model.trainable import trainable, trained_count
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.tokenizers.registry import document_separator
@@ -44,7 +47,9 @@ class Setup:
 
     def __init__(self, config: Config, run_dir: RunDir | None = None):
         self.task = task_of(config)
-        config = config if config.train.init_from is not None else from_scratch(config)
+        unfrozen = from_scratch(config) if config.train.init_from is None else config
+        self._trains_all = unfrozen != config  # what was to be frozen is not there
+        config = unfrozen
         self.data = self.task.examples(config, _given(config, run_dir))
         self.config = config = self.data.resolved(config)
         self.tokenizer, train = self.data.tokenizer, config.train
@@ -193,14 +198,36 @@ class Setup:
             f"steps    {step:,} to {train.max_steps:,}; {in_all}"
             f"{self.data.epochs(train.max_steps):.2f} epochs"
         )
-        rows = [
-            (name, " x ".join(map(str, shape)), "yes" if decayed else "no")
-            for name, shape, decayed in decay_table(parameter_shapes(model))
-        ]
-        decay = f"weight decay {self.config.optim.weight_decay}"
-        display.table(decay, ("parameter", "shape", "decayed"), rows)
+        self._announce_parameters(display)
         if model.dtype == "bfloat16" and device.platform == "cpu":
             say("note     bfloat16 is slow on most CPUs: --model.dtype float32 may be faster")
+
+    def _announce_parameters(self, display: Display) -> None:
+        """What of the model is trained, and what decays."""
+        model, optim = self.config.model, self.config.optim
+        chosen = trainable(model, optim.trainable, optim.trainable_layers)
+        state = count_bytes(self.program.abstract_state().opt_state)
+        display.say(
+            f"trained  {trained_count(model, chosen):,} of {parameter_count(model):,} parameters, "
+            f"optimizer {state / 2**20:,.1f} MiB"
+        )
+        if self._trains_all:
+            display.say(
+                "         (all of them: nothing is frozen and there are no adapters without "
+                "--train.init-from)"
+            )
+        by_name = {leaf.name: leaf for leaf in leaves(model)}
+        rows = [
+            (
+                name,
+                " x ".join(map(str, shape)),
+                chosen.in_words(by_name[name]),
+                "yes" if decayed and name in chosen.names else "no",
+            )
+            for name, shape, decayed in decay_table(parameter_shapes(model))
+        ]
+        decay = f"weight decay {optim.weight_decay}"
+        display.table(decay, ("parameter", "shape", "trained", "decayed"), rows)
 
 
 def _given(config: Config, run_dir: RunDir | None) -> Given:

@@ -14,6 +14,8 @@ from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config, to_json
 from gptjax.config.courses import schedule_end
 from gptjax.config.origins import as_words, flag_of
+from gptjax.conversion.finding import find_model
+from gptjax.conversion.pinned import chosen, pin, pinned_base
 from gptjax.runs.checkpoint import Checkpointer, Restored
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
@@ -21,7 +23,7 @@ from gptjax.runs.naming import read_checkpoint_name
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, items_of, state_of
-from gptjax.training.warm_start import warm_state
+from gptjax.training.warm_start import base_of_adapters, warm_state
 
 COURSE = ["peak_lr", "final_lr", "schedule", "warmup_steps", "cooldown_fraction", "rewarm_steps"]
 SAME_ATTENTION = (
@@ -81,18 +83,23 @@ def restore_or_start(
     2. Start from the model that `train.init_from` names, with a new optimizer.
     3. Draw new parameters.
     """
-    abstract = setup.program.abstract_state()
+    program = setup.program
+    abstract = program.abstract_state()
     with watchdog.watching("no checkpoint was restored"):
-        restored = checkpointer.restore(items_of(abstract), display.say)
+        restored = checkpointer.restore(items_of(abstract, program.trained), display.say)
     if restored is not None:
         return _resumed(setup, restored, abstract, run_dir, display)
-    if setup.config.train.init_from is not None:
+    if (name := setup.config.train.init_from) is not None:
         with watchdog.watching("no model was read"):
-            state, lines = warm_state(setup.config, setup.program, setup.tokenizer)
+            base = None
+            if program.trained.are_adapters:
+                on_process_0(lambda: pin(chosen(find_model(name)), run_dir.path))
+                base = str(pinned_base(run_dir.path))
+            state, lines = warm_state(setup.config, program, setup.tokenizer, base)
         for line in lines:
             display.say(line)
         return state, 0
-    return setup.program.initial_state(), 0  # no wait: the train step compiles meanwhile
+    return program.initial_state(), 0  # no wait: the train step compiles meanwhile
 
 
 def _resumed(
@@ -110,7 +117,10 @@ def _resumed(
             "installed: windows may come in another order from here on"
         )
     display.say(f"resuming {run_dir.path} after step {step}")
-    state = setup.adapted(state_of(step, items, abstract))
+    base = None
+    if setup.program.trained.are_adapters:
+        base = base_of_adapters(setup.program, run_dir)
+    state = setup.adapted(state_of(step, items, abstract, base))
     accepted = step - int(state.opt_state.total_notfinite)  # skipped steps do not count
     if change := course_change(run_dir.read_config(), setup.config, step, accepted):
         display.say(f"changed since the last start: {change}")

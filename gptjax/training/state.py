@@ -18,6 +18,8 @@ from gptjax.cluster.mesh import replicated, shardings
 from gptjax.config import ModelConfig
 from gptjax.model.freezing import EVERYTHING, Trained
 from gptjax.model.gpt import init_params, parameter_shapes
+from gptjax.model.lora import with_adapters
+from gptjax.runs.naming import ADAPTERS, AVERAGED, PARAMS
 from gptjax.training.optimizer import averaged_parameters
 
 
@@ -64,9 +66,14 @@ def initial_state(
     return jax.jit(draw, out_shardings=places)(jax.random.key(seed))
 
 
-def items_of(state: TrainState) -> dict[str, Tree]:
-    """A state's trees under their names in a checkpoint."""
-    return {"params": state.params, "opt_state": state.opt_state}
+def items_of(state: TrainState, trained: Trained = EVERYTHING) -> dict[str, Tree]:
+    """A state's trees under their names in a checkpoint; with adapters these alone, not their base.
+
+    Parameters that are frozen otherwise are kept with the rest.
+    """
+    if trained.are_adapters:
+        return {ADAPTERS: trained.parts(state.params)[0], "opt_state": state.opt_state}
+    return {PARAMS: state.params, "opt_state": state.opt_state}
 
 
 def saved_items(state: TrainState, trained: Trained = EVERYTHING) -> dict[str, Tree]:
@@ -76,11 +83,20 @@ def saved_items(state: TrainState, trained: Trained = EVERYTHING) -> dict[str, T
     """
     averaged = averaged_parameters(state.opt_state)
     if averaged is None:
-        return items_of(state)
-    return {**items_of(state), "averaged": trained.updated(state.params, averaged)}
+        return items_of(state, trained)
+    average = trained.updated(state.params, averaged)
+    if trained.are_adapters:
+        average, _ = trained.parts(average)
+    return {**items_of(state, trained), AVERAGED: average}
 
 
-def state_of(step: int, items: dict[str, Tree], like: TrainState) -> TrainState:
-    """The inverse of `items_of`; the step lies where the step of `like` does."""
+def state_of(
+    step: int, items: dict[str, Tree], like: TrainState, base: Tree | None = None
+) -> TrainState:
+    """The inverse of `items_of`; the step lies where the step of `like` does.
+
+    Adapters join the parameters of their `base`.
+    """
     count = jnp.asarray(step, jnp.int32, device=like.step.sharding)
-    return TrainState(count, items["params"], items["opt_state"])
+    params = items[PARAMS] if base is None else with_adapters(base, items[ADAPTERS])
+    return TrainState(count, params, items["opt_state"])

@@ -65,6 +65,11 @@ def _next_tokens(config: Config, split: ModelSharding, eot_id: int | None) -> Lo
     return language_modelling(config.model, config.train.loss_chunk_tokens, split, eot_id)
 
 
+def _responses(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
+    chunk = config.train.loss_chunk_tokens
+    return language_modelling(config.model, chunk, split, eot_id, sparse=True)
+
+
 def _window(config: Config) -> Example:
     return {"tokens": np.zeros(config.context + 1, np.int32)}
 
@@ -92,7 +97,7 @@ TASKS = {
     INSTRUCT: Task(
         lambda config, given: Instructions(config, *given),
         form_of_instructions,
-        _next_tokens,
+        _responses,
         results=answer_test,
     ),
 }

@@ -22,8 +22,10 @@ GPT1 = dataclasses.replace(GPT2, n_ctx=40, norm="post", final_norm=False, activa
 BARE = dataclasses.replace(
     GPT2, n_ctx=40, tied_head=False, bias=False, qkv_bias=False, activation="gelu_erf"
 )
+LORA = dataclasses.replace(GPT2, n_ctx=40, lora_rank=2, lora_targets=("c_attn", "c_fc", "c_proj"))
 GREEDY = SampleConfig(max_new_tokens=1000, temperature=0.0)
 SEEDS = {GPT2: 1, GPT1: 3, BARE: 1}
+NAMES = ["GPT-2", "GPT-1", "untied, no bias", "adapters"]
 SLOTS = 4
 
 
@@ -98,7 +100,7 @@ def check_full_context(cfg: ModelConfig, engine: Engine, *lengths: int) -> None:
         assert_full_forward(cfg, prompt, text)
 
 
-@pytest.mark.parametrize("cfg", [GPT2, GPT1, BARE], ids=["GPT-2", "GPT-1", "untied, no bias"])
+@pytest.mark.parametrize("cfg", [GPT2, GPT1, BARE, LORA], ids=NAMES)
 def test_greedy_tokens_are_those_of_the_full_forward_at_every_position(cfg):
     check_full_context(cfg, Engine(cfg, params_of(cfg), SLOTS), 1, 16, 17, cfg.n_ctx)
 
@@ -123,7 +125,7 @@ MESHES = [(1, 1, 2), (1, 2, 1), (1, 1, 4), (2, 2, 2)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cfg", [GPT2, GPT1, BARE], ids=["GPT-2", "GPT-1", "untied, no bias"])
+@pytest.mark.parametrize("cfg", [GPT2, GPT1, BARE, LORA], ids=NAMES)
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_a_divided_model_decodes_as_a_whole_one(cfg, sizes):
     cfg = dataclasses.replace(cfg, n_ctx=40)

@@ -33,7 +33,7 @@ STORY = [
 HOSTILE = ["<script>alert(1)</script>", " <img src=x onerror=alert(2)>", "&lt;b&gt;", '" onclick="']
 EURO = ["bytes:\\xe2\\x82", "bytes:\\xac"]
 END = "<|endoftext|>"
-ABOUT = {"n_layer": 2, "n_head": 3, "context": 64, "attention_maps": True}
+ABOUT = {"n_layer": 2, "n_head": 3, "context": 64, "attention_maps": True, "chat": False}
 
 
 @dataclass
@@ -48,6 +48,10 @@ class Script:
     breaks_after: int | None = None
     """The connection ends without `[DONE]` after so many tokens."""
     api_key: str = ""
+    chats: tuple[str, ...] = ()
+    """Further models, which are tuned on turns; the first of them is the default."""
+    most_messages: int = 100
+    """A longer conversation does not fit the context."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
     """Set when a client went away in the middle."""
@@ -79,6 +83,18 @@ def one_choice(text: str, logprobs: Any, ids: list[int], finish: str | None = No
     """An event; the id of a token is its place in the script."""
     choice = {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}
     return {"choices": [{**choice, "token_ids": ids}]}
+
+
+def chunks(tokens: list[str]) -> Iterator[dict[str, Any]]:
+    """The same tokens in the format of `/v1/chat/completions`, and their number."""
+
+    def chunk(delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+        return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+    yield chunk({"role": "assistant", "content": ""})
+    yield from (chunk({"content": token}) for token in tokens)
+    yield chunk({}, "stop")
+    yield {"choices": [], "usage": {"completion_tokens": len(tokens)}}
 
 
 def attention(body: dict[str, Any], drawn: list[str]) -> dict[str, Any]:
@@ -113,8 +129,8 @@ def serve_script(script: Script) -> Iterator[Script]:
         def answer_json(self, status: int, content: Any) -> None:
             self.answer(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
-        def refuse(self, status: int, message: str) -> None:
-            self.answer_json(status, {"error": {"message": message, "type": "x", "code": None}})
+        def refuse(self, status: int, message: str, code: str | None = None) -> None:
+            self.answer_json(status, {"error": {"message": message, "type": "x", "code": code}})
 
         def lacks_key(self) -> bool:
             given = self.headers.get("Authorization", "")
@@ -129,7 +145,9 @@ def serve_script(script: Script) -> Iterator[Script]:
             elif self.path != "/v1/models":
                 self.refuse(404, f"no {self.path}")
             elif not self.lacks_key():
-                self.answer_json(200, {"data": [{"id": "small-model", "gptjax": ABOUT}]})
+                chats = [{"id": name, "gptjax": ABOUT | {"chat": True}} for name in script.chats]
+                data = [*chats, {"id": "small-model", "gptjax": ABOUT}]
+                self.answer_json(200, {"data": data})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -140,15 +158,18 @@ def serve_script(script: Script) -> Iterator[Script]:
                 self.answer_json(200, attention(body, script.tokens))
             elif script.fails:
                 self.refuse(*script.fails)
+            elif len(body.get("messages", ())) > script.most_messages:
+                self.refuse(400, "too many tokens", "context_length_exceeded")
             else:
-                self.stream(body)
+                tokens = script.tokens[: body["max_tokens"]]
+                self.stream(chunks(tokens) if "messages" in body else events(tokens))
 
-        def stream(self, body: dict[str, Any]) -> None:
+        def stream(self, answer: Iterator[dict[str, Any]]) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
             try:
-                for number, event in enumerate(events(script.tokens[: body["max_tokens"]])):
+                for number, event in enumerate(answer):
                     if number == script.breaks_after:
                         return
                     time.sleep(script.pause)

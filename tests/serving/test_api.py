@@ -355,8 +355,8 @@ def test_metrics_count_what_happened(server):
     assert (prompt, generated) == (6, body["usage"]["completion_tokens"])
     assert server.metric("gptjax_time_to_first_token_seconds_count") == calls + 2
     for line in (
-        'gptjax_requests_total{outcome="answered"}', "gptjax_slots 2.0",
-        "gptjax_running_sequences 0.0", "gptjax_waiting_sequences 0.0",
+        'gptjax_requests_total{model="tiny",outcome="answered"}', 'gptjax_slots{model="tiny"} 2.0',
+        'gptjax_running_sequences{model="tiny"} 0.0', 'gptjax_waiting_sequences{model="tiny"} 0.0',
         "gptjax_queue_time_seconds_bucket", "gptjax_time_per_token_seconds_sum",
     ):  # fmt: skip
         assert line in text

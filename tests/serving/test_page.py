@@ -1,18 +1,14 @@
-"""The playground: what its file may hold, and what it does in a real browser.
-
-The browser is Debian's Chromium, driven by Playwright; these tests skip without them.
-"""
+"""The playground: what its file may hold, and what it does in a real browser."""
 
 import base64
 import hashlib
 import re
-import shutil
-from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from typing import Any
 
 import httpx2 as httpx
 import pytest
+from chromium import brightness, contrast, opened_browser, page_opener  # noqa: F401 - fixtures
 from live_server import SHAPE, TOKENIZER, held_engine, live_server, random_params
 from scripted_api import END, EURO, HOSTILE, STORY, Script, serve_script
 
@@ -73,51 +69,6 @@ def test_every_name_leads_to_one_element():
 
 
 # ---- in a browser ----
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window; skips where it or Playwright is missing."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        # a container's root has no sandbox; the pages are ours
-        chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens the page of a server; afterwards the console must be clean and no other host asked."""
-    problems: list[str] = []
-    requests: list[tuple[str, str]] = []
-    contexts: list[Any] = []
-
-    def note(message: Any) -> None:
-        # Chromium itself reports answers such as 429, which are what some tests are about
-        if not message.text.startswith("Failed to load resource"):
-            problems.append(f"{message.type}: {message.text}")
-
-    def open_page(url: str, **options: Any) -> Any:
-        contexts.append(browser.new_context(**options))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(60_000)
-        page.on("console", note)
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("dialog", lambda dialog: problems.append(f"dialog: {dialog.message}"))
-        page.on("request", lambda request: requests.append((url, request.url)))
-        page.goto(url)
-        page.wait_for_selector("#model:not(:empty), #key-form:visible")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert problems == []
-    assert [asked for url, asked in requests if not asked.startswith((url, "data:"))] == []
 
 
 def finish(page: Any) -> str:
@@ -412,24 +363,3 @@ def test_the_real_server_writes_what_its_api_answers(visit):
         page.fill("#max_tokens", "65")
         page.click("#generate")
         page.wait_for_selector("#alarm:has-text('max_tokens must be')")
-
-
-def contrast(page: Any, place: str) -> float:
-    """The contrast of an element's text with what lies behind it, as WCAG 2 defines it."""
-    ink, ground = page.evaluate(
-        """(place) => { const node = document.querySelector(place), clear = 'rgba(0, 0, 0, 0)';
-        const ground = (node) => getComputedStyle(node).backgroundColor;
-        let behind = node;
-        while (ground(behind) === clear) behind = behind.parentElement;
-        return [getComputedStyle(node).color, ground(behind)]; }""",
-        place,
-    )
-    lighter, darker = sorted((brightness(ink), brightness(ground)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)
-
-
-def brightness(colour: str) -> float:
-    """Relative luminance of `rgb(r, g, b)`."""
-    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
-    return sum(weight * x for weight, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
