@@ -31,7 +31,7 @@ class Instructions(FineTuningData):
     template: str
     """The words around its conversations: alpaca or chat."""
     test_conversations: Sequence[Conversation]
-    """Those of the test split, in its order."""
+    """Those of the test split that the run responds to at its end."""
 
     def __init__(self, config: Config, given: Tokenizer | None, kept: Path | None):
         read, parts = _splits(config)
@@ -39,7 +39,7 @@ class Instructions(FineTuningData):
         chosen = config.instruct.template
         self.template = read.template if chosen == "auto" else chosen
         self.tokenizer = tokenizer_for(config, given, self._texts(parts[0]))
-        self.test_conversations = parts[2]
+        self.test_conversations = parts[2][: config.instruct.test_responses]
         items = [[self._item(conversation) for conversation in part] for part in parts]
         self.n_cut = self._check(items, config.context)
         items = [[_cut(item, config.context) for item in part] for part in items]
