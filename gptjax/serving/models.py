@@ -57,7 +57,7 @@ def open_models(command: ServeCommand, name: str) -> tuple[Service, list[Engine]
         longest = command.max_tokens or engine.context
         limits = Limits(longest, scheduler.max_sequences, model.n_vocab or 0)
         about = (name, engine.cfg, run.tokenizer, scheduler, own, limits, engine.context)
-        return ServedModel(*about, template_of(run.config))
+        return ServedModel(*about, chat_template_of(run.config))
 
     models, engines = [replace(served(name, run, engine), attention=maps)], [engine]
     for given, adapter in adapted.items():
@@ -68,6 +68,6 @@ def open_models(command: ServeCommand, name: str) -> tuple[Service, list[Engine]
     return Service(models, metrics, api_key(command)), engines
 
 
-def template_of(config: Config) -> str | None:
+def chat_template_of(config: Config) -> str | None:
     """The template of the conversations that a model was tuned on; None for any other model."""
     return config.instruct.template if config.task == INSTRUCT else None
