@@ -49,7 +49,7 @@ class Instructions(FineTuningData):
             sizes = [len(item.tokens) for item in items[0]]
             needed = row_length(sizes, config.context, self.rows, config.train.seed)
             self.longest = max(self.longest, needed)
-        self._items, seed = items, config.train.seed
+        self.items, seed = items, config.train.seed
         self.train, self.validation, self.test = (self._rows_of(part, seed) for part in items)
         self.fingerprint = _fingerprint(self.template, items)
 
@@ -113,9 +113,9 @@ class Instructions(FineTuningData):
     def announcement(self, step: int) -> list[str]:
         """Sizes of the splits, how they fill their rows, and what was cut."""
         del step
-        sizes = [f"{len(part):,} {name}" for name, part in zip(_NAMES, self._items, strict=True)]
-        learnt = sum(float(item.weights.sum()) for item in self._items[0])
-        tokens = sum(len(item.weights) for item in self._items[0])
+        sizes = [f"{len(part):,} {name}" for name, part in zip(_NAMES, self.items, strict=True)]
+        learnt = sum(float(item.weights.sum()) for item in self.items[0])
+        tokens = sum(len(item.weights) for item in self.items[0])
         lines = [
             f"data     {', '.join(sizes)}; {self.template} template, tokenizer "
             f"{self.tokenizer.name}",
