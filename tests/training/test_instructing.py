@@ -19,7 +19,7 @@ from gptjax.config.batches import batch_schedule
 from gptjax.data.examples import stacked
 from gptjax.data.instruct import Instructions, pad
 from gptjax.data.loader import StepSource
-from gptjax.data.packing import joined
+from gptjax.data.packing import packed_row
 from gptjax.model.gpt import GPT, parameter_shapes
 from gptjax.training import loop
 from gptjax.training.objectives import language_modelling
@@ -63,8 +63,8 @@ def uneven(config: Config, data: Instructions, packed: bool) -> dict[str, np.nda
     items = data.items[0]
     longest = max(len(item.weights) for item in items)
     if packed:
-        rows = [joined(items[i : i + 1 + i % 3], 3 * longest) for i in range(ROWS - 1)]
-        rows.append(joined([], 3 * longest))
+        rows = [packed_row(items[i : i + 1 + i % 3], 3 * longest) for i in range(ROWS - 1)]
+        rows.append(packed_row([], 3 * longest))
     else:
         rows = [pad(item, longest) for item in items[:ROWS]]
         rows[-1] = {**rows[-1], "weights": 0 * rows[-1]["weights"]}
@@ -76,7 +76,7 @@ def packed_and_padded(config: Config, data: Instructions) -> tuple[dict, dict]:
     items = data.items[0][:6]
     longest = max(len(item.weights) for item in items)
     padded = stacked([pad(item, longest) for item in items])
-    return stacked([joined(items[:4], 4 * longest), joined(items[4:], 4 * longest)]), padded
+    return stacked([packed_row(items[:4], 4 * longest), packed_row(items[4:], 4 * longest)]), padded
 
 
 CHUNKED = [("blockwise", 0), ("auto", 0), ("xla", 64), ("blockwise", 64)]
