@@ -65,9 +65,9 @@ def _conversations(setting: Setting) -> tuple[str, Sequence[Conversation]]:
         return template_of(config, file_template), conversations[: setting.limit]
     if setting.split != "test" or config.task != INSTRUCT:
         raise UserError(
-            f"--split {setting.split} of {path}: --on responses knows only the split test, and only "
-            f"that of a run that follows instructions; the task of {setting.run.origin} is "
-            f"{config.task}. Leave --split out to respond to the whole file"
+            f"--split {setting.split}: --on responses knows only the split test, of a run that "
+            f"follows instructions, and {setting.run.origin} has the task {config.task}. Leave "
+            "--split out to respond to the whole file"
         )
     instruct = replace(config.instruct, test_responses=setting.limit)
     config = replace(config, data=replace(config.data, examples=setting.data), instruct=instruct)
