@@ -212,8 +212,8 @@ def test_the_test_split_of_a_run_is_answered(setting, tmp_path):
         replace(setting, run=run, split="test", limit=None, markdown=str(page))
     )
     assert figures["responses"] == 3
-    asked = Config(task="instruct", data=replace(shares, examples=setting.data), model=SHAPE)
-    held_out = Instructions(asked, run.tokenizer, None).test_conversations
+    same = replace(run.config, data=replace(shares, examples=setting.data))
+    held_out = Instructions(same, run.tokenizer, None).test_conversations
     assert all(f"\n{chat[0].content}\n" in page.read_text() for chat in held_out)
     with pytest.raises(UserError, match="only the split test"):
         measure_responses(replace(setting, split="train"))
