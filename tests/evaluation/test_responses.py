@@ -14,40 +14,19 @@ import numpy as np
 import pytest
 from grading import grading
 from live_server import SHAPE, TOKENIZER, all_logprobs, random_params
+from responding_model import NEW, Letters, a_run, conversation
 
 from gptjax.base.errors import UserError
-from gptjax.config import Config, InstructConfig, SampleConfig
+from gptjax.config import InstructConfig
 from gptjax.data.instruct import Instructions
 from gptjax.data.templates import Message, turn_tokens, turns_of
 from gptjax.evaluation.responding import measure_responses
 from gptjax.evaluation.response_page import write_responses
 from gptjax.evaluation.responses import Response, respond, response_figures, template_of
 from gptjax.evaluation.setting import Setting
-from gptjax.generation.loaded import LoadedRun
 from gptjax.generation.text_requests import encode_for
 
-NEW = 6
 ALPACA = InstructConfig(template="alpaca")
-
-
-class Letters:
-    """The tokenizer of the small model, for which other characters are no text."""
-
-    eot_id, n_vocab, name = TOKENIZER.eot_id, TOKENIZER.n_vocab, TOKENIZER.name
-    decode, token_bytes, to_json = TOKENIZER.decode, TOKENIZER.token_bytes, TOKENIZER.to_json
-
-    def encode(self, text):
-        return TOKENIZER.encode(re.sub(r"[^a-zA-Z .,!?]", "", text))
-
-
-def conversation(text: str, reference: str = "x"):
-    return Message("user", text), Message("assistant", reference)
-
-
-def a_run(params, task: str = "instruct") -> LoadedRun:
-    sample = SampleConfig(max_new_tokens=NEW, temperature=0.9, stop=("e",))
-    config = Config(model=SHAPE, task=task, sample=sample, instruct=InstructConfig(template="chat"))
-    return LoadedRun(config, params, Letters(), 3, "a run")  # pyright: ignore
 
 
 def greedy(params, prompt: list[int], count: int) -> list[int]:
