@@ -33,11 +33,6 @@ def open_models(command: ServeCommand, name: str) -> tuple[Service, list[Engine]
     run = load_run(command.run, dtype=command.dtype)
     model, found = run.config.model, named_adapters(command)
     check_lengths(command, model.n_ctx)
-    if found and model.lora_rank:
-        raise UserError(
-            f"--run {command.run} has adapters itself: merge them first with `python -m "
-            f"gptjax.convert --run {command.run} --merge --out RUN`, or serve it alone"
-        )
     if name in found:
         raise UserError(f"--adapters has the name {name!r}, which is that of --run: take another")
     adapted = {given: load_beside(path, run) for given, path in found.items()}
