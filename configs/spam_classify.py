@@ -1,4 +1,20 @@
-"""Is a message spam? The book's classifier, on any labelled texts."""
+"""Is a message spam? The book's classifier, on any labelled texts.
+
+Recipe: Raschka (2024), Build a Large Language Model (From Scratch), chapter 6: a linear head on the
+state of the last token of the bare text, no loss of the language model, and of a pretrained model
+only the last block, the final norm and the head are trained; 5 epochs of batches of 8, AdamW with
+decay 0.1 and a constant rate; as many messages of each class as there are of the rarer one. The
+book's rate of 5e-5 is for GPT-2's 124M parameters: with those give --optim.peak-lr 5e-5. The rate
+here is for the small shape below, chosen by trial: 1e-3, pretrained or not.
+Shape: from scratch 4 layers, 4 heads, 128 wide, context 256, with nothing frozen, and a BPE of
+1,024 from the training texts. With --train.init-from it is the model's.
+Data: 70% for training, 10% for validation and 20% for the test, divided by a seed. The book
+balances all three; here only the training is balanced, so the test is as messages come.
+Expected: the book has 97.21, 97.32 and 95.67% on its three splits, from GPT-2 124M.
+
+    python -m gptjax.train --config spam_classify --data.examples sms_spam.tsv
+    python -m gptjax.generate --run runs/spam_classify --classify "You won a prize"
+"""
 
 from gptjax.config import ClassifyConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
 
@@ -9,13 +25,14 @@ def get_config() -> Config:
         task="classify",
         model=ModelConfig(n_layer=4, n_head=4, n_embd=128, n_ctx=256, dtype="float32", unroll=4),
         data=DataConfig(tokenizer="bpe:1024", val_fraction=0.1, test_fraction=0.2),
-        classify=ClassifyConfig(read="last", lm_weight=0.0),
+        classify=ClassifyConfig(read="last", lm_weight=0.0, balance="undersample"),
         optim=OptimConfig(
-            peak_lr=5e-5,
-            final_lr=5e-5,
+            peak_lr=1e-3,
+            final_lr=1e-3,
             warmup_steps=0,
             weight_decay=0.1,
             beta2=0.999,
+            clip_norm=None,
             trainable=("h/*", "ln_f/*", "clf/*"),
             trainable_layers=1,
         ),

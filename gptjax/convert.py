@@ -12,6 +12,11 @@ from gptjax.base.errors import ConfigError
 from gptjax.cli import main, parse
 from gptjax.cluster.environment import import_jax
 
+NEXT = """wrote {out}; continue with
+  python -m gptjax.generate --run {out} --prompt ...
+  python -m gptjax.evaluate --run {out} --on perplexity --data FILE
+  python -m gptjax.train --config NAME --train.init-from {out}"""
+
 
 @dataclass(frozen=True)
 class ConvertCommand:
@@ -19,13 +24,20 @@ class ConvertCommand:
 
     from_: Annotated[str | None, arg(name="from")] = None
     """Model to bring in: a directory of Hugging Face's GPT-2 or OpenAI-GPT, the name of one on the
-    hub, a directory of OpenAI's GPT-1 files, nanoGPT's ckpt.pt, or llm.c's .bin."""
+    hub, a directory of OpenAI's GPT-1 files, nanoGPT's ckpt.pt, or llm.c's .bin; or adapters, a
+    directory of PEFT."""
+    base: str | None = None
+    """Model beneath the adapters of --from: a run or a Hugging Face directory; None takes the one
+    that they name themselves."""
     run: str | None = None
     """Run to take out: RUN, RUN@best, RUN@latest, RUN@STEP, or a Hugging Face directory."""
-    to: Literal["huggingface", "llmc"] | None = None
-    """Format to take it out in."""
+    to: Literal["huggingface", "llmc", "peft"] | None = None
+    """Format to take it out in; peft writes the adapters of LoRA alone."""
+    merge: bool = False
+    """Write --run, which has adapters, as a run of a whole model."""
     out: str | None = None
-    """Directory to write, which must not exist: of a run with --from, of the format with --to."""
+    """Directory to write, which must not exist: of a run with --from and --merge, else of the
+    format."""
     kind: Literal["huggingface", "openai", "nanogpt", "llmc"] | None = None
     """Format of --from, where it cannot be found out."""
     tokenizer: str | None = None
@@ -44,48 +56,28 @@ def convert(argv: Sequence[str]) -> int:
     command = parse(ConvertCommand, argv, "python -m gptjax.convert")
     check_direction(command)
     import_jax()
-    out = Path(command.out or "")
+    from gptjax.conversion.directions import bring_in, take_out
+
+    out, lines = Path(command.out or ""), []
     if command.from_ is not None:
-        return _bring_in(command, command.from_, out)
-
-    from gptjax.conversion.exporting import export_huggingface, export_llmc
-
-    what = command.run or "", out, command.dtype, command.averaged
-    is_llmc = command.to == "llmc"
-    notes = export_llmc(*what) if is_llmc else export_huggingface(*what, command.for_)
+        what = command.kind, command.tokenizer, command.base
+        lines, notes = bring_in(command.from_, out, *what)
+    else:
+        how = command.to, command.dtype, command.averaged, command.for_
+        notes = take_out(command.run or "", out, *how)
+    for line in lines:
+        print(line)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"wrote {out}")
-    return 0
-
-
-def _bring_in(command: ConvertCommand, source: str, out: Path) -> int:
-    from gptjax.conversion.kinds import read_model
-    from gptjax.conversion.new_directory import require_free
-    from gptjax.conversion.run_directory import write_run
-    from gptjax.conversion.weights import description
-
-    require_free(out)
-    weights = read_model(source, command.kind, command.tokenizer)
-    for line in description(weights):
-        print(line)
-    for note in weights.notes:
-        print(f"note: {note}", file=sys.stderr)
-    write_run(weights, out)
-    print(
-        f"wrote {out}; continue with\n"
-        f"  python -m gptjax.generate --run {out} --prompt ...\n"
-        f"  python -m gptjax.evaluate --run {out} --on perplexity --data FILE\n"
-        f"  python -m gptjax.train --config NAME --train.init-from {out}"
-    )
+    print(f"wrote {out}" if command.from_ is None else NEXT.format(out=out))
     return 0
 
 
 def check_direction(command: ConvertCommand) -> None:
     """Raise a `ConfigError` with every flag that is missing or belongs to the other direction."""
     problems = [] if command.out else ["--out is missing: give a new directory"]
-    inwards = {"--kind": command.kind, "--tokenizer": command.tokenizer}
-    outwards = {"--to": command.to, "--averaged": command.averaged}
+    inwards = {"--kind": command.kind, "--tokenizer": command.tokenizer, "--base": command.base}
+    outwards = {"--to": command.to, "--merge": command.merge, "--averaged": command.averaged}
     outwards |= {"--dtype": command.dtype != ConvertCommand.dtype}
     outwards |= {"--for": command.for_ != ConvertCommand.for_}
     if (command.from_ is None) == (command.run is None):
@@ -98,10 +90,12 @@ def check_direction(command: ConvertCommand) -> None:
         problems += [
             f"{flag} goes with --from, not with --run" for flag, on in inwards.items() if on
         ]
-        if command.to is None:
-            problems.append("--to is missing: choose huggingface or llmc")
+        if (command.to is None) != command.merge:
+            problems.append("expected either --to huggingface, llmc or peft, or --merge")
         elif command.to != "huggingface" and outwards["--for"]:
             problems.append("--for goes with --to huggingface")
+        elif command.to not in ("huggingface", "llmc") and outwards["--dtype"]:
+            problems.append("--dtype goes with --to huggingface and --to llmc")
     if problems:
         raise ConfigError(problems)
 

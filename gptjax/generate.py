@@ -26,12 +26,27 @@ def generate(argv: Sequence[str]) -> int:
     import_jax()
 
     from gptjax.cluster.compiler import enable_compilation_cache
-    from gptjax.generation.showing import shown_as
 
     enable_compilation_cache()
+    if command.classify:
+        return _classify(command)
+    from gptjax.generation.showing import shown_as
+
     with shown_as(command, prompts) as show:
         for name in command.runs:
             _draw(command, name, prompts, show)
+    return 0
+
+
+def _classify(command: GenerateCommand) -> int:
+    """Print the class of a text, and below it the probability of every class."""
+    from gptjax.conversion.opening import load_run
+    from gptjax.evaluation.labels import Classifier, class_lines
+
+    run = load_run(command.run)
+    classifier = Classifier(run, batch_rows=1, dtype=command.dtype)
+    print(run.origin, file=sys.stderr)
+    print(*class_lines(classifier.of_texts([command.classify])[0], classifier.labels), sep="\n")
     return 0
 
 
@@ -39,11 +54,18 @@ def _draw(command: GenerateCommand, name: str, prompts: Sequence[Prompt], show: 
     """Draw the samples of one model, and say what the context did to them."""
     from gptjax.conversion.opening import load_run
     from gptjax.generation.drawing import draw_samples, fills_context, plan_samples
+    from gptjax.generation.text_requests import before_text, follows_instructions
 
     run = load_run(name, dtype=command.dtype)
     context = run.config.model.n_ctx
     requests, cut = plan_samples(run, command, prompts)  # a prompt that is no text fails here
     print(run.origin, file=sys.stderr)
+    if follows_instructions(run.config) and not command.raw:
+        print(
+            f"note: the run follows instructions, so it reads the prompt in the template "
+            f"{run.config.instruct.template}: --raw continues the prompt as it is",
+            file=sys.stderr,
+        )
     if cut:
         print(
             f"note: too long for the context of {context} tokens, so only the end is read: "
@@ -51,7 +73,8 @@ def _draw(command: GenerateCommand, name: str, prompts: Sequence[Prompt], show: 
             file=sys.stderr,
         )
     pieces = draw_samples(run, command, requests)
-    full = [fills_context(s, command.max_new_tokens) for s in show(name, run.tokenizer, pieces)]
+    shown = show(name, run.tokenizer, pieces, before_text(run.config, command.raw))
+    full = [fills_context(sample, command.max_new_tokens) for sample in shown]
     if any(full):
         print(
             f"note: {sum(full)} of {len(full)} samples ended because the context of {context} "

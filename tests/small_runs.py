@@ -31,9 +31,13 @@ def tiny(data: Manifest, fields: dict[str, Any]) -> Config:
 
 def tiny_on(data: Manifest, fields: dict[str, Any]) -> Config:
     """The tiny config on this data with other values under dotted names."""
-    config = load_config("tiny")
     where = {"data.path": str(data.directory), "data.source": None}
-    for name, value in {**where, **fields}.items():
+    return with_values(load_config("tiny"), {**where, **fields})
+
+
+def with_values(config: Config, fields: dict[str, Any]) -> Config:
+    """The config with other values under dotted names."""
+    for name, value in fields.items():
         section, field = name.split(".")
         part = dataclasses.replace(getattr(config, section), **{field: value})
         config = dataclasses.replace(config, **{section: part})

@@ -6,12 +6,26 @@ from typing import NamedTuple
 from gptjax.config.courses import cooldown_steps, schedules
 from gptjax.config.names import parse_change
 from gptjax.config.origins import flag_of
-from gptjax.config.schema import Config
+from gptjax.config.schema import CLASSIFY, INSTRUCT, PRETRAIN, Config
 
 PREPARING = (
     "data.source data.inputs data.val_fraction data.input_format data.text_field "
     "data.doc_separator data.hub"
 )
+SHARDS = (
+    "data.path data.source data.inputs data.doc_separator data.hub data.mixture "
+    "data.mixture_changes data.document_mask"
+)
+LABELS = "data.label_field data.pair_field data.choice_fields"
+EXAMPLES = (
+    "data.examples data.val_examples data.test_examples data.test_fraction data.split_seed "
+    f"data.header {LABELS} train.best_by"
+)
+CLASSES = (
+    f"{LABELS} model.clf_pdrop classify.form classify.read classify.lm_weight classify.balance "
+    "classify.labels"
+)
+INSTRUCTIONS = "instruct.template instruct.loss_on instruct.lengths"
 SAMPLING = (
     "sample.prompt sample.max_new_tokens sample.temperature sample.top_k sample.top_p sample.min_p "
     "sample.repetition_penalty sample.stop"
@@ -31,10 +45,12 @@ class Surroundings(NamedTuple):
 
 def note_without_effect(c: Config, typed: Collection[str], here: Surroundings) -> list[str]:
     """One line with the flags of the typed fields that change nothing; empty without any."""
-    o, t = c.optim, c.train
+    d, o, t = c.data, c.optim, c.train
+    is_pretraining, is_fine_tuning = c.task == PRETRAIN, c.task in (CLASSIFY, INSTRUCT)
     lengths = [end - begin for begin, end in schedules(o, t.max_steps)]
     is_flat = o.schedule == "wsd" and not any(cooldown_steps(o, n) for n in lengths)
     steps = [parse_change(change, len(c.data.mixture))[0] for change in c.data.mixture_changes]
+    never_validates = t.eval_every_steps == 0 and t.eval_every_epochs is None
     on = f"there are {here.devices} devices" if here.platform == "cpu" else "it is for CPUs"
     table = [
         ("optim.beta1 optim.beta2 optim.eps", o.name == "adafactor", "optim.name is adafactor"),
@@ -42,7 +58,7 @@ def note_without_effect(c: Config, typed: Collection[str], here: Surroundings) -
         ("optim.muon_momentum", o.name != "muon", f"optim.name is {o.name}"),
         ("optim.cooldown_fraction", o.schedule != "wsd", f"optim.schedule is {o.schedule}"),
         ("optim.final_lr optim.decay_steps", is_flat, "wsd without a cooldown stays at the peak"),
-        ("train.eval_tokens", t.eval_every_steps == 0, "train.eval_every_steps is 0"),
+        ("train.eval_tokens", never_validates, "train.eval_every_steps is 0"),
         (SAMPLING, t.sample_every_steps == 0, "train.sample_every_steps is 0"),
         (
             "sample.top_k sample.top_p sample.min_p",
@@ -54,7 +70,20 @@ def note_without_effect(c: Config, typed: Collection[str], here: Surroundings) -
             c.sample.top_k == 1 and c.sample.temperature != 0,
             "sample.top_k is 1",
         ),
-        (PREPARING, here.is_prepared, "the data is prepared already"),
+        (PREPARING, is_pretraining and here.is_prepared, "the data is prepared already"),
+        (EXAMPLES, is_pretraining, "it is for fine-tuning"),
+        (SHARDS, is_fine_tuning, "a fine-tuning reads data.examples"),
+        (CLASSES, c.task in (PRETRAIN, INSTRUCT), f"it is for task {CLASSIFY}"),
+        (INSTRUCTIONS, c.task in (PRETRAIN, CLASSIFY), f"it is for task {INSTRUCT}"),
+        ("data.val_fraction", d.val_examples is not None, "data.val_examples is given"),
+        ("data.test_fraction", d.test_examples is not None, "data.test_examples is given"),
+        ("train.batch_tokens", t.batch_rows is not None, "train.batch_rows is given"),
+        ("optim.warmup_steps", o.warmup_fraction is not None, "optim.warmup_fraction is given"),
+        (
+            "train.eval_every_steps train.save_every_steps",
+            t.eval_every_epochs is not None,
+            "train.eval_every_epochs is given",
+        ),
         (
             "data.mixture_changes",
             bool(steps) and max(steps) >= t.max_steps,

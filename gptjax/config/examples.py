@@ -94,3 +94,5 @@ class InstructConfig:
     lengths: Literal["pack", "pad"] = "pack"
     """Fill rows with several examples that do not see each other, or pad each example to the
     longest of its batch."""
+    test_responses: int | None = None
+    """Most test examples that the run responds to at its end; None responds to all."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from gptjax.base.errors import ConfigError, did_you_mean
-from gptjax.config.attention import cudnn_limits
+from gptjax.config.attention import cudnn_limits, masking_field
 from gptjax.config.courses import misfits
 from gptjax.config.finetuning import finetuning_mistakes
 from gptjax.config.names import (
@@ -216,7 +216,7 @@ def _combinations(c: Config) -> Iterator[Problem]:
             f"model.remat {m.remat} saves nothing if model.unroll {m.unroll} leaves no loop "
             f"over the {m.n_layer} layers: take model.unroll 1, or model.remat none",
         )
-    for name, reason in cudnn_limits(m, c.data.document_mask) if m.attention == "cudnn" else ():
+    for name, reason in cudnn_limits(m, masking_field(c)) if m.attention == "cudnn" else ():
         yield Problem(
             ("model.attention", name),
             f"model.attention cudnn {reason}: take model.attention blockwise or xla, or change "

@@ -133,7 +133,9 @@ def open_huggingface(path: Path, tokenizer: str | None = None) -> OpenedModel:
             f"its tokenizer adds {', '.join(added)}, which gptjax reads as plain text: their rows "
             "stay as unused ids, and the tokenizer of an export does not have them"
         )
-    return OpenedModel(replace(model, n_vocab=kept), found, arrays, rows, tuple(notes), task)
+    special = len(SPECIAL_TOKENS) if task == CLASSIFY else 0
+    model = replace(model, n_vocab=kept, n_special=special)
+    return OpenedModel(model, found, arrays, rows, tuple(notes), task)
 
 
 def _read_as_text(path: Path, tokenizer: Tokenizer) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.config import ModelConfig
-from gptjax.config.schema import TASKS_WITH_SPECIAL_TOKENS
+from gptjax.conversion.classifier_file import write_classifier
 from gptjax.conversion.huggingface_config import (
     CONFIG,
     EPSILON,
@@ -46,7 +46,7 @@ def write_huggingface(
 ) -> list[str]:
     """Write a directory that transformers loads; returns notes for the user, a sentence each.
 
-    The vocabulary's padding is left out, but for GPT-1's special tokens where the task uses them.
+    The vocabulary's padding is left out. A head that classifies is in a file of its own.
     Biases that the model does not have are written as zeros, because transformers insists on them.
     `reader` is the program that is to serve the model. Raises `UserError`, with nothing written, if
     it would compute something else, if `out` is there and is not an empty directory, or if a
@@ -70,6 +70,8 @@ def write_huggingface(
         _write(temporary / GENERATION, {**ends, "pad_token_id": ends["eos_token_id"]})
         write_tokenizer_files(weights.tokenizer, temporary, model.n_ctx, special, has_end)
         write_safetensors(to_huggingface(arrays, full, rows), temporary, dtype)
+        if card.config:
+            notes += write_classifier(arrays, card.config, temporary)
         if card.curve:
             shutil.copyfile(card.curve, temporary / card.curve.name)
         text = card_text(card, weights, out.name, dtype, notes)
@@ -114,8 +116,8 @@ def settings_of(model: ModelConfig, rows: int, dtype: FileType = "float32") -> d
 
 
 def _special_tokens(weights: Weights) -> list[str]:
-    is_used = weights.task in TASKS_WITH_SPECIAL_TOKENS and weights.tokenizer.name == "gpt1"
-    return list(SPECIAL_TOKENS) if is_used else []
+    """The names of ids after the vocabulary; GPT-1's are in the order start, delimiter, extract."""
+    return list(SPECIAL_TOKENS)[: weights.model.n_special]
 
 
 def _with_every_bias(model: ModelConfig) -> ModelConfig:

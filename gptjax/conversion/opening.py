@@ -37,14 +37,17 @@ class Adapted(NamedTuple):
     """The model with adapters."""
 
 
-def load_run(path: str | PathLike[str], averaged: bool = True, dtype: str = "float32") -> LoadedRun:
+def load_run(
+    path: str | PathLike[str], averaged: bool = True, dtype: str = "float32", alone: bool = False
+) -> LoadedRun:
     """Load a checkpoint: RUN or RUN@best by validation loss, RUN@latest, or RUN@STEP.
 
     A run that keeps a running average of its parameters gives the average, unless `averaged` is
     false. Adapters are merged into their base. A directory of Hugging Face's GPT-2 or OpenAI-GPT is
     read like a run of step 0. The parameters have the type `dtype` as soon as they are read.
-    Nothing in the directory changes. Raises `UserError` if there is no run and no such directory,
-    no such checkpoint, or a damaged one, or if the base of adapters is missing or has changed.
+    Nothing in the directory changes. With `alone` process 0 of several loads it without the others.
+    Raises `UserError` if there is no run and no such directory, no such checkpoint, or a damaged
+    one, or if the base of adapters is missing or has changed.
     """
     name = find_model(path)
     if is_huggingface(name.path):
@@ -52,8 +55,9 @@ def load_run(path: str | PathLike[str], averaged: bool = True, dtype: str = "flo
     run_dir = RunDir(name.path)
     config = run_dir.read_config()
     if config.model.lora_rank:
-        return _load_merged(run_dir, name.which, averaged, dtype)
-    step, params = _restored(run_dir, name.which, parameter_shapes(config.model), averaged, dtype)
+        return _load_merged(run_dir, name.which, averaged, dtype, alone)
+    shapes = parameter_shapes(config.model)
+    step, params = _restored(run_dir, name.which, shapes, averaged, dtype, alone)
     origin = f"checkpoint of step {step} in {run_dir.path}"
     return LoadedRun(config, params, run_dir.read_tokenizer(), step, origin)
 
@@ -71,15 +75,17 @@ def load_adapted(path: str | PathLike[str], averaged: bool = True) -> Adapted:
     return Adapted(base, _adapters(run_dir, name.which, cfg, averaged)[1], cfg)
 
 
-def _adapters(run_dir: RunDir, which: str, cfg: ModelConfig, averaged: bool) -> tuple[int, Tree]:
+def _adapters(
+    run_dir: RunDir, which: str, cfg: ModelConfig, averaged: bool, alone: bool = False
+) -> tuple[int, Tree]:
     own = adapters_of(parameter_shapes(cfg), cfg)
-    return _restored(run_dir, which, own, averaged, "float32")
+    return _restored(run_dir, which, own, averaged, "float32", alone)
 
 
-def _load_merged(run_dir: RunDir, which: str, averaged: bool, dtype: str) -> LoadedRun:
+def _load_merged(run_dir: RunDir, which: str, averaged: bool, dtype: str, alone: bool) -> LoadedRun:
     config = run_dir.read_config()
-    base = load_run(str(pinned_base(run_dir.path)))
-    step, adapters = _adapters(run_dir, which, config.model, averaged)
+    base = load_run(str(pinned_base(run_dir.path)), alone=alone)
+    step, adapters = _adapters(run_dir, which, config.model, averaged, alone)
 
     def merge(base_params: Tree, adapters: Tree, key: Array) -> Tree:
         theirs, cfg = base.config.model, config.model
@@ -93,11 +99,11 @@ def _load_merged(run_dir: RunDir, which: str, averaged: bool, dtype: str) -> Loa
 
 
 def _restored(
-    run_dir: RunDir, which: str, shapes: Tree, averaged: bool, dtype: str
+    run_dir: RunDir, which: str, shapes: Tree, averaged: bool, dtype: str, alone: bool
 ) -> tuple[int, Tree]:
     """The step that `which` means, and its leaves of these shapes."""
     find_devices()
-    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
+    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True, alone=alone)
     try:
         step = checkpointer.choose(which)
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)

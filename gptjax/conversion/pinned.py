@@ -15,6 +15,7 @@ from gptjax.base.files import sha256_of, write_atomically
 from gptjax.conversion.finding import find_model
 from gptjax.conversion.huggingface import is_huggingface
 from gptjax.conversion.huggingface_config import CONFIG
+from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import BASE, RunDir
 from gptjax.runs.integrity import INTEGRITY
 from gptjax.runs.naming import CheckpointName
@@ -41,17 +42,27 @@ class Pinned:
         return None if self.step is None else str(self.step)
 
 
-def pin(name: CheckpointName, run: Path) -> None:
-    """Write the checkpoint `name`, whose step is a number, as the base of the adapters of `run`.
+def chosen(name: CheckpointName) -> CheckpointName:
+    """The name with a step in place of a word; a Hugging Face directory has no step."""
+    if is_huggingface(name.path):
+        return name
+    checkpointer = Checkpointer(RunDir(name.path).checkpoints, read_only=True)
+    try:
+        return name._replace(which=str(checkpointer.choose(name.which)))
+    finally:
+        checkpointer.close()
 
-    The name of a Hugging Face directory has no step.
-    """
-    is_run = not is_huggingface(name.path)
+
+def pin(name: CheckpointName, run: Path) -> None:
+    """Write a `chosen` model as the base of the adapters of `run`."""
+    step = None if is_huggingface(name.path) else name.which
+    fingerprint = fingerprint_of_model(name.path, step)
+    assert fingerprint is not None, f"{name} was there a moment ago"
     pinned = Pinned(
         os.path.abspath(name.path),
-        os.path.relpath(name.path, run),
-        int(name.which) if is_run else None,
-        fingerprint_of_model(name.path, name.which if is_run else None),
+        os.path.relpath(os.path.abspath(name.path), os.path.abspath(run)),
+        None if step is None else int(step),
+        fingerprint,
     )
     write_atomically(RunDir(run).base, (json.dumps(asdict(pinned), indent=2) + "\n").encode())
 

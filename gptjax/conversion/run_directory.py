@@ -7,12 +7,15 @@ serving and exporting take it, and training starts from it with --train.init-fro
 import dataclasses
 from pathlib import Path
 
-from gptjax.base.tree import as_tree
-from gptjax.config import Config, DataConfig, TrainConfig
+from gptjax.base.tree import Tree, as_tree
+from gptjax.config import Config, DataConfig, ModelConfig, TrainConfig
+from gptjax.config.schema import PRETRAIN
 from gptjax.conversion.new_directory import new_directory, require_free
 from gptjax.conversion.weights import Weights
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
+from gptjax.runs.naming import PARAMS
+from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import NAMED
 
 CONVERTED = "converted"
@@ -21,16 +24,20 @@ _ROWS = 16  # windows in the batch of its config, which no training has used
 
 
 def config_of(weights: Weights) -> Config:
-    """The config of a run that holds this model; only its section `model` and `task` matter.
+    """The config of a run that holds this model."""
+    return config_for(weights.model, weights.tokenizer, weights.task)
+
+
+def config_for(model: ModelConfig, tokenizer: Tokenizer, task: str = PRETRAIN) -> Config:
+    """The config of a run that no training made; only its section `model` and `task` matter.
 
     Other sections have defaults, as far as they fit the model's context.
     """
-    name = weights.tokenizer.name
     return Config(
-        model=weights.model,
-        data=DataConfig(tokenizer=name if name in NAMED else None),
-        train=TrainConfig(batch_tokens=_ROWS * weights.model.n_ctx, micro_batch=1),
-        task=weights.task,
+        model=model,
+        data=DataConfig(tokenizer=tokenizer.name if tokenizer.name in NAMED else None),
+        train=TrainConfig(batch_tokens=_ROWS * model.n_ctx, micro_batch=1),
+        task=task,
     )
 
 
@@ -41,14 +48,20 @@ def write_run(weights: Weights, out: Path) -> None:
     signature when it is read. Raises `UserError` if `out` is taken or cannot be written.
     """
     require_free(out)
-    config = config_of(weights)
-    cursor = {"data": CONVERTED, CONVERTED: weights.source}
+    items = {PARAMS: as_tree(weights.arrays)}
     with new_directory(out) as directory:
-        run_dir = RunDir(directory)
-        run_dir.begin(config, weights.tokenizer)
-        checkpointer = Checkpointer(run_dir.checkpoints)
-        try:
-            params = as_tree(weights.arrays)
-            checkpointer.save(0, {"params": params}, dataclasses.asdict(config), cursor)
-        finally:
-            checkpointer.close()
+        write_step_0(directory, config_of(weights), weights.tokenizer, items, weights.source)
+
+
+def write_step_0(
+    directory: Path, config: Config, tokenizer: Tokenizer, items: dict[str, Tree], source: str
+) -> None:
+    """Write a run whose only checkpoint holds these trees, which come from `source`."""
+    cursor = {"data": CONVERTED, CONVERTED: source}
+    run_dir = RunDir(directory)
+    run_dir.begin(config, tokenizer)
+    checkpointer = Checkpointer(run_dir.checkpoints)
+    try:
+        checkpointer.save(0, items, dataclasses.asdict(config), cursor)
+    finally:
+        checkpointer.close()

@@ -89,7 +89,7 @@ def open_arrays(directory: Path) -> StoredArrays:
             f"with {SAFETENSORS}{INDEX} or {TORCH}{INDEX}{instead}"
         )
     if not found.endswith(INDEX):
-        return StoredArrays(_open(directory / found))
+        return open_file(directory / found)
     where = _read_index(directory / found)
     if missing := sorted({n for n in where.values() if not (directory / n).is_file()}):
         raise UserError(
@@ -103,6 +103,11 @@ def open_arrays(directory: Path) -> StoredArrays:
             "both again"
         )
     return StoredArrays({name: shards[file][name] for name, file in where.items()})
+
+
+def open_file(path: Path) -> StoredArrays:
+    """The arrays of one file, safetensors or torch's; raises `UserError` like `open_arrays`."""
+    return StoredArrays(_open(path))
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -1,11 +1,8 @@
-"""Labelled texts as the input of a classifier, by GPT-1's input transformations.
+"""The data of a classification: labelled texts in three splits, as the input of a classifier.
 
-Radford et al. (2018), section 3.3 and figure 1. Start, delimiter and extract are the three ids
-after the vocabulary. Letters: S sequences of an example, T time.
+Letters: S sequences of an example, T time.
 """
 
-import csv
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,23 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gptjax.base.errors import UserError
 from gptjax.config import Config
+from gptjax.data.columns import counts_of
 from gptjax.data.examples import Example
 from gptjax.data.finetuning import FineTuningData, tokenizer_for, with_course
-from gptjax.data.padding import PaddedExamples, padded_lengths
+from gptjax.data.keeping import Prepared
+from gptjax.data.labelled import Labelled, labels_in_order, read_labelled
+from gptjax.data.padding import PaddedExamples
+from gptjax.data.splitting import Key, class_weights, divide, repeats, undersampled, without_keys
+from gptjax.data.transformations import Transformation
 from gptjax.tokenizers.plain import Tokenizer
 
-SPECIAL = 3  # start, delimiter, extract
 
-
-class Labelled(NamedTuple):
-    """An example as it is read: its texts in their order, and its label."""
-
-    texts: tuple[str, ...]
-    label: str
-
-
-class Item(NamedTuple):
+class LabelledItem(NamedTuple):
     """An example in tokens."""
 
     sequences: tuple[np.ndarray, ...]
@@ -39,46 +33,31 @@ class Item(NamedTuple):
 
 
 class LabelledTexts(FineTuningData):
-    """The data of a classification."""
+    """The data of a classification; raises `UserError` for files that make none."""
 
     def __init__(self, config: Config, given: Tokenizer | None, kept: Path | None):
-        rows = _read(Path(config.data.examples or ""))
-        order = np.random.default_rng(config.data.split_seed).permutation(len(rows))
-        n_val = round(config.data.val_fraction * len(rows))
-        n_test = round(config.data.test_fraction * len(rows))
-        n_train = len(rows) - n_val - n_test
-        train, val, test = (
-            [rows[i] for i in order[a:b]]
-            for a, b in ((0, n_train), (n_train, n_train + n_val), (n_train + n_val, None))
-        )
-        self.labels = tuple(sorted({row.label for row in train}))
-        self.tokenizer = tokenizer_for(config, given, (t for row in train for t in row.texts))
-        self._classify, most = config.classify, config.context
-        items = [[self._item(row, most) for row in part] for part in (train, val, test)]
-        self.longest = max(len(s) for part in items for item in part for s in item.sequences)
-        self.train, self.validation, self.test = map(self._padded, items)
-        self.counts = Counter(row.label for row in train)
-        self.fingerprint = hashlib.sha256(repr(items).encode()).hexdigest()[:16]
-        self.rows = config.batch_rows
+        def prepare() -> tuple[Tokenizer, Prepared]:
+            return _prepared(config, given)
 
-    def _item(self, row: Labelled, most: int) -> Item:
-        start, _, extract = range(self.tokenizer.n_vocab, self.tokenizer.n_vocab + SPECIAL)
-        tokens = self.tokenizer.encode(row.texts[0]).astype(np.int32)
-        if self._classify.read == "extract":
-            tokens = np.concatenate([[start], tokens[: most - 2], [extract]])
-        return Item((tokens[:most].astype(np.int32),), self.labels.index(row.label), 1.0)
+        found = self.prepared(config, given, kept, LabelledItem, prepare)
+        self.labels: tuple[str, ...] = tuple(found.facts["labels"])
+        self.counts = Counter(self.labels[item.label] for item in found.train)
+        self._notes: list[str] = found.facts["notes"]
+        self._special = Transformation(config.classify, self.tokenizer, config.context).special
+        self.longest = max(len(s) for part in found[:3] for item in part for s in item.sequences)
+        self.train, self.validation, self.test = map(self._padded, found[:3])
+        self._forms = self.train.forms()
 
-    def _padded(self, items: Sequence[Item]) -> PaddedExamples:
+    def _padded(self, items: Sequence[LabelledItem]) -> PaddedExamples:
         lengths = [max(map(len, item.sequences)) for item in items]
-        return PaddedExamples(items, lengths, self.longest, pad)
+        return PaddedExamples(items, lengths, self.longest, pad_labelled)
 
     def resolved(self, config: Config) -> Config:
         """The config with the classes, special tokens, tokenizer and length of the data."""
-        special = SPECIAL if config.classify.read == "extract" else 0
         model = replace(
             config.model,
             n_vocab=self.tokenizer.n_vocab,
-            n_special=special,
+            n_special=self._special,
             n_classes=1 if config.classify.form == "choice" else len(self.labels),
         )
         config = replace(
@@ -91,24 +70,137 @@ class LabelledTexts(FineTuningData):
 
     def forms(self) -> list[Example]:
         """One for each length."""
-        item = self.train._items[0]
-        return [pad(_shortened(item, n), n) for n in padded_lengths(self.longest)]
+        return self._forms
 
     def announcement(self, step: int) -> list[str]:
-        """Sizes of the splits and of the classes."""
+        """Sizes of splits and classes, what was read as what, and the lengths of batches."""
         del step
-        sizes = ", ".join(f"{n:,} {label}" for label, n in sorted(self.counts.items()))
+        lengths = [form["tokens"].shape[-1] for form in self._forms]
+        programs = "1 program" if len(lengths) == 1 else f"{len(lengths)} programs"
+        notes = self._notes if self.kept is None else [*self._notes, f"read from {self.kept}"]
         return [
-            f"data     {len(self.train):,} training examples ({sizes}), {len(self.validation):,} "
-            f"for validation, {len(self.test):,} for the test, tokenizer {self.tokenizer.name}"
+            f"data     {len(self.train):,} training examples ({counts_of(self.counts)}), "
+            f"{len(self.validation):,} for validation, {len(self.test):,} for the test, tokenizer "
+            f"{self.tokenizer.name}",
+            *(f"         {note}" for note in notes),
+            f"lengths  {', '.join(map(str, lengths))} tokens: {programs}",
         ]
 
 
-def _shortened(item: Item, length: int) -> Item:
-    return item._replace(sequences=tuple(s[:length] for s in item.sequences))
+def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepared]:
+    """Read, divide and tokenise the files of a config."""
+    parts, notes = divided_rows(config)
+    train = parts[0]
+    labels = _labels(config, train, parts[1:])
+    if config.classify.balance == "undersample":
+        chosen = undersampled(
+            [row.texts for row in train], [row.label for row in train], config.data.split_seed
+        )
+        notes.append(
+            f"{len(train) - len(chosen):,} training examples of the larger classes are left out"
+        )
+        train = parts[0] = [train[index] for index in chosen]
+    weights = dict.fromkeys(labels, 1.0)
+    if config.classify.balance == "weights":
+        weights = class_weights([row.label for row in train])
+        notes.append("class weights " + ", ".join(f"{weights[n]:.3g} {n}" for n in labels))
+    tokenizer = tokenizer_for(config, given, (text for row in train for text in row.texts))
+    transformation = Transformation(config.classify, tokenizer, config.context)
+    n_cut, items = 0, []
+    for part in parts:
+        items.append([])
+        for row in part:
+            try:
+                sequences, is_cut = transformation.sequences(row.texts)
+            except UserError as error:
+                raise UserError(f"{row.where}: {error}") from error
+            n_cut += is_cut
+            items[-1].append(LabelledItem(sequences, labels.index(row.label), weights[row.label]))
+    if n_cut:
+        notes.append(
+            f"{n_cut:,} examples are longer than {config.context} tokens and lost the end of their "
+            f"{'text' if config.classify.form == 'single' else 'longer text'}"
+        )
+    return tokenizer, Prepared(items[0], items[1], items[2], {"labels": labels, "notes": notes})
 
 
-def pad(item: Item, length: int) -> Example:
+def divided_rows(config: Config) -> tuple[list[list[Labelled]], list[str]]:
+    """The examples of each split, and notes about the files and their repeated texts."""
+    data, form = config.data, config.classify.form
+    file = read_labelled(config, Path(data.examples or ""))
+    named = (data.val_examples, data.test_examples)
+    files = [None if name is None else read_labelled(config, Path(name), file) for name in named]
+    validation, test = ([] if other is None else other.rows for other in files)
+    read = [*file.rows, *validation, *test]
+    # a text in a file that was given for a split stays there
+    taken = _keys(test, form)
+    validation = _at(validation, without_keys(_keys(validation, form), taken))
+    taken += _keys(validation, form)
+    rows = _at(file.rows, without_keys(_keys(file.rows, form), taken))
+    left_out = len(read) - len(rows) - len(validation) - len(test)
+    shares = (
+        0.0 if data.val_examples is not None else data.val_fraction,
+        0.0 if data.test_examples is not None else data.test_fraction,
+    )
+    division = divide(_keys(rows, form), [row.label for row in rows], *shares, data.split_seed)
+    validation, test = validation + _at(rows, division.validation), test + _at(rows, division.test)
+    notes = [other.note for other in (file, *files) if other is not None]
+    return [_at(rows, division.train), validation, test], notes + _about_repeats(
+        _keys(read, form), [row.label for row in read], left_out
+    )
+
+
+def _keys(rows: Sequence[Labelled], form: str) -> list[Key]:
+    """What makes two examples the same: their texts, of a similarity in either order."""
+    return [tuple(sorted(row.texts)) if form == "similarity" else row.texts for row in rows]
+
+
+def _at(rows: Sequence[Labelled], indices: Sequence[int]) -> list[Labelled]:
+    return [rows[index] for index in indices]
+
+
+def _about_repeats(keys: Sequence[Key], labels: Sequence[str], left_out: int) -> list[str]:
+    if not (count := repeats(keys)):
+        return []
+    notes = [f"{count:,} examples repeat the text of another; equal texts are in one split"]
+    if left_out:
+        notes.append(f"{left_out:,} of them are left out: a held-out file has their text")
+    if torn := len(set(zip(keys, labels, strict=True))) - len(set(keys)):
+        notes.append(f"{torn:,} examples repeat a text with another label")
+    return notes
+
+
+def _labels(
+    config: Config, train: Sequence[Labelled], held: Sequence[Sequence[Labelled]]
+) -> tuple[str, ...]:
+    """The classes in the order of the head's outputs; raises `UserError` if they are not all there.
+
+    Those of a choice are the numbers of its answers.
+    """
+    if not train:
+        raise UserError("no example is left for training: hold fewer out, or give more")
+    there = {row.label for row in train}
+    if config.classify.form == "choice":
+        return tuple(str(n) for n in range(1, len(train[0].texts)))
+    labels = config.classify.labels or labels_in_order(list(there))
+    counts = counts_of(Counter(row.label for row in train))
+    for row in (row for part in (train, *held) for row in part):
+        if row.label not in labels:
+            raise UserError(
+                f"{row.where}, has the label {row.label!r}, which no training example has, or "
+                f"classify.labels does not list; the training examples have {counts}"
+            )
+    if empty := [name for name in labels if name not in there]:
+        raise UserError(
+            f"the class {empty[0]!r} has no training example; they have {counts}: add examples, "
+            "hold fewer out, or leave it out of classify.labels"
+        )
+    if len(labels) < 2:
+        raise UserError(f"expected two classes or more, but the training examples have {counts}")
+    return labels
+
+
+def pad_labelled(item: LabelledItem, length: int) -> Example:
     """An example of `length` tokens a sequence, padded at the end."""
     tokens_ST = np.zeros((len(item.sequences), length), np.int32)
     for row, sequence in zip(tokens_ST, item.sequences, strict=True):
@@ -124,14 +216,7 @@ def pad(item: Item, length: int) -> Example:
 
 def form_of_labelled(config: Config) -> Example:
     """An example as long as the longest, made without data."""
-    sequences = {"similarity": 2, "choice": 2}.get(config.classify.form, 1)
+    classify = config.classify
+    sequences = {"similarity": 2, "choice": len(classify.labels) or 2}.get(classify.form, 1)
     empty = np.zeros(1, np.int32)
-    return pad(Item((empty,) * sequences, 0, 1.0), config.context)
-
-
-def _read(path: Path) -> list[Labelled]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Labelled((row[1],), row[0])
-            for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        ]
+    return pad_labelled(LabelledItem((empty,) * sequences, 0, 1.0), config.context)

@@ -40,14 +40,10 @@ def read_conversations(path: Path) -> Conversations:
         if not isinstance(record, dict):
             raise UserError(f"{path}, {where} is not a JSON object: {_short(record)}")
         template = template or _template_of(path, where, record)
-        messages = _READERS[template](record)
-        if isinstance(messages, tuple):
-            problem = conversation_problem(messages, ASSISTANT)
-        else:
-            problem = messages
-        if problem is not None:
-            raise UserError(f"{path}, {where}: {problem}")
-        found.append(messages)
+        try:
+            found.append(_READERS[template](record))
+        except ValueError as problem:
+            raise UserError(f"{path}, {where}: {problem}") from problem
     if not found:
         raise UserError(f"{path} is empty: expected records with instruction and output, or chats")
     return Conversations(template, found)
@@ -80,36 +76,41 @@ def _template_of(path: Path, where: str, record: dict[str, Any]) -> str:
     )
 
 
-def _alpaca(record: dict[str, Any]) -> Conversation | str:
-    """The messages of a record, or what is wrong with it."""
-    given = {name: record.get(name) for name in ("instruction", "input", "output")}
-    given["input"] = given["input"] or ""
+def _alpaca(record: dict[str, Any]) -> Conversation:
+    """The messages of a record; raises `ValueError` with what is wrong with it."""
+    given: dict[str, Any] = {name: record.get(name) for name in ("instruction", "input", "output")}
+    given["input"] = "" if given["input"] is None else given["input"]
     for name, value in given.items():
         if value is None:
-            return f"it has no {name}: it has {_fields(record)}"
+            raise ValueError(f"it has no {name}: it has {_fields(record)}")
         if not isinstance(value, str):
-            return f"{name} is not text: {_short(value)}"
+            raise ValueError(f"{name} is not text: {_short(value)}")
     if empty := [name for name in ("instruction", "output") if not given[name].strip()]:
-        return f"the {empty[0]} is empty"
+        raise ValueError(f"the {empty[0]} is empty")
     asked = Message(USER, given["instruction"], given["input"])
     return asked, Message(ASSISTANT, given["output"])
 
 
-def _chat(record: dict[str, Any]) -> Conversation | str:
-    """The messages of a record, or what is wrong with it."""
+def _chat(record: dict[str, Any]) -> Conversation:
+    """The messages of a record; raises `ValueError` with what is wrong with it."""
     messages = record.get("messages")
     if not isinstance(messages, list):
-        return f"it has no list of messages: it has {_fields(record)}"
+        raise ValueError(f"it has no list of messages: it has {_fields(record)}")
     for number, message in enumerate(messages, 1):
         is_message = isinstance(message, dict) and all(
             isinstance(message.get(name), str) for name in ("role", "content")
         )
         if not is_message:
-            return f"message {number} does not have role and content as text: {_short(message)}"
-    return tuple(Message(message["role"], message["content"]) for message in messages)
+            raise ValueError(
+                f"message {number} does not have role and content as text: {_short(message)}"
+            )
+    found = tuple(Message(message["role"], message["content"]) for message in messages)
+    if (problem := conversation_problem(found, ASSISTANT)) is not None:
+        raise ValueError(problem)
+    return found
 
 
-_READERS: dict[str, Callable[[dict[str, Any]], Conversation | str]] = {
+_READERS: dict[str, Callable[[dict[str, Any]], Conversation]] = {
     "alpaca": _alpaca,
     "chat": _chat,
 }

@@ -6,6 +6,7 @@ do not have it, and IS_REAL is 0 for padding rows of an evaluation batch.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -102,6 +103,10 @@ class TaskData(Protocol):
     def forms(self) -> list[Example]:
         """Examples of all shapes that training has, if there are several, the largest last."""
         return []
+
+    def keep(self, directory: Path) -> None:
+        """Write into the directory of a run that begins what it needs to resume without files."""
+        del directory
 
     def target_bytes(self, example: Example) -> int:
         """Bytes of text behind the targets of an example; 0 if that has no meaning."""

@@ -1,18 +1,29 @@
 """What both kinds of fine-tuning data are: three sets of examples, read in epochs.
 
-A subclass reads its file, chooses the tokenizer and fills `train`, `validation` and `test`.
+A subclass reads its files, chooses the tokenizer and fills `train`, `validation` and `test`, unless
+a run that has begun has kept them.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from gptjax.base.errors import UserError
 from gptjax.config import Config
 from gptjax.config.courses import misfits
 from gptjax.data.epochs import EpochOrder, steps_per_epoch
 from gptjax.data.examples import EndlessExamples, Examples, TaskData, ValidationSet
+from gptjax.data.keeping import (
+    KEPT,
+    Prepared,
+    fingerprint_of,
+    origin_of,
+    read_kept,
+    write_kept,
+)
 from gptjax.tokenizers.bpe import train_bpe
 from gptjax.tokenizers.plain import Tokenizer, collect_characters
 from gptjax.tokenizers.registry import make_tokenizer
@@ -29,6 +40,45 @@ class FineTuningData(TaskData):
     """16 hexadecimal digits that change with any token, label or split."""
     rows: int
     """Examples in a step."""
+    kept: Path | None = None
+    """The file that the examples were read from, if a run that has begun kept them."""
+    _keep: Callable[[Path], None] | None = None
+
+    def prepared(
+        self,
+        config: Config,
+        given: Tokenizer | None,
+        directory: Path | None,
+        kind: Any,
+        prepare: Callable[[], tuple[Tokenizer, Prepared]],
+    ) -> Prepared:
+        """The examples that a begun run keeps in `directory`, or those that `prepare` makes.
+
+        `kind` is the named tuple of an example. Sets tokenizer, fingerprint and rows. Raises
+        `UserError` if there is no file.
+        """
+        if config.data.examples is None:
+            raise UserError(
+                "data.examples is missing: give the file of examples by --data.examples FILE"
+            )
+        self.rows, found = config.batch_rows, None
+        if directory is not None and given is not None:
+            found = read_kept(directory, kind, origin_of(config, given))
+        if found is not None and given is not None:
+            self.kept, self.tokenizer = directory and directory / KEPT, given
+        else:
+            self.tokenizer, found = prepare()
+        arrays, facts = found.packed(), found.facts
+        self.fingerprint = fingerprint_of(arrays, facts.get("labels", ()))
+        if self.kept is None:
+            origin = origin_of(config, self.tokenizer)
+            self._keep = lambda run: write_kept(run, arrays, facts, origin)
+        return found
+
+    def keep(self, directory: Path) -> None:
+        """Write the examples beside the run that begins, unless they came from there."""
+        if self._keep is not None:
+            self._keep(directory)
 
     def shuffled(self, seed: int) -> EndlessExamples:
         """Every training example once an epoch."""
@@ -38,7 +88,7 @@ class FineTuningData(TaskData):
         """The validation split; raises `UserError` if it is empty."""
         if len(self.validation) == 0:
             raise UserError(
-                "there is no example for validation: give a larger --data.val-fraction, or "
+                "there is no example for validation: give a larger data.val_fraction, or "
                 "--data.val-examples FILE, or --train.eval-every-steps 0 with "
                 "--train.eval-every-epochs None"
             )

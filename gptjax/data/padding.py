@@ -50,6 +50,11 @@ class PaddedExamples(Examples):
         rows = [self._pad(self._items[index], length) for index in own]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
+    def forms(self) -> list[Example]:
+        """An example of each length that batches of these examples have, shortest first."""
+        by_length = {self._length([index]): index for index in range(len(self))}
+        return [self[index] for _, index in sorted(by_length.items())]
+
     def _length(self, indices: Sequence[int]) -> int:
         longest = max(self.lengths[index] for index in indices)
         return next(n for n in self._padded if n >= longest)

@@ -6,11 +6,13 @@ a window, a page or an item, whatever its length.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-Figures = dict[str, float | int | None]
-"""Numbers by name. `NAME_stderr` is the standard error of NAME; `stderr` is that of `loss`."""
+Figures = dict[str, Any]
+"""Numbers by name, or None. `NAME_stderr` is the standard error of NAME; `stderr` is that of
+`loss`. A `confusion` is a list of lists, and `labels` are its names."""
 
 
 def ratio_estimate(

@@ -9,6 +9,9 @@ from gptjax.config.origins import flag_of
 from gptjax.evaluation.registry import EVALUATIONS
 
 LM_EVAL = "--lm-eval"
+NOT_LM_EVAL = (
+    "on", "stride", "limit", "json", "style", "split", "text_field", "markdown", "judge", "judge_model",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class EvaluateCommand:
     """RUN, RUN@best (lowest validation loss, the default), RUN@latest, RUN@STEP, or a Hugging Face
     directory."""
     on: str = "perplexity"
-    """What to measure: perplexity, wikitext, hellaswag, lambada or choices."""
+    """What to measure: perplexity, wikitext, hellaswag, lambada, choices, labels or responses."""
     data: str = ""
     """The published file, a text, a prepared directory (its validation split), or a data set of the
     Hugging Face hub."""
@@ -45,8 +48,17 @@ class EvaluateCommand:
     """Measure the running average of the parameters, if the run keeps one."""
     style: Literal["lm-eval", "llmc", "both"] | None = None
     """Style of hellaswag: lm-evaluation-harness's (the default), llm.c's, or both."""
+    split: Literal["train", "validation", "test"] | None = None
+    """Part of the labelled texts of labels, divided as the run did; the default is all of them."""
     text_field: str | None = None
     """Field of JSON, CSV or Parquet that holds the text of perplexity."""
+    markdown: str | None = None
+    """File for the responses of responses, each beside its reference."""
+    judge: str | None = None
+    """Address of an API with OpenAI's chat completions, such as http://127.0.0.1:11434/v1, whose
+    model grades the responses. They are sent there, with the key in OPENAI_API_KEY if it is set."""
+    judge_model: str | None = None
+    """Name of the model that grades."""
 
 
 def idle_flags(command: EvaluateCommand) -> list[str]:
@@ -59,7 +71,7 @@ def idle_flags(command: EvaluateCommand) -> list[str]:
 def check_flags(command: EvaluateCommand, is_harness: bool) -> None:
     """Raise one `ConfigError` with every problem of the flags."""
     problems = []
-    for name in ("on", "stride", "limit", "json", "style", "text_field") if is_harness else ():
+    for name in NOT_LM_EVAL if is_harness else ():
         if getattr(command, name) != getattr(EvaluateCommand(), name):
             problems.append(f"{flag_of(name)} is not for {LM_EVAL}: leave it out, or see --help")
     if command.on not in EVALUATIONS:
@@ -71,8 +83,14 @@ def check_flags(command: EvaluateCommand, is_harness: bool) -> None:
         value = getattr(command, name)
         if value is not None and value < 1:
             problems.append(f"{flag_of(name)} must be at least 1, not {value}")
-    if (out := command.json) is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        problems.append(f"--json {out} is a directory or in none: expected the name of a file")
+    for name in ("json", "markdown"):
+        out = None if getattr(command, name) is None else Path(getattr(command, name))
+        if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+            problems.append(
+                f"{flag_of(name)} {out} is a directory or in none: expected the name of a file"
+            )
+    if (command.judge is None) != (command.judge_model is None):
+        problems.append("--judge URL and --judge-model NAME need each other: give both or none")
     if problems:
         raise ConfigError(problems)
 

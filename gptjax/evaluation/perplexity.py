@@ -45,7 +45,7 @@ def evaluate_part(
     target_bytes: int,
 ) -> Validation:
     """Sum `step` over `batches`; `target_bytes` is the text length of all their targets, or 0."""
-    sums: dict[str, np.ndarray] = defaultdict(lambda: np.float64(0))
+    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((), np.float64))
     for batch in batches:
         for name, value in step(batch).items():
             sums[name] = sums[name] + np.asarray(jax.device_get(value), np.float64)

@@ -57,6 +57,18 @@ def _choices(setting: "Setting") -> Figures:
     return measure_choices(setting)
 
 
+def _responses(setting: "Setting") -> Figures:
+    from gptjax.evaluation.responding import measure_responses
+
+    return measure_responses(setting)
+
+
+def _labels(setting: "Setting") -> Figures:
+    from gptjax.evaluation.labels import measure_labels
+
+    return measure_labels(setting)
+
+
 EVALUATIONS = {
     "perplexity": Evaluation(
         "loss, perplexity and bits per byte of any text or prepared directory",
@@ -75,4 +87,14 @@ EVALUATIONS = {
         "accuracy and perplexity of the last word of LAMBADA", _lambada, scored="last word"
     ),
     "choices": Evaluation("accuracy on any multiple-choice test in JSON lines", _choices),
+    "labels": Evaluation(
+        "accuracy, F1 and confusion of a run that classifies, on labelled texts",
+        _labels,
+        frozenset({"split"}),
+    ),
+    "responses": Evaluation(
+        "exact match and ROUGE-L of responses to instructions, and a judge's grade if one is asked",
+        _responses,
+        frozenset({"markdown", "judge", "judge_model"}),
+    ),
 }

@@ -10,6 +10,7 @@ import jax
 
 from gptjax.base.files import sha256_of, write_atomically
 from gptjax.data.manifest import is_prepared, read_manifest
+from gptjax.evaluation.classes import confusion_lines
 from gptjax.evaluation.estimates import Figures
 from gptjax.evaluation.registry import EVALUATIONS
 from gptjax.evaluation.setting import Setting
@@ -28,12 +29,14 @@ UNITS = {
 def as_table(figures: Figures, scored: str = "token") -> str:
     """Lines of name, figure, standard error and unit; figures without a value are left out.
 
-    `scored` is what `loss` and `perplexity` are means over.
+    `scored` is what `loss` and `perplexity` are means over. A confusion matrix follows as a table.
 
     >>> print(as_table({"loss": 3.25, "stderr": 0.01, "tokens": 12345}))
     loss      3.2500 ± 0.0100  nats per token
     tokens    12,345
     """
+    labels, confusion = figures.get("labels"), figures.get("confusion")
+    figures = {k: x for k, x in figures.items() if not isinstance(x, list)}
     shown = [name for name in figures if name != ERROR and not name.endswith(f"_{ERROR}")]
     width, lines = max(map(len, shown)) + 2, []
     for name in shown:
@@ -45,6 +48,8 @@ def as_table(figures: Figures, scored: str = "token") -> str:
         text += f" ± {error:,.4f}" if error is not None else ""
         text += f"  {unit}" if unit else ""
         lines.append(f"{name.replace('_', ' '):{width}}  {text}")
+    if confusion and labels:
+        lines += ["", *confusion_lines(confusion, labels)]
     return "\n".join(lines)
 
 

@@ -36,6 +36,14 @@ class Setting:
     """Field of the records that holds the text."""
     style: str | None = None
     """Style of HellaSwag, one of the three above; None is that of lm-evaluation-harness."""
+    split: str | None = None
+    """Part of the labelled texts to measure, divided as the run did; None takes all."""
+    markdown: str | None = None
+    """File for responses as Markdown."""
+    judge: str | None = None
+    """Address of the API that grades responses; None sends nothing."""
+    judge_model: str | None = None
+    """Name of the model that grades."""
     bar: Bar = count_bar
     """Called with a total and the name of what is counted; gives what counts them."""
     note: Callable[[str], None] = note_on_stderr

@@ -11,7 +11,7 @@ from gptjax.generation.loaded import LoadedRun
 from gptjax.generation.options import GenerateCommand
 from gptjax.generation.prompts import Prompt
 from gptjax.generation.requests import GenerationRequest
-from gptjax.generation.text_requests import encode_prompt, fit_prompt, sample_key
+from gptjax.generation.text_requests import encode_for, fit_prompt, sample_key
 
 
 class Samples(NamedTuple):
@@ -34,7 +34,7 @@ def plan_samples(run: LoadedRun, command: GenerateCommand, prompts: Sequence[Pro
     cut: list[str] = []
     for prompt in prompts:
         try:
-            ids = encode_prompt(run.tokenizer, run.config.model, prompt.text)
+            ids = encode_for(run.tokenizer, run.config, prompt.text, command.raw)
         except UserError as error:
             raise UserError(f"{prompt.place}: {error}") from error
         if len(ids) > context:

@@ -10,7 +10,7 @@ from gptjax.cluster.stop import StopRequest
 from gptjax.config import Config
 from gptjax.generation.continuing import continue_texts
 from gptjax.generation.engine import Engine
-from gptjax.generation.text_requests import sample_key, text_request
+from gptjax.generation.text_requests import before_text, sample_key, text_request
 from gptjax.tokenizers.plain import Tokenizer
 
 
@@ -22,7 +22,7 @@ def sample_after(
     stop: StopRequest,
     heartbeat: Callable[[], None],
 ) -> str | None:
-    """A text with its prompt, the same every time this step is reached; None after a stop request.
+    """A prompt and its text, the same every time this step is reached; None after a stop request.
 
     `heartbeat` is called whenever tokens have come. Parameters that are divided among devices stay
     there, so all processes of a run call this. The copy of them for decoding, in the model's type,
@@ -33,8 +33,8 @@ def sample_after(
         params = jax.tree.map(lambda x: x.addressable_data(0), params)  # one device is enough
     engine = Engine(config.model, params, dtype=config.model.dtype, mesh=mesh)
     key = sample_key(config.train.seed, step)
-    request = text_request(tokenizer, config.model, config.sample, key)
-    texts = [config.sample.prompt]
+    request = text_request(tokenizer, config, config.sample, key)
+    texts = [config.sample.prompt, before_text(config)]
     for piece in continue_texts(engine, tokenizer, [request]):
         texts.append(piece.text)
         heartbeat()

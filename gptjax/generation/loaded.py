@@ -14,7 +14,7 @@ from gptjax.config import Config, SampleConfig
 from gptjax.config.validation import sample_problems
 from gptjax.generation.continuing import FOR_READERS, continue_texts
 from gptjax.generation.engine import Engine
-from gptjax.generation.text_requests import sample_key, text_request
+from gptjax.generation.text_requests import before_text, sample_key, text_request
 from gptjax.tokenizers.plain import Tokenizer
 
 DEFAULTS = SampleConfig()
@@ -51,6 +51,7 @@ class LoadedRun:
         repetition_penalty: float = DEFAULTS.repetition_penalty,
         stop: Sequence[str] = (),
         slide: bool = False,
+        raw: bool = False,
     ) -> str:
         """Return `prompt` and the text that follows, as `python -m gptjax.generate` prints them.
 
@@ -58,12 +59,13 @@ class LoadedRun:
         context is full; with `slide` its newest half then becomes the new context. A `temperature`
         of 0 takes the most likely token; `top_k` None, `top_p` 1 and `min_p` 0 keep the whole
         vocabulary. The same seed gives the same text. Products have the type of the parameters.
+        A run that follows instructions answers the prompt, after an empty line, unless it is `raw`.
         Raises `ConfigError` for numbers out of range, `UserError` for a prompt that the tokenizer
         cannot encode.
         """
-        chosen = (top_p, min_p, repetition_penalty, stop, slide)
+        chosen = (top_p, min_p, repetition_penalty, stop, slide, raw)
         pieces = self.stream(prompt, max_new_tokens, temperature, top_k, seed, *chosen)
-        return prompt + "".join(pieces)
+        return prompt + before_text(self.config, raw) + "".join(pieces)
 
     def stream(
         self,
@@ -77,6 +79,7 @@ class LoadedRun:
         repetition_penalty: float = DEFAULTS.repetition_penalty,
         stop: Sequence[str] = (),
         slide: bool = False,
+        raw: bool = False,
     ) -> Iterator[str]:
         """Return the text of `generate` without the prompt, piece by piece while it is drawn.
 
@@ -90,7 +93,8 @@ class LoadedRun:
             problems.append(f"seed must be an integer in [0, 2**32), not {seed!r}")
         if problems:
             raise ConfigError(problems)
-        request = text_request(self.tokenizer, self.config.model, sample, sample_key(index(seed)))
+        key = sample_key(index(seed))
+        request = text_request(self.tokenizer, self.config, sample, key, raw)
         engine = self._decoder.with_slots(1)
         pieces = continue_texts(engine, self.tokenizer, [request], slide, seconds=FOR_READERS)
         return (piece.text for piece in pieces)

@@ -18,7 +18,11 @@ class GenerateCommand:
     """RUN, RUN@best (lowest validation loss, the default), RUN@latest, RUN@STEP, or a Hugging Face
     directory."""
     prompt: str = ""
-    """Text to continue; empty starts a new document."""
+    """Text to continue, empty starts a new document; or what a run that follows instructions shall
+    answer."""
+    raw: bool = False
+    """Continue the prompt as it is, also with a run that follows instructions; without it such a
+    run reads the prompt in the words of its training."""
     max_new_tokens: int = 200
     """Length of each sample, in tokens; a sample also ends with its document."""
     temperature: float = 0.8
@@ -41,6 +45,9 @@ class GenerateCommand:
     """When the context is full, drop its oldest half and go on; without it the sample ends."""
     logprobs: bool = False
     """Show each token with its log-probability and the five most likely ones."""
+    classify: tuple[str, ...] = ()
+    """Text whose class is wanted, in place of a text to continue: one, or two for a run that reads
+    pairs, or a text and its answers for one that chooses between answers."""
     prompts: Path | None = None
     """File of prompts, one a line, or JSON Lines with a field `prompt` if its name ends in .jsonl;
     the texts are written as JSON Lines."""
@@ -94,5 +101,10 @@ def check_generate_flags(command: GenerateCommand) -> None:
             problems.append(f"--out {out} is no file or in no directory: expected a file's name")
         elif command.prompts is not None and out.resolve() == command.prompts.resolve():
             problems.append(f"--out {out} is the file of --prompts, which it would replace")
+    if command.classify:
+        defaults = GenerateCommand()
+        ignored = [f for f in vars(defaults) if f not in ("run", "classify", "dtype")]
+        ignored = [f for f in ignored if getattr(command, f) != getattr(defaults, f)]
+        problems += [f"{flag_of(name)} is not for --classify: leave it out" for name in ignored]
     if problems:
         raise ConfigError(problems)

@@ -12,8 +12,9 @@ from gptjax.generation.printing import print_side_by_side, print_while_drawn, to
 from gptjax.generation.prompts import Prompt
 from gptjax.tokenizers.plain import Tokenizer
 
-Show = Callable[[str, Tokenizer, Iterable[Continued]], Iterator[Continued]]
-"""Shows the samples that a model draws, and yields each when it is whole."""
+Show = Callable[[str, Tokenizer, Iterable[Continued], str], Iterator[Continued]]
+"""Shows the samples that a model draws, and yields each when it is whole. The last argument stands
+between a prompt and its text."""
 
 
 @contextmanager
@@ -36,9 +37,11 @@ def shown_as(command: GenerateCommand, prompts: Sequence[Prompt]) -> Iterator[Sh
 
 
 def _printed(command: GenerateCommand) -> Show:
-    def show(_: str, tokenizer: Tokenizer, pieces: Iterable[Continued]) -> Iterator[Continued]:
+    def show(
+        _: str, tokenizer: Tokenizer, pieces: Iterable[Continued], between: str
+    ) -> Iterator[Continued]:
         tables = tokenizer if command.logprobs else None
-        return print_while_drawn(pieces, command.prompt, command.num_samples, tables)
+        return print_while_drawn(pieces, command.prompt + between, command.num_samples, tables)
 
     return show
 
@@ -46,7 +49,9 @@ def _printed(command: GenerateCommand) -> Show:
 def _written(
     command: GenerateCommand, prompts: Sequence[Prompt], write: Callable[[dict[str, Any]], None]
 ) -> Show:
-    def show(name: str, tokenizer: Tokenizer, pieces: Iterable[Continued]) -> Iterator[Continued]:
+    def show(
+        name: str, tokenizer: Tokenizer, pieces: Iterable[Continued], _: str
+    ) -> Iterator[Continued]:
         with count_bar(len(prompts) * command.num_samples, "samples") as advance:
             for whole in whole_texts(pieces):
                 line, sample = divmod(whole.number, command.num_samples)
@@ -63,12 +68,14 @@ def _written(
 
 
 def _collected(command: GenerateCommand, count: int, texts: dict[str, list[str]]) -> Show:
-    def show(name: str, tokenizer: Tokenizer, pieces: Iterable[Continued]) -> Iterator[Continued]:
+    def show(
+        name: str, tokenizer: Tokenizer, pieces: Iterable[Continued], between: str
+    ) -> Iterator[Continued]:
         own = texts.setdefault(f"{len(texts)} {name}", [])  # a run may be compared with itself
         with count_bar(count * command.num_samples, "samples") as advance:
             for whole in whole_texts(pieces):
                 table = f"\n\n{token_table(whole.tokens, tokenizer)}" if command.logprobs else ""
-                own.append(whole.text + table)
+                own.append(between + whole.text + table)
                 advance(1)
                 yield whole
 

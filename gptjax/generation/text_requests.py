@@ -6,23 +6,46 @@ import jax
 from jax import Array
 
 from gptjax.base.errors import UserError
-from gptjax.config import ModelConfig, SampleConfig
+from gptjax.config import Config, ModelConfig, SampleConfig
+from gptjax.config.schema import INSTRUCT
+from gptjax.data.templates import USER, Message, prompt_tokens
 from gptjax.generation.decoding import KEYS
 from gptjax.generation.requests import GenerationRequest
 from gptjax.tokenizers.plain import Tokenizer
 
 
 def text_request(
-    tokenizer: Tokenizer, cfg: ModelConfig, sample: SampleConfig, key: Array
+    tokenizer: Tokenizer, config: Config, sample: SampleConfig, key: Array, raw: bool = False
 ) -> GenerationRequest:
-    """The request that continues `sample.prompt`; an empty prompt starts a document.
+    """The request that answers or continues `sample.prompt`, as `encode_for` reads it.
 
     A prompt that does not fit the context is cut by `fit_prompt`. Raises `UserError` like
     `encode_prompt`.
     """
-    prompt = encode_prompt(tokenizer, cfg, sample.prompt)
-    prompt = fit_prompt(prompt, cfg.n_ctx, sample.max_new_tokens)
+    prompt = encode_for(tokenizer, config, sample.prompt, raw)
+    prompt = fit_prompt(prompt, config.model.n_ctx, sample.max_new_tokens)
     return GenerationRequest(prompt, sample, key, (tokenizer.eot_id,))
+
+
+def follows_instructions(config: Config) -> bool:
+    """Whether a model was trained to answer prompts in a template, not to continue texts."""
+    return config.task == INSTRUCT
+
+
+def encode_for(tokenizer: Tokenizer, config: Config, text: str, raw: bool = False) -> list[int]:
+    """The token ids of a prompt as this model was trained to read it.
+
+    For a model that follows instructions the text is the instruction, and has the words of the
+    run's template around it, unless it is `raw`. Otherwise the same as `encode_prompt`.
+    """
+    if raw or not follows_instructions(config):
+        return encode_prompt(tokenizer, config.model, text)
+    return prompt_tokens(tokenizer, config.instruct.template, [Message(USER, text)]).tolist()
+
+
+def before_text(config: Config, raw: bool = False) -> str:
+    """What stands between a prompt and its text where both are shown: a response gets a line."""
+    return "\n\n" if follows_instructions(config) and not raw else ""
 
 
 def encode_prompt(tokenizer: Tokenizer, cfg: ModelConfig, text: str) -> list[int]:

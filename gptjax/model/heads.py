@@ -39,7 +39,7 @@ class ClassificationHead(nn.Module):
         bias_C = self.param("bias", nn.initializers.zeros, (cfg.n_classes,))
         key = self.make_rng("dropout") if train and cfg.clf_pdrop else None
         x = ops.dropout(x.astype(jnp.float32), cfg.clf_pdrop, key)
-        return x @ kernel_DC + bias_C
+        return x @ kernel_DC + jnp.broadcast_to(bias_C, (*x.shape[:-1], cfg.n_classes))
 
 
 def class_scores(

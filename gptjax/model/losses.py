@@ -49,6 +49,7 @@ def cross_entropy(
     n_vocab: int,
     chunk_tokens: int,
     split: ModelSharding = UNSHARDED,
+    only_weighted: bool = False,
 ) -> Array:
     """Weighted sum of `-log p(target)` over all positions, in nats: a float32 scalar.
 
@@ -57,6 +58,9 @@ def cross_entropy(
     `head_VD` is computed from them. So chunks need no extra products, and memory depends on neither
     B nor T. Rows of the head from `n_vocab` on are padding. If `split` divides the vocabulary, each
     device has its rows of the head, and `x_BTD` comes from `copy_to_tensor`.
+
+    With `only_weighted`, chunks begin with the positions that have weight, and chunks without any
+    are left out. Loss and gradients are the same, but weights of 0 get a gradient of 0.
 
     >>> x_BTD, head_VD, ones_BT = jnp.zeros((1, 2, 4)), jnp.ones((8, 4)), jnp.ones((1, 2))
     >>> loss = cross_entropy(x_BTD, head_VD, [[0, 4]], ones_BT, n_vocab=5, chunk_tokens=1)
@@ -67,7 +71,9 @@ def cross_entropy(
     weights = floating("weights_BT", weights_BT)
     check_shapes({"B": len(x), "T": x.shape[1]}, weights_BT=weights)
     weights = weights.astype(wide(weights))
-    loss: Any = _cross_entropy(x, head, targets, weights, n_vocab, chunk_tokens, split)
+    loss: Any = _cross_entropy(
+        x, head, targets, weights, n_vocab, chunk_tokens, split, only_weighted
+    )
     return loss
 
 
@@ -89,7 +95,7 @@ def _head_inputs(
     return x, head, targets
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def _cross_entropy(
     x_BTD: Array,
     head_VD: Array,
@@ -98,8 +104,10 @@ def _cross_entropy(
     n_vocab: int,
     chunk_tokens: int,
     split: ModelSharding,
+    only_weighted: bool,
 ) -> Array:
-    losses_BT = token_losses(x_BTD, head_VD, targets_BT, n_vocab, chunk_tokens, split)
+    needed = weights_BT if only_weighted else None
+    losses_BT = token_losses(x_BTD, head_VD, targets_BT, n_vocab, chunk_tokens, split, needed)
     return jnp.sum(losses_BT * weights_BT)
 
 
@@ -111,6 +119,7 @@ def _forward(
     n_vocab: int,
     chunk_tokens: int,
     split: ModelSharding,
+    only_weighted: bool,
 ):
     head = head_VD.astype(x_BTD.dtype)
 
@@ -128,7 +137,11 @@ def _forward(
     # made from the targets, so that they vary over the same devices as their summands
     zeros = copy_to_tensor(jnp.zeros_like(targets_BT, wide(x_BTD), head_VD.shape), split)
     dhead_VD, (losses_BT, dx_BTD) = _over_chunks(
-        chunk, zeros, (x_BTD, targets_BT, weights_BT), chunk_tokens
+        chunk,
+        zeros,
+        (x_BTD, targets_BT, weights_BT),
+        chunk_tokens,
+        weights_BT if only_weighted else None,
     )
     loss = jnp.sum(losses_BT * weights_BT)
     return loss, (dx_BTD, dhead_VD.astype(head_VD.dtype), losses_BT)
@@ -138,10 +151,11 @@ def _backward(
     n_vocab: int,
     chunk_tokens: int,
     split: ModelSharding,
+    only_weighted: bool,
     saved: tuple[Array, Array, Array],
     dloss: Array,
 ):
-    del n_vocab, chunk_tokens, split
+    del n_vocab, chunk_tokens, split, only_weighted
     dx_BTD, dhead_VD, losses_BT = saved
     scale = dloss.astype(dx_BTD.dtype)
     return dx_BTD * scale, dhead_VD * dloss, None, losses_BT * dloss
@@ -157,8 +171,11 @@ def token_losses(
     n_vocab: int,
     chunk_tokens: int,
     split: ModelSharding = UNSHARDED,
+    weights_BT: ArrayLike | None = None,
 ) -> Array:
     """`-log p(target)` at every position, in nats: float32 [B, T]. For evaluation: no gradient.
+
+    Given weights, it may be 0 where they are, because it is not computed.
 
     >>> token_losses(jnp.zeros((1, 2, 4)), jnp.ones((8, 4)), [[0, 0]], 1, 2).tolist()
     [[0.0, 0.0]]
@@ -169,7 +186,8 @@ def token_losses(
     def chunk(_: None, items: tuple[Array, Array]):
         return None, _softmax_losses(items[0], head, items[1], n_vocab, split)[0]
 
-    return _over_chunks(chunk, None, (x, targets), chunk_tokens)[1]
+    weights = None if weights_BT is None else floating("weights_BT", weights_BT)
+    return _over_chunks(chunk, None, (x, targets), chunk_tokens, weights)[1]
 
 
 def _softmax_losses(
@@ -210,18 +228,29 @@ def _divided_softmax_losses(
     return losses_M, weights_MV / total_M1
 
 
-def _over_chunks(chunk, carry, arrays_BT: tuple[Array, ...], chunk_tokens: int):
+def _over_chunks(
+    chunk,
+    carry,
+    arrays_BT: tuple[Array, ...],
+    chunk_tokens: int,
+    weights_BT: Array | None = None,
+):
     """Scan `chunk` over the tokens of all arrays [B, T, ...], padded to chunks of equal length.
 
-    Returns the carry and the outputs, in their shape [B, T, ...] again.
+    Returns the carry and the outputs, in their shape [B, T, ...] again. Given weights, tokens that
+    have one come first, and outputs are 0 in the chunks that have none.
     """
     batch, time = arrays_BT[0].shape[:2]
     tokens = batch * time
     n_chunks = -(-tokens // chunk_tokens)
     size = -(-tokens // n_chunks)
+    if n_chunks == 1:
+        weights_BT = None  # there is nothing to leave out
+    order_N = None if weights_BT is None else _weighted_first(weights_BT)
 
     def cut(x: Array) -> Array:
         x = x.reshape(tokens, *x.shape[2:])
+        x = x if order_N is None else x[order_N]
         # rows that only fill the last chunk weigh nothing, and are cut off again below
         padding = [(0, n_chunks * size - tokens)] + [(0, 0)] * (x.ndim - 1)
         return jnp.pad(x, padding).reshape(n_chunks, size, *x.shape[1:])
@@ -229,12 +258,37 @@ def _over_chunks(chunk, carry, arrays_BT: tuple[Array, ...], chunk_tokens: int):
     items = tuple(map(cut, arrays_BT))
     if n_chunks == 1:
         carry, outputs = chunk(carry, tuple(x[0] for x in items))
-    else:
+        outputs = jax.tree.map(lambda y: y[None], outputs)
+    elif weights_BT is None:
         carry, outputs = lax.scan(chunk, carry, items)
-    joined = jax.tree.map(
-        lambda y: y.reshape(n_chunks * size, -1)[:tokens].reshape(
-            batch, time, *y.shape[2 if n_chunks > 1 else 1 :]
-        ),
-        outputs,
-    )
-    return carry, joined
+    else:
+        used = -(-jnp.count_nonzero(weights_BT) // size)
+        carry, outputs = _scan_of_first(chunk, carry, items, used)
+
+    def whole(y: Array) -> Array:
+        y = y.reshape(n_chunks * size, *y.shape[2:])[:tokens]
+        y = y if order_N is None else y[jnp.argsort(order_N)]
+        return y.reshape(batch, time, *y.shape[1:])
+
+    return carry, jax.tree.map(whole, outputs)
+
+
+def _weighted_first(weights_BT: Array) -> Array:
+    """The order of all tokens, [B T], in which those with weight come first."""
+    return jnp.argsort(weights_BT.reshape(-1) == 0, stable=True)
+
+
+def _scan_of_first(chunk, carry, items: tuple[Array, ...], used: Array):
+    """`lax.scan` over the first `used` of all items; the outputs of the others are 0."""
+
+    def one(index: Array, done):
+        carry, outputs = done
+        carry, new = chunk(carry, tuple(x[index] for x in items))
+        return carry, jax.tree.map(lambda y, part: y.at[index].set(part), outputs, new)
+
+    def zeros(y: Any) -> Array:
+        varying = tuple(getattr(y, "vma", None) or ())
+        return lax.pcast(jnp.zeros((len(items[0]), *y.shape), y.dtype), varying, to="varying")
+
+    outputs = jax.eval_shape(chunk, carry, tuple(x[0] for x in items))[1]
+    return lax.fori_loop(0, used, one, (carry, jax.tree.map(zeros, outputs)))

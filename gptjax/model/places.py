@@ -85,7 +85,7 @@ def leaves(cfg: ModelConfig) -> list[Leaf]:
     ['wte/embedding', 'wpe/embedding', 'ln_f/scale', 'ln_f/bias']
     """
     d, f, n, t, v = cfg.n_embd, 4 * cfg.n_embd, cfg.n_layer, cfg.n_ctx, cfg.padded_vocab
-    padding = v - (cfg.n_vocab or 0)
+    padding = v - (cfg.n_vocab or 0) - cfg.n_special
     wte, wpe = ("wte", "wpe") if cfg.norm == "pre" else ("tokens_embed", "positions_embed")
     vocab, into, out_of = (TENSOR, FSDP), (None, FSDP, TENSOR), (None, TENSOR, FSDP)
     qkv, bias, final, h = cfg.qkv_bias, cfg.bias, cfg.final_norm, "transformer.h.{}"

@@ -14,8 +14,7 @@ from gptjax.config import ModelConfig
 from gptjax.model.places import Leaf, leaves
 
 STACK = "h/"
-LORA = ("*/lora_A", "*/lora_B")
-ADAPTERS = (*LORA, "clf/*")  # what is trained beside frozen matrices
+_ADAPTED = ("*/lora_A", "*/lora_B", "clf/*")  # what is trained beside frozen matrices
 
 
 class Trainable(NamedTuple):
@@ -114,7 +113,7 @@ def adapter_names(cfg: ModelConfig) -> frozenset[str]:
     ['clf/bias', 'clf/kernel', 'h/attn/c_attn/lora_A', 'h/attn/c_attn/lora_B']
     """
     known = [leaf.name for leaf in leaves(cfg)]
-    return frozenset(name for name in known for p in ADAPTERS if fnmatchcase(name, p))
+    return frozenset(name for name in known for p in _ADAPTED if fnmatchcase(name, p))
 
 
 def trained_count(cfg: ModelConfig, chosen: Trainable) -> int:

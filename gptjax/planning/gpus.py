@@ -46,7 +46,7 @@ class Gpu:
         """The type to compute in: `wanted`, or float32 if the GPU does not have it."""
         return wanted if peak_flops(self.kind, wanted) is not None else "float32"
 
-    def attention(self, model: ModelConfig, context: int, document_mask: bool = False) -> str:
+    def attention(self, model: ModelConfig, context: int, masked_by: str | None = None) -> str:
         """The attention that `auto` or `cudnn` will choose for the final `model.dtype`.
 
         Any other is kept. cuDNN's needs a GPU with bfloat16 and a head size of at most 128 that 8
@@ -55,7 +55,7 @@ class Gpu:
         if model.attention not in ("auto", "cudnn"):
             return model.attention
         fits = model.head_dim <= 128 and model.head_dim % 8 == 0
-        refused = any(cudnn_limits(model, document_mask))
+        refused = any(cudnn_limits(model, masked_by))
         return "cudnn" if self.has_bfloat16 and fits and not refused else portable(context)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from gptjax.cluster.devices import HEADROOM
 from gptjax.config import Config
+from gptjax.config.attention import masking_field
 from gptjax.config.batches import batch_schedule, rows_problem
 from gptjax.planning.gpus import Gpu
 from gptjax.planning.layout import Layout
@@ -37,7 +38,7 @@ class Plan:
 def for_gpu(config: Config, gpu: Gpu) -> Config:
     """The config as it would run on a GPU, with a type that the GPU has and `auto`'s attention."""
     model = replace(config.model, dtype=gpu.dtype(config.model.dtype))
-    attention = gpu.attention(model, config.context, config.data.document_mask)
+    attention = gpu.attention(model, config.context, masking_field(config))
     model = replace(model, attention=attention)
     return replace(config, model=model)
 

@@ -64,11 +64,18 @@ class Restored(NamedTuple):
 class Checkpointer:
     """The checkpoints of one run directory. Call `poll` at every step and `close` at the end."""
 
-    def __init__(self, directory: Path, keep_latest: int = 2, read_only: bool = False):
+    def __init__(
+        self,
+        directory: Path,
+        keep_latest: int = 2,
+        read_only: bool = False,
+        alone: bool = False,
+    ):
         silence_orbax()
         self.directory = directory.resolve()
         self.longest_save = 0.0  # seconds from the call of `save` to the commit
         self._read_only = read_only
+        self._readers = {0} if alone else None  # processes that Orbax waits for; None: all
         self._policy = LatestAndBest(keep_latest, lambda: self.ranking)
         self._saving: int | None = None
         self._begun = (NO_STEP, 0.0)  # the last step that was to be saved, and when that began
@@ -83,6 +90,9 @@ class Checkpointer:
             preservation_policy=self._policy,
             temporary_path_class=SignedStep,
             async_options=ocp.AsyncOptions(barrier_sync_fn=self._sign_and_meet),
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                active_processes=self._readers
+            ),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self.ranking = Ranking()

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,12 @@ CONVERTED = "0"  # the only step of a converted run; training saves from step 1 
 FREE = (
     "data.path", "data.tokenizer", "data.source", "data.inputs", "data.input_format",
     "data.text_field", "data.doc_separator", "data.hub", "data.val_fraction", "data.mixture",
-    "sample.", "mesh.", "train.max_steps", "train.micro_batch", "train.cpu_devices",
+    "data.examples", "data.val_examples", "data.test_examples", "data.header", "data.label_field",
+    "data.pair_field", "data.choice_fields", "instruct.test_responses",
+    "sample.", "mesh.", "train.max_steps", "train.epochs", "train.micro_batch", "train.cpu_devices",
     "train.eval_", "train.save_", "train.sample_", "train.keep_", "train.stall_",
-    "train.evaluate_on", "train.loss_chunk", "train.updates_per_call", "train.wire_dtype",
-    "train.profile",
+    "train.evaluate_on", "train.best_by", "train.patience", "train.loss_chunk",
+    "train.updates_per_call", "train.wire_dtype", "train.profile",
     "optim.peak_lr", "optim.final_lr", "optim.schedule", "optim.warmup", "optim.decay_steps",
     "optim.cooldown", "optim.rewarm", "optim.weight_decay", "optim.beta", "optim.muon_",
     "optim.eps",
@@ -193,10 +195,13 @@ class RunDir:
             )
         return differences
 
-    def begin(self, config: Config, tokenizer: Tokenizer) -> None:
-        """Write config and tokenizer, once they have been used for a step."""
+    def begin(
+        self, config: Config, tokenizer: Tokenizer, keep: Callable[[Path], None] = lambda path: None
+    ) -> None:
+        """Write config, tokenizer and what `keep` adds, once they have been used for a step."""
         write_atomically(self.config, to_json(config).encode())
         write_atomically(self.tokenizer, tokenizer.to_json().encode())
+        keep(self.path)
 
     def _differences(self, config: Config) -> list[str]:
         if not self.config.exists():

@@ -20,6 +20,7 @@ from gptjax.runs.metrics import Row
 LINE_SECONDS = 5.0  # between plain progress lines, and for the means of speed and waits
 FIGURES = ("acc", "acc_norm", "perplexity", "word_perplexity", "bits_per_byte")
 WAIT_SHARE = 0.01  # a larger share of waits for data is shown
+RATES = {"token": "tok/s", "example": "ex/s"}
 
 
 class _Console(Console):
@@ -31,9 +32,12 @@ class _Console(Console):
 
 
 class Display:
-    """Terminal and log.txt of one run; without a path for the log, nothing is shown or written."""
+    """Terminal and log.txt of one run; without a path for the log, nothing is shown or written.
 
-    def __init__(self, log_path: Path | None):
+    `unit` is what losses are means over, and what speed counts.
+    """
+
+    def __init__(self, log_path: Path | None, unit: str = "token"):
         if log_path is not None:
             log_path.parent.mkdir(parents=True, exist_ok=True)
         path = log_path or Path(os.devnull)
@@ -43,6 +47,7 @@ class Display:
         self._progress: Progress | None = None
         self._next_line = 0.0
         self._recent = _Recent(LINE_SECONDS)
+        self._rate = RATES[unit]
 
     def say(self, text: str) -> None:
         """Print a message and log it with the time."""
@@ -83,16 +88,18 @@ class Display:
         step, now = row["step"], time.monotonic()
         left = self._left(step, now)
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, numbers=_numbers(row) + left)
+            self._progress.update(
+                self._task, completed=step, numbers=_numbers(row, self._rate) + left
+            )
         tests = _tests(row)
         if "val_loss" in row or tests:
-            self.say(f"step {step}/{self._max_steps}  {_numbers(row)}")
+            self.say(f"step {step}/{self._max_steps}  {_numbers(row, self._rate)}")
             if tests:
                 self.say(f"  {tests}")
             if sources := _sources(row):
                 self.say(f"  {sources}")
         elif self._progress is None and now >= self._next_line:
-            self.say(f"step {step}/{self._max_steps}  {_numbers(row)}{left}")
+            self.say(f"step {step}/{self._max_steps}  {_numbers(row, self._rate)}{left}")
             self._next_line = now + LINE_SECONDS
 
     def _left(self, step: int, now: float) -> str:
@@ -144,7 +151,7 @@ class _Recent:
         return {"tokens_per_second": tokens / seconds, "waiting": waited / seconds, **utilisation}
 
 
-def _numbers(row: Row) -> str:
+def _numbers(row: Row, rate: str) -> str:
     parts = []
     if "train_loss" in row:
         parts.append(f"loss {row['train_loss']:.4f}")
@@ -152,10 +159,12 @@ def _numbers(row: Row) -> str:
         parts.append(f"val {row['val_loss']:.4f} +- {row['val_stderr']:.4f}")
     if "val_bits_per_byte" in row:
         parts[-1] += f" ({row['val_bits_per_byte']:.3f} bits/byte)"
+    if "val_accuracy" in row:
+        parts.append(f"acc {row['val_accuracy']:.1%}  macro F1 {row['val_macro_f1']:.3f}")
     if "learning_rate" in row:
         parts.append(f"lr {row['learning_rate']:.2e}")
     if "tokens_per_second" in row:
-        parts.append(f"{row['tokens_per_second']:,.0f} tok/s")
+        parts.append(f"{row['tokens_per_second']:,.0f} {rate}")
     if "mfu" in row:
         parts.append(f"{row['mfu']:.1%} MFU")
     if (share := row.get("waiting", 0.0)) > WAIT_SHARE:

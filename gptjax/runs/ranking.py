@@ -1,71 +1,95 @@
-"""Which checkpoint is the best, by validation losses that can be compared.
+"""Which checkpoint is the best, by validation measures that can be compared.
 
-The loss of a mixture is a weighted mean over its sources. New weights change its meaning, so a loss
-is compared only with losses under the same weights as the newest one.
+The measure is the loss, or a figure of which more is better, such as the accuracy. The loss of a
+mixture is a weighted mean over its sources. New weights change its meaning, so a checkpoint is
+compared only with those of the same measure under the same weights as the newest one.
 """
 
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
+LOSS = "loss"
+
+
+class _Standing(NamedTuple):
+    """What a checkpoint is ranked by: only equal measures are compared, and less is better."""
+
+    measure: tuple[str, str]
+    rank: tuple[float, ...]
+    loss: float
+
 
 class Ranking:
-    """The validation losses of checkpoints, by step."""
+    """The validation measures of checkpoints, by step."""
 
     def __init__(self):
-        self._losses: dict[int, tuple[str, float]] = {}
+        self._known: dict[int, _Standing] = {}
         self._unknown: set[int] = set()
 
     def add(self, step: int, cursor: dict[str, Any]) -> None:
-        """Take the loss from a checkpoint's cursor, if it has one."""
-        loss = cursor.get("val_loss")
-        if isinstance(loss, int | float) and not isinstance(loss, bool) and math.isfinite(loss):
-            self._losses[step] = cursor.get("val_measure", ""), loss
+        """Take the measure from a checkpoint's cursor, if it has one."""
+        if (standing := _standing(cursor)) is not None:
+            self._known[step] = standing
 
     def loss(self, step: int) -> float | None:
         """The validation loss of a step; None if it was not measured."""
-        return self._losses[step][1] if step in self._losses else None
+        return self._known[step].loss if step in self._known else None
+
+    def would_lead(self, cursor: dict[str, Any]) -> bool:
+        """Whether a checkpoint with this cursor is better than all that it can be compared with."""
+        if (new := _standing(cursor)) is None:
+            return False
+        return all(new.rank < s.rank for s in self._known.values() if s.measure == new.measure)
 
     def read(self, step: int, cursor: bytes | None) -> None:
-        """Take the loss from a cursor's file; None, or anything but JSON, makes it unknown."""
+        """Take the measure from a cursor's file; None, or anything but JSON, makes it unknown."""
         try:
             self.add(step, json.loads(cursor or b""))
         except (ValueError, AttributeError):
             self._unknown.add(step)
 
     def unknown(self) -> list[int]:
-        """Steps of unknown loss, each of which may be the best, oldest first."""
+        """Steps of unknown measure, each of which may be the best, oldest first."""
         return sorted(self._unknown)
 
     def keep(self, steps: Iterable[int]) -> None:
         """Forget all steps but these."""
-        for step in (self._losses.keys() | self._unknown) - set(steps):
+        for step in (self._known.keys() | self._unknown) - set(steps):
             self.drop(step)
 
     def drop(self, step: int) -> None:
         """Forget one step."""
-        self._losses.pop(step, None)
+        self._known.pop(step, None)
         self._unknown.discard(step)
 
-    def lowest(self, measure: str) -> float:
-        """The lowest loss under this measure; infinity if there is none."""
-        return min(
-            (loss for m, loss in self._losses.values() if m == measure), default=float("inf")
-        )
-
     def best(self, among: Iterable[int] | None = None) -> int | None:
-        """The step with the lowest loss under the measure of the newest; None if there is none."""
-        steps = [s for s in (self._losses if among is None else among) if s in self._losses]
-        measure = self._losses[max(steps)][0] if steps else ""
-        alike = [s for s in steps if self._losses[s][0] == measure]
-        return min(alike, key=lambda s: (self._losses[s][1], s), default=None)
+        """The best step by the measure of the newest, of equal ones the first; None without any."""
+        steps = [s for s in (self._known if among is None else among) if s in self._known]
+        measure = self._known[max(steps)].measure if steps else None
+        alike = [s for s in steps if self._known[s].measure == measure]
+        return min(alike, key=lambda s: (self._known[s].rank, s), default=None)
+
+
+def _standing(cursor: dict[str, Any]) -> _Standing | None:
+    """The measure in a cursor: its loss, or what `best_by` names and the loss among equals."""
+    loss, by = cursor.get("val_loss"), cursor.get("best_by", LOSS)
+    value = cursor.get(f"val_{by}")
+    if not (_is_number(loss) and _is_number(value)):
+        return None
+    rank = (loss,) if by == LOSS else (-value, loss)
+    return _Standing((by, cursor.get("val_measure", "")), rank, loss)
+
+
+def _is_number(x: Any) -> TypeGuard[float]:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
 
 
 class LatestAndBest(PreservationPolicy):
-    """Keep the newest `n` steps, the step of lowest validation loss, and steps of unknown loss.
+    """Keep the newest `n` steps, the best step, and steps of unknown measure.
 
     While `keeps_all` is true, keep every step.
     """

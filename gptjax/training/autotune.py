@@ -25,15 +25,16 @@ CGROUP_USE = Path("/sys/fs/cgroup/memory.current")
 
 
 def choose_attention(
-    model: ModelConfig, context: int, document_mask: bool = False
+    model: ModelConfig, context: int, masked_by: str | None = None
 ) -> tuple[str, str]:
     """Choose the attention to train with; returns it, and the reason in words.
 
-    Raises `UserError` if the config insists on cuDNN's attention and it does not work here.
+    `masked_by` is the `masking_field` of the config. Raises `UserError` if the config insists on
+    cuDNN's attention and it does not work here.
     """
     if model.attention not in ("auto", "cudnn"):
         return model.attention, "as configured"
-    reasons = [f"it {reason}" for _, reason in cudnn_limits(model, document_mask)]
+    reasons = [f"it {reason}" for _, reason in cudnn_limits(model, masked_by)]
     problem = reasons[0] if reasons else cudnn_problem(model.head_dim, context, model.dtype)
     if problem is None:
         return "cudnn", "tried forward and backward"

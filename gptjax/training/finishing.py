@@ -1,4 +1,7 @@
-"""The end of a fine-tuning: its best checkpoint, measured on the test split, as results.json."""
+"""The end of a fine-tuning: its best checkpoint, measured on the test split, as results.json.
+
+Process 0 measures alone, on one of its devices, while the others wait for it.
+"""
 
 import json
 from collections.abc import Callable
@@ -6,9 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptjax.base.files import write_atomically
+from gptjax.cluster.agreement import on_process_0
+from gptjax.cluster.stop import StopRequest
+from gptjax.cluster.watchdog import Watchdog
+from gptjax.conversion.opening import load_run
 from gptjax.generation.loaded import LoadedRun
+from gptjax.runs.directory import RunDir
 
 RESULTS = "results.json"
+STEPS = "trained_steps"  # in results.json: the length of the run, which may have grown since
 
 
 class Finished(NamedTuple):
@@ -23,13 +32,62 @@ class Finished(NamedTuple):
     directory: Path
     """Where the run is."""
     say: Callable[[str], None]
+    heartbeat: Callable[[], None]
+    """To be called whenever something is finished, so that the watchdog waits."""
+    stop: StopRequest
+    """True as soon as a signal came: then there are no results yet."""
 
 
-def write_results(
-    measure: Callable[[Finished], dict[str, Any]], finished: Finished
-) -> dict[str, Any]:
-    """Write what `measure` finds, and return it."""
-    results = measure(finished)
-    text = json.dumps({"step": finished.run.step, **results}, indent=2) + "\n"
+Measure = Callable[[Finished], dict[str, Any] | None]
+"""Measures a finished run; gives None if a stop request cut that short."""
+
+
+def finish(
+    measure: Measure,
+    run_dir: RunDir,
+    steps: int,
+    data: Any,
+    loss_of: Callable[[int], float | None],
+    say: Callable[[str], None],
+    watchdog: Watchdog,
+    stop: StopRequest,
+) -> None:
+    """Write what `measure` finds, unless it was written after the same number of steps.
+
+    `loss_of` is the validation loss of a step. All processes call this together.
+    """
+
+    def measure_best() -> None:
+        if has_results(run_dir, steps):
+            return
+        with watchdog.watching(f"no {RESULTS} was written"):
+            run = load_run(run_dir.path, alone=True)
+            loss, beat = loss_of(run.step), watchdog.heartbeat
+            finished = Finished(run, loss, data, run_dir.path, say, beat, stop)
+            write_results(measure, finished, steps)
+
+    watchdog.pause()  # the others wait as long as process 0, which is watched, is alive
+    on_process_0(measure_best)
+
+
+def has_results(run_dir: RunDir, steps: int) -> bool:
+    """Whether a run of so many steps has its results."""
+    return _steps_of(run_dir.path / RESULTS) == steps
+
+
+def _steps_of(results: Path) -> int | None:
+    """The length of the run that a results.json is about; None if there is none."""
+    try:
+        return json.loads(results.read_bytes())[STEPS]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def write_results(measure: Measure, finished: Finished, steps: int) -> dict[str, Any] | None:
+    """Write what `measure` finds about a run of so many steps, and return it."""
+    if (found := measure(finished)) is None:
+        return None
+    results = {"step": finished.run.step, STEPS: steps, **found}
+    text = json.dumps(results, indent=2) + "\n"
     write_atomically(finished.directory / RESULTS, text.encode())
     return results

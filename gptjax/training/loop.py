@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax
 
-from gptjax.base.errors import UserError
 from gptjax.cluster.agreement import (
     broadcast_from_0,
     exit_if_distributed,
@@ -27,23 +26,23 @@ from gptjax.cluster.links import check_links
 from gptjax.cluster.stop import StopRequest
 from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config
-from gptjax.conversion.opening import load_run
 from gptjax.data.loader import batches_from, read_ahead
-from gptjax.evaluation.perplexity import Validation, evaluate_parts
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog, Row
 from gptjax.runs.trace import Startup, StepTrace
 from gptjax.training.feed import by_call, due, rows_of_call
-from gptjax.training.finishing import RESULTS, Finished, write_results
+from gptjax.training.finishing import RESULTS, finish, has_results
 from gptjax.training.measuring import Measuring
 from gptjax.training.pace import UNMEASURED, Dispatched, Throughput, with_waits
+from gptjax.training.patience import early_end
 from gptjax.training.saving import Saving
 from gptjax.training.setup import Setup
 from gptjax.training.showing import Showing
 from gptjax.training.start import agree_on_program, how_to_go_on, open_run, restore_or_start
 from gptjax.training.state import TrainState
+from gptjax.training.validating import Validating
 
 NOT_OPENED = "the run's directory was not opened"
 GIVE_UP_AFTER = 20  # steps in a row whose gradients are not finite
@@ -75,7 +74,8 @@ def fit(
             changes = open_run(setup, run_dir, fresh, stack)
         links = check_links(config)
         agree_on_program(setup)
-        display = stack.enter_context(closing(Display(run_dir.log if is_process_0() else None)))
+        log_path = run_dir.log if is_process_0() else None
+        display = stack.enter_context(closing(Display(log_path, setup.task.unit)))
         keep_latest = setup.config.train.keep_latest
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
         stack.push(exit_if_distributed)  # runs before the checkpointer can wait for the others
@@ -91,9 +91,11 @@ def fit(
         log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
         loop = _Loop(setup, run_dir, checkpointer, log, display, stop, startup, watchdog, measuring)
         loop.do_what_was_missed(state, step)
-        if step >= setup.config.train.max_steps:
-            loop.finish()
-            how = how_to_go_on(run_dir.read_config(), step)
+        early = loop.ended_early(step)
+        if early is not None or step >= setup.config.train.max_steps:
+            if not loop.finish(step):
+                return stop.exit_code
+            how = how_to_go_on(run_dir.read_config(), step, early)
             display.say(f"{run_dir.path} is complete at step {step}: {how}")
             return 0
         setup.announce(step, display)
@@ -121,11 +123,13 @@ class _Loop:
         self.setup, self.run_dir, self.checkpointer = setup, run_dir, checkpointer
         self.log, self.display, self.stop, self.startup = log, display, stop, startup
         self.watchdog, self.measuring = watchdog, measuring
-        self.showing = Showing(setup.config, setup.tokenizer, run_dir, display)
-        kind = jax.devices()[0].device_kind
-        peak = peak_tokens_per_second(setup.config, kind, jax.device_count())
+        config, unit = setup.config, setup.task.unit
+        self.showing = Showing(config, setup.tokenizer, run_dir, display, unit)
+        kind, count = jax.devices()[0].device_kind, jax.device_count()
+        peak = peak_tokens_per_second(config, kind, count) if unit == "token" else None
         self.throughput = Throughput(peak)
         self.saving = Saving(setup, checkpointer, watchdog, display)
+        self.validating = Validating(setup, stop, watchdog.heartbeat)
 
     def train(self, state: TrainState, step: int) -> int:
         """Step by step to the end, or to a stop request; returns the exit code."""
@@ -187,20 +191,15 @@ class _Loop:
         self._is_skipping = skipped > 0
         if skipped:
             self.display.say(f"step {step} was skipped: its gradients are not finite")
-        if skipped < GIVE_UP_AFTER:
-            return
-        with jax.transfer_guard("allow"):
-            what_to_do = self.saving.go_back(step - skipped)  # the last accepted step
-        raise UserError(
-            f"{skipped} steps in a row had gradients that are not finite, the last at step {step}. "
-            f"{what_to_do} a lower --optim.peak-lr"
-        )
+        if skipped >= GIVE_UP_AFTER:
+            with jax.transfer_guard("allow"):
+                self.saving.give_up(step, skipped)
 
     def _write(self, rows: list[Row]) -> None:
         if rows[0]["step"] == self._begins:  # a start that trains nothing leaves the run as it is
             self.showing.forget_after(rows[0]["step"] - 1)
             if is_process_0():
-                self.run_dir.begin(self.setup.config, self.setup.tokenizer)
+                self.run_dir.begin(self.setup.config, self.setup.tokenizer, self.setup.data.keep)
         for row in rows:
             self.log.append(row)
         self.display.update(self.log.rows[-len(rows) :])
@@ -208,20 +207,21 @@ class _Loop:
     def _do_what_is_due(self, now: set[str], state: TrainState, rows: list[Row]) -> bool:
         """Validate, measure, write the rows, save, sample and plot, as far as each is due.
 
-        Returns whether a stop request came; then the run is saved, due or not. Samples and plots
-        come after the save, so that nothing is lost if they fail.
+        Returns whether a stop request came or patience ended; then the run is saved, due or not.
+        Samples and plots come after the save, so that nothing is lost if they fail.
         """
         row, max_steps = rows[-1], self.setup.config.train.max_steps
         step, is_best = row["step"], False
-        validation = self._validate(state) if "validate" in now else None
+        validation = self.validating.validate(state) if "validate" in now else None
         if validation is not None:
-            is_best = validation.loss < broadcast_from_0(self.saving.lowest_loss())
-            row |= self._validation_values(validation)
+            is_best = bool(broadcast_from_0(self.saving.is_best(validation)))
+            row |= self.validating.values(validation)
         if "measure" in now and not self.stop:
             row |= self.measuring.measure(step, self.setup.evaluated_params(state))
         row |= self.setup.data.progress(step)
         self._write(rows)
-        stopping = bool(self.stop)  # read once: a signal may come at any moment
+        self._early = None if validation is None else self.ended_early(step)
+        stopping = bool(self.stop) or self._early is not None  # a signal may come at any moment
         if "save" in now or stopping or is_best:
             self.log.sync()
             if self._is_skipping and not (stopping or is_best or step == max_steps):
@@ -242,8 +242,8 @@ class _Loop:
         now = due(self.setup.config.train, step, False, False) if step else set()
         last, found = self.log.rows[-1] if self.log.rows else {}, {}
         misses = "validate" in now and bool(last) and "val_loss" not in last
-        if broadcast_from_0(misses) and (validation := self._validate(state)):
-            found = {**self._validation_values(validation), **self.setup.data.progress(step)}
+        if broadcast_from_0(misses) and (validation := self.validating.validate(state)):
+            found = {**self.validating.values(validation), **self.setup.data.progress(step)}
         misses = "measure" in now and bool(last) and not self.measuring.is_in(last)
         if broadcast_from_0(misses) and not self.stop:
             found |= self.measuring.measure(step, self.setup.evaluated_params(state))
@@ -251,59 +251,45 @@ class _Loop:
             self.log.amend(found)
         self.watchdog.pause()
 
-    def _validate(self, state: TrainState) -> Validation | None:
-        """The validation loss; None if a stop request comes meanwhile."""
-
-        def until_stopped(batches):
-            for batch in batches:
-                yield batch
-                self.watchdog.heartbeat()
-                self.stop.agree()
-                if self.stop:
-                    return
-
-        step, params = self.setup.program.eval_step, self.setup.evaluated_params(state)
-        parts = [
-            p._replace(batches=until_stopped(p.batches)) for p in self.setup.validation_parts()
-        ]
-        result = evaluate_parts(lambda batch: step(params, batch), parts)
-        return None if self.stop else result
-
-    def _validation_values(self, validation: Validation) -> Row:
-        """A validation as metrics.jsonl records it."""
-        return {
-            "val_loss": validation.loss,
-            "val_stderr": validation.stderr,
-            "val_bits_per_byte": validation.bits_per_byte,
-            **{f"val_loss/{name}": loss for name, loss in validation.by_source},
-            **{f"val_{k}": v for k, v in self.setup.task.figures(validation.sums).items()},
-        }
-
     def _end(self, step: int) -> int:
         """Wait for the last save and say how to continue."""
         self.display.stop()
         self.saving.wait()
         self.watchdog.pause()
+        max_steps, early = self.setup.config.train.max_steps, self._early
         curves = f"curves in {self.run_dir.curves}; " if self.showing.plot(self.log.rows) else ""
-        if step < self.setup.config.train.max_steps:
+        if step < max_steps and early is None:
             name = self.stop.signal.name if self.stop.signal else "a stop request"
             self.display.say(
                 f"stopped by {name} after step {step}. Everything is saved in "
                 f"{self.run_dir.path}: rerun the same command to continue"
             )
             return self.stop.exit_code
-        self.finish()
+        if not self.finish(step):
+            return self.stop.exit_code
+        if early is not None:
+            self.display.say(f"ended before step {max_steps} by {early}")
         self.display.say(
             f"done: {step} steps; {curves}now try\n  "
-            f'python -m gptjax.generate --run {shlex.quote(str(self.run_dir.path))} --prompt "..."'
+            f"python -m gptjax.generate --run {shlex.quote(str(self.run_dir.path))} "
+            f'{self.setup.task.try_it} "..."'
         )
         return 0
 
-    def finish(self) -> None:
-        """Measure the best checkpoint on the test split, unless that is done already."""
-        measure, path = self.setup.task.results, self.run_dir.path
-        if measure is None or not is_process_0() or (path / RESULTS).exists():
-            return
-        run = load_run(path)
-        loss = self.checkpointer.ranking.loss(run.step)
-        write_results(measure, Finished(run, loss, self.setup.data, path, self.display.say))
+    def ended_early(self, step: int) -> str | None:
+        """Why the run has ended with `step`, before its last one, by the rows of process 0."""
+        train = self.setup.config.train
+        words = early_end(self.log.rows, train) if step < train.max_steps else None
+        return (words or "patience") if broadcast_from_0(words is not None) else None
+
+    def finish(self, steps: int) -> bool:
+        """Measure the best checkpoint on the test split; False if a stop request cut that short."""
+        setup, run_dir, display = self.setup, self.run_dir, self.display
+        if (measure := setup.task.results) is None:
+            return True
+        loss = self.checkpointer.ranking.loss
+        finish(measure, run_dir, steps, setup.data, loss, display.say, self.watchdog, self.stop)
+        if self.stop and not has_results(run_dir, steps):
+            display.say(f"stopped before {RESULTS}: rerun the same command to write it")
+            return False
+        return True

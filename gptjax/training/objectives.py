@@ -24,6 +24,8 @@ Batch = dict[str, Array]
 Measured = dict[str, Array]
 EVALUATION_CHUNK = 2048  # tokens; evaluation never needs all logits at once
 
+SPARSE_CHUNK = 256  # tokens; smaller products are slow
+
 
 def own_weights(batch: Batch) -> Array:
     """The weights that come with the examples."""
@@ -76,6 +78,7 @@ def language_modelling(
     loss_chunk_tokens: int = 0,
     split: ModelSharding = UNSHARDED,
     eot_id: int | None = None,
+    sparse: bool = False,
 ) -> Losses:
     """Predict every next token: `tokens` [B, T + 1] against themselves, shifted by one.
 
@@ -84,7 +87,8 @@ def language_modelling(
 
     The training loss holds the logits of `loss_chunk_tokens` tokens at once; 0 means all. `split`
     says how the parameters are divided, inside a `shard_map`. With an `eot_id` attention stays
-    inside documents, each of which begins at that token.
+    inside documents, each of which begins at that token. If weights are `sparse`, most targets have
+    none, and their logits are left out wherever logits come in chunks.
     """
     model, n_vocab = GPT(cfg, split), cfg.n_vocab or 0
 
@@ -103,13 +107,20 @@ def language_modelling(
             logits_BTV = logits(x_BTD, head_VD, n_vocab)
             return cross_entropy_rows(logits_BTV, targets_BT, weights_BT).sum()
         chunk = loss_chunk_tokens or targets_BT.size
-        return cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, n_vocab, chunk, split)
+        chunk = min(chunk, _sparse_chunk(targets_BT.size)) if sparse else chunk
+        inputs = x_BTD, head_VD, targets_BT, weights_BT
+        return cross_entropy(*inputs, n_vocab, chunk, split, only_weighted=sparse)
 
     def row_losses(params: Params, batch: Batch) -> Measured:
         x_BTD, head_VD = features(params, batch, None)
-        targets_BT = batch["tokens"][:, 1:]
-        losses_BT = token_losses(x_BTD, head_VD, targets_BT, n_vocab, EVALUATION_CHUNK, split)
-        return {"loss": (losses_BT * batch["weights"]).sum(1)}
+        targets_BT, weights_BT = batch["tokens"][:, 1:], batch["weights"]
+        inputs = x_BTD, head_VD, targets_BT
+        if sparse:
+            chunk = min(EVALUATION_CHUNK, _sparse_chunk(targets_BT.size))
+            losses_BT = token_losses(*inputs, n_vocab, chunk, split, weights_BT)
+        else:
+            losses_BT = token_losses(*inputs, n_vocab, EVALUATION_CHUNK, split)
+        return {"loss": (losses_BT * weights_BT).sum(1)}
 
     def weights(batch: Batch) -> Array:
         if "weights" in batch:
@@ -117,6 +128,11 @@ def language_modelling(
         return jnp.ones(batch["tokens"][..., 1:].shape, jnp.float32)
 
     return Losses(loss, row_losses, weights)
+
+
+def _sparse_chunk(tokens: int) -> int:
+    """Tokens of a chunk where most have no weight: small, so that few are computed in vain."""
+    return max(SPARSE_CHUNK, tokens // 8)
 
 
 def classification(

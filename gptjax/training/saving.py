@@ -6,13 +6,16 @@ While steps are skipped the parameters may be bad, so no older checkpoint is del
 import dataclasses
 import math
 from contextlib import suppress
+from typing import Any, NoReturn
 
 import jax
 
+from gptjax.base.errors import UserError
 from gptjax.cluster.watchdog import Watchdog
 from gptjax.evaluation.perplexity import Validation
 from gptjax.runs.checkpoint import Checkpointer, SaveError
 from gptjax.runs.display import Display
+from gptjax.runs.ranking import LOSS
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, saved_items
 
@@ -34,9 +37,18 @@ class Saving:
         """Whether a save is due after the next step."""
         return self._failed or self._is_put_off
 
-    def lowest_loss(self) -> float:
-        """The lowest validation loss among those that can be compared with the current one."""
-        return self._checkpointer.ranking.lowest(self._setup.data.loss_definition)
+    def is_best(self, validation: Validation) -> bool:
+        """Whether this validation is better than all that it can be compared with."""
+        return self._checkpointer.ranking.would_lead(self._measured(validation))
+
+    def _measured(self, validation: Validation) -> dict[str, Any]:
+        """What a cursor keeps of a validation: the loss, and what else ranks checkpoints."""
+        by = self._setup.config.train.best_by
+        kept = {"val_loss": validation.loss, "val_measure": self._setup.data.loss_definition}
+        if by == LOSS:
+            return kept
+        figures = self._setup.task.figures(self._setup.config, validation.sums)
+        return {**kept, "best_by": by, f"val_{by}": figures[by]}
 
     def put_off(self, step: int) -> None:
         """Postpone the save after a skipped step to the next step."""
@@ -44,14 +56,23 @@ class Saving:
             self._display.say(f"step {step} was skipped, so its checkpoint is postponed")
         self._is_put_off = True
 
-    def go_back(self, before: int) -> str:
-        """Set aside the checkpoints from step `before` on, if any is older; returns advice."""
+    def give_up(self, step: int, skipped: int) -> NoReturn:
+        """Set aside the checkpoints since the last accepted step; raises `UserError` with advice.
+
+        The last step is `step`, and it and those before it, `skipped` in all, were skipped.
+        """
         with suppress(SaveError):
             self.wait()
-        good = self._checkpointer.go_back(before, self._display.say)
-        if good is None:
-            return "There is no earlier checkpoint: start over with --fresh and"
-        return f"The checkpoint of step {good} is earlier and was verified now: rerun with"
+        good = self._checkpointer.go_back(step - skipped, self._display.say)
+        what_to_do = (
+            "There is no earlier checkpoint: start over with --fresh and"
+            if good is None
+            else f"The checkpoint of step {good} is earlier and was verified now: rerun with"
+        )
+        raise UserError(
+            f"{skipped} steps in a row had gradients that are not finite, the last at step {step}. "
+            f"{what_to_do} a lower --optim.peak-lr"
+        )
 
     def save(
         self, state: TrainState, validation: Validation | None, keeps_all: bool = False
@@ -62,10 +83,9 @@ class Saving:
         """
         step, config = int(state.step), dataclasses.asdict(self._setup.config)
         items = saved_items(state, self._setup.program.trained)
-        cursor: dict[str, str | float] = {**self._setup.data_identity(step)}
+        cursor: dict[str, Any] = {**self._setup.data_identity(step)}
         if validation is not None and math.isfinite(validation.loss):
-            cursor["val_loss"] = validation.loss
-            cursor["val_measure"] = self._setup.data.loss_definition
+            cursor |= self._measured(validation)
         try:
             with self._watchdog.watching(NOT_SAVED, self._checkpointer.longest_save):
                 self._checkpointer.save(step, items, config, cursor, keeps_all)

@@ -16,6 +16,7 @@ from gptjax.base.errors import UserError
 from gptjax.base.tree import count_bytes
 from gptjax.cluster.mesh import BatchLayout, make_mesh, model_sharding, row_groups, rows_per_device
 from gptjax.config import Config
+from gptjax.config.attention import masking_field
 from gptjax.config.batches import batch_schedule
 from gptjax.config.finetuning import from_scratch
 from gptjax.conversion.shapes import read_source
@@ -86,7 +87,7 @@ class Setup:
     def _attention(self) -> tuple[str, str]:
         """The attention that works here, and the reason for it."""
         config = self.config
-        return choose_attention(config.model, config.context, config.data.document_mask)
+        return choose_attention(config.model, config.context, masking_field(config))
 
     @cached_property
     def program(self) -> Program:
@@ -180,7 +181,7 @@ class Setup:
         divided = f": {axes}" if axes else ""
         say(f"devices  {self.mesh.size} x {device.device_kind} ({device.platform}){divided}")
         attention, reason = self._attention
-        inside = ", inside documents" if self.config.data.document_mask else ""
+        inside = "" if masking_field(self.config) is None else ", inside documents"
         say(f"attn     {attention}{inside} ({reason})")
         say(f"batch    {self.layout}")
         if (memory := self._layout[1]) is not None:
@@ -192,8 +193,9 @@ class Setup:
             say(
                 f"         (grows in stages over the first {train.ramp_steps:,} steps: {tokens_of})"
             )
+        in_all = "" if train.batch_rows else f"{tokens:,} tokens in all, "
         say(
-            f"steps    {step:,} to {train.max_steps:,}; {tokens:,} tokens in all, "
+            f"steps    {step:,} to {train.max_steps:,}; {in_all}"
             f"{self.data.epochs(train.max_steps):.2f} epochs"
         )
         self._announce_parameters(display)

@@ -21,8 +21,15 @@ from gptjax.tokenizers.plain import Tokenizer
 class Showing:
     """samples.md and loss.png of one run; one line names each that fails."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, run_dir: RunDir, display: Display):
-        self._config, self._tokenizer = config, tokenizer
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        run_dir: RunDir,
+        display: Display,
+        unit: str = "token",
+    ):
+        self._config, self._tokenizer, self._unit = config, tokenizer, unit
         self._run_dir, self._display = run_dir, display
 
     def forget_after(self, step: int) -> None:
@@ -60,10 +67,12 @@ class Showing:
     def plot(self, rows: Sequence[Row]) -> bool:
         """Draw the curves of a run so far; returns whether that succeeded."""
         train = self._config.train
-        tokens = train.batch_tokens if train.ramp_from_tokens is None else None
+        same = train.ramp_from_tokens is None and train.batch_rows is None
+        tokens = train.batch_tokens if same else None
         with self._going_on(f"{self._run_dir.curves} was not drawn"):
             if is_process_0():
-                plot_curves(rows, tokens, self._run_dir.path.name, self._run_dir.curves)
+                title, path = self._run_dir.path.name, self._run_dir.curves
+                plot_curves(rows, tokens, title, path, self._unit)
             return True
         return False
 

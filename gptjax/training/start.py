@@ -14,7 +14,8 @@ from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config, to_json
 from gptjax.config.courses import schedule_end
 from gptjax.config.origins import as_words, flag_of
-from gptjax.conversion.pinned import pinned_base
+from gptjax.conversion.finding import find_model
+from gptjax.conversion.pinned import chosen, pin, pinned_base
 from gptjax.runs.checkpoint import Checkpointer, Restored
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
@@ -22,7 +23,7 @@ from gptjax.runs.naming import read_checkpoint_name
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, items_of, state_of
-from gptjax.training.warm_start import base_of_adapters, pin_source, warm_state
+from gptjax.training.warm_start import base_of_adapters, warm_state
 
 COURSE = ["peak_lr", "final_lr", "schedule", "warmup_steps", "cooldown_fraction", "rewarm_steps"]
 SAME_ATTENTION = (
@@ -92,7 +93,7 @@ def restore_or_start(
         with watchdog.watching("no model was read"):
             base = None
             if program.trained.are_adapters:
-                on_process_0(lambda: pin_source(name, run_dir))
+                on_process_0(lambda: pin(chosen(find_model(name)), run_dir.path))
                 base = str(pinned_base(run_dir.path))
             state, lines = warm_state(setup.config, program, setup.tokenizer, base)
         for line in lines:
@@ -152,8 +153,16 @@ def course_change(old: Config, new: Config, step: int, accepted: int) -> str | N
     return f"{words}. To keep the old schedule: {' '.join(kept)}"
 
 
-def how_to_go_on(config: Config, step: int) -> str:
-    """The flags that continue a run, complete at `step`, without a jump in its learning rate."""
+def how_to_go_on(config: Config, step: int, early: str | None = None) -> str:
+    """The flags that continue a run, complete at `step`, without a jump in its learning rate.
+
+    `early` is the reason why it has ended before its last step.
+    """
+    if early is not None:
+        return (
+            f"it ended by {early}.\nTo continue, rerun the command with a larger --train.patience, "
+            "or None. To start over instead: --fresh"
+        )
     rewarm = as_words((*config.optim.rewarm_steps, step))
     reset = "" if config.optim.decay_steps is None else " --optim.decay-steps None"
     return (

@@ -6,7 +6,7 @@ step, loop, evaluation and checkpoint take whatever batch the examples of a task
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,10 +20,12 @@ from gptjax.data.instruct import Instructions, form_of_instructions
 from gptjax.evaluation.classes import class_figures
 from gptjax.model.places import ModelSharding
 from gptjax.tokenizers.plain import Tokenizer
-from gptjax.training.finishing import Finished
+from gptjax.training.answering import answer_test
+from gptjax.training.finishing import Measure
+from gptjax.training.labelling import measure_splits
 from gptjax.training.objectives import Losses, classification, language_modelling
 
-Figures = dict[str, float]
+Figures = dict[str, Any]
 
 
 class Given(NamedTuple):
@@ -51,14 +53,21 @@ class Task(NamedTuple):
     otherwise it is a file of examples."""
     unit: str = "token"
     """What losses are means over."""
-    figures: Callable[[Mapping[str, np.ndarray]], Figures] = lambda sums: {}
+    try_it: str = "--prompt"
+    """The flag of `python -m gptjax.generate` that shows what a run has learned."""
+    figures: Callable[[Config, Mapping[str, np.ndarray]], Figures] = lambda config, sums: {}
     """Further figures of a validation, such as accuracy, from the sums of what it measures."""
-    results: Callable[[Finished], dict[str, Any]] | None = None
+    results: Measure | None = None
     """Measures the best checkpoint on the test split, for results.json."""
 
 
 def _next_tokens(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
     return language_modelling(config.model, config.train.loss_chunk_tokens, split, eot_id)
+
+
+def _responses(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
+    chunk = config.train.loss_chunk_tokens
+    return language_modelling(config.model, chunk, split, eot_id, sparse=True)
 
 
 def _window(config: Config) -> Example:
@@ -70,6 +79,10 @@ def _labels(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
     return classification(config.model, config.classify, config.train.loss_chunk_tokens, split)
 
 
+def _class_figures(config: Config, sums: Mapping[str, np.ndarray]) -> Figures:
+    return class_figures(sums["confusion"], config.classify.labels)
+
+
 TASKS = {
     PRETRAIN: Task(lambda config, given: Corpus(config), _window, _next_tokens, reads_shards=True),
     CLASSIFY: Task(
@@ -77,10 +90,15 @@ TASKS = {
         form_of_labelled,
         _labels,
         unit="example",
-        figures=class_figures,
+        try_it="--classify",
+        figures=_class_figures,
+        results=measure_splits,
     ),
     INSTRUCT: Task(
-        lambda config, given: Instructions(config, *given), form_of_instructions, _next_tokens
+        lambda config, given: Instructions(config, *given),
+        form_of_instructions,
+        _responses,
+        results=answer_test,
     ),
 }
 

@@ -19,10 +19,9 @@ from gptjax.cluster.agreement import first_complaint, require_same
 from gptjax.cluster.mesh import shardings
 from gptjax.config import Config, ModelConfig
 from gptjax.config.names import how_to_prepare_for
-from gptjax.conversion.finding import find_model
 from gptjax.conversion.fitting import changed_settings, leaf_differences
 from gptjax.conversion.huggingface import is_huggingface, read_huggingface
-from gptjax.conversion.pinned import pin, pinned_base
+from gptjax.conversion.pinned import pinned_base
 from gptjax.conversion.resizing import TABLES, resized, resized_and_merged
 from gptjax.conversion.shapes import Source, read_source
 from gptjax.model.gpt import INIT_STD, parameter_shapes
@@ -75,18 +74,6 @@ def warm_state(
     items = {PARAMS: params, "opt_state": opt_state}
     state = state_of(0, items, program.abstract_state())
     return state, announcement(found.origin, source.model, config)
-
-
-def pin_source(name: str, run_dir: RunDir) -> None:
-    """Pin the model `name`, as it is now, as the base of the adapters of a run."""
-    named = find_model(name)
-    if not is_huggingface(named.path):
-        checkpointer = Checkpointer(RunDir(named.path).checkpoints, read_only=True)
-        try:
-            named = named._replace(which=str(checkpointer.choose(named.which)))
-        finally:
-            checkpointer.close()
-    pin(named, run_dir.path)
 
 
 def base_of_adapters(program: Program, run_dir: RunDir) -> Tree:

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from gptjax.config import Config
-from gptjax.config.effects import PREPARING, SAMPLING, Surroundings, note_without_effect
+from gptjax.config.effects import (
+    CLASSES,
+    EXAMPLES,
+    INSTRUCTIONS,
+    LABELS,
+    PREPARING,
+    SAMPLING,
+    SHARDS,
+    Surroundings,
+    note_without_effect,
+)
 
 HERE = Surroundings(is_prepared=False, platform="cpu", devices=1)
 GPU = Surroundings(is_prepared=False, platform="gpu", devices=8)
@@ -19,9 +29,9 @@ EVERY = [
 ]
 
 
-def flags(here: Surroundings = HERE, **fields: Any) -> set[str]:
+def flags(here: Surroundings = HERE, task: str = "pretrain", **fields: Any) -> set[str]:
     """The fields that are noted of a run where all were typed."""
-    config = Config()
+    config = Config(task=task)
     for name, value in fields.items():
         section, field = name.split("__")
         part = dataclasses.replace(getattr(config, section), **{field: value})
@@ -33,7 +43,8 @@ def flags(here: Surroundings = HERE, **fields: Any) -> set[str]:
 
 
 # of AdamW on a cosine in bfloat16
-ALWAYS = {"optim.muon_momentum", "optim.cooldown_fraction", "model.float32_matmul"}
+ANYWHERE = {"optim.muon_momentum", "optim.cooldown_fraction", "model.float32_matmul"}
+ALWAYS = ANYWHERE | set(f"{EXAMPLES} {CLASSES} {INSTRUCTIONS}".split())  # when pretraining
 
 
 @pytest.mark.parametrize(
@@ -57,6 +68,26 @@ ALWAYS = {"optim.muon_momentum", "optim.cooldown_fraction", "model.float32_matmu
 )  # fmt: skip
 def test_what_has_no_effect_is_noted(fields, noted):
     assert flags(**fields) == ALWAYS | noted
+
+
+def test_each_task_reads_its_own_fields():
+    prepared = HERE._replace(is_prepared=True)  # which has no meaning for examples
+    of_labels = ANYWHERE | set(f"{SHARDS} {INSTRUCTIONS}".split())
+    assert flags(prepared, "classify") == of_labels
+    of_answers = ANYWHERE | set(f"{SHARDS} {CLASSES} {LABELS}".split())
+    assert flags(prepared, "instruct") == of_answers
+    assert flags(task="classify", data__val_examples="v", data__test_examples="t") == of_labels | {
+        "data.val_fraction",
+        "data.test_fraction",
+    }
+    in_epochs = {
+        "train__batch_rows": 8, "train__epochs": 1, "train__eval_every_epochs": 1,
+        "optim__warmup_fraction": 0.1,
+    }  # fmt: skip
+    assert flags(task="classify", **in_epochs) == of_labels | {
+        *("train.batch_tokens", "train.eval_every_steps", "train.save_every_steps"),
+        "optim.warmup_steps",
+    }
 
 
 def test_muon_reads_its_momentum():

@@ -253,8 +253,15 @@ def test_a_section_of_the_wrong_kind_is_refused():
 @pytest.mark.parametrize("name", [name for name, kind in FIELDS.items() if float in (
     kind, *typing.get_args(kind))])  # fmt: skip
 def test_float_fields_accept_integers(name):
-    above_0 = ("optim.eps", "optim.clip_norm", "sample.top_p", "sample.repetition_penalty")
-    validate(with_fields({name: 1 if name in above_0 else 0}))
+    above_0 = (
+        *("optim.eps", "optim.clip_norm", "sample.top_p", "sample.repetition_penalty"),
+        *("train.epochs", "train.eval_every_epochs", "model.lora_alpha"),
+    )
+    fields: dict[str, Any] = {name: 1 if name in above_0 else 0}
+    config = with_fields(fields)
+    if name in ("train.epochs", "train.eval_every_epochs", "optim.warmup_fraction"):
+        config = dataclasses.replace(config, task="classify")
+    validate(config)
 
 
 @pytest.mark.parametrize(

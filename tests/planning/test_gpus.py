@@ -72,4 +72,4 @@ def test_attention_is_what_the_trainer_would_take(name, changes, context, expect
 
 
 def test_attention_inside_documents_is_not_cudnn_s():
-    assert GPUS["h100"].attention(MODEL, 1024, document_mask=True) == "blockwise"
+    assert GPUS["h100"].attention(MODEL, 1024, masked_by="data.document_mask") == "blockwise"

@@ -144,14 +144,14 @@ def test_the_state_may_be_overwritten_as_soon_as_save_returns(tmp_path, said):
 
 def test_the_best_and_the_latest_are_kept_also_after_reopening(tmp_path):
     checkpointer = Checkpointer(tmp_path / "checkpoints", keep_latest=2)
-    assert checkpointer.ranking.lowest("") == float("inf")
+    assert checkpointer.best_step() is None
     for step, loss in enumerate([5.0, 1.0, 2.0, 4.0, 3.0], start=1):
         save(checkpointer, step, loss)
     checkpointer.close()
 
     reopened = Checkpointer(tmp_path / "checkpoints", keep_latest=2)
     assert reopened.steps() == [2, 4, 5]
-    assert (reopened.best_step(), reopened.ranking.lowest("")) == (2, 1.0)
+    assert (reopened.best_step(), reopened.ranking.loss(2)) == (2, 1.0)
     save(reopened, 6)
     save(reopened, 7, 9.0)
     reopened.wait()
@@ -513,7 +513,7 @@ def test_a_save_that_fails_in_the_background_surfaces_and_can_be_done_again(save
         with pytest.raises(SaveError, match="checkpoint of step 4 could not be written"):
             poll_for_ten_seconds(checkpointer)
     assert checkpointer.steps() == [1, 2, 3]
-    assert (checkpointer.best_step(), checkpointer.ranking.lowest("")) == (2, 1.0)
+    assert (checkpointer.best_step(), checkpointer.ranking.loss(2)) == (2, 1.0)
     checkpointer.poll()
     save(checkpointer, 4, 0.1)
     checkpointer.close()

@@ -22,9 +22,9 @@ def test_the_lowest_of_the_last_measure_is_the_best():
     assert found.best([100, 150]) == 150
     assert found.best([100]) == 100
     assert found.best([]) is None
-    assert found.lowest("0.5 0.5") == 1.5
-    assert found.lowest("1 0") == 0.1
-    assert found.lowest("another") == float("inf")
+    leads = lambda loss, measure: found.would_lead({"val_loss": loss, "val_measure": measure})  # noqa: E731
+    assert [leads(loss, "0.5 0.5") for loss in (1.4, 1.5, math.nan)] == [True, False, False]
+    assert [leads(0.2, measure) for measure in ("1 0", "another")] == [False, True]
 
 
 def test_of_equal_losses_the_first_is_kept_and_what_is_forgotten_is_not():
@@ -43,7 +43,7 @@ def test_what_is_no_finite_number_is_no_loss(loss):
     found.read(2, b"{}")
     assert (found.best(), found.unknown()) == (None, [])
     found.read(2, b'{"val_loss": 1.0}')  # as it was before there were measures
-    assert (found.best(), found.lowest("")) == (2, 1.0)
+    assert (found.best(), found.loss(2)) == (2, 1.0)
 
 
 def test_steps_of_unknown_loss_are_kept_but_not_the_best():

@@ -189,7 +189,7 @@ def test_attention_is_as_configured_or_what_works_here(fields, context, chosen, 
 
 
 def test_a_mask_of_documents_is_none_that_cudnn_knows():
-    attention, why = choose_attention(with_fields(), 1024, document_mask=True)
+    attention, why = choose_attention(with_fields(), 1024, masked_by="data.document_mask")
     assert (attention, why) == (
         "blockwise",
         "not cuDNN's: it cannot keep documents apart (data.document_mask)",

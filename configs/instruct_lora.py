@@ -1,0 +1,64 @@
+"""Follow instructions with LoRA: small adapters are trained, and the model itself stays as it is.
+
+Rank 16 and alpha 32 on all four matrices of a block (c_attn, c_fc and both c_proj), dropout 0.05:
+2,359,296 parameters are trained in GPT-2 124M, which peft counts as well. 2e-4, above full
+fine-tuning's rate, is that of Hu et al. (2021), table 11, for GPT-2. Data, template and splits are
+those of instruct_alpaca.
+
+    python -m gptjax.train --config instruct_lora --data.examples FILE \
+        --train.init-from RUN_OR_HF_DIR --run-dir runs/lora
+    python -m gptjax.convert --run runs/lora --merge --out runs/merged
+
+Without --train.init-from there is nothing to adapt: a small shape is trained from random numbers,
+all of it.
+"""
+
+from gptjax.config import (
+    Config,
+    DataConfig,
+    InstructConfig,
+    ModelConfig,
+    OptimConfig,
+    SampleConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Config:
+    """The run described above."""
+    return Config(
+        task="instruct",
+        model=ModelConfig(
+            n_layer=4,
+            n_head=4,
+            n_embd=128,
+            n_ctx=256,
+            dtype="float32",
+            unroll=4,
+            lora_rank=16,
+            lora_alpha=32.0,
+            lora_dropout=0.05,
+            lora_targets=("c_attn", "c_proj", "c_fc"),
+        ),
+        data=DataConfig(tokenizer="bpe:1024", val_fraction=0.1, test_fraction=0.05),
+        instruct=InstructConfig(lengths="pad"),
+        optim=OptimConfig(
+            peak_lr=1e-3,
+            final_lr=0.0,
+            schedule="linear",
+            warmup_steps=10,
+            beta2=0.999,
+            weight_decay=0.01,
+        ),
+        train=TrainConfig(
+            batch_rows=8,
+            micro_batch=8,
+            epochs=2,
+            eval_every_epochs=1,
+            eval_tokens=None,
+            sample_every_steps=0,
+        ),
+        sample=SampleConfig(
+            prompt="What is the opposite of 'hot'?", max_new_tokens=256, temperature=0.0
+        ),
+    )

@@ -1,0 +1,120 @@
+"""Divides examples into training, validation and test: by a seed, class by class.
+
+Examples with the same key, which is their text, stay together. The order in which texts are dealt
+out is that of a hash of seed and text, so it does not depend on the order of the file, on the
+machine, or on a library's random numbers.
+"""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+Key = tuple[str, ...]
+
+
+class Division(NamedTuple):
+    """Indices of the examples of each split, in the order of the file."""
+
+    train: list[int]
+    validation: list[int]
+    test: list[int]
+
+
+def divide(
+    keys: Sequence[Key],
+    classes: Sequence[Hashable],
+    validation: float,
+    test: float,
+    seed: int,
+) -> Division:
+    """Give each split its share of every class, and whole groups of examples with equal keys.
+
+    A group counts as its most frequent class. Every class keeps an example for training. Without
+    classes, all of `classes` are equal.
+    """
+    groups: dict[Key, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        groups[key].append(index)
+    class_of = {
+        key: Counter(classes[i] for i in members).most_common(1)[0][0]
+        for key, members in groups.items()
+    }
+    sizes = Counter(class_of[key] for key in keys)
+    order = sorted(groups, key=lambda key: _drawn(seed, key))
+    names = list(dict.fromkeys(class_of[key] for key in order))
+    counts = [sizes[name] for name in names]
+    n_test = _shares(counts, test, [n - 1 for n in counts])
+    left = [n - 1 - taken for n, taken in zip(counts, n_test, strict=True)]
+    n_val = _shares(counts, validation, left)
+    room = {
+        name: [t, v] for name, t, v in zip(names, n_test, n_val, strict=True)
+    }  # of test and validation
+    division = Division([], [], [])
+    splits = division.test, division.validation
+    for key in order:
+        members, rooms = groups[key], room[class_of[key]]
+        which = next((n for n in (0, 1) if len(members) <= rooms[n]), None)
+        if which is None:
+            division.train.extend(members)
+        else:
+            rooms[which] -= len(members)
+            splits[which].extend(members)
+    return Division(*map(sorted, division))
+
+
+def _drawn(seed: int, key: Key) -> bytes:
+    return hashlib.sha256(json.dumps([seed, *key]).encode()).digest()
+
+
+def _shares(counts: Sequence[int], share: float, most: Sequence[int]) -> list[int]:
+    """Examples of each class, `round(share * all)` in total as far as `most` lets them.
+
+    Classes get the whole part of their share; those with the largest rest get one more.
+    """
+    exact = [share * n for n in counts]
+    found = [min(int(x), limit) for x, limit in zip(exact, most, strict=True)]
+    missing = round(share * sum(counts)) - sum(map(int, exact))
+    by_rest = sorted(range(len(counts)), key=lambda n: int(exact[n]) - exact[n])
+    for n in [n for n in by_rest if found[n] < most[n]][: max(0, missing)]:
+        found[n] += 1
+    return found
+
+
+def without_keys(keys: Sequence[Key], taken: Sequence[Key]) -> list[int]:
+    """Indices of the keys that are not in `taken`."""
+    other = set(taken)
+    return [index for index, key in enumerate(keys) if key not in other]
+
+
+def repeats(keys: Sequence[Hashable]) -> int:
+    """Examples that repeat an earlier one.
+
+    >>> repeats(["a", "b", "a", "a"])
+    2
+    """
+    return len(keys) - len(set(keys))
+
+
+def undersampled(keys: Sequence[Key], classes: Sequence[Hashable], seed: int) -> list[int]:
+    """Indices of as many examples of each class as the rarest has, drawn by `seed`.
+
+    Raschka (2024), listing 6.2, for any number of classes.
+    """
+    by_class: dict[Hashable, list[int]] = defaultdict(list)
+    order = sorted(range(len(keys)), key=lambda i: (_drawn(seed, keys[i]), i))
+    for index in order:
+        by_class[classes[index]].append(index)
+    least = min(map(len, by_class.values()))
+    return sorted(index for members in by_class.values() for index in members[:least])
+
+
+def class_weights(classes: Sequence[Hashable]) -> dict[Hashable, float]:
+    """The weight n / (C n_c) of each of C classes, whose mean over the n examples is 1.
+
+    >>> class_weights(["ham", "ham", "ham", "spam"])["spam"]
+    2.0
+    """
+    counts = Counter(classes)
+    return {name: len(classes) / (len(counts) * n) for name, n in counts.items()}

@@ -1,0 +1,197 @@
+"""Classes of texts by a run that classifies: their probabilities, and how often they are right.
+
+Letters: B examples of a batch, S sequences of an example, T time, C classes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from gptjax.base.errors import UserError
+from gptjax.config import ModelConfig
+from gptjax.config.schema import CLASSIFY
+from gptjax.data.classify import LabelledTexts
+from gptjax.data.examples import Examples
+from gptjax.data.labelled import read_labelled
+from gptjax.data.padding import padded_lengths
+from gptjax.data.transformations import Transformation
+from gptjax.evaluation.classes import class_figures, confusion_of
+from gptjax.evaluation.setting import Setting
+from gptjax.generation.loaded import LoadedRun
+from gptjax.model.gpt import GPT
+from gptjax.model.heads import class_scores
+from gptjax.model.products import matmul_precision
+
+Sequences = Sequence[np.ndarray]
+TEXTS = {"single": "one text", "pair": "two texts", "similarity": "two texts"}
+
+
+class Classifier:
+    """A run that classifies, many texts at a time.
+
+    Texts become sequences as in training, and are cut to the longest that training read. Sequences
+    are padded to a few lengths, so few programs are compiled. Products and activations have the
+    type `dtype`. Raises `UserError` for a run that does not classify.
+    """
+
+    def __init__(self, run: LoadedRun, batch_rows: int = 32, dtype: str = "float32"):
+        config = run.config
+        if config.task != CLASSIFY or not config.model.n_classes:
+            raise UserError(
+                f"{run.origin} is of a run that does not classify (its task is {config.task}): "
+                "expected one of python -m gptjax.train --config spam_classify, or another with "
+                "--task classify"
+            )
+        changes: dict[str, Any] = {"dtype": dtype, "attention": "auto", "unroll": 1}
+        self.cfg = replace(config.model, float32_matmul="highest", remat="none", **changes)
+        self.labels, self.form = config.classify.labels, config.classify.form
+        """Names of the classes in the order of their probabilities; those of a choice are numbers.
+        """
+        self._params, self._rows = run.params, batch_rows
+        self._longest = config.context
+        self._transform = Transformation(config.classify, run.tokenizer, self._longest)
+        self._precision = matmul_precision(self.cfg, jax.devices()[0])
+
+    def of_texts(
+        self,
+        texts: Sequence[Sequence[str]],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> np.ndarray:
+        """Probabilities of all classes, float32 [N, C], of examples with one text or several.
+
+        A pair has two; a choice has a text and its answers, and C is their number. Raises
+        `UserError` for another number of texts.
+        """
+        for own in texts:
+            if self.form == "choice" and len(own) < 3:
+                raise UserError(
+                    f"this run chooses between answers, and {len(own)} text came: expected a text "
+                    "and at least two answers to it"
+                )
+            if self.form != "choice" and len(own) != (1 if self.form == "single" else 2):
+                raise UserError(
+                    f"this run reads {TEXTS[self.form]} an example (classify.form {self.form}), "
+                    f"not {len(own)}"
+                )
+        return self.of_sequences([self._transform.sequences(own)[0] for own in texts], progress)
+
+    def of_sequences(
+        self, examples: Sequence[Sequences], progress: Callable[[int], None] = lambda done: None
+    ) -> np.ndarray:
+        """Probabilities of all classes, float32 [N, C], of examples as sequences of token ids.
+
+        `progress` is called with the number of examples that a batch has finished.
+        """
+        found: list[np.ndarray | None] = [None] * len(examples)
+        for numbers, tokens_BST, lengths_BS in self._batches(examples):
+            with jax.default_matmul_precision(self._precision):
+                probs_BC = _probabilities(self.cfg, self.form, self._params, tokens_BST, lengths_BS)
+            for number, probs_C in zip(numbers, np.asarray(probs_BC), strict=False):
+                found[number] = probs_C
+            progress(len(numbers))
+        return np.stack([x for x in found if x is not None])
+
+    def _batches(
+        self, examples: Sequence[Sequences]
+    ) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+        """Numbers of examples of about equal length and number of sequences, and their tokens."""
+        allowed = padded_lengths(self._longest)
+
+        def form(number: int) -> tuple[int, int]:
+            longest = max(map(len, examples[number]))
+            return len(examples[number]), next(n for n in allowed if n >= longest)
+
+        groups: dict[tuple[int, int], list[int]] = {}
+        for number in range(len(examples)):
+            groups.setdefault(form(number), []).append(number)
+        for (sequences, time), members in sorted(groups.items(), reverse=True):
+            for start in range(0, len(members), self._rows):
+                numbers = members[start : start + self._rows]
+                tokens_BST = np.zeros((self._rows, sequences, time), np.int32)
+                lengths_BS = np.ones((self._rows, sequences), np.int32)
+                for row, number in enumerate(numbers):
+                    for s, tokens in enumerate(examples[number]):
+                        tokens_BST[row, s, : len(tokens)] = tokens
+                        lengths_BS[row, s] = len(tokens)
+                yield numbers, tokens_BST, lengths_BS
+
+    def figures(
+        self, examples: Examples, progress: Callable[[int], None] = lambda done: None
+    ) -> dict[str, Any]:
+        """The figures of `class_figures` on labelled examples of a classification's data."""
+        rows = [examples[n] for n in range(len(examples))]
+        sequences = [
+            [t[:length] for t, length in zip(row["tokens"], row["lengths"], strict=True)]
+            for row in rows
+        ]
+        guesses = self.of_sequences(sequences, progress).argmax(1)
+        truths = [int(row["label"]) for row in rows]
+        return class_figures(confusion_of(truths, guesses, len(self.labels)), self.labels)
+
+
+def measure_labels(setting: Setting) -> dict[str, Any]:
+    """The figures of a file of labelled texts, or of the split of it that `setting` names.
+
+    Raises `UserError` for a run that does not classify, for a file that is not like those of its
+    training, and for a label that it has not learned.
+    """
+    config, scorer = setting.run.config, setting.scorer
+    classifier = Classifier(setting.run, scorer.batch_rows, scorer.cfg.dtype)
+    config = replace(config, data=replace(config.data, examples=setting.data))
+    if setting.split is not None:
+        data = LabelledTexts(config, setting.run.tokenizer, None)
+        splits = {"train": data.train, "validation": data.validation, "test": data.test}
+        examples = splits[setting.split]
+        if not len(examples):
+            raise UserError(f"the {setting.split} split of this run has no examples: leave --split")
+        with setting.bar(len(examples), "examples") as progress:
+            figures = classifier.figures(examples, progress)
+        return _with_labels(figures, len(examples), classifier.labels)
+    rows = read_labelled(config, Path(setting.data)).rows[: setting.limit]
+    for row in rows:
+        if row.label not in classifier.labels:
+            raise UserError(
+                f"{row.where}, has the label {row.label!r}; {setting.run.origin} has learned "
+                f"{', '.join(classifier.labels)}: correct it, or leave it out"
+            )
+    truths = [classifier.labels.index(row.label) for row in rows]
+    with setting.bar(len(rows), "examples") as progress:
+        guesses = classifier.of_texts([row.texts for row in rows], progress).argmax(1)
+    confusion = confusion_of(truths, guesses.tolist(), len(classifier.labels))
+    return _with_labels(class_figures(confusion, classifier.labels), len(rows), classifier.labels)
+
+
+def class_lines(probs_C: Sequence[float] | np.ndarray, labels: Sequence[str]) -> list[str]:
+    """The most probable class, and then all of them with their probabilities, most probable first.
+
+    >>> print(*class_lines([0.25, 0.75], ("ham", "spam")), sep="\\n")
+    spam
+      spam  0.7500
+      ham   0.2500
+    """
+    ranked = sorted(zip(labels, probs_C, strict=True), key=lambda pair: -pair[1])
+    width = max(map(len, labels))
+    return [ranked[0][0], *(f"  {label:{width}}  {share:.4f}" for label, share in ranked)]
+
+
+def _with_labels(figures: dict[str, Any], size: int, labels: Sequence[str]) -> dict[str, Any]:
+    return {"examples": size, **figures, "labels": list(labels)}
+
+
+@partial(jax.jit, static_argnames=("cfg", "form"))
+def _probabilities(
+    cfg: ModelConfig, form: str, params: Any, tokens_BST: Array, lengths_BS: Array
+) -> Array:
+    tokens_MT = tokens_BST.reshape(-1, tokens_BST.shape[-1])
+    features: Any = GPT(cfg).apply({"params": params}, tokens_MT, method=GPT.features)
+    last_M = lengths_BS.reshape(-1) - 1
+    state_MD = jnp.take_along_axis(features[0], last_M[:, None, None], axis=1)[:, 0]
+    state_BSD = state_MD.reshape(*lengths_BS.shape, -1)
+    return jax.nn.softmax(class_scores(cfg, form, params["clf"], state_BSD))
