@@ -4,6 +4,7 @@ These rules are not applied to a config that was trained before: its run can be 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 from gptjax.config.schema import Config, OptimConfig
@@ -28,9 +29,21 @@ def cooldown_steps(optim: OptimConfig, length: int) -> int:
     return round(optim.cooldown_fraction * length)
 
 
+def warmup_steps(optim: OptimConfig, max_steps: int) -> int:
+    """Steps of the warm-up, given as a number or as a share of all steps.
+
+    >>> warmup_steps(OptimConfig(warmup_fraction=0.1), max_steps=300)
+    30
+    """
+    if optim.warmup_fraction is None:
+        return optim.warmup_steps
+    return round(optim.warmup_fraction * max_steps)
+
+
 def misfits(c: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield every warm-up, cooldown and ramp that does not fit: its fields, and a message."""
     o, t = c.optim, c.train
+    o = replace(o, warmup_steps=warmup_steps(o, t.max_steps))
     ends = [(t.max_steps, "train.max_steps")]
     if o.decay_steps is not None:
         ends.append((o.decay_steps, "optim.decay_steps"))

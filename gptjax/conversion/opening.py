@@ -16,7 +16,7 @@ from gptjax.config import ModelConfig
 from gptjax.conversion.finding import find_model
 from gptjax.conversion.huggingface import is_huggingface, read_huggingface
 from gptjax.conversion.pinned import pinned_base
-from gptjax.conversion.resizing import resized_and_merged
+from gptjax.conversion.resizing import refitted_and_merged
 from gptjax.conversion.run_directory import config_of
 from gptjax.generation.loaded import LoadedRun
 from gptjax.model.gpt import parameter_shapes
@@ -89,7 +89,7 @@ def _load_merged(run_dir: RunDir, which: str, averaged: bool, dtype: str, alone:
 
     def merge(base_params: Tree, adapters: Tree, key: Array) -> Tree:
         theirs, cfg = base.config.model, config.model
-        params = resized_and_merged(theirs, cfg, base_params, adapters, key)
+        params = refitted_and_merged(theirs, cfg, base_params, adapters, key)
         return jax.tree.map(lambda x: x.astype(dtype), params)
 
     params = jax.jit(merge)(base.params, adapters, jax.random.key(config.train.seed))

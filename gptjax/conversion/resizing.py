@@ -12,7 +12,7 @@ TABLES = ("wte/embedding", "wpe/embedding", "lm_head")
 OF_TOKENS = ("wte/embedding", "lm_head")
 
 
-def resized(theirs: ModelConfig, cfg: ModelConfig, params: Tree, key: Array) -> Tree:
+def refitted(theirs: ModelConfig, cfg: ModelConfig, params: Tree, key: Array) -> Tree:
     """The parameters of `cfg`: those of a model `theirs`, and new ones where it has none.
 
     Tables of positions and tokens are cut, or extended by new rows after the last. The rows of
@@ -32,8 +32,8 @@ def resized(theirs: ModelConfig, cfg: ModelConfig, params: Tree, key: Array) -> 
     return as_tree(new)
 
 
-def resized_and_merged(
+def refitted_and_merged(
     theirs: ModelConfig, cfg: ModelConfig, base: Tree, adapters: Tree, key: Array
 ) -> Tree:
     """The parameters of a model with adapters `cfg`, merged, from its base `theirs`."""
-    return merged(with_adapters(resized(theirs, cfg, base, key), adapters), cfg)[0]
+    return merged(with_adapters(refitted(theirs, cfg, base, key), adapters), cfg)[0]

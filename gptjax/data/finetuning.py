@@ -13,7 +13,7 @@ from typing import Any
 
 from gptjax.base.errors import UserError
 from gptjax.config import Config
-from gptjax.config.courses import misfits
+from gptjax.config.courses import misfits, warmup_steps
 from gptjax.data.epochs import EpochOrder, steps_per_epoch
 from gptjax.data.examples import EndlessExamples, Examples, TaskData, ValidationSet
 from gptjax.data.keeping import (
@@ -118,9 +118,7 @@ def with_course(config: Config, examples: int, context: int) -> Config:
     if train.eval_every_epochs is not None:
         every = max(1, round(train.eval_every_epochs * per_epoch))
         cadence = {"eval_every_steps": every, "save_every_steps": every}
-    optim = config.optim
-    if optim.warmup_fraction is not None:
-        optim = replace(optim, warmup_steps=round(optim.warmup_fraction * steps))
+    optim = replace(config.optim, warmup_steps=warmup_steps(config.optim, steps))
     train = replace(
         train, context=context, batch_rows=rows, batch_tokens=rows * context, max_steps=steps,
         **cadence,

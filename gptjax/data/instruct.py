@@ -16,7 +16,7 @@ from gptjax.config import Config
 from gptjax.data.conversations import Conversation, Conversations, read_conversations
 from gptjax.data.examples import Example, Examples
 from gptjax.data.finetuning import FineTuningData, tokenizer_for, with_course
-from gptjax.data.packing import Item, PackedRows, joined, row_length
+from gptjax.data.packing import Item, PackedRows, packed_row, row_length
 from gptjax.data.padding import PaddedExamples, padded_lengths
 from gptjax.data.templates import turn_tokens, turns_of
 from gptjax.tokenizers.plain import Tokenizer
@@ -154,7 +154,7 @@ def pad(item: Item, length: int) -> Example:
 def form_of_instructions(config: Config) -> Example:
     """A row with the shapes and types of all, made without data."""
     if config.instruct.lengths == "pack":
-        return joined([], config.context)
+        return packed_row([], config.context)
     return pad(EMPTY, config.context)
 
 

@@ -32,7 +32,7 @@ class PackedRows(Examples):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        return joined([self._items[i] for i in self.rows[index]], self._length)
+        return packed_row([self._items[i] for i in self.rows[index]], self._length)
 
     @property
     def filled(self) -> float:
@@ -41,7 +41,7 @@ class PackedRows(Examples):
         return tokens / max(1, self._length * len(self.rows))
 
 
-def joined(items: Sequence[Item], length: int) -> Example:
+def packed_row(items: Sequence[Item], length: int) -> Example:
     """A row of items, one after the other, padded to `length` targets.
 
     `documents` numbers the items, and the padding after them; `positions` count from each item's

@@ -10,7 +10,8 @@ from gptjax.evaluation.registry import EVALUATIONS
 
 LM_EVAL = "--lm-eval"
 NOT_LM_EVAL = (
-    "on", "stride", "limit", "json", "style", "split", "text_field", "markdown", "judge", "judge_model",
+    "on", "stride", "limit", "json", "style", "split", "text_field", "markdown", "judge",
+    "judge_model",
 )  # fmt: skip
 
 

@@ -65,11 +65,7 @@ class Checkpointer:
     """The checkpoints of one run directory. Call `poll` at every step and `close` at the end."""
 
     def __init__(
-        self,
-        directory: Path,
-        keep_latest: int = 2,
-        read_only: bool = False,
-        alone: bool = False,
+        self, directory: Path, keep_latest: int = 2, read_only: bool = False, alone: bool = False
     ):
         silence_orbax()
         self.directory = directory.resolve()
@@ -271,9 +267,7 @@ class Checkpointer:
         return (self.directory / str(step) / AVERAGED).exists()
 
     def restore_params(self, step: int, abstract_params: Tree, averaged: bool = True) -> Tree:
-        """Parameters alone, or adapters, their average if wanted and there; `UserError` if
-        damaged.
-        """
+        """Parameters or adapters, their average if wanted and there; `UserError` if damaged."""
         item = AVERAGED if averaged and self.has_average(step) else self._own(step)
         problem = verify(self.directory / str(step), needed=(item,))
         if problem is None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gptjax.serving.chat import begin_chat
-from gptjax.serving.exchange import Answering, ClientLeft, begin_text, read_body
+from gptjax.serving.exchange import ClientLeft, TextRoute, begin_text, read_body
 from gptjax.serving.guard import Guard
 from gptjax.serving.page import read_page
 from gptjax.serving.protocol import parse_body
@@ -64,9 +64,9 @@ def create_app(service: Service) -> Any:
             Route("/metrics", metrics),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
-            Route("/v1/completions", Answering(service, begin_text), methods=["POST"]),
+            Route("/v1/completions", TextRoute(service, begin_text), methods=["POST"]),
             Route("/v1/attention", attention, methods=["POST"]),
-            Route("/v1/chat/completions", Answering(service, begin_chat), methods=["POST"]),
+            Route("/v1/chat/completions", TextRoute(service, begin_chat), methods=["POST"]),
         ],
         exception_handlers={Refusal: refuse, HTTPException: refuse, Exception: refuse},
     )

@@ -36,7 +36,7 @@ Begin = Callable[[ServedModel, dict[str, Any]], Awaitable[Completion]]
 """Makes the completion that a body asks of a model; raises `Refusal` for a wrong body."""
 
 
-class Answering:
+class TextRoute:
     """A route that answers with text, an ASGI application that notices when its client leaves."""
 
     def __init__(self, service: Service, begin: Begin):

@@ -5,7 +5,7 @@ stored; accumulated gradients live inside one step only. Hence nothing here depe
 of devices or micro-steps.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +42,8 @@ def abstract_state(
     own = jax.eval_shape(lambda params: trained.split(params)[0], params)
     opt_state = jax.eval_shape(optimizer.init, own)
     step = jax.eval_shape(lambda: jnp.int32(0))
-    places = TrainState(
-        replicated(mesh), shardings(params, params, mesh), shardings(opt_state, own, mesh)
-    )
-    return abstract_tree(TrainState(step, params, opt_state), places)
+    places: Any = replicated(mesh), shardings(params, params, mesh), shardings(opt_state, own, mesh)
+    return abstract_tree(TrainState(step, params, opt_state), TrainState(*places))
 
 
 def initial_state(

@@ -6,7 +6,7 @@ step, loop, evaluation and checkpoint take whatever batch the examples of a task
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,10 +20,10 @@ from gptjax.data.instruct import Instructions, form_of_instructions
 from gptjax.evaluation.classes import class_figures
 from gptjax.model.places import ModelSharding
 from gptjax.tokenizers.plain import Tokenizer
-from gptjax.training.answering import answer_test
-from gptjax.training.finishing import Measure
-from gptjax.training.labelling import measure_splits
 from gptjax.training.objectives import Losses, classification, language_modelling
+
+if TYPE_CHECKING:  # what compiles a program needs none of it
+    from gptjax.training.finishing import Finished, Measure
 
 Figures = dict[str, Any]
 
@@ -57,7 +57,7 @@ class Task(NamedTuple):
     """The flag of `python -m gptjax.generate` that shows what a run has learned."""
     figures: Callable[[Config, Mapping[str, np.ndarray]], Figures] = lambda config, sums: {}
     """Further figures of a validation, such as accuracy, from the sums of what it measures."""
-    results: Measure | None = None
+    results: "Measure | None" = None
     """Measures the best checkpoint on the test split, for results.json."""
 
 
@@ -79,6 +79,18 @@ def _labels(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
     return classification(config.model, config.classify, config.train.loss_chunk_tokens, split)
 
 
+def _measure_labels(finished: "Finished") -> Figures | None:
+    from gptjax.training.labelling import measure_splits
+
+    return measure_splits(finished)
+
+
+def _measure_responses(finished: "Finished") -> Figures | None:
+    from gptjax.training.answering import answer_test
+
+    return answer_test(finished)
+
+
 def _class_figures(config: Config, sums: Mapping[str, np.ndarray]) -> Figures:
     return class_figures(sums["confusion"], config.classify.labels)
 
@@ -92,13 +104,13 @@ TASKS = {
         unit="example",
         try_it="--classify",
         figures=_class_figures,
-        results=measure_splits,
+        results=_measure_labels,
     ),
     INSTRUCT: Task(
         lambda config, given: Instructions(config, *given),
         form_of_instructions,
         _responses,
-        results=answer_test,
+        results=_measure_responses,
     ),
 }
 

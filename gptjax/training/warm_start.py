@@ -22,7 +22,7 @@ from gptjax.config.names import how_to_prepare_for
 from gptjax.conversion.fitting import changed_settings, leaf_differences
 from gptjax.conversion.huggingface import is_huggingface, read_huggingface
 from gptjax.conversion.pinned import pinned_base
-from gptjax.conversion.resizing import TABLES, resized, resized_and_merged
+from gptjax.conversion.resizing import TABLES, refitted, refitted_and_merged
 from gptjax.conversion.shapes import Source, read_source
 from gptjax.model.gpt import INIT_STD, parameter_shapes
 from gptjax.model.lora import adapters_of
@@ -162,7 +162,7 @@ def _read(source: Source, mesh: Mesh) -> Found:
     measured = "" if loss is None else f" (validation loss {loss:.4f})"
     if adapted.lora_rank:
         beneath = _agreed(lambda: str(pinned_base(run_dir.path)))
-        merge = partial(resized_and_merged, beneath.model, adapted)
+        merge = partial(refitted_and_merged, beneath.model, adapted)
         key = jax.random.key(config.train.seed)
         base = _read(beneath, mesh).params
         params = jax.jit(merge, out_shardings=places)(base, params, key)
@@ -177,6 +177,6 @@ def _placed(array: np.ndarray, place: NamedSharding) -> Array:
 
 def _fitted(params: Tree, theirs: ModelConfig, program: Program) -> Tree:
     """The parameters of a model in the shape and the places of a program's."""
-    fit = partial(resized, theirs, program.config.model)
+    fit = partial(refitted, theirs, program.config.model)
     key = jax.random.key(program.config.train.seed)
     return jax.jit(fit, out_shardings=program.places.params)(params, key)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gptjax.data.packing import Item, PackedRows, best_fit, joined, row_length
+from gptjax.data.packing import Item, PackedRows, best_fit, packed_row, row_length
 
 
 def items_of(sizes: list[int]) -> list[Item]:
@@ -19,7 +19,7 @@ def items_of(sizes: list[int]) -> list[Item]:
 
 def test_a_row_holds_whole_examples_that_are_told_apart():
     a, b = items_of([4, 3])
-    row = joined([a, b], 8)
+    row = packed_row([a, b], 8)
     assert row["tokens"].tolist() == [*a.tokens, *b.tokens, 0, 0]
     assert row["weights"].tolist() == [*a.weights, 0, *b.weights, 0, 0]
     assert row["documents"].tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
@@ -28,7 +28,7 @@ def test_a_row_holds_whole_examples_that_are_told_apart():
 
 def test_the_last_token_of_a_full_row_is_only_a_target():
     a, b = items_of([4, 5])
-    row = joined([a, b], 8)
+    row = packed_row([a, b], 8)
     assert row["tokens"].tolist() == [*a.tokens, *b.tokens]
     assert row["documents"].tolist() == [0] * 4 + [1] * 4
     assert row["weights"].tolist() == [*a.weights, 0, *b.weights]
