@@ -123,6 +123,7 @@ def test_metrics_tell_the_models_apart(server):
 
 def written(directory, params, cfg: ModelConfig, item: str, **fields):
     """A run with one checkpoint, of step 0."""
+    directory.mkdir()
     config = dataclasses.replace(config_for(cfg, TOKENIZER), **fields)
     write_step_0(directory, config, TOKENIZER, {item: params}, "a test")
     return directory
