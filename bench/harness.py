@@ -46,6 +46,7 @@ class Plan:
     out: Path | None = None
     text: Path | None = None
     against: Path | None = None
+    instructions: Path | None = None
     labelled: Path | None = None
 
     def rounds(self, usual: int) -> int:

@@ -3,6 +3,7 @@
     python bench/run.py                                  # everything; hours on two cores
     python bench/run.py --only train_throughput decode
     python bench/run.py --only recipe --text tinyshakespeare.txt
+    python bench/run.py --only instruct --instructions instructions.json
     python bench/run.py --only classify --labelled sms_spam.tsv
     python bench/run.py --only train_throughput --against ../other/checkout
     python bench/run.py --quick                          # toy sizes: does every program run?
@@ -30,6 +31,7 @@ from typing import Any
 
 import computing
 import generating
+import instructing
 import measuring
 import server_load
 import spam
@@ -56,6 +58,7 @@ PROGRAMS: dict[str, Program] = {
     "decode": generating.decode,
     "serve": server_load.serve,
     "evaluate": measuring.evaluate,
+    "instruct": instructing.instruct,
     "classify": spam.classify,
 }
 
@@ -70,6 +73,8 @@ class Command:
     """Toy sizes and two rounds: shows that the programs run, measures nothing."""
     text: Path | None = None
     """Training text of the recipe: tinyshakespeare.txt, or any ASCII text."""
+    instructions: Path | None = None
+    """Instructions to tune on: an array of Alpaca's records."""
     labelled: Path | None = None
     """Labelled messages for classify: sms_spam.tsv."""
     against: Path | None = None
@@ -124,7 +129,7 @@ def _run_over(*_: object) -> None:
 def main(command: Command) -> int:
     """Run the chosen programs; 1 if any of them failed."""
     with tempfile.TemporaryDirectory(prefix="gptjax-bench-") as scratch:
-        given = (command.text, command.against, command.labelled)
+        given = command.text, command.against, command.instructions, command.labelled
         plan = Plan(command.quick, Path(scratch), command.out, *given)
         outcomes = run_programs(PROGRAMS, command.only, plan)
     return report_outcomes(outcomes)
