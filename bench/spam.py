@@ -31,8 +31,7 @@ PRETRAINING = (
     *("--train.eval-every-steps", "80", "--train.save-every-steps", "80"),
     *("--train.sample-every-steps", "0", "--sample.prompt", ""),
 )
-LIKE_GPT_2 = ("--model.norm", "pre", "--model.final-norm", "True")
-LIKE_GPT_2 += ("--model.scale-residual-init", "True")
+LIKE_GPT_2 = ("--model.norm", "pre", "--model.final-norm", "--model.scale-residual-init")
 ALONE = ("--classify.lm-weight", "0")
 # each side: whether it is pretrained, and its flags; without pretraining the shape is the same
 SIDES: dict[str, tuple[bool, tuple[str, ...]]] = {
