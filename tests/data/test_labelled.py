@@ -204,6 +204,8 @@ REFUSED = {
     "two texts": ([r | {"title": f"u {n}"} | {"body": r["text"]} for n, r in enumerate(GOOD)],
                   {"text_field": "words"}, ["'words'", "title, body"]),
     "an empty class": (GOOD, {"labels": ("a", "b", "c")}, ["'c'", "no training example"]),
+    "numbers of all sizes": ([{"text": f"t {n}", "label": n / 7} for n in range(20)], {},
+                             ["20 classes", "--data.label-field"]),
     "no second text": (GOOD, {"form": "pair"}, ["--data.pair-field"]),
     "no story": (GOOD, {"form": "choice"}, ["ROCStories", "--data.choice-fields"]),
     "an answer out of range": (
