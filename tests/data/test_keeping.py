@@ -106,7 +106,7 @@ SETTINGS = {
     "model.n-layer": 1, "model.n-head": 1, "model.n-embd": 8, "model.n-ctx": 24, "model.unroll": 1,
     "model.clf-pdrop": 0.1, "model.resid-pdrop": 0.1, "train.batch-rows": 5,
     "train.micro-batch": 5, "train.epochs": 6, "train.save-every-steps": 3,
-    "train.eval-every-epochs": "None", "train.eval-every-steps": 5,
+    "train.eval-every-epochs": "None", "train.eval-every-steps": 5, "classify.balance": "none",
 }  # fmt: skip
 ARGUMENTS = [f"--{name}={value}" for name, value in SETTINGS.items()]
 
