@@ -164,6 +164,7 @@ def test_files_that_are_given_are_the_splits(tmp_path):
     given = {
         "data.val_examples": str(tmp_path / "val"),
         "data.test_examples": str(tmp_path / "test"),
+        "instruct.test_responses": None,
     }
     data = opened([*records(30), TAKEN], tmp_path, **given)
     train, validation, test = prompts(data)
