@@ -34,7 +34,7 @@ def get_config() -> Config:
         data=DataConfig(tokenizer="bpe:1024", val_fraction=0.1, test_fraction=0.05),
         instruct=InstructConfig(lengths="pad"),
         optim=OptimConfig(
-            peak_lr=5e-4,
+            peak_lr=1e-3,
             final_lr=0.0,
             schedule="linear",
             warmup_steps=10,
