@@ -47,6 +47,7 @@ class Plan:
     text: Path | None = None
     against: Path | None = None
     instructions: Path | None = None
+    labelled: Path | None = None
 
     def rounds(self, usual: int) -> int:
         """`usual`, or the fewest that have a median."""

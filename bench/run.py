@@ -4,6 +4,7 @@
     python bench/run.py --only train_throughput decode
     python bench/run.py --only recipe --text tinyshakespeare.txt
     python bench/run.py --only instruct --instructions instructions.json
+    python bench/run.py --only classify --labelled sms_spam.tsv
     python bench/run.py --only train_throughput --against ../other/checkout
     python bench/run.py --quick                          # toy sizes: does every program run?
 
@@ -33,6 +34,7 @@ import generating
 import instructing
 import measuring
 import server_load
+import spam
 import surroundings
 import trainer
 import tyro
@@ -57,6 +59,7 @@ PROGRAMS: dict[str, Program] = {
     "serve": server_load.serve,
     "evaluate": measuring.evaluate,
     "instruct": instructing.instruct,
+    "classify": spam.classify,
 }
 
 
@@ -72,6 +75,8 @@ class Command:
     """Training text of the recipe: tinyshakespeare.txt, or any ASCII text."""
     instructions: Path | None = None
     """Instructions to tune on: an array of Alpaca's records."""
+    labelled: Path | None = None
+    """Labelled messages for classify: sms_spam.tsv."""
     against: Path | None = None
     """Another checkout, for train_throughput to compare with."""
     out: Path | None = None
@@ -124,8 +129,8 @@ def _run_over(*_: object) -> None:
 def main(command: Command) -> int:
     """Run the chosen programs; 1 if any of them failed."""
     with tempfile.TemporaryDirectory(prefix="gptjax-bench-") as scratch:
-        inputs = command.text, command.against, command.instructions
-        plan = Plan(command.quick, Path(scratch), command.out, *inputs)
+        given = command.text, command.against, command.instructions, command.labelled
+        plan = Plan(command.quick, Path(scratch), command.out, *given)
         outcomes = run_programs(PROGRAMS, command.only, plan)
     return report_outcomes(outcomes)
 

@@ -62,6 +62,12 @@ def finetuning_mistakes(c: Config) -> Iterator[Mistake]:
     if not 0 <= c.classify.lm_weight < float("inf"):
         message = f"classify.lm_weight must be 0 or more, not {c.classify.lm_weight}"
         yield ("classify.lm_weight",), message
+    if m.lora_rank and o.trainable:
+        message = (
+            "optim.trainable goes without model.lora_rank, which trains adapters and a head alone: "
+            "leave one out, by --optim.trainable with no names or --model.lora-rank 0"
+        )
+        yield ("optim.trainable", "model.lora_rank"), message
     if t.best_by != "loss" and c.task != CLASSIFY:
         message = f"train.best_by {t.best_by} needs a classification, and task is {c.task}"
         yield ("train.best_by", "task"), message

@@ -32,7 +32,7 @@ class Instructions(FineTuningData):
     template: str
     """The words around its conversations: alpaca or chat."""
     test_conversations: Sequence[Conversation]
-    """Those of the test split, in its order."""
+    """Those of the test split that the run responds to at its end."""
 
     def __init__(self, config: Config, given: Tokenizer | None, kept: Path | None):
         def prepare() -> tuple[Tokenizer, Prepared]:
@@ -42,7 +42,8 @@ class Instructions(FineTuningData):
         self.template = found.facts["template"]
         self._notes: list[str] = found.facts["notes"]
         self.test_conversations = [
-            tuple(Message(*message) for message in messages) for messages in found.facts["test"]
+            tuple(Message(*message) for message in messages)
+            for messages in found.facts["test"][: config.instruct.test_responses]
         ]
         self.items: tuple[Sequence[Item], ...] = found[:3]
         self.longest = max(len(item.weights) for part in self.items for item in part)

@@ -107,7 +107,12 @@ class Projection(nn.Module):
         uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=0)
         a_DR = self.param("lora_A", uniform, (inputs, rank))
         b_RF = self.param("lora_B", nn.initializers.zeros, (rank, self.features))
+        # of a divided matrix, one of the two is whole on every device along `tensor`
+        a_DR = a_DR if self.is_residual else copy_to_tensor(a_DR, self.split)
+        b_RF = copy_to_tensor(b_RF, self.split) if self.is_residual else b_RF
         key = self.make_rng("dropout") if train and self.cfg.lora_dropout else None
+        if key is not None and self.is_residual and self.split.tensor > 1:
+            key = jax.random.fold_in(key, lax.axis_index(TENSOR))  # other inputs, other masks
         x_MD = ops.dropout(x_MD, self.cfg.lora_dropout, key)
         return mixed_matmul(mixed_matmul(x_MD, a_DR), b_RF) * (self.cfg.lora_alpha / rank)
 

@@ -64,6 +64,7 @@ def warm_state(
             f"model of --train.init-from {name} has the tokenizer {source.tokenizer.name} "
             f"({source.fingerprint}): {how_to_prepare_for(name, source.tokenizer_name)}"
         )
+    _require_trained_positions(source, program)
     found = _read(source, program.mesh)
     params = _fitted(found.params, source.model, program)
 
@@ -74,6 +75,17 @@ def warm_state(
     items = {PARAMS: params, "opt_state": opt_state}
     state = state_of(0, items, program.abstract_state())
     return state, announcement(found.origin, source.model, config)
+
+
+def _require_trained_positions(source: Source, program: Program) -> None:
+    """Raise `UserError` if new positions would keep their random values."""
+    theirs, ours, trained = source.model.n_ctx, program.config.model.n_ctx, program.trained
+    if ours > theirs and not (trained.everything or "wpe/embedding" in trained.names):
+        raise UserError(
+            f"model.n_ctx {ours} adds {ours - theirs} positions to those of --train.init-from "
+            f"{source.name}, but this run would not train them: take at most {theirs}, or train "
+            "all parameters"
+        )
 
 
 def base_of_adapters(program: Program, run_dir: RunDir) -> Tree:
