@@ -39,13 +39,15 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """The thoroughness, the places of scratch files and figures, the text, the other checkout."""
+    """The thoroughness, the places of scratch files and figures, the data, the other checkout."""
 
     quick: bool
     scratch: Path
     out: Path | None = None
     text: Path | None = None
     against: Path | None = None
+    instructions: Path | None = None
+    labelled: Path | None = None
 
     def rounds(self, usual: int) -> int:
         """`usual`, or the fewest that have a median."""

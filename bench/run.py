@@ -3,6 +3,8 @@
     python bench/run.py                                  # everything; hours on two cores
     python bench/run.py --only train_throughput decode
     python bench/run.py --only recipe --text tinyshakespeare.txt
+    python bench/run.py --only instruct --instructions instructions.json
+    python bench/run.py --only classify --labelled sms_spam.tsv
     python bench/run.py --only train_throughput --against ../other/checkout
     python bench/run.py --quick                          # toy sizes: does every program run?
 
@@ -29,8 +31,10 @@ from typing import Any
 
 import computing
 import generating
+import instructing
 import measuring
 import server_load
+import spam
 import surroundings
 import trainer
 import tyro
@@ -54,6 +58,8 @@ PROGRAMS: dict[str, Program] = {
     "decode": generating.decode,
     "serve": server_load.serve,
     "evaluate": measuring.evaluate,
+    "instruct": instructing.instruct,
+    "classify": spam.classify,
 }
 
 
@@ -67,6 +73,10 @@ class Command:
     """Toy sizes and two rounds: shows that the programs run, measures nothing."""
     text: Path | None = None
     """Training text of the recipe: tinyshakespeare.txt, or any ASCII text."""
+    instructions: Path | None = None
+    """Instructions to tune on: an array of Alpaca's records."""
+    labelled: Path | None = None
+    """Labelled messages for classify: sms_spam.tsv."""
     against: Path | None = None
     """Another checkout, for train_throughput to compare with."""
     out: Path | None = None
@@ -119,7 +129,8 @@ def _run_over(*_: object) -> None:
 def main(command: Command) -> int:
     """Run the chosen programs; 1 if any of them failed."""
     with tempfile.TemporaryDirectory(prefix="gptjax-bench-") as scratch:
-        plan = Plan(command.quick, Path(scratch), command.out, command.text, command.against)
+        given = command.text, command.against, command.instructions, command.labelled
+        plan = Plan(command.quick, Path(scratch), command.out, *given)
         outcomes = run_programs(PROGRAMS, command.only, plan)
     return report_outcomes(outcomes)
 

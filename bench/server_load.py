@@ -24,7 +24,7 @@ from harness import Plan, Report, Skipped, plain_environment
 from shapes import SMALL, TOY, Shape, gpt2, model_config
 
 SLOTS = 8
-RUNNING = re.compile(r"^gptjax_running_sequences (\S+)$", re.MULTILINE)
+RUNNING = re.compile(r"^gptjax_running_sequences\{.*\} (\S+)$", re.MULTILINE)
 READY = re.compile(r"serving \S+ at (\S+)")
 
 

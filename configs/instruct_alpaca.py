@@ -7,10 +7,10 @@ gives it 49 to 52 of 100. That loss is a mean over prompts and responses: --inst
 measures it. Ours is over responses alone, the default, as with Alpaca's own recipe.
 85% of the examples are for training, 10% for validation and 5% for the test.
 
-    python -m gptjax.train --config instruct_alpaca --data.examples FILE \
-        --train.init-from RUN_OR_HF_DIR --run-dir runs/instruct
-    python -m gptjax.generate --run runs/instruct --prompt "What is the opposite of hot?"
+    python -m gptjax.train --config instruct_alpaca
+    python -m gptjax.generate --run runs/instruct_alpaca --prompt "What is the opposite of hot?"
 
+Add --data.examples FILE, and --train.init-from with a run or a directory of Hugging Face's.
 Shape and tokenizer come from the model that it starts from. Without --train.init-from a small shape
 is trained from random numbers.
 """

@@ -5,10 +5,10 @@ Rank 16 and alpha 32 on all four matrices of a block (c_attn, c_fc and both c_pr
 fine-tuning's rate, is that of Hu et al. (2021), table 11, for GPT-2. Data, template and splits are
 those of instruct_alpaca.
 
-    python -m gptjax.train --config instruct_lora --data.examples FILE \
-        --train.init-from RUN_OR_HF_DIR --run-dir runs/lora
-    python -m gptjax.convert --run runs/lora --merge --out runs/merged
+    python -m gptjax.train --config instruct_lora
+    python -m gptjax.convert --run runs/instruct_lora --merge --out runs/merged
 
+Add --data.examples FILE, and --train.init-from with a run or a directory of Hugging Face's.
 Without --train.init-from there is nothing to adapt: a small shape is trained from random numbers,
 all of it.
 """

@@ -32,7 +32,7 @@ def serve(argv: Sequence[str]) -> int:
     service.start()
 
     def ready() -> None:
-        names = " and ".join(model.name for model in service.models)
+        names = ", ".join(model.name for model in service.models)
         size = f"max batch {command.max_batch}, context {service.default.context}"
         print(f"serving {names} at {address_of(bound)} ({size})", flush=True)
 

@@ -43,9 +43,9 @@ def config_on(found: list[dict], directory: Path, **values: Any) -> Config:
     path.write_text(json.dumps(found))
     where = {
         "data.examples": str(path), "data.tokenizer": "bytes", "data.test_fraction": 0.1,
-        "optim.warmup_steps": 1, "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 16,
-        "model.n_ctx": 384, "model.unroll": 1,
-        "train.batch_rows": 8, "train.micro_batch": 1, "model.embd_pdrop": 0.0,
-        "model.attn_pdrop": 0.0, "model.resid_pdrop": 0.0,
+        "model.n_layer": 2, "model.n_head": 2, "model.n_embd": 16, "model.n_ctx": 384,
+        "model.unroll": 1, "model.embd_pdrop": 0.0, "model.attn_pdrop": 0.0,
+        "model.resid_pdrop": 0.0, "train.batch_rows": 8, "train.micro_batch": 1,
+        "optim.warmup_steps": 1, "instruct.lengths": "pack", "instruct.test_responses": 1,
     }  # fmt: skip
     return with_values(load_config("instruct_alpaca"), {**where, **values})

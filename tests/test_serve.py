@@ -58,7 +58,8 @@ def test_the_end_of_grace_or_a_second_signal_ends_what_runs(trained_run, grace, 
 
         asking = threading.Thread(target=ask_for_much)
         asking.start()
-        while "gptjax_running_sequences 8.0" not in httpx.get(f"{server.url}/metrics").text:
+        full = 'gptjax_running_sequences{model="run"} 8.0'
+        while full not in httpx.get(f"{server.url}/metrics").text:
             pass
         server.process.send_signal(signal.SIGTERM)
         if code:

@@ -19,7 +19,7 @@ from gptjax.data.finetuning import FineTuningData, tokenizer_for, with_course
 from gptjax.data.keeping import Prepared
 from gptjax.data.labelled import Labelled, labels_in_order, read_labelled
 from gptjax.data.padding import PaddedExamples
-from gptjax.data.splitting import Key, class_weights, divide, repeats, undersampled, without_keys
+from gptjax.data.splitting import Key, class_weights, divide_files, repeats, undersampled
 from gptjax.data.transformations import Transformation
 from gptjax.tokenizers.plain import Tokenizer
 
@@ -130,33 +130,21 @@ def divided_rows(config: Config) -> tuple[list[list[Labelled]], list[str]]:
     file = read_labelled(config, Path(data.examples or ""))
     named = (data.val_examples, data.test_examples)
     files = [None if name is None else read_labelled(config, Path(name), file) for name in named]
-    validation, test = ([] if other is None else other.rows for other in files)
-    read = [*file.rows, *validation, *test]
-    # a text in a file that was given for a split stays there
-    taken = _keys(test, form)
-    validation = _at(validation, without_keys(_keys(validation, form), taken))
-    taken += _keys(validation, form)
-    rows = _at(file.rows, without_keys(_keys(file.rows, form), taken))
-    left_out = len(read) - len(rows) - len(validation) - len(test)
-    shares = (
-        0.0 if data.val_examples is not None else data.val_fraction,
-        0.0 if data.test_examples is not None else data.test_fraction,
+    given = [None if other is None else other.rows for other in files]
+    read = [row for rows in (file.rows, *given) for row in rows or ()]
+    parts = divide_files(
+        [file.rows, *given], lambda row: _key(row, form), lambda row: row.label, data
     )
-    division = divide(_keys(rows, form), [row.label for row in rows], *shares, data.split_seed)
-    validation, test = validation + _at(rows, division.validation), test + _at(rows, division.test)
+    left_out = len(read) - sum(map(len, parts))
     notes = [other.note for other in (file, *files) if other is not None]
-    return [_at(rows, division.train), validation, test], notes + _about_repeats(
-        _keys(read, form), [row.label for row in read], left_out
+    return parts, notes + _about_repeats(
+        [_key(row, form) for row in read], [row.label for row in read], left_out
     )
 
 
-def _keys(rows: Sequence[Labelled], form: str) -> list[Key]:
+def _key(row: Labelled, form: str) -> Key:
     """What makes two examples the same: their texts, of a similarity in either order."""
-    return [tuple(sorted(row.texts)) if form == "similarity" else row.texts for row in rows]
-
-
-def _at(rows: Sequence[Labelled], indices: Sequence[int]) -> list[Labelled]:
-    return [rows[index] for index in indices]
+    return tuple(sorted(row.texts)) if form == "similarity" else row.texts
 
 
 def _about_repeats(keys: Sequence[Key], labels: Sequence[str], left_out: int) -> list[str]:

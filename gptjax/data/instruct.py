@@ -4,8 +4,7 @@ An example longer than the context loses its end: the last tokens of its respons
 conversation is not learnt from it. If then nothing is left to learn, the file is refused.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +12,14 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.config import Config
-from gptjax.data.conversations import Conversation, Conversations, read_conversations
+from gptjax.data.conversations import Conversation, read_conversations
 from gptjax.data.examples import Example, Examples
 from gptjax.data.finetuning import FineTuningData, tokenizer_for, with_course
+from gptjax.data.keeping import Prepared
 from gptjax.data.packing import Item, PackedRows, packed_row, row_length
 from gptjax.data.padding import PaddedExamples, padded_lengths
-from gptjax.data.templates import turn_tokens, turns_of
+from gptjax.data.splitting import Key, divide_files, repeats
+from gptjax.data.templates import ASSISTANT, Message, turn_tokens, turns_of
 from gptjax.tokenizers.plain import Tokenizer
 
 _NAMES = ("training examples", "for validation", "for the test")
@@ -26,72 +27,40 @@ EMPTY = Item(np.zeros(1, np.int32), np.zeros(0, np.float32))
 
 
 class Instructions(FineTuningData):
-    """The data of instruction tuning."""
+    """The data of instruction tuning; raises `UserError` for files that make none."""
 
     template: str
     """The words around its conversations: alpaca or chat."""
     test_conversations: Sequence[Conversation]
-    """Those of the test split, in its order."""
+    """Those of the test split that the run responds to at its end."""
 
     def __init__(self, config: Config, given: Tokenizer | None, kept: Path | None):
-        read, parts = _splits(config)
-        self._instruct, self.rows = config.instruct, config.batch_rows
-        chosen = config.instruct.template
-        self.template = read.template if chosen == "auto" else chosen
-        self.tokenizer = tokenizer_for(config, given, self._texts(parts[0]))
-        self.test_conversations = parts[2]
-        items = [[self._item(conversation) for conversation in part] for part in parts]
-        self.n_cut = self._check(items, config.context)
-        items = [[_cut(item, config.context) for item in part] for part in items]
-        self.longest = max((len(item.weights) for part in items for item in part), default=1)
-        self._is_packed = config.instruct.lengths == "pack"
+        def prepare() -> tuple[Tokenizer, Prepared]:
+            return _prepared(config, given)
+
+        found = self.prepared(config, given, kept, Item, prepare)
+        self.template = found.facts["template"]
+        self._notes: list[str] = found.facts["notes"]
+        self.test_conversations = [
+            tuple(Message(*message) for message in messages)
+            for messages in found.facts["test"][: config.instruct.test_responses]
+        ]
+        self.items: tuple[Sequence[Item], ...] = found[:3]
+        self.longest = max(len(item.weights) for part in self.items for item in part)
+        self._instruct, self._seed = config.instruct, config.train.seed
         if self._is_packed:
-            sizes = [len(item.tokens) for item in items[0]]
-            needed = row_length(sizes, config.context, self.rows, config.train.seed)
+            sizes = [len(item.tokens) for item in found.train]
+            needed = row_length(sizes, config.context, self.rows, self._seed)
             self.longest = max(self.longest, needed)
-        self._items, seed = items, config.train.seed
-        self.train, self.validation, self.test = (self._rows_of(part, seed) for part in items)
-        self.fingerprint = _fingerprint(self.template, items)
+        self.train, self.validation, self.test = map(self._rows_of, self.items)
 
-    def _texts(self, conversations: Iterable[Conversation]) -> Iterator[str]:
-        for conversation in conversations:
-            yield "".join(turn.text for turn in turns_of(self.template, conversation))
+    @property
+    def _is_packed(self) -> bool:
+        return self._instruct.lengths == "pack"
 
-    def _item(self, conversation: Conversation) -> Item:
-        """The tokens of a conversation, and which of them are learnt."""
-        turns = turns_of(self.template, conversation)
-        last, eot = len(turns) - 1, self.tokenizer.eot_id
-        tokens, learnt = [], []
-        for number, turn in enumerate(turns):
-            ids = turn_tokens(self.tokenizer, turn)
-            is_learnt = {
-                "all": True,
-                "responses": turn.is_response,
-                "last_response": turn.is_response and number == last,
-            }[self._instruct.loss_on]
-            weights = np.full(len(ids), is_learnt, np.float32)
-            # gpt1 writes unknown characters as its end-of-text: only a real end is learnt
-            is_text = np.arange(len(ids)) < len(ids) - turn.is_response
-            weights[is_text & (ids == eot)] = 0.0
-            tokens.append(ids)
-            learnt.append(weights)
-        return Item(np.concatenate(tokens), np.concatenate(learnt)[1:])
-
-    def _check(self, items: Sequence[Sequence[Item]], most: int) -> int:
-        """The number of examples that are cut; raises `UserError` if a cut leaves nothing."""
-        long = [item for part in items for item in part if len(item.weights) > most]
-        if bare := [item for item in long if not item.weights[:most].any()]:
-            first = self.tokenizer.decode(bare[0].tokens[:40].tolist())
-            raise UserError(
-                f"{len(bare)} of the examples have no response left within the context of {most} "
-                f"tokens. The first has {len(bare[0].tokens)} tokens and begins with {first!r}: "
-                "leave them out, or give a longer --train.context, up to the model's n_ctx"
-            )
-        return len(long)
-
-    def _rows_of(self, items: Sequence[Item], seed: int) -> Examples:
+    def _rows_of(self, items: Sequence[Item]) -> Examples:
         if self._is_packed:
-            return PackedRows(items, self.longest, seed)
+            return PackedRows(items, self.longest, self._seed)
         return PaddedExamples(items, [len(item.weights) for item in items], self.longest, pad)
 
     def resolved(self, config: Config) -> Config:
@@ -113,9 +82,9 @@ class Instructions(FineTuningData):
     def announcement(self, step: int) -> list[str]:
         """Sizes of the splits, how they fill their rows, and what was cut."""
         del step
-        sizes = [f"{len(part):,} {name}" for name, part in zip(_NAMES, self._items, strict=True)]
-        learnt = sum(float(item.weights.sum()) for item in self._items[0])
-        tokens = sum(len(item.weights) for item in self._items[0])
+        sizes = [f"{len(part):,} {name}" for name, part in zip(_NAMES, self.items, strict=True)]
+        learnt = sum(float(item.weights.sum()) for item in self.items[0])
+        tokens = sum(len(item.weights) for item in self.items[0])
         lines = [
             f"data     {', '.join(sizes)}; {self.template} template, tokenizer "
             f"{self.tokenizer.name}",
@@ -130,18 +99,13 @@ class Instructions(FineTuningData):
         else:
             lengths = ", ".join(map(str, padded_lengths(self.longest)))
             lines.append(f"         padded to the longest of a batch, to one of {lengths} tokens")
-        if self.n_cut:
-            lines.append(f"         {self.n_cut:,} are longer than the context and lose their end")
-        return lines
+        notes = self._notes if self.kept is None else [*self._notes, f"read from {self.kept}"]
+        return lines + [f"         {note}" for note in notes]
 
     @property
     def loss_definition(self) -> str:
         """The tokens that are learnt."""
         return f"loss on {self._instruct.loss_on}"
-
-
-def _cut(item: Item, most: int) -> Item:
-    return Item(item.tokens[: most + 1], item.weights[:most])
 
 
 def pad(item: Item, length: int) -> Example:
@@ -158,22 +122,83 @@ def form_of_instructions(config: Config) -> Example:
     return pad(EMPTY, config.context)
 
 
-def _fingerprint(template: str, parts: Sequence[Sequence[Item]]) -> str:
-    """16 hexadecimal digits of all tokens and weights, split by split."""
-    digest = hashlib.sha256(template.encode())
-    for part in parts:
-        digest.update(f"{len(part)}".encode())
-        for item in part:
-            digest.update(f"{len(item.tokens)}".encode() + item.tokens.tobytes())
-            digest.update(item.weights.tobytes())
-    return digest.hexdigest()[:16]
+def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepared]:
+    """Read, divide and tokenise the files of a config."""
+    data, chosen = config.data, config.instruct.template
+    files = [
+        None if name is None else read_conversations(Path(name))
+        for name in (data.examples, data.val_examples, data.test_examples)
+    ]
+    read = [file for file in files if file is not None]
+    template = read[0].template if chosen == "auto" else chosen
+    rows = [None if file is None else file.found for file in files]
+    parts = divide_files(rows, _asked, lambda _: None, data)
+    if not parts[0]:
+        raise UserError("no example is left for training: hold fewer out, or give more")
+    texts = (turn.text for chat in parts[0] for turn in turns_of(template, chat))
+    tokenizer = tokenizer_for(config, given, texts)
+    items = [
+        [_item(tokenizer, template, config.instruct.loss_on, chat) for chat in part]
+        for part in parts
+    ]
+    asked = [_asked(chat) for file in read for chat in file.found]
+    notes = _notes(asked, sum(map(len, parts)))
+    if n_cut := _cuts(tokenizer, [item for part in items for item in part], config.context):
+        notes.append(
+            f"{n_cut:,} examples are longer than {config.context} tokens and lost the end of "
+            "their response"
+        )
+    items = [[_cut(item, config.context) for item in part] for part in items]
+    facts = {"template": template, "notes": notes, "test": parts[2]}
+    return tokenizer, Prepared(items[0], items[1], items[2], facts)
 
 
-def _splits(config: Config) -> tuple[Conversations, list[list[Conversation]]]:
-    """The conversations of training, validation and test."""
-    data = config.data
-    read = read_conversations(Path(data.examples or ""))
-    order = np.random.default_rng(data.split_seed).permutation(len(read.found))
-    n_val, n_test = (round(f * len(order)) for f in (data.val_fraction, data.test_fraction))
-    ends = np.cumsum([len(order) - n_val - n_test, n_val])
-    return read, [[read.found[i] for i in part] for part in np.split(order, ends)]
+def _asked(conversation: Conversation) -> Key:
+    """What makes two examples the same: all that the model is given, whatever it responds."""
+    return tuple(x for m in conversation if m.role != ASSISTANT for x in (m.content, m.input))
+
+
+def _notes(asked: Sequence[Key], used: int) -> list[str]:
+    if not (count := repeats(asked)):
+        return []
+    notes = [f"{count:,} examples repeat the prompt of another; equal prompts are in one split"]
+    if left_out := len(asked) - used:
+        notes.append(f"{left_out:,} of them are left out: a held-out file has their prompt")
+    return notes
+
+
+def _item(tokenizer: Tokenizer, template: str, loss_on: str, chat: Conversation) -> Item:
+    """The tokens of a conversation, and which of them are learnt."""
+    turns = turns_of(template, chat)
+    last, tokens, learnt = len(turns) - 1, [], []
+    for number, turn in enumerate(turns):
+        ids = turn_tokens(tokenizer, turn)
+        is_learnt = {
+            "all": True,
+            "responses": turn.is_response,
+            "last_response": turn.is_response and number == last,
+        }[loss_on]
+        weights = np.full(len(ids), is_learnt, np.float32)
+        # gpt1 writes unknown characters as its end-of-text: only a real end is learnt
+        is_text = np.arange(len(ids)) < len(ids) - turn.is_response
+        weights[is_text & (ids == tokenizer.eot_id)] = 0.0
+        tokens.append(ids)
+        learnt.append(weights)
+    return Item(np.concatenate(tokens), np.concatenate(learnt)[1:])
+
+
+def _cuts(tokenizer: Tokenizer, items: Sequence[Item], most: int) -> int:
+    """The number of examples that are cut; raises `UserError` if a cut leaves nothing to learn."""
+    long = [item for item in items if len(item.weights) > most]
+    if bare := [item for item in long if not item.weights[:most].any()]:
+        first = tokenizer.decode(bare[0].tokens[:40].tolist())
+        raise UserError(
+            f"{len(bare)} of the examples have no response left within the context of {most} "
+            f"tokens. The first has {len(bare[0].tokens)} tokens and begins with {first!r}: "
+            "leave them out, or give a longer --train.context, up to the model's n_ctx"
+        )
+    return len(long)
+
+
+def _cut(item: Item, most: int) -> Item:
+    return Item(item.tokens[: most + 1], item.weights[:most])

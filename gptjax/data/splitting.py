@@ -8,10 +8,13 @@ machine, or on a library's random numbers.
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple, TypeVar
+
+from gptjax.config import DataConfig
 
 Key = tuple[str, ...]
+Row = TypeVar("Row")
 
 
 class Division(NamedTuple):
@@ -82,10 +85,32 @@ def _shares(counts: Sequence[int], share: float, most: Sequence[int]) -> list[in
     return found
 
 
-def without_keys(keys: Sequence[Key], taken: Sequence[Key]) -> list[int]:
-    """Indices of the keys that are not in `taken`."""
-    other = set(taken)
-    return [index for index, key in enumerate(keys) if key not in other]
+def divide_files(
+    files: Sequence[Sequence[Row] | None],
+    key_of: Callable[[Row], Key],
+    class_of: Callable[[Row], Hashable],
+    data: DataConfig,
+) -> list[list[Row]]:
+    """The rows of training, validation and test, from one file to divide or from several.
+
+    The second and third file are those given for validation and test, or None. A row whose key is
+    in a file given for another split stays there, and is left out here.
+    """
+    first, given_validation, given_test = files
+    test = list(given_test or ())
+    taken = {key_of(row) for row in test}
+    validation = [row for row in given_validation or () if key_of(row) not in taken]
+    taken.update(map(key_of, validation))
+    rows = [row for row in first or () if key_of(row) not in taken]
+    shares = (
+        0.0 if given_validation is not None else data.val_fraction,
+        0.0 if given_test is not None else data.test_fraction,
+    )
+    division = divide(
+        [key_of(row) for row in rows], [class_of(row) for row in rows], *shares, data.split_seed
+    )
+    own = [[rows[index] for index in indices] for indices in division]
+    return [own[0], validation + own[1], test + own[2]]
 
 
 def repeats(keys: Sequence[Hashable]) -> int:

@@ -50,7 +50,8 @@ class EvaluateCommand:
     style: Literal["lm-eval", "llmc", "both"] | None = None
     """Style of hellaswag: lm-evaluation-harness's (the default), llm.c's, or both."""
     split: Literal["train", "validation", "test"] | None = None
-    """Part of the labelled texts of labels, divided as the run did; the default is all of them."""
+    """Part of the examples of labels, or the part test of responses, divided as the run did; the
+    default is all of them."""
     text_field: str | None = None
     """Field of JSON, CSV or Parquet that holds the text of perplexity."""
     markdown: str | None = None

@@ -95,6 +95,6 @@ EVALUATIONS = {
     "responses": Evaluation(
         "exact match and ROUGE-L of responses to instructions, and a judge's grade if one is asked",
         _responses,
-        frozenset({"markdown", "judge", "judge_model"}),
+        frozenset({"split", "markdown", "judge", "judge_model"}),
     ),
 }

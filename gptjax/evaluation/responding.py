@@ -1,10 +1,14 @@
 """Responses to a file of instructions, scored and perhaps judged: `evaluate --on responses`."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gptjax.base.errors import UserError
 from gptjax.base.files import require_fetched
-from gptjax.data.conversations import read_conversations
+from gptjax.config.schema import INSTRUCT
+from gptjax.data.conversations import Conversation, read_conversations
+from gptjax.data.instruct import Instructions
 from gptjax.evaluation.estimates import Figures
 from gptjax.evaluation.judge import (
     describe_failures,
@@ -20,27 +24,21 @@ from gptjax.evaluation.setting import Setting
 def measure_responses(setting: Setting) -> Figures:
     """The figures of `response_figures`, and of `judge_figures` if there is a judge.
 
-    Reads what a run of task `instruct` reads: Alpaca's JSON or chats, the first `limit` of them.
+    Reads what a run of task `instruct` reads: Alpaca's JSON or chats, the first `limit` of them, or
+    of the test split that the run made of the same file.
     Raises `UserError` for data it cannot use, and for a judge that cannot answer; the Markdown file
     is written before the judge is asked.
     """
-    path, run = Path(setting.data), setting.run
-    if not path.is_file():
-        raise UserError(
-            f"there is no file {path}: expected JSON, an array or lines, with instructions or chats"
-        )
-    require_fetched(path)
+    run = setting.run
     if setting.judge is not None:
         require_client()  # fails now, not after the responses
-    file_template, conversations = read_conversations(path)
-    conversations = conversations[: setting.limit]
-    template = template_of(run.config, file_template)
+    template, conversations = _conversations(setting)
     responses = []
     with setting.bar(len(conversations), "responses") as advance:
         for response in respond(run, template, conversations, setting.scorer.cfg.dtype):
             responses.append(response)
             advance(1)
-    figures, title = response_figures(responses), f"Responses of {run.origin} to {path}"
+    figures, title = response_figures(responses), f"Responses of {run.origin} to {setting.data}"
     if setting.markdown is not None:
         write_responses(Path(setting.markdown), title, responses)
     if setting.judge is None or setting.judge_model is None:
@@ -52,3 +50,28 @@ def measure_responses(setting: Setting) -> Figures:
     if setting.markdown is not None:
         write_responses(Path(setting.markdown), title, responses, list(map(str, verdicts)))
     return {**figures, **judge_figures(verdicts)}
+
+
+def _conversations(setting: Setting) -> tuple[str, Sequence[Conversation]]:
+    """The template to use, and what to respond to."""
+    path, config = Path(setting.data), setting.run.config
+    if not path.is_file():
+        raise UserError(
+            f"there is no file {path}: expected JSON, an array or lines, with instructions or chats"
+        )
+    require_fetched(path)
+    if setting.split is None:
+        file_template, conversations = read_conversations(path)
+        return template_of(config, file_template), conversations[: setting.limit]
+    if setting.split != "test" or config.task != INSTRUCT:
+        raise UserError(
+            f"--split {setting.split}: --on responses knows only the split test, of a run that "
+            f"follows instructions, and {setting.run.origin} has the task {config.task}. Leave "
+            "--split out to respond to the whole file"
+        )
+    instruct = replace(config.instruct, test_responses=setting.limit)
+    config = replace(config, data=replace(config.data, examples=setting.data), instruct=instruct)
+    data = Instructions(config, setting.run.tokenizer, None)
+    if not data.test_conversations:
+        raise UserError(f"the test split of this run has no examples in {path}: leave --split out")
+    return data.template, data.test_conversations

@@ -37,7 +37,7 @@ class Setting:
     style: str | None = None
     """Style of HellaSwag, one of the three above; None is that of lm-evaluation-harness."""
     split: str | None = None
-    """Part of the labelled texts to measure, divided as the run did; None takes all."""
+    """Part of the examples to measure, divided as the run did; None takes all."""
     markdown: str | None = None
     """File for responses as Markdown."""
     judge: str | None = None

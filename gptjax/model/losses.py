@@ -60,7 +60,8 @@ def cross_entropy(
     device has its rows of the head, and `x_BTD` comes from `copy_to_tensor`.
 
     With `only_weighted`, chunks begin with the positions that have weight, and chunks without any
-    are left out. Loss and gradients are the same, but weights of 0 get a gradient of 0.
+    are left out. Loss and gradients are the same, but weights of 0 get a gradient of 0. It is not
+    for a divided vocabulary.
 
     >>> x_BTD, head_VD, ones_BT = jnp.zeros((1, 2, 4)), jnp.ones((8, 4)), jnp.ones((1, 2))
     >>> loss = cross_entropy(x_BTD, head_VD, [[0, 4]], ones_BT, n_vocab=5, chunk_tokens=1)
@@ -287,8 +288,8 @@ def _scan_of_first(chunk, carry, items: tuple[Array, ...], used: Array):
         return carry, jax.tree.map(lambda y, part: y.at[index].set(part), outputs, new)
 
     def zeros(y: Any) -> Array:
-        varying = tuple(getattr(y, "vma", None) or ())
-        return lax.pcast(jnp.zeros((len(items[0]), *y.shape), y.dtype), varying, to="varying")
+        # made from the features, so that they vary over the same devices
+        return jnp.zeros_like(items[0], y.dtype, (len(items[0]), *y.shape))
 
     outputs = jax.eval_shape(chunk, carry, tuple(x[0] for x in items))[1]
     return lax.fori_loop(0, used, one, (carry, jax.tree.map(zeros, outputs)))

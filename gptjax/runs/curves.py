@@ -83,7 +83,7 @@ def _draw_shares(axes: Any, right: Sequence[tuple[int, float, float]]) -> None:
     axes.plot(steps, f1, color=F1, label=f"macro F1, last {f1[-1]:.3f}", **looks)
     axes.set_ylabel("validation")
     axes.set_ylim(top=1)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="best")
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

@@ -4,11 +4,10 @@ import sys
 from dataclasses import replace
 
 from gptjax.base.errors import UserError
-from gptjax.config import Config
-from gptjax.config.schema import INSTRUCT
 from gptjax.conversion.opening import load_run
 from gptjax.generation.engine import Engine
 from gptjax.generation.loaded import LoadedRun
+from gptjax.generation.text_requests import follows_instructions
 from gptjax.serving.adapters import ServedAdapters, load_beside
 from gptjax.serving.attention import AttentionMaps
 from gptjax.serving.metrics import ServingMetrics
@@ -33,11 +32,6 @@ def open_models(command: ServeCommand, name: str) -> tuple[Service, list[Engine]
     run = load_run(command.run, dtype=command.dtype)
     model, found = run.config.model, named_adapters(command)
     check_lengths(command, model.n_ctx)
-    if found and model.lora_rank:
-        raise UserError(
-            f"--run {command.run} has adapters itself: merge them first with `python -m "
-            f"gptjax.convert --run {command.run} --merge --out RUN`, or serve it alone"
-        )
     if name in found:
         raise UserError(f"--adapters has the name {name!r}, which is that of --run: take another")
     adapted = {given: load_beside(path, run) for given, path in found.items()}
@@ -57,7 +51,8 @@ def open_models(command: ServeCommand, name: str) -> tuple[Service, list[Engine]
         longest = command.max_tokens or engine.context
         limits = Limits(longest, scheduler.max_sequences, model.n_vocab or 0)
         about = (name, engine.cfg, run.tokenizer, scheduler, own, limits, engine.context)
-        return ServedModel(*about, chat_template_of(run.config))
+        is_chat = follows_instructions(run.config)
+        return ServedModel(*about, run.config.instruct.template if is_chat else None)
 
     models, engines = [replace(served(name, run, engine), attention=maps)], [engine]
     for given, adapter in adapted.items():
@@ -66,8 +61,3 @@ def open_models(command: ServeCommand, name: str) -> tuple[Service, list[Engine]
     words = "".join(f", with {given}" for given in adapted)
     print(f"{run.origin}{words}, {command.dtype}; compiling", file=sys.stderr, flush=True)
     return Service(models, metrics, api_key(command)), engines
-
-
-def chat_template_of(config: Config) -> str | None:
-    """The template of the conversations that a model was tuned on; None for any other model."""
-    return config.instruct.template if config.task == INSTRUCT else None

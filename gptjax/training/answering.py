@@ -18,13 +18,10 @@ def answer_test(finished: Finished) -> dict[str, Any] | None:
     """
     run, say = finished.run, finished.say
     results: dict[str, Any] = {"val_loss": finished.val_loss}
-    conversations = finished.data.test_conversations[: run.config.instruct.test_responses]
+    conversations = finished.data.test_conversations
     if not conversations:
         return results
-    say(
-        f"responding to {len(conversations):,} of {len(finished.data.test_conversations):,} test "
-        f"examples with the {run.origin} ..."
-    )
+    say(f"responding to {len(conversations):,} test examples with the {run.origin} ...")
     responses, next_line = [], time.monotonic() + LINE_SECONDS
     template, dtype = run.config.instruct.template, run.config.model.dtype
     for response in respond(run, template, conversations, dtype, finished.heartbeat):

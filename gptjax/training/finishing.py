@@ -12,7 +12,6 @@ from gptjax.base.files import write_atomically
 from gptjax.cluster.agreement import on_process_0
 from gptjax.cluster.stop import StopRequest
 from gptjax.cluster.watchdog import Watchdog
-from gptjax.conversion.opening import load_run
 from gptjax.generation.loaded import LoadedRun
 from gptjax.runs.directory import RunDir
 
@@ -60,6 +59,8 @@ def finish(
     def measure_best() -> None:
         if has_results(run_dir, steps):
             return
+        from gptjax.conversion.opening import load_run  # a program is compiled without Orbax
+
         with watchdog.watching(f"no {RESULTS} was written"):
             run = load_run(run_dir.path, alone=True)
             loss, beat = loss_of(run.step), watchdog.heartbeat

@@ -91,6 +91,8 @@ def language_modelling(
     none, and their logits are left out wherever logits come in chunks.
     """
     model, n_vocab = GPT(cfg, split), cfg.n_vocab or 0
+    # devices that divide the vocabulary go through all chunks together
+    sparse = sparse and split.tensor == 1
 
     def features(params: Params, batch: Batch, key: Array | None) -> tuple[Array, Array]:
         inputs_BT = batch["tokens"][:, :-1]

@@ -1,5 +1,7 @@
 """Instructions as rows: which tokens are learnt, what is cut, and what is refused."""
 
+import json
+
 import numpy as np
 import pytest
 from instructions import config_on, conversations, records
@@ -11,7 +13,7 @@ from gptjax.config.validation import find_problems
 from gptjax.data.instruct import Instructions, form_of_instructions
 from gptjax.data.packing import PackedRows
 from gptjax.data.padding import padded_lengths
-from gptjax.data.templates import turns_of
+from gptjax.data.templates import Message, turns_of
 from gptjax.tokenizers.gpt1 import NEWLINE, GPT1Tokenizer
 from gptjax.tokenizers.plain import ByteTokenizer
 
@@ -44,6 +46,9 @@ TWO = {
 }
 
 
+TAKEN = {"instruction": "Say it.", "input": "", "output": "It."}
+
+
 @pytest.mark.parametrize("lengths", ["pack", "pad"])
 @pytest.mark.parametrize(
     ("loss_on", "expected"),
@@ -54,7 +59,7 @@ def test_responses_and_their_ends_are_learnt(tmp_path, lengths, loss_on, expecte
     data = opened([TWO] * 10, tmp_path, **values)
     assert data.template == "chat"
     found = [part for i in range(len(data.train)) for part in learnt(data.train[i])]
-    assert found == expected * 8
+    assert found == expected * 10  # equal prompts stay together
 
 
 def test_all_tokens_are_learnt_but_the_first(tmp_path):
@@ -62,7 +67,7 @@ def test_all_tokens_are_learnt_but_the_first(tmp_path):
     data = opened([TWO] * 10, tmp_path, **values)
     text = b"".join(
         turn.text.encode() + b"\0" * turn.is_response
-        for turn in turns_of("chat", data.test_conversations[0])
+        for turn in turns_of("chat", [Message(**message) for message in TWO["messages"]])
     )
     for i in range(len(data.train)):
         for part in learnt(data.train[i]):
@@ -75,7 +80,7 @@ def test_packed_rows_hold_the_same_as_padded_ones(tmp_path, found):
         opened(found, tmp_path, **{"instruct.lengths": lengths}) for lengths in ("pack", "pad")
     )
     assert isinstance(packed.train, PackedRows)
-    assert packed.train.filled > 0.8
+    assert packed.train.filled > 0.75
     parts = [
         sorted(p for i in range(len(t)) for p in learnt(t[i])) for t in (packed.train, padded.train)
     ]
@@ -86,8 +91,7 @@ def test_packed_rows_hold_the_same_as_padded_ones(tmp_path, found):
 def test_an_example_that_is_too_long_loses_its_end_and_is_counted(tmp_path):
     long = {"instruction": "Count.", "input": "", "output": "1 " * 300}
     data = opened([*records(9), long], tmp_path, **{"data.val_fraction": 0.0})
-    assert data.n_cut == 1
-    assert any("1 are longer than the context" in line for line in data.announcement(0))
+    assert any("1 examples are longer than 384 tokens" in line for line in data.announcement(0))
     every = [
         s for part in (data.train, data.test) for i in range(len(part)) for s in learnt(part[i])
     ]
@@ -131,6 +135,56 @@ def test_rows_of_a_tiny_file_are_short_and_an_epoch_reads_it_once(tmp_path):
     rows = [source[i] for i in range(8)]
     read = sorted(stretch for row in rows for stretch in learnt(row))
     assert read == sorted(s for i in range(len(data.train)) for s in learnt(data.train[i]))
+
+
+def prompts(data: Instructions) -> list[set[tuple[int, ...]]]:
+    """The tokens before the first response of every example, split by split."""
+    return [
+        {tuple(item.tokens[: int(np.argmax(item.weights != 0)) + 1]) for item in part}
+        for part in data.items
+    ]
+
+
+def test_equal_prompts_are_in_one_split_and_are_counted(tmp_path):
+    found = records(60) + [{**record, "output": "Other."} for record in records(60)[:30]]
+    data = opened(found, tmp_path)
+    train, validation, test = prompts(data)
+    assert not train & validation
+    assert not (train | validation) & test
+    assert len(test) > 2
+    repeated = len(found) - len(train | validation | test)
+    assert f"         {repeated} examples repeat the prompt of another" in "\n".join(
+        data.announcement(0)
+    )
+
+
+def test_files_that_are_given_are_the_splits(tmp_path):
+    for name, part in (("val", records(4, seed=1)), ("test", [*records(5, seed=2), TAKEN])):
+        (tmp_path / name).write_text(json.dumps(part))
+    given = {
+        "data.val_examples": str(tmp_path / "val"),
+        "data.test_examples": str(tmp_path / "test"),
+    }
+    data = opened([*records(30), TAKEN], tmp_path, **given)
+    train, validation, test = prompts(data)
+    assert (len(data.items[1]), len(data.items[2])) == (4, 6)
+    assert not train & (validation | test)
+    assert data.test_conversations[-1][0].content == TAKEN["instruction"]
+    assert any("left out" in line for line in data.announcement(0))
+
+
+def test_a_run_that_has_begun_needs_no_file(tmp_path):
+    config = config_on(records(40), tmp_path)
+    first = Instructions(config, None, None)
+    first.keep(tmp_path)
+    (tmp_path / "instructions.json").unlink()
+    again = Instructions(config, first.tokenizer, tmp_path)
+    assert again.fingerprint == first.fingerprint
+    assert again.template == "alpaca"
+    assert again.test_conversations == first.test_conversations
+    for i in range(len(first.train)):
+        for name, x in first.train[i].items():
+            np.testing.assert_array_equal(again.train[i][name], x)
 
 
 def test_the_fingerprint_follows_template_tokens_and_weights(tmp_path):

@@ -14,39 +14,19 @@ import numpy as np
 import pytest
 from grading import grading
 from live_server import SHAPE, TOKENIZER, all_logprobs, random_params
+from responding_model import NEW, Letters, a_run, conversation
 
 from gptjax.base.errors import UserError
-from gptjax.config import Config, InstructConfig, SampleConfig
+from gptjax.config import InstructConfig
+from gptjax.data.instruct import Instructions
 from gptjax.data.templates import Message, turn_tokens, turns_of
 from gptjax.evaluation.responding import measure_responses
 from gptjax.evaluation.response_page import write_responses
 from gptjax.evaluation.responses import Response, respond, response_figures, template_of
 from gptjax.evaluation.setting import Setting
-from gptjax.generation.loaded import LoadedRun
 from gptjax.generation.text_requests import encode_for
 
-NEW = 6
 ALPACA = InstructConfig(template="alpaca")
-
-
-class Letters:
-    """The tokenizer of the small model, for which other characters are no text."""
-
-    eot_id, n_vocab, name = TOKENIZER.eot_id, TOKENIZER.n_vocab, TOKENIZER.name
-    decode, token_bytes = TOKENIZER.decode, TOKENIZER.token_bytes
-
-    def encode(self, text):
-        return TOKENIZER.encode(re.sub(r"[^a-zA-Z .,!?]", "", text))
-
-
-def conversation(text: str, reference: str = "x"):
-    return Message("user", text), Message("assistant", reference)
-
-
-def a_run(params, task: str = "instruct") -> LoadedRun:
-    sample = SampleConfig(max_new_tokens=NEW, temperature=0.9, stop=("e",))
-    config = Config(model=SHAPE, task=task, sample=sample, instruct=InstructConfig(template="chat"))
-    return LoadedRun(config, params, Letters(), 3, "a run")  # pyright: ignore
 
 
 def greedy(params, prompt: list[int], count: int) -> list[int]:
@@ -164,8 +144,8 @@ def test_the_page_holds_any_text_as_it_is(tmp_path):
 
 @pytest.fixture
 def setting(tmp_path) -> Setting:
-    """Two of three instructions of a file, for the small model."""
-    rows = [{"instruction": f"say {word}", "output": word} for word in ("a", "b", "c")]
+    """Two of ten instructions of a file, for the small model."""
+    rows = [{"instruction": f"say {word}", "output": word} for word in "abcdefghij"]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     scorer = SimpleNamespace(cfg=SHAPE)
@@ -201,3 +181,18 @@ def test_the_responses_are_kept_if_no_judge_is_there(setting, tmp_path):
     with pytest.raises(UserError, match=grader.url):
         measure_responses(replace(setting, judge=grader.url, judge_model="big", markdown=str(page)))
     assert "say a" in page.read_text()
+
+
+def test_the_test_split_of_a_run_is_answered(setting, tmp_path):
+    run, page = setting.run, tmp_path / "page.md"
+    shares = replace(run.config.data, val_fraction=0.2, test_fraction=0.3)
+    run = replace(run, config=replace(run.config, data=shares))
+    figures = measure_responses(
+        replace(setting, run=run, split="test", limit=None, markdown=str(page))
+    )
+    assert figures["responses"] == 3
+    same = replace(run.config, data=replace(shares, examples=setting.data))
+    held_out = Instructions(same, run.tokenizer, None).test_conversations
+    assert all(f"\n{chat[0].content}\n" in page.read_text() for chat in held_out)
+    with pytest.raises(UserError, match="only the split test"):
+        measure_responses(replace(setting, split="train"))

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from gptjax.runs import curves
-from gptjax.runs.curves import RATE, TRAIN, VALIDATION, plot_curves
+from gptjax.runs.curves import F1, RATE, RIGHT, TRAIN, VALIDATION, plot_curves
 
 STEPS = range(1, 41)
 TRAINING = [
@@ -54,6 +54,15 @@ def test_a_curve_is_there_when_its_numbers_are(rows, train, val, rate, tmp_path)
     assert (pixels_of(VALIDATION, picture) > 20) == val
     assert (pixels_of(TRAIN, picture) > 20) == train
     assert (pixels_of(RATE, picture) > 20) == rate
+
+
+def test_a_classification_has_its_accuracy_and_f1_between_them(tmp_path):
+    figures = {"val_accuracy": 0.9, "val_macro_f1": 0.7}
+    rows = [{**row, **figures} if "val_loss" in row else row for row in VALIDATED]
+    picture = drawn(rows, tmp_path)
+    assert picture.shape == (880, 880, 3)
+    for colour in (VALIDATION, RIGHT, F1, RATE):
+        assert pixels_of(colour, picture) > 20
 
 
 @pytest.mark.parametrize("row", [TRAINING[0], VALIDATED[9]], ids=["training", "validation"])

@@ -226,3 +226,16 @@ def test_a_terminal_has_a_live_line_and_logs_validations_only(log, clock, capsys
     shown.close()
     assert "step 4/50" in capsys.readouterr().out
     assert [line.split("  ")[0] for line in logged(log)] == ["step 2/50", "after"]
+
+
+def test_a_classification_shows_its_figures_and_examples_a_second(log, capsys):
+    shown = Display(log, "example")
+    shown.start(0, 10)
+    shown.update([{"step": 1, **ROW, **SPEED}])
+    figures = {"val_accuracy": 0.973, "val_macro_f1": 0.95}
+    shown.update([{"step": 2, **ROW, **SPEED, **VALIDATION, **figures}])
+    shown.close()
+    last = logged(log)[-1]
+    assert "acc 97.3%  macro F1 0.950" in last
+    assert "ex/s" in last
+    assert "tok/s" not in log.read_text()

@@ -10,10 +10,18 @@ import openai
 import pytest
 from live_server import SHAPE, TOKENIZER, held_engine, live_server, random_params
 
+from gptjax.base.errors import ConfigError, UserError
 from gptjax.base.tree import as_tree, named_leaves
 from gptjax.config import ModelConfig
+from gptjax.config.examples import InstructConfig
+from gptjax.conversion.opening import load_run
+from gptjax.conversion.pinned import pin
+from gptjax.conversion.run_directory import config_for, write_step_0
 from gptjax.generation.engine import Engine
 from gptjax.model.gpt import GPT, parameter_shapes
+from gptjax.runs.naming import ADAPTERS, PARAMS, CheckpointName
+from gptjax.serving.models import open_models
+from gptjax.serving.options import ServeCommand, check_serve_flags
 
 ADAPTED = dataclasses.replace(SHAPE, lora_rank=2, lora_alpha=3.0, lora_targets=("c_attn", "c_fc"))
 
@@ -111,3 +119,68 @@ def test_metrics_tell_the_models_apart(server):
     server.http.post("/v1/completions", json={"model": "poet", "max_tokens": 1})
     assert (counted("tiny"), counted("poet")) == (before[0], before[1] + 1)
     assert server.metric("gptjax_slots", model="cook") == 2
+
+
+def written(directory, params, cfg: ModelConfig, item: str, **fields):
+    """A run with one checkpoint, of step 0."""
+    directory.mkdir()
+    config = dataclasses.replace(config_for(cfg, TOKENIZER), **fields)
+    write_step_0(directory, config, TOKENIZER, {item: params}, "a test")
+    return directory
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A base, and adapters on it that are tuned on instructions."""
+    base = written(tmp_path / "base", random_params(), SHAPE, PARAMS)
+    instruct = InstructConfig(template="alpaca")
+    tuned = {"task": "instruct", "instruct": instruct}
+    poet = written(tmp_path / "poet", random_adapters(0), ADAPTED, ADAPTERS, **tuned)
+    pin(CheckpointName(base, "0"), poet)
+    return base, poet
+
+
+def opened(base, *adapters: str):
+    command = ServeCommand(str(base), adapters=adapters, max_batch=1)
+    check_serve_flags(command)
+    return open_models(command, "base")
+
+
+def test_runs_of_adapters_are_served_by_name(runs, capsys):
+    base, poet = runs
+    service, engines = opened(base, f"poet={poet}")
+    assert [(m.name, m.base, m.template) for m in service.models] == [
+        ("base", None, None),
+        ("poet", "base", "alpaca"),
+    ]
+    ids = TOKENIZER.encode("Once upon a time").tolist()
+    found = [token.logprob for token in engines[1].score(ids)]
+    np.testing.assert_allclose(found, whole_logprobs(random_adapters(0), ids), atol=1e-5)
+    merged = Engine(SHAPE, load_run(poet).params).score(ids)
+    np.testing.assert_allclose(found, [token.logprob for token in merged], atol=1e-5)
+    assert "with poet" in capsys.readouterr().err
+
+
+def test_adapters_of_another_model_are_refused(runs, tmp_path):
+    base, poet = runs
+    other = jax.tree.map(lambda x: x + 1, random_params())
+    wide = dataclasses.replace(SHAPE, activation="gelu_erf")
+    for directory, params, cfg, words in (
+        ("other", other, SHAPE, "the values of .* are not the same"),
+        ("wide", random_params(), wide, "its model.activation is gelu_tanh, not gelu_erf"),
+    ):
+        run = written(tmp_path / directory, params, cfg, PARAMS)
+        with pytest.raises(UserError, match=f"poet was trained on another model .*{words}"):
+            opened(run, f"poet={poet}")
+    with pytest.raises(UserError, match="'base', which is that of --run"):
+        opened(base, f"base={poet}")
+
+
+def test_names_of_adapters_are_checked_together():
+    with pytest.raises(ConfigError) as caught:
+        check_serve_flags(ServeCommand("run", adapters=("runs/poet", "a=x", "a=y", "=z")))
+    assert [problem.split(",")[0] for problem in caught.value.problems] == [
+        "--adapters must be NAME=RUN",
+        "--adapters must be NAME=RUN",
+        "--adapters has the name 'a' twice: each needs a name of its own",
+    ]

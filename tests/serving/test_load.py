@@ -105,10 +105,11 @@ def test_fifty_clients_are_answered_as_if_alone(trained_run):
         print(counts)
         assert min(counts.values()) > 10, counts
         end = time.monotonic() + 10
-        while "gptjax_running_sequences 0.0" not in (text := http.get("/metrics").text):
+        idle, counts_of = 'sequences{model="run"} 0.0', r'gptjax_requests_total\{model="run",'
+        while f"gptjax_running_{idle}" not in (text := http.get("/metrics").text):
             assert time.monotonic() < end
-        assert "gptjax_waiting_sequences 0.0" in text
-        outcomes = dict(re.findall(r'gptjax_requests_total\{outcome="(\w+)"\} (\S+)', text))
+        assert f"gptjax_waiting_{idle}" in text
+        outcomes = dict(re.findall(counts_of + r'outcome="(\w+)"\} (\S+)', text))
         assert float(outcomes["refused"]) == counts["refused"]
         assert float(outcomes["cancelled"]) > 10
         assert outcomes["failed"] == outcomes["timed_out"] == outcomes["invalid"] == "0.0"
