@@ -12,7 +12,7 @@ from gptjax.config.finetuning import from_scratch
 from gptjax.config.schema import CLASSIFY, PRETRAIN
 from gptjax.model.places import Leaf, leaves
 from gptjax.model.size import flops_per_token
-from gptjax.model.trainable import Trainable, trainable
+from gptjax.model.trainable import STACK, Trainable, trainable
 from gptjax.planning.layout import with_vocabulary
 
 SPECIAL = 3  # start, delimiter and extract
@@ -56,8 +56,10 @@ def trained_parts(config: Config) -> list[Leaf]:
 def blocks_backwards(config: Config) -> int:
     """Blocks that the backward pass goes through."""
     chosen = chosen_for_training(config)
-    reaches_input = any(name in chosen.names for name in EMBEDDINGS)
-    return config.model.n_layer - (0 if reaches_input else chosen.first_block)
+    if any(name in chosen.names for name in EMBEDDINGS):
+        return config.model.n_layer
+    in_blocks = any(name.startswith(STACK) for name in chosen.names)
+    return config.model.n_layer - chosen.first_block if in_blocks else 0
 
 
 def sequences(config: Config) -> int:
