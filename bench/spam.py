@@ -23,14 +23,15 @@ SEEDS = (1337, 1, 2)
 SHAPE = ("--model.n-layer", "4", "--model.n-head", "4", "--model.n-embd", "128")
 SHAPE += ("--model.n-ctx", "256")
 DROPOUT = ("--model.embd-pdrop", "0.1", "--model.attn-pdrop", "0.1", "--model.resid-pdrop", "0.1")
+TOY_SHAPE = ("--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "32")
+TOY_SHAPE += ("--model.n-ctx", "64", "--model.unroll", "1")
 STEPS = 320  # of pretraining: 5 epochs, after which the validation loss rises
 PRETRAINING = (
-    *("--config", "quickstart", *SHAPE, *DROPOUT, "--train.max-steps", str(STEPS)),
+    *("--config", "quickstart", *DROPOUT, "--train.max-steps", str(STEPS)),
     *("--train.eval-every-steps", "80", "--train.save-every-steps", "80"),
     *("--train.sample-every-steps", "0", "--sample.prompt", ""),
 )
-LIKE_GPT_2 = ("--model.norm", "pre", "--model.final-norm", "True")
-LIKE_GPT_2 += ("--model.scale-residual-init", "True")
+LIKE_GPT_2 = ("--model.norm", "pre", "--model.final-norm", "--model.scale-residual-init")
 ALONE = ("--classify.lm-weight", "0")
 # each side: whether it is pretrained, and its flags; without pretraining the shape is the same
 SIDES: dict[str, tuple[bool, tuple[str, ...]]] = {
@@ -82,9 +83,11 @@ def classify(plan: Plan) -> None:
     bayes = naive_bayes(train, test)
     report.rows.append((BAYES, f"{bayes['accuracy']:.2%}", f"{bayes['f1']:.4f}", ""))
     report.figures[BAYES] = bayes
-    for side, (is_pretrained, words) in SIDES.items():
-        start = ["--train.init-from", str(base)] if is_pretrained else []
-        seeds = SEEDS[:1] if plan.quick else SEEDS
+    sides, seeds = list(SIDES.items()), SEEDS
+    if plan.quick:
+        sides, seeds = sides[:3:2], SEEDS[:1]
+    for side, (is_pretrained, words) in sides:
+        start = ["--train.init-from", str(base)] if is_pretrained else _shape(plan)
         rounds = [_fine_tuned(plan, file, [*words, *start], seed) for seed in seeds]
         shown = [
             Spread.of(column(rounds, name)).text(pattern)
@@ -126,9 +129,15 @@ def _pretrained(plan: Plan, texts: Path) -> Path:
     words = ["--input", texts, "--format", "text", "--doc-separator", r"\n"]
     _gptjax(plan, "prepare", [*words, "--tokenizer", f"bpe:{size}", "--out", data])
     few = ["--train.max-steps", "50", "--train.eval-every-steps", "0"] if plan.quick else []
+    few += _shape(plan)
     there = ["--data.path", data, "--data.source", "None", "--data.tokenizer", "None"]
     _gptjax(plan, "train", [*PRETRAINING, *there, *few, "--run-dir", run])
     return run
+
+
+def _shape(plan: Plan) -> list[str]:
+    """The shape of every side, in flags."""
+    return list(TOY_SHAPE if plan.quick else SHAPE)
 
 
 def _fine_tuned(plan: Plan, file: Path, words: Sequence[str], seed: int) -> Figures:

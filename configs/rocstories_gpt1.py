@@ -15,8 +15,10 @@ test file is given by --data.test-examples.
 Expected: 85.8% on the test, the median of 10 runs of the released code; 86.5% in the paper. Ours
 is not measured, without weights or stories here.
 
-    python -m gptjax.train --config rocstories_gpt1 --data.examples val2016.csv
-        --data.test-examples test2016.csv --train.init-from openai-gpt
+    python -m gptjax.train --config rocstories_gpt1
+
+Add --data.examples and --data.test-examples with the two files, and --train.init-from with GPT-1's
+weights as Hugging Face has them.
 """
 
 from gptjax.config import ClassifyConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig

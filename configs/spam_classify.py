@@ -12,8 +12,11 @@ Data: 70% for training, 10% for validation and 20% for the test, divided by a se
 balances all three; here only the training is balanced, so the test is as messages come.
 Expected: the book has 97.21, 97.32 and 95.67% on its three splits, from GPT-2 124M.
 
-    python -m gptjax.train --config spam_classify --data.examples sms_spam.tsv
+    python -m gptjax.train --config spam_classify
     python -m gptjax.generate --run runs/spam_classify --classify "You won a prize"
+
+Add --data.examples with a file, such as sms_spam.tsv, and --train.init-from with a run or a
+directory of Hugging Face's.
 """
 
 from gptjax.config import ClassifyConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig

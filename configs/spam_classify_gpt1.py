@@ -12,8 +12,11 @@ Data: 70% for training, 10% for validation and 20% for the test, divided by a se
 as they are. The best of the three checkpoints by macro F1 is measured on the test split.
 Expected: GPT-1's paper has no spam; the book's balanced data give 95.67% (Raschka 2024, chapter 6).
 
-    python -m gptjax.train --config spam_classify_gpt1 --data.examples sms_spam.tsv
+    python -m gptjax.train --config spam_classify_gpt1
     python -m gptjax.generate --run runs/spam_classify_gpt1 --classify "You won a prize"
+
+Add --data.examples with a file, such as sms_spam.tsv, and --train.init-from with a run or a
+directory of Hugging Face's.
 """
 
 from gptjax.config import ClassifyConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig

@@ -46,7 +46,9 @@ def _classify(command: GenerateCommand) -> int:
     run = load_run(command.run)
     classifier = Classifier(run, batch_rows=1, dtype=command.dtype)
     print(run.origin, file=sys.stderr)
-    print(*class_lines(classifier.of_texts([command.classify])[0], classifier.labels), sep="\n")
+    (probs_C,) = classifier.of_texts([command.classify])
+    names = command.classify[1:] if classifier.form == "choice" else classifier.labels
+    print(*class_lines(probs_C, names), sep="\n")
     return 0
 
 

@@ -198,7 +198,7 @@ class TrainConfig:
     save_every_steps: int = 500
     """Steps between checkpoints; 0 saves only at the end."""
     keep_latest: int = 2
-    """Number of newest checkpoints to keep; the one of lowest validation loss is kept too."""
+    """Number of newest checkpoints to keep; the best one by best_by is kept too."""
     sample_every_steps: int = 1000
     """Steps between sampled texts; 0 never samples."""
     stall_seconds: int = 1800

@@ -72,8 +72,8 @@ class Classifier:
         for own in texts:
             if self.form == "choice" and len(own) < 3:
                 raise UserError(
-                    f"this run chooses between answers, and {len(own)} text came: expected a text "
-                    "and at least two answers to it"
+                    "this run chooses between answers: expected a text and at least two answers "
+                    f"to it, not {len(own)} texts in all"
                 )
             if self.form != "choice" and len(own) != (1 if self.form == "single" else 2):
                 raise UserError(
@@ -123,10 +123,13 @@ class Classifier:
                 yield numbers, tokens_BST, lengths_BS
 
     def figures(
-        self, examples: Examples, progress: Callable[[int], None] = lambda done: None
+        self,
+        examples: Examples,
+        progress: Callable[[int], None] = lambda done: None,
+        limit: int | None = None,
     ) -> dict[str, Any]:
-        """The figures of `class_figures` on labelled examples of a classification's data."""
-        rows = [examples[n] for n in range(len(examples))]
+        """The figures of `class_figures` on the first labelled examples of a classification."""
+        rows = [examples[n] for n in range(len(examples))[:limit]]
         sequences = [
             [t[:length] for t, length in zip(row["tokens"], row["lengths"], strict=True)]
             for row in rows
@@ -151,9 +154,10 @@ def measure_labels(setting: Setting) -> dict[str, Any]:
         examples = splits[setting.split]
         if not len(examples):
             raise UserError(f"the {setting.split} split of this run has no examples: leave --split")
-        with setting.bar(len(examples), "examples") as progress:
-            figures = classifier.figures(examples, progress)
-        return _with_labels(figures, len(examples), classifier.labels)
+        size = len(range(len(examples))[: setting.limit])
+        with setting.bar(size, "examples") as progress:
+            figures = classifier.figures(examples, progress, setting.limit)
+        return _with_labels(figures, size, classifier.labels)
     rows = read_labelled(config, Path(setting.data)).rows[: setting.limit]
     for row in rows:
         if row.label not in classifier.labels:

@@ -110,7 +110,7 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The kept step with the lowest validation loss; None if none was measured."""
+        """The kept step that is best by its validation; None if none was measured."""
         return self.ranking.best(self.steps())
 
     def choose(self, which: str) -> int:

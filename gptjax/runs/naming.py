@@ -17,7 +17,7 @@ class CheckpointName(NamedTuple):
 
     path: Path
     which: str = BEST
-    """`best` is the lowest validation loss, and the newest checkpoint if nothing was validated."""
+    """`best` is best by the validation, and the newest checkpoint if nothing was validated."""
 
     def __str__(self) -> str:
         return str(self.path) if self.which == BEST else f"{self.path}@{self.which}"
