@@ -49,6 +49,7 @@ RULES = [  # the first pattern that is found in a command decides
     (r"train .*--data\.mixture", PARSE, "needs several prepared directories"),
     (r"train .*--data\.path", SMALL, ""),
     (r"train --config gpt", PARSE, "needs a GPU"),
+    (r"\b(runs/|config )instruct", PARSE, "needs instructions: tests/training/"),
     (r"evaluate .*--run gpt2", PARSE, "needs the weights of GPT-2"),
     (r"evaluate .*--lm-eval", RUN, ""),
     (r"gptjax\.", SMALL, ""),

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from gptjax.base.errors import ConfigError
 from gptjax.cli import ConfigCommand, main, parse_config
-from gptjax.config.schema import PRETRAIN
 from gptjax.planning.advice import advise
+from gptjax.planning.finetuning import without_data
 from gptjax.planning.gpus import find_gpu
-from gptjax.planning.layout import lay_out, with_vocabulary
+from gptjax.planning.layout import lay_out
 from gptjax.planning.report import Report
 from gptjax.planning.schedule import TYPICAL_MFU, Links, on_other_numbers
 from gptjax.planning.search import USABLE, for_gpu, make_plan
@@ -46,7 +46,7 @@ def plan(argv: Sequence[str]) -> int:
     _check(command)
     gpu, wanted, per_node = (
         find_gpu(command.gpu),
-        with_vocabulary(command.run),
+        without_data(command.run),
         command.gpus_per_node,
     )
     bus, network = command.bus or gpu.bus / 1e9, command.network or gpu.network / 1e9
@@ -85,8 +85,6 @@ def _check(command: PlanCommand) -> None:
         for name, value in shares.items()
         if not 0 < value <= 1
     ]
-    if command.task != PRETRAIN:
-        problems.append(f"--task must be {PRETRAIN}, the only one with a plan, not {command.task}")
     try:
         find_gpu(command.gpu)
     except ConfigError as error:

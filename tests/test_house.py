@@ -18,7 +18,14 @@ ORDER = [
 # What `--help`, `prepare` and `plan` need; none of it imports jax, so that they are instant.
 WITHOUT_JAX = [
     *["base.errors", "base.files", "base.terminal", "config", "tokenizers", "cli"],
-    *["model.places", "model.size", "cluster.devices", "preparation", "planning"],
+    *[
+        "model.places",
+        "model.size",
+        "model.trainable",
+        "cluster.devices",
+        "preparation",
+        "planning",
+    ],
 ]
 BUT = ["planning.compiled"]
 LONGEST_FILE, LONGEST_DOOR = 300, 120

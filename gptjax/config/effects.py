@@ -25,9 +25,9 @@ CLASSES = (
     f"{LABELS} model.clf_pdrop classify.form classify.read classify.lm_weight classify.balance "
     "classify.labels"
 )
-INSTRUCTIONS = "instruct.template instruct.loss_on instruct.lengths"
+INSTRUCTIONS = "instruct.template instruct.loss_on instruct.lengths instruct.test_responses"
 SAMPLING = (
-    "sample.prompt sample.max_new_tokens sample.temperature sample.top_k sample.top_p sample.min_p "
+    "sample.prompt sample.temperature sample.top_k sample.top_p sample.min_p "
     "sample.repetition_penalty sample.stop"
 )
 
@@ -60,6 +60,11 @@ def note_without_effect(c: Config, typed: Collection[str], here: Surroundings) -
         ("optim.final_lr optim.decay_steps", is_flat, "wsd without a cooldown stays at the peak"),
         ("train.eval_tokens", never_validates, "train.eval_every_steps is 0"),
         (SAMPLING, t.sample_every_steps == 0, "train.sample_every_steps is 0"),
+        (
+            "sample.max_new_tokens",  # also of the responses at the end
+            t.sample_every_steps == 0 and c.task != INSTRUCT,
+            "train.sample_every_steps is 0",
+        ),
         (
             "sample.top_k sample.top_p sample.min_p",
             c.sample.temperature == 0,

@@ -23,6 +23,8 @@ from gptjax.data.splitting import Key, class_weights, divide_files, repeats, und
 from gptjax.data.transformations import Transformation
 from gptjax.tokenizers.plain import Tokenizer
 
+FEW_CLASSES = 10  # as many may be learnt from any number of examples
+
 
 class LabelledItem(NamedTuple):
     """An example in tokens."""
@@ -182,6 +184,11 @@ def _labels(
         raise UserError(
             f"the class {empty[0]!r} has no training example; they have {counts}: add examples, "
             "hold fewer out, or leave it out of classify.labels"
+        )
+    if len(labels) > max(FEW_CLASSES, len(train) / 2):
+        raise UserError(
+            f"{len(labels):,} classes in {len(train):,} training examples are too many to learn: "
+            "name the column of the label by --data.label-field"
         )
     if len(labels) < 2:
         raise UserError(f"expected two classes or more, but the training examples have {counts}")

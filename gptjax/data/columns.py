@@ -124,8 +124,12 @@ def counts_of(classes: Counter[str]) -> str:
 
     >>> counts_of(Counter({"ham": 4827, "spam": 747}))
     '2 classes: 4,827 ham, 747 spam'
+    >>> counts_of(Counter({"0": 3}))
+    '1 class: 3 of 0'
     """
-    shown = ", ".join(f"{n:,} {name}" for name, n in classes.most_common(SHOWN))
+    shown = ", ".join(
+        f"{n:,} {'of ' * name.isdecimal()}{name}" for name, n in classes.most_common(SHOWN)
+    )
     more = f", and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
     return f"{len(classes)} class{'es' * (len(classes) != 1)}: {shown}{more}"
 

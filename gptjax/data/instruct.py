@@ -17,7 +17,7 @@ from gptjax.data.examples import Example, Examples
 from gptjax.data.finetuning import FineTuningData, tokenizer_for, with_course
 from gptjax.data.keeping import Prepared
 from gptjax.data.packing import Item, PackedRows, packed_row, row_length
-from gptjax.data.padding import PaddedExamples, padded_lengths
+from gptjax.data.padding import PaddedExamples
 from gptjax.data.splitting import Key, divide_files, repeats
 from gptjax.data.templates import ASSISTANT, Message, turn_tokens, turns_of
 from gptjax.tokenizers.plain import Tokenizer
@@ -75,9 +75,7 @@ class Instructions(FineTuningData):
 
     def forms(self) -> list[Example]:
         """One for each length; packed rows have one length."""
-        if self._is_packed:
-            return []
-        return [pad(EMPTY, length) for length in padded_lengths(self.longest)]
+        return self.train.forms() if isinstance(self.train, PaddedExamples) else []
 
     def announcement(self, step: int) -> list[str]:
         """Sizes of the splits, how they fill their rows, and what was cut."""
@@ -93,12 +91,13 @@ class Instructions(FineTuningData):
         ]
         if isinstance(self.train, PackedRows):
             lines.append(
-                f"         packed into {len(self.train):,} rows of {self.longest:,} tokens, "
+                f"lengths  packed into {len(self.train):,} rows of {self.longest:,} tokens, "
                 f"{self.train.filled:.1%} filled"
             )
         else:
-            lengths = ", ".join(map(str, padded_lengths(self.longest)))
-            lines.append(f"         padded to the longest of a batch, to one of {lengths} tokens")
+            lengths = [form["weights"].size for form in self.forms()]
+            programs = "1 program" if len(lengths) == 1 else f"{len(lengths)} programs"
+            lines.append(f"lengths  {', '.join(map(str, lengths))} tokens: {programs}")
         notes = self._notes if self.kept is None else [*self._notes, f"read from {self.kept}"]
         return lines + [f"         {note}" for note in notes]
 

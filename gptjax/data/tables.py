@@ -25,7 +25,7 @@ KINDS = {
     ".tsv": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json",
     ".parquet": "parquet",
 }  # fmt: skip
-DELIMITERS = (",", ";", "|")
+DELIMITERS = (",", ";", "|", "\t")
 LONGEST_FIELD = 2**25  # characters
 HEADINGS = {"label", "labels", "class", "category", "target", "text", "sentence", "message"}
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")

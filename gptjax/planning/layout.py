@@ -60,7 +60,7 @@ def with_vocabulary(config: Config) -> Config:
     if config.model.n_vocab is not None:
         return config
     kind, _, size = (config.data.tokenizer or "").partition(":")
-    sizes = {"gpt2": 50257, "bytes": 257, "bpe": int(size) if size else None}
+    sizes = {"gpt2": 50257, "gpt1": 40478, "bytes": 257, "bpe": int(size) if size else None}
     if (n_vocab := sizes.get(kind)) is None:
         problem = "only prepared data tells the size of the vocabulary: add --model.n-vocab N"
         raise ConfigError([problem])

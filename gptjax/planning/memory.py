@@ -15,6 +15,13 @@ from functools import cache
 
 from gptjax.config import Config, ModelConfig
 from gptjax.model.places import Leaf, leaves
+from gptjax.planning.finetuning import (
+    blocks_backwards,
+    has_logits,
+    head_is_trained,
+    sequences,
+    trained_parts,
+)
 from gptjax.planning.layout import Layout
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -93,23 +100,23 @@ def memory(
     Without `micro_steps` there are as many as the batch needs. `model.attention` must not be
     `auto`.
     """
-    found = leaves(config.model)
-    stored = 4 * _elements(config.model, layout)
+    found, trained = leaves(config.model), trained_parts(config)
     if micro_steps is None:
         micro_steps = -(-config.batch_rows // (layout.groups * micro_batch))
+    own, rows = 4 * sum(leaf.part(layout) for leaf in trained), micro_batch * sequences(config)
     state = {
-        "masters": stored,
-        "moments": moments(config, layout, found),
-        "average": 0 if config.optim.ema_decay is None else stored,
-        "batch": 4 * micro_steps * micro_batch * (config.context + 1),
+        "masters": 4 * _elements(config.model, layout),
+        "moments": moments(config, layout, trained),
+        "average": 0 if config.optim.ema_decay is None else own,
+        "batch": 4 * micro_steps * rows * (config.context + 1),
     }
-    at_moment = _temporaries(config, layout, micro_batch, micro_steps, found)
+    at_moment = _temporaries(config, layout, rows, micro_steps, found, own)
     most = max(at_moment, key=lambda name: sum(at_moment[name].values()))
     return Memory(**state, **at_moment[most], moment=most)
 
 
 def moments(config: Config, layout: Layout, found: list[Leaf]) -> int:
-    """Bytes of the optimizer's moments on one device.
+    """Bytes of the optimizer's moments on one device, for the trained parts `found`.
 
     AdamW keeps two numbers a parameter, Lion one, Muon one for the blocks' matrices; Adafactor
     keeps means of rows and columns for matrices of at least 128 by 128.
@@ -136,19 +143,25 @@ def _factored(leaf: Leaf, own: int) -> int:
 
 
 def _temporaries(
-    config: Config, layout: Layout, micro_batch: int, micro_steps: int, found: list[Leaf]
+    config: Config,
+    layout: Layout,
+    micro_batch: int,
+    micro_steps: int,
+    found: list[Leaf],
+    gradients: int,
 ) -> dict[str, dict[str, int]]:
-    """Bytes of temporaries, by part, at each of the three moments."""
+    """Bytes of temporaries, by part, at each of the three moments; `gradients` of one set."""
     model = config.model
     size = DTYPE_BYTES[model.dtype]
-    gradients = 4 * _elements(model, layout)
     several = "several" if micro_steps > 1 else "one"
     summed = gradients if micro_steps > 1 else 0
     saved = _saved(config, layout, micro_batch)
     chunk, cut = _chunk_tokens(config, micro_batch)
     vocabulary = model.padded_vocab // layout.tensor
     heads = HEADS[cut] - (layout.fsdp > 1)  # the gathered head serves as the copy
+    heads = heads if head_is_trained(config) else min(1, heads - 1)  # no gradient, but a copy
     logits = 4 * vocabulary * (LOGITS[cut] * chunk + heads * model.n_embd)
+    logits = logits if has_logits(config) else 0
     cast = 0 if size == 4 else size  # weights arrive in the compute type and become float32
     tables = _whole_tables(layout, found, cast)
     wire = 2 if config.train.wire_dtype == "bfloat16" else 0
@@ -189,18 +202,19 @@ def remat_policy(model: ModelConfig, layout: Layout) -> str:
 
 
 def _saved(config: Config, layout: Layout, micro_batch: int) -> int:
-    """Bytes that all layers keep for the backward pass."""
+    """Bytes that the layers keep through which the backward pass goes."""
     model, size = config.model, DTYPE_BYTES[config.model.dtype]
+    layers = blocks_backwards(config)
     policy = remat_policy(model, layout)
     whole, divided = SAVED[policy]
     kernels = pairs = 0
     if policy == "none":
         divided += SAVED_KEYS[model.attention]
         if layout.tensor > 1:  # the kernel of query, key and value, reordered by heads
-            kernels = 4 * 3 * model.n_layer * model.n_embd**2 // layout.tensor
-        pairs = _pairs(config, layout, micro_batch) * model.n_layer
+            kernels = 4 * 3 * layers * model.n_embd**2 // layout.tensor
+        pairs = _pairs(config, layout, micro_batch) * layers
     width = micro_batch * config.context * model.n_embd
-    arrays = size * model.n_layer * (width * whole + width * divided // layout.tensor)
+    arrays = size * layers * (width * whole + width * divided // layout.tensor)
     return arrays + kernels + pairs
 
 

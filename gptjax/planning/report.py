@@ -8,8 +8,11 @@ from rich.table import Table
 from gptjax.base.terminal import gibibytes
 from gptjax.cluster.devices import matmul_dtype, peak_flops
 from gptjax.config import Config
+from gptjax.config.schema import PRETRAIN
 from gptjax.model.size import parameter_count
+from gptjax.model.trainable import trained_count
 from gptjax.planning.advice import Advice
+from gptjax.planning.finetuning import chosen_for_training
 from gptjax.planning.gpus import GPUS, Gpu
 from gptjax.planning.layout import Layout
 from gptjax.planning.schedule import Links, Scale
@@ -44,6 +47,13 @@ class Report:
             f"model    {parameter_count(model):,} parameters: {model.n_layer} layers, "
             f"{model.n_head} heads, {model.n_embd} wide, context {config.context}"
         )
+        chosen = chosen_for_training(config)
+        if (own := trained_count(model, chosen)) < parameter_count(model):
+            self.say(f"trained  {own:,} parameters; the others are frozen")
+        if config.task != PRETRAIN:
+            self.say(
+                "data     as if every example filled the context, in a run of train.max_steps steps"
+            )
         self.say(
             f"compute  {model.dtype}, attention {model.attention}, remat {model.remat}; "
             f"{plan.schedule.flops_per_token / 1e9:,.4g} GFLOP a token"

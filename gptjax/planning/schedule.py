@@ -12,7 +12,7 @@ from gptjax.base.errors import ConfigError
 from gptjax.cluster.devices import matmul_dtype, peak_flops
 from gptjax.config import Config
 from gptjax.config.batches import batch_schedule, rows_problem
-from gptjax.model.size import flops_per_token
+from gptjax.planning.finetuning import training_flops
 from gptjax.planning.gpus import Gpu
 from gptjax.planning.layout import AXES, ROWS, Layout
 from gptjax.planning.traffic import Transfer, transfers
@@ -93,7 +93,7 @@ def schedule(config: Config, layout: Layout, gpu: Gpu, links: Links, mfu: float)
     peak = peak_flops(gpu.kind, matmul_dtype(config.model))
     if peak is None:
         raise ConfigError([f"the peak of {gpu.name} in {matmul_dtype(config.model)} is not known"])
-    flops = flops_per_token(config.model, config.context)
+    flops = training_flops(config)
     compute = config.train.batch_tokens * flops / (layout.gpus * peak * mfu)
     moved = transfers(config, layout)
     sync = {axis: _seconds(moved, layout, links, axis) for axis in ALL}

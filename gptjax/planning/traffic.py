@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gptjax.config import Config
 from gptjax.model.places import Leaf, leaves
+from gptjax.planning.finetuning import blocks_backwards, sequences, trained_parts
 from gptjax.planning.layout import ROWS, Layout
 from gptjax.planning.memory import DTYPE_BYTES, remat_policy
 
@@ -72,11 +73,11 @@ def transfers(config: Config, layout: Layout) -> list[Transfer]:
     if isinstance(micro_batch, str):
         raise ValueError("the micro-batch must be a number before traffic can be counted")
     micro_steps = config.batch_rows // (layout.groups * micro_batch)
-    found = leaves(config.model)
+    found, rows = leaves(config.model), micro_batch * sequences(config)
     moved = [
-        *_over_rows(config, layout, found),
+        *_over_rows(config, layout, trained_parts(config)),
         *_over_fsdp(config, layout, found, micro_steps),
-        *_over_tensor(config, layout, found, micro_batch, micro_steps),
+        *_over_tensor(config, layout, found, rows, micro_steps),
     ]
     return [transfer for transfer in moved if transfer.devices > 1 and transfer.payload]
 
@@ -112,9 +113,11 @@ def _over_fsdp(
         return sum(leaf.part(layout, "tensor") for leaf in some)
 
     blocks, tables = whole(in_blocks), whole(matrices) - whole(in_blocks)
-    yield Transfer("fsdp", ALL_GATHER, "blocks", 2 * size * blocks, n, micro_steps)
+    again = blocks * blocks_backwards(config) // config.model.n_layer
+    own = whole([leaf for leaf in trained_parts(config) if leaf.is_matrix])
+    yield Transfer("fsdp", ALL_GATHER, "blocks", size * (blocks + again), n, micro_steps)
     yield Transfer("fsdp", ALL_GATHER, "tables", size * tables, n)
-    yield Transfer("fsdp", REDUCE_SCATTER, "gradients", 4 * (blocks + tables), n, micro_steps)
+    yield Transfer("fsdp", REDUCE_SCATTER, "gradients", 4 * own, n, micro_steps)
 
 
 def _over_tensor(

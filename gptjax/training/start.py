@@ -165,8 +165,11 @@ def how_to_go_on(config: Config, step: int, early: str | None = None) -> str:
         )
     rewarm = as_words((*config.optim.rewarm_steps, step))
     reset = "" if config.optim.decay_steps is None else " --optim.decay-steps None"
+    length = "--train.max-steps"
+    if config.train.epochs is not None:
+        length = "--train.epochs, or --train.max-steps if that is less,"
     return (
-        "to continue, rerun the command with a larger --train.max-steps and\n"
+        f"to continue, rerun the command with a larger {length} and\n"
         f"  --optim.decay-steps {schedule_end(config.optim, config.train.max_steps)}"
         "  to keep its schedule, and then its final learning rate, or\n"
         f"  --optim.rewarm-steps {rewarm}{reset}  to warm up again and decay once more.\n"

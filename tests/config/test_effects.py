@@ -54,7 +54,7 @@ ALWAYS = ANYWHERE | set(f"{EXAMPLES} {CLASSES} {INSTRUCTIONS}".split())  # when 
         ({"optim__name": "adafactor"}, {"optim.beta1", "optim.beta2", "optim.eps"}),
         ({"optim__name": "lion"}, {"optim.eps"}),
         ({"train__eval_every_steps": 0}, {"train.eval_tokens"}),
-        ({"train__sample_every_steps": 0}, set(SAMPLING.split())),
+        ({"train__sample_every_steps": 0}, {*SAMPLING.split(), "sample.max_new_tokens"}),
         ({"sample__temperature": 0.0}, {"sample.top_k", "sample.top_p", "sample.min_p"}),
         ({"sample__top_k": 1}, {"sample.temperature", "sample.top_p", "sample.min_p"}),
         ({"data__mixture": ("a=1",), "data__mixture_changes": ("19073=2",)},
@@ -76,6 +76,8 @@ def test_each_task_reads_its_own_fields():
     assert flags(prepared, "classify") == of_labels
     of_answers = ANYWHERE | set(f"{SHARDS} {CLASSES} {LABELS}".split())
     assert flags(prepared, "instruct") == of_answers
+    without_samples = flags(prepared, "instruct", train__sample_every_steps=0)
+    assert without_samples == of_answers | set(SAMPLING.split())  # and not the longest response
     assert flags(task="classify", data__val_examples="v", data__test_examples="t") == of_labels | {
         "data.val_fraction",
         "data.test_fraction",

@@ -12,7 +12,6 @@ from gptjax.config.presets import load_config
 from gptjax.config.validation import find_problems
 from gptjax.data.instruct import Instructions, form_of_instructions
 from gptjax.data.packing import PackedRows
-from gptjax.data.padding import padded_lengths
 from gptjax.data.templates import Message, turns_of
 from gptjax.tokenizers.gpt1 import NEWLINE, GPT1Tokenizer
 from gptjax.tokenizers.plain import ByteTokenizer
@@ -109,20 +108,18 @@ def test_a_prompt_that_leaves_no_room_is_refused(tmp_path, loss_on):
 
 @pytest.mark.parametrize("lengths", ["pack", "pad"])
 def test_every_row_has_one_of_the_forms(tmp_path, lengths):
-    config = config_on(records(60), tmp_path, **{"instruct.lengths": lengths})
+    config = config_on(conversations(60), tmp_path, **{"instruct.lengths": lengths})
     data = Instructions(config, None, None)
     config = data.resolved(config)
     form = form_of_instructions(config)
     forms = data.forms() or [form]
     shapes = [{name: (x.shape, x.dtype) for name, x in each.items()} for each in forms]
     assert {name: (x.shape, x.dtype) for name, x in form.items()} == shapes[-1]
-    for part in (data.train, data.validation, data.test):
-        for i in range(len(part)):
-            batch = part.batch([i], [i])
-            assert {name: (x.shape[1:], x.dtype) for name, x in batch.items()} in shapes
-    lines = "\n".join(data.announcement(0))
-    expected = padded_lengths(data.longest)[0] if lengths == "pad" else f"{data.longest:,} tokens"
-    assert str(expected) in lines
+    for i in range(len(data.train)):
+        batch = data.train.batch([i], [i])
+        assert {name: (x.shape[1:], x.dtype) for name, x in batch.items()} in shapes
+    said = f"{len(shapes)} programs" if lengths == "pad" else f"rows of {data.longest:,} tokens"
+    assert said in "\n".join(data.announcement(0))
 
 
 def test_rows_of_a_tiny_file_are_short_and_an_epoch_reads_it_once(tmp_path):
@@ -164,6 +161,7 @@ def test_files_that_are_given_are_the_splits(tmp_path):
     given = {
         "data.val_examples": str(tmp_path / "val"),
         "data.test_examples": str(tmp_path / "test"),
+        "instruct.test_responses": None,
     }
     data = opened([*records(30), TAKEN], tmp_path, **given)
     train, validation, test = prompts(data)

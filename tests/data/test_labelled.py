@@ -135,6 +135,26 @@ def test_equal_texts_are_in_one_split_and_counted(tmp_path):
     assert "1 examples repeat a text with another label" in said
 
 
+def test_a_pair_and_its_turned_pair_are_the_same_if_order_means_nothing(tmp_path):
+    pairs = [(f"a {n}", f"b {n}") for n in range(20)]
+    rows = [
+        {"sentence1": a, "sentence2": b, "label": n % 2}
+        for n, pair in enumerate(pairs)
+        for a, b in (pair, pair[::-1])
+    ]
+    path = written(tmp_path, rows)
+    similar = opened(path, form="similarity")
+    assert "20 examples repeat" in " ".join(similar.announcement(0))
+    parts = [set(texts_of(similar, name)) for name in ("train", "validation", "test")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 40
+    assert "repeat" not in " ".join(opened(path, form="pair").announcement(0))
+
+
+def test_a_column_of_words_that_come_again_is_not_the_text(tmp_path):
+    rows = [{"label": n % 2, "topic": "xy"[n // 2 % 2], "body": f"t {n}"} for n in range(12)]
+    assert sorted(texts_of(opened(written(tmp_path, rows)), "train"))[0].startswith("t ")
+
+
 def test_a_given_file_is_its_split_and_its_texts_are_nowhere_else(tmp_path, spam):
     held = tmp_path / "held.tsv"
     held.write_text(as_tsv([*messages()[:5], ("ham", "only here")]))
@@ -204,6 +224,8 @@ REFUSED = {
     "two texts": ([r | {"title": f"u {n}"} | {"body": r["text"]} for n, r in enumerate(GOOD)],
                   {"text_field": "words"}, ["'words'", "title, body"]),
     "an empty class": (GOOD, {"labels": ("a", "b", "c")}, ["'c'", "no training example"]),
+    "numbers of all sizes": ([{"text": f"t {n}", "label": n / 7} for n in range(20)], {},
+                             ["20 classes", "--data.label-field"]),
     "no second text": (GOOD, {"form": "pair"}, ["--data.pair-field"]),
     "no story": (GOOD, {"form": "choice"}, ["ROCStories", "--data.choice-fields"]),
     "an answer out of range": (

@@ -39,6 +39,7 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 FORMATS = {
     "a.csv": written_by_csv(","), "semicolons.csv": written_by_csv(";"), "nameless": LINES,
     "a.tsv": written_by_csv("\t"), "a.jsonl": LINES, "a.parquet": parquet(),
+    "tabs.csv": written_by_csv("\t"),
     "a.json": json.dumps(ROWS).encode(), "long.json": json.dumps(ROWS, indent=1).encode(),
     "marked.csv": b"\xef\xbb\xbf" + written_by_csv(","), "a.jsonl.gz": gzip.compress(LINES),
     "a.jsonl.zst": zstandard.compress(LINES[:90]) + zstandard.compress(LINES[90:]),

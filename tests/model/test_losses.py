@@ -123,6 +123,38 @@ def test_chunks_have_the_plain_loss_and_gradients(chunk_tokens):
     np.testing.assert_allclose(without_gradients, results[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("chunk_tokens", [4, 100])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_leaving_out_what_has_no_weight_changes_nothing(chunk_tokens, share):
+    x_BTD, head_VD, targets_BT, weights_BT = head_inputs()
+    weights_BT = weights_BT * (np.random.default_rng(3).random(weights_BT.shape) < share)
+    others_BT = jnp.where(weights_BT == 0, (targets_BT + 5) % VOCAB, targets_BT)
+
+    def only_weighted(*arrays):
+        return cross_entropy(*arrays, VOCAB, chunk_tokens, only_weighted=True)
+
+    expected = with_gradients(plain, x_BTD, head_VD, targets_BT, weights_BT)
+    for targets in (targets_BT, others_BT):
+        results = with_gradients(only_weighted, x_BTD, head_VD, targets, weights_BT)
+        for result, other in zip(results[:3], expected, strict=False):
+            np.testing.assert_allclose(result, other, rtol=1e-6, atol=2e-6)
+        losses_BT = token_losses(
+            x_BTD, head_VD, targets, VOCAB, chunk_tokens, weights_BT=weights_BT
+        )
+        np.testing.assert_allclose(3 * (losses_BT * weights_BT).sum(), expected[0], rtol=1e-6)
+
+
+def test_chunks_without_weight_are_not_computed():
+    """Features that are not numbers there would spoil every sum."""
+    x_BTD, head_VD, targets_BT, _ = head_inputs()
+    x_BTD = x_BTD.at[0].set(jnp.nan)
+    weights_BT = jnp.zeros((3, 5)).at[2].set(1.0)  # one chunk of three
+    loss = cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, VOCAB, 5, only_weighted=True)
+    expected = plain(x_BTD[2:], head_VD, targets_BT[2:], weights_BT[2:])
+    assert jnp.isnan(in_chunks(5)(x_BTD, head_VD, targets_BT, weights_BT))
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+
+
 @pytest.mark.parametrize("chunk_tokens", CHUNKS)
 def test_the_losses_of_tokens_match_numpy(chunk_tokens):
     x_BTD, head_VD, targets_BT, _ = head_inputs()

@@ -8,6 +8,7 @@ compared with an unbroken run.
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from conftest import environment_on, run_verb, without_speed
 
 from gptjax.base.tree import named_leaves
 from gptjax.cluster.mesh import make_mesh
+from gptjax.conversion.opening import load_run
 from gptjax.data.manifest import Manifest
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
@@ -225,6 +227,36 @@ def test_a_ramp_that_is_killed_goes_on_with_the_same_batches(prepared, tmp_path)
     assert tokens == [128] * 50 + [256] * 50 + [512] * 60
     losses = [row["train_loss"] for row in rows(unbroken)]
     assert sum(losses[-5:]) / 5 < losses[0] - 1
+
+
+def test_adapters_that_are_killed_go_on_though_their_base_is_trained_on(
+    prepared, trained_run, tmp_path
+):
+    """Killed after a checkpoint; dropout and a running average, of the adapters alone."""
+    base = shutil.copytree(trained_run, tmp_path / "base")
+    adapted = [*options(prepared, 0.1), f"--train.init-from={base}@latest", "--model.lora-rank=2"]
+    adapted += ["--model.lora-dropout=0.1", "--optim.ema-decay=0.9", "--train.max-steps=120"]
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    for directory in (broken, unbroken):
+        directory.mkdir()
+    happened = has_new_checkpoint(broken)
+    process = start(adapted, broken)
+    wait_until(happened, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    results = [run_verb("train", *adapted, cwd=unbroken)]
+    # as if the base had been trained on: its latest checkpoint is another one now
+    shutil.copytree(base / "checkpoints" / "10", base / "checkpoints" / "30")
+    results.append(run_verb("train", *adapted, cwd=broken))
+    assert [result.returncode for result in results] == [0, 0], results[-1].stderr
+    assert "resuming run after step" in results[-1].stdout
+    assert rows(broken) == rows(unbroken)
+    one, other = (
+        named_leaves(load_run(cwd / "run", averaged=False).params) for cwd in (broken, unbroken)
+    )
+    for name, leaf in one.items():
+        np.testing.assert_array_equal(leaf, other[name], strict=True, err_msg=name)
 
 
 def test_a_directory_is_trained_in_by_one_process_at_a_time(prepared, tmp_path):
