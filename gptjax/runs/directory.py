@@ -40,7 +40,8 @@ FREE = (
     "optim.eps",
     "optim.clip_norm",
     "model.unroll", "model.dtype", "model.float32_matmul", "model.attention", "model.remat",
-    "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop",
+    "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop", "model.clf_pdrop",
+    "model.lora_dropout",
 )  # fmt: skip
 
 

@@ -132,8 +132,8 @@ class _Recent:
         self._sums: tuple[float, ...] = (0.0,) * 4
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Add the rows of a call if it was measured, and drop rows that are too old."""
-        if (rate := rows[-1].get("tokens_per_second")) is None:
+        """Add the rows of a call that has a rate, and drop rows that are too old."""
+        if not (rate := rows[-1].get("tokens_per_second")):  # a batch may have nothing to learn
             return
         tokens, waited = (sum(row[name] for row in rows) for name in ("tokens", "data_wait"))
         seconds = tokens / rate

@@ -36,6 +36,12 @@ FIXED = {
     "train.ramp_from_tokens": 256, "train.ramp_steps": 8, "optim.name": "lion",
     "optim.moments_dtype": "bfloat16", "optim.ema_decay": 0.9, "data.document_mask": True,
     "train.init_from": "runs/other",
+    "model.n_special": 3, "model.n_classes": 2, "model.lora_rank": 4, "model.lora_alpha": 8.0,
+    "model.lora_targets": ("c_fc",), "optim.trainable": ("ln_f/*",), "optim.trainable_layers": 1,
+    "train.batch_rows": 4, "data.test_fraction": 0.2, "data.split_seed": 1,
+    "classify.form": "pair", "classify.read": "last", "classify.lm_weight": 0.0,
+    "classify.balance": "weights", "classify.labels": ("a", "b"),
+    "instruct.template": "chat", "instruct.loss_on": "all", "instruct.lengths": "pack",
 }  # fmt: skip
 FREE = {
     "model.embd_pdrop": 0.1, "model.attn_pdrop": 0.1, "model.resid_pdrop": 0.1,
@@ -58,6 +64,11 @@ FREE = {
     "sample.prompt": "x", "sample.max_new_tokens": 5, "sample.temperature": 0.0,
     "sample.top_k": None, "sample.top_p": 0.9, "sample.min_p": 0.1,
     "sample.repetition_penalty": 1.2, "sample.stop": ("x",),
+    "model.clf_pdrop": 0.1, "model.lora_dropout": 0.1, "optim.warmup_fraction": 0.1,
+    "train.epochs": 2.0, "train.eval_every_epochs": 1.0, "train.best_by": "accuracy",
+    "train.patience": 3, "data.examples": "a.tsv", "data.val_examples": "b.tsv",
+    "data.test_examples": "c.tsv", "data.header": True, "data.label_field": "label",
+    "data.pair_field": "other", "data.choice_fields": ("a",), "instruct.test_responses": 3,
 }  # fmt: skip
 PRESET = load_config("tiny")
 TINY = dataclasses.replace(
