@@ -88,6 +88,8 @@ def classify(plan: Plan) -> None:
         sides, seeds = sides[:3:2], SEEDS[:1]
     for side, (is_pretrained, words) in sides:
         start = ["--train.init-from", str(base)] if is_pretrained else _shape(plan)
+        if plan.quick and not is_pretrained:
+            start += ["--data.tokenizer", "bytes"]  # too little text for a BPE of 1,024
         rounds = [_fine_tuned(plan, file, [*words, *start], seed) for seed in seeds]
         shown = [
             Spread.of(column(rounds, name)).text(pattern)

@@ -3,9 +3,9 @@
 Recipe: Raschka (2024), Build a Large Language Model (From Scratch), chapter 6: a linear head on the
 state of the last token of the bare text, no loss of the language model, and of a pretrained model
 only the last block, the final norm and the head are trained; batches of 8, AdamW with decay 0.1;
-2 epochs, since the book's 5 of balanced data have fewer steps. The book keeps its rate of 5e-5, for GPT-2's 124M parameters: with those give
---optim.peak-lr 5e-5 --optim.final-lr 5e-5. The rate here is for the small shape below, chosen by
-trial: from 1e-3 in a straight line to 0, pretrained or not.
+2 epochs, since the book's 5 of balanced data have fewer steps. The book keeps its rate of 5e-5, for
+GPT-2's 124M parameters: with those give --optim.peak-lr 5e-5 --optim.final-lr 5e-5. The rate here
+is for the small shape below, chosen by trial: from 1e-3 in a straight line to 0.
 Shape: from scratch 4 layers, 4 heads, 128 wide, context 256, with nothing frozen, and a BPE of
 1,024 from the training texts. With --train.init-from it is the model's.
 Data: 70% for training, 10% for validation and 20% for the test, divided by a seed, as unbalanced
