@@ -27,7 +27,8 @@ def read_conversations(path: Path) -> Conversations:
     """Read a file; raises one `UserError` that names the line or the record of the first mistake.
 
     Alpaca's records have `instruction`, `output` and perhaps `input`, where null is the same as
-    none. Those of a chat have `messages`, each with `role` and `content`.
+    none. An output may be empty, as some published ones are: then the end of the text is the
+    response. Those of a chat have `messages`, each with `role` and `content`.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -85,8 +86,8 @@ def _alpaca(record: dict[str, Any]) -> Conversation:
             raise ValueError(f"it has no {name}: it has {_fields(record)}")
         if not isinstance(value, str):
             raise ValueError(f"{name} is not text: {_short(value)}")
-    if empty := [name for name in ("instruction", "output") if not given[name].strip()]:
-        raise ValueError(f"the {empty[0]} is empty")
+    if not given["instruction"].strip():
+        raise ValueError("the instruction is empty")
     asked = Message(USER, given["instruction"], given["input"])
     return asked, Message(ASSISTANT, given["output"])
 

@@ -71,7 +71,6 @@ def chat_of(*roles: str) -> dict:
     [
         ({"output": "3"}, "line 2: it has no instruction: it has output"),
         ({"instruction": "Add.", "input": 3, "output": "3"}, "line 2: input is not text: 3"),
-        ({"instruction": "Add.", "output": " \n"}, "line 2: the output is empty"),
         ({"instruction": "", "output": "3"}, "line 2: the instruction is empty"),
         ([1, 2], "line 2 is not a JSON object: [1, 2]"),
     ],

@@ -41,7 +41,7 @@ FIXED = {
     "train.batch_rows": 4, "data.test_fraction": 0.2, "data.split_seed": 1,
     "classify.form": "pair", "classify.read": "last", "classify.lm_weight": 0.0,
     "classify.balance": "weights", "classify.labels": ("a", "b"),
-    "instruct.template": "chat", "instruct.loss_on": "all", "instruct.lengths": "pack",
+    "instruct.template": "chat", "instruct.loss_on": "all", "instruct.lengths": "pad",
 }  # fmt: skip
 FREE = {
     "model.embd_pdrop": 0.1, "model.attn_pdrop": 0.1, "model.resid_pdrop": 0.1,
