@@ -9,6 +9,7 @@ import json
 import types
 import typing
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from gptjax.base.errors import ConfigError, did_you_mean
@@ -194,7 +195,6 @@ def _combinations(c: Config) -> Iterator[Problem]:
             ("train.context", "model.n_ctx"),
             f"train.context {c.context} is longer than the model's model.n_ctx {m.n_ctx}",
         )
-    yield from (Problem(*found) for found in finetuning_mistakes(c))
     yield from _batch(c)
     for name, message in mistakes(c.data.mixture, c.data.mixture_changes):
         yield Problem((f"data.{name}",), f"data.{name} {message}")
@@ -225,8 +225,8 @@ def _combinations(c: Config) -> Iterator[Problem]:
 
 
 def _course(c: Config) -> Iterator[Problem]:
-    """Rules about the lengths of schedules and ramps."""
-    return (Problem(fields, message) for fields, message in misfits(c))
+    """Rules about the lengths of schedules and ramps, and about fine-tuning."""
+    return (Problem(*found) for found in chain(misfits(c), finetuning_mistakes(c)))
 
 
 def _batch(c: Config) -> Iterator[Problem]:
