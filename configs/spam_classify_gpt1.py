@@ -5,7 +5,7 @@ linear head with dropout 0.1 on the state at the extract token, the loss of the 
 weight 0.5 beside it, 3 epochs of batches of 32, warm-up over 0.2% of the steps and a straight line
 to 0, AdamW (0.9, 0.999), decay 0.01, clipping at 1, dropout 0.1. Their learning rate of 6.25e-5
 is for 117M pretrained parameters: with GPT-1's weights give --optim.peak-lr 6.25e-5. The rate here
-is for the small shape below, chosen by trial: 1e-3, pretrained or not.
+is for the small shape below, chosen by trial: 1e-3.
 Shape: from scratch 4 layers, 4 heads, 128 wide, context 256, with GPT-1's switches, and a BPE of
 1,024 from the training texts. With --train.init-from it is the model's.
 Data: 70% for training, 10% for validation and 20% for the test, divided by a seed, as unbalanced

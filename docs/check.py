@@ -49,7 +49,8 @@ RULES = [  # the first pattern that is found in a command decides
     (r"train .*--data\.mixture", PARSE, "needs several prepared directories"),
     (r"train .*--data\.path", SMALL, ""),
     (r"train --config gpt", PARSE, "needs a GPU"),
-    (r"\b(runs/|config )instruct", PARSE, "needs instructions: tests/training/"),
+    (r"\b(runs/|config )(instruct|spam|rocstories)", PARSE, "needs examples: tests/training/"),
+    (r"convert --from PEFT_DIR|\b(runs/merged|runs/chat)", PARSE, "needs adapters: tests/"),
     (r"evaluate .*--run gpt2", PARSE, "needs the weights of GPT-2"),
     (r"evaluate .*--lm-eval", RUN, ""),
     (r"gptjax\.", SMALL, ""),
@@ -76,7 +77,10 @@ TESTS = {  # a line or a record of each published test, and of other files that 
     "prompts.txt": ["Once", "Once upon"],
     "questions.jsonl": [{"context": "A", "choices": ["b", "c"], "label": 0}] * 3,
 }
-INPUTS = ["a.txt", "b.txt", "books/one.txt", "web/two.jsonl.zst", "tinyshakespeare.txt"]
+INPUTS = [
+    *("a.txt", "b.txt", "books/one.txt", "web/two.jsonl.zst"),
+    *("messages.txt", "tinyshakespeare.txt"),
+]
 
 
 def commands(path: Path) -> list[str]:
