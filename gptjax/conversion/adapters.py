@@ -9,9 +9,11 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.base.tree import as_tree, named_leaves
+from gptjax.conversion.adapter_card import adapter_card
 from gptjax.conversion.classifier_file import write_classifier
 from gptjax.conversion.finding import find_model
 from gptjax.conversion.huggingface import is_huggingface
+from gptjax.conversion.model_card import CARD
 from gptjax.conversion.new_directory import new_directory, require_free
 from gptjax.conversion.opening import load_adapted, load_run
 from gptjax.conversion.peft import (
@@ -72,7 +74,9 @@ def export_peft(run_name: str, out: Path, averaged: bool = False) -> list[str]:
     with new_directory(out) as directory:
         from safetensors.numpy import save_file
 
-        settings = settings_for_peft(adapted.cfg, str(base.path) if theirs else None)
+        settings = settings_for_peft(adapted.cfg, str(base))
+        card = adapter_card(adapted.cfg, run_name, str(base), out, is_run=not theirs)
+        (directory / CARD).write_text(card, "utf-8")
         (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
         save_file(to_peft(ours, adapted.cfg), directory / ARRAYS, metadata={"format": "pt"})
         notes += write_classifier(ours, config, directory)
@@ -88,22 +92,24 @@ def import_peft(source: Path, base: str | None, out: Path) -> list[str]:
     """
     require_free(out)
     name = base or read_peft_settings(source).get("base_model_name_or_path")
-    if not name or (base is None and not Path(name).expanduser().exists()):
+    beneath = None if not name else read_checkpoint_name(Path(name).expanduser())
+    if beneath is None or (base is None and not beneath.path.exists()):
         known = f", which it calls {name}" if name else ""
         raise UserError(
             f"{source} is an adapter: give the model beneath it{known} with --base, a run or a "
             "Hugging Face directory"
         )
-    beneath = chosen(find_model(Path(name).expanduser()))
+    beneath = chosen(find_model(str(beneath)))
     found = read_source(str(beneath))
     cfg, arrays = read_peft(source, found.model)
     origin = f"PEFT's adapter {source} on {beneath}"
     with new_directory(out) as directory:
         config = config_for(cfg, found.tokenizer)
         items = {ADAPTERS: as_tree(arrays)}
-        pin(beneath, directory)
+        notes = pin(beneath, directory, out)
         write_step_0(directory, config, found.tokenizer, items, origin)
     targets = ", ".join(cfg.lora_targets)
     return [
-        f"adapters   rank {cfg.lora_rank}, alpha {cfg.lora_alpha:g}, beside {targets}, on {name}"
+        f"adapters   rank {cfg.lora_rank}, alpha {cfg.lora_alpha:g}, beside {targets}, on {name}",
+        *notes,
     ]

@@ -10,6 +10,7 @@ from shlex import quote
 
 from gptjax.base.errors import UserError
 from gptjax.conversion.huggingface import is_huggingface
+from gptjax.conversion.peft import is_peft
 from gptjax.runs.directory import RunDir
 from gptjax.runs.naming import BEST, FORM, LATEST, CheckpointName, read_checkpoint_name
 
@@ -31,6 +32,11 @@ def find_model(name: str | PathLike[str]) -> CheckpointName:
         if named.which not in (BEST, LATEST):
             raise UserError(f"{path} is a Hugging Face directory: it has no step {named.which}")
         return named
+    if is_peft(path):
+        raise UserError(
+            f"{path} holds PEFT's adapters without their model: first convert them with `python -m "
+            f"gptjax.convert --from {quote(str(path))} --base MODEL --out RUN`"
+        )
     if not RunDir(path).has_checkpoint and (words := _another_form(path)):
         raise UserError(f"{path} is {words}, not a run: convert it first with `{_convert(path)}`")
     if not path.is_dir():

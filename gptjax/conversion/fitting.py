@@ -16,6 +16,7 @@ from gptjax.base.errors import ConfigError
 from gptjax.config import Config, ModelConfig
 from gptjax.config.names import how_to_prepare_for
 from gptjax.config.origins import SHAPE, as_words, flag_of
+from gptjax.config.schema import CLASSIFY, INSTRUCT
 from gptjax.conversion.shapes import Source
 from gptjax.model.places import leaves
 from gptjax.tokenizers.registry import NAMED, fingerprint, make_tokenizer
@@ -28,7 +29,8 @@ _SWITCHES = frozenset({"n_head", "norm", "final_norm"})  # they say how paramete
 def fitted(config: Config, source: Source, typed: Collection[str]) -> Config:
     """The config with the shape and the tokenizer of `source`; `typed` names the fields to keep.
 
-    Windows are no longer than the preset's, unless a longer context was typed. Raises a
+    Windows are no longer than the preset's, unless a longer context was typed; but examples that
+    are padded to their own lengths may be as long as the model allows. Raises a
     `ConfigError` if typed flags ask for another shape, with a table of leaves, for other layers or
     for another tokenizer.
     """
@@ -43,7 +45,10 @@ def fitted(config: Config, source: Source, typed: Collection[str]) -> Config:
     if train.context is not None and "train.context" in typed and "n_ctx" not in kept:
         model = replace(model, n_ctx=max(model.n_ctx, train.context))
     elif "train.context" not in typed and "n_ctx" not in kept:
-        window = min(config.context, model.n_ctx)
+        is_packed = config.task == INSTRUCT and config.instruct.lengths == "pack"
+        is_padded = config.task in (CLASSIFY, INSTRUCT) and not is_packed
+        own = model.n_ctx if is_padded and train.context is None else config.context
+        window = min(own, model.n_ctx)
         train = replace(train, context=None if window == model.n_ctx else window)
     if "model.unroll" not in typed:
         most = 1 if model.remat != "none" and model.unroll >= model.n_layer else model.n_layer

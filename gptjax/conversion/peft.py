@@ -60,10 +60,10 @@ def to_peft(adapters: Mapping[str, np.ndarray], cfg: ModelConfig) -> dict[str, n
     return theirs
 
 
-def settings_for_peft(cfg: ModelConfig, base: str | None) -> dict[str, Any]:
-    """adapter_config.json of adapters beside a model that `base` names or holds.
+def settings_for_peft(cfg: ModelConfig, base: str) -> dict[str, Any]:
+    """adapter_config.json of adapters beside the model that `base` names.
 
-    >>> settings_for_peft(ModelConfig(n_vocab=9, lora_rank=4), None)["target_modules"]
+    >>> settings_for_peft(ModelConfig(n_vocab=9, lora_rank=4), "runs/base@9")["target_modules"]
     ['attn.c_attn']
     """
     modules = dict.fromkeys(_module_there(leaf).rpartition(".")[0] for leaf in _adapter_leaves(cfg))

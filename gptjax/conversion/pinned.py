@@ -17,6 +17,7 @@ from gptjax.conversion.huggingface import is_huggingface
 from gptjax.conversion.huggingface_config import CONFIG
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import BASE, RunDir
+from gptjax.runs.holding import hold
 from gptjax.runs.integrity import INTEGRITY
 from gptjax.runs.naming import CheckpointName
 
@@ -53,11 +54,17 @@ def chosen(name: CheckpointName) -> CheckpointName:
         checkpointer.close()
 
 
-def pin(name: CheckpointName, run: Path) -> None:
-    """Write a `chosen` model as the base of the adapters of `run`."""
+def pin(name: CheckpointName, run: Path, final: Path | None = None) -> list[str]:
+    """Write a `chosen` model as the base of the adapters of `run`, and have its run keep the step.
+
+    `final` is the name that the directory `run` will have. Returns a note if the base's run may
+    delete the step. Raises `UserError` if it has just done so.
+    """
     step = None if is_huggingface(name.path) else name.which
+    note = None if step is None else hold(name.path, int(step), final or run)
     fingerprint = fingerprint_of_model(name.path, step)
-    assert fingerprint is not None, f"{name} was there a moment ago"
+    if fingerprint is None:
+        raise UserError(f"{name} was there a moment ago, and is deleted now: start again")
     pinned = Pinned(
         os.path.abspath(name.path),
         os.path.relpath(os.path.abspath(name.path), os.path.abspath(run)),
@@ -65,6 +72,7 @@ def pin(name: CheckpointName, run: Path) -> None:
         fingerprint,
     )
     write_atomically(RunDir(run).base, (json.dumps(asdict(pinned), indent=2) + "\n").encode())
+    return [] if note is None else [note]
 
 
 def pinned_base(run: Path) -> CheckpointName:
@@ -83,6 +91,13 @@ def pinned_base(run: Path) -> CheckpointName:
     path = next((p for p in (Path(pinned.model), run / pinned.relative) if p.exists()), None)
     where = pinned.model if pinned.step is None else f"{pinned.model}@{pinned.step}"
     if path is None or fingerprint_of_model(path, pinned.which) is None:
+        if path is not None and (others := RunDir(path).steps()):
+            raise UserError(
+                f"{run} holds adapters of {where}, and {path} has no step {pinned.step} any more, "
+                f"only {', '.join(map(str, others))}: it was deleted as that run trained on. Copy "
+                f"checkpoints/{pinned.step} back from a backup, or train the adapters again, from "
+                f"--train.init-from {path} with --fresh"
+            )
         raise UserError(
             f"{run} holds adapters of {where}, which is not there: bring it back, or write its new "
             f"place into {file} as model"

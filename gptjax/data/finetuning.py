@@ -111,9 +111,10 @@ def with_course(config: Config, examples: int, context: int) -> Config:
     reads. Raises `UserError` if the schedule then does not fit.
     """
     train, rows = config.train, config.batch_rows
-    per_epoch, steps = steps_per_epoch(examples, rows), train.max_steps
+    per_epoch, max_steps = steps_per_epoch(examples, rows), train.max_steps
+    steps = max_steps
     if train.epochs is not None:
-        steps = min(steps, math.ceil(train.epochs * per_epoch))
+        steps = min(max_steps, math.ceil(train.epochs * per_epoch))
     cadence = {}
     if train.eval_every_epochs is not None:
         every = max(1, round(train.eval_every_epochs * per_epoch))
@@ -125,7 +126,13 @@ def with_course(config: Config, examples: int, context: int) -> Config:
     )  # fmt: skip
     config = dataclasses.replace(config, train=train, optim=optim)
     if found := [message for _, message in misfits(config)]:
-        raise UserError("; ".join(found))
+        reason = ""
+        if train.epochs is not None and steps < max_steps:
+            reason = (
+                f"{train.epochs:g} epochs of {examples:,} training examples, {rows} in a step, are "
+                f"{steps} steps: "
+            )
+        raise UserError(reason + "; ".join(found))
     return config
 
 

@@ -1,11 +1,13 @@
 """Instructions and their responses as rows of tokens, with weights on what is to be learnt.
 
 An example longer than the context loses its end: the last tokens of its response. So the end of a
-conversation is not learnt from it. If then nothing is left to learn, the file is refused.
+conversation is not learnt from it. If then nothing is left to learn, the example is left out; in
+the test split it stays, since a prompt that long can be responded to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -124,10 +126,8 @@ def form_of_instructions(config: Config) -> Example:
 def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepared]:
     """Read, divide and tokenise the files of a config."""
     data, chosen = config.data, config.instruct.template
-    files = [
-        None if name is None else read_conversations(Path(name))
-        for name in (data.examples, data.val_examples, data.test_examples)
-    ]
+    names = data.examples, data.val_examples, data.test_examples
+    files = [None if name is None else read_conversations(Path(name)) for name in names]
     read = [file for file in files if file is not None]
     template = read[0].template if chosen == "auto" else chosen
     rows = [None if file is None else file.found for file in files]
@@ -142,7 +142,9 @@ def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepa
     ]
     asked = [_asked(chat) for file in read for chat in file.found]
     notes = _notes(asked, sum(map(len, parts)))
-    if n_cut := _cuts(tokenizer, [item for part in items for item in part], config.context):
+    sources = {name: file for name, file in zip(names, rows, strict=True) if name and file}
+    notes += _leave_out(items, parts, sources, config.context)
+    if n_cut := sum(len(item.weights) > config.context for part in items for item in part):
         notes.append(
             f"{n_cut:,} examples are longer than {config.context} tokens and lost the end of "
             "their response"
@@ -186,17 +188,41 @@ def _item(tokenizer: Tokenizer, template: str, loss_on: str, chat: Conversation)
     return Item(np.concatenate(tokens), np.concatenate(learnt)[1:])
 
 
-def _cuts(tokenizer: Tokenizer, items: Sequence[Item], most: int) -> int:
-    """The number of examples that are cut; raises `UserError` if a cut leaves nothing to learn."""
-    long = [item for item in items if len(item.weights) > most]
-    if bare := [item for item in long if not item.weights[:most].any()]:
-        first = tokenizer.decode(bare[0].tokens[:40].tolist())
-        raise UserError(
-            f"{len(bare)} of the examples have no response left within the context of {most} "
-            f"tokens. The first has {len(bare[0].tokens)} tokens and begins with {first!r}: "
-            "leave them out, or give a longer --train.context, up to the model's n_ctx"
-        )
-    return len(long)
+def _leave_out(
+    items: list[list[Item]],
+    parts: Sequence[Sequence[Conversation]],
+    sources: Mapping[str, Sequence[Conversation]],
+    most: int,
+) -> list[str]:
+    """Take what has nothing to learn within `most` tokens out of training and validation.
+
+    Returns a note about it; raises `UserError` if nothing is left to train on.
+    """
+    bare: list[tuple[int, Conversation]] = []
+    counts = []
+    for number, part in enumerate(items[:2]):
+        is_bare = [len(x.weights) > most and not x.weights[:most].any() for x in part]
+        pairs = zip(part, parts[number], strict=True)
+        lost = [(len(x.weights), chat) for x, chat in compress(pairs, is_bare)]
+        items[number] = [x for x, out in zip(part, is_bare, strict=True) if not out]
+        counts += [f"{len(lost):,} {_NAMES[number]}"] if lost else []
+        bare += lost
+    if not bare:
+        return []
+    longest, chat = max(bare, key=lambda found: found[0])
+    name, record = next(
+        (name, number)
+        for name, found in sources.items()
+        for number, other in enumerate(found, 1)
+        if other == chat
+    )
+    note = (
+        f"no response within the context of {most} tokens. The longest, record {record} of {name}, "
+        f"needs --train.context {longest}, or as much of it as the model's n_ctx allows"
+    )
+    if not items[0]:
+        raise UserError(f"the training examples have {note}")
+    return [f"{' and '.join(counts)} left out: {note}"]
 
 
 def _cut(item: Item, most: int) -> Item:

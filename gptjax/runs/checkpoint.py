@@ -72,7 +72,7 @@ class Checkpointer:
         self.longest_save = 0.0  # seconds from the call of `save` to the commit
         self._read_only = read_only
         self._readers = {0} if alone else None  # processes that Orbax waits for; None: all
-        self._policy = LatestAndBest(keep_latest, lambda: self.ranking)
+        self._policy = LatestAndBest(keep_latest, lambda: self.ranking, self.directory.parent)
         self._saving: int | None = None
         self._begun = (NO_STEP, 0.0)  # the last step that was to be saved, and when that began
         self._meet = ocp.multihost.get_barrier_sync_fn()

@@ -18,6 +18,7 @@ from gptjax.base.errors import UserError
 from gptjax.base.files import locked, write_atomically
 from gptjax.config import Config, to_json
 from gptjax.config.validation import config_from_json
+from gptjax.runs.holding import PINNED
 from gptjax.runs.naming import no_checkpoint
 from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import tokenizer_from_json
@@ -122,9 +123,14 @@ class RunDir:
 
     def require_checkpoint(self, which: str) -> None:
         """Raise `UserError` if there is none, or not the step `which`; it may still be damaged."""
-        steps = [int(p.name) for p in self.checkpoints.glob("[0-9]*") if p.name.isdecimal()]
+        steps = self.steps()
         if not self.has_checkpoint or (which.isdecimal() and int(which) not in steps):
-            raise no_checkpoint(which, sorted(steps), self.checkpoints)
+            raise no_checkpoint(which, steps, self.checkpoints)
+
+    def steps(self) -> list[int]:
+        """Steps that were saved and are still there, damaged or not, oldest first."""
+        names = [path.name for path in self.checkpoints.glob("[0-9]*")]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def check(self) -> None:
         """Raise `UserError` if the path cannot be a run's directory."""
@@ -141,6 +147,7 @@ class RunDir:
         own = {
             LOCK,
             BASE,
+            PINNED,
             "profile",
             *(p.name for p in (self.log, self.checkpoints, self.tokenizer)),
         }

@@ -156,7 +156,8 @@ def _numbers(row: Row, rate: str) -> str:
     if "train_loss" in row:
         parts.append(f"loss {row['train_loss']:.4f}")
     if "val_loss" in row:
-        parts.append(f"val {row['val_loss']:.4f} +- {row['val_stderr']:.4f}")
+        error = f" +- {row['val_stderr']:.4f}" if row["val_stderr"] else ""  # of one example
+        parts.append(f"val {row['val_loss']:.4f}{error}")
     if "val_bits_per_byte" in row:
         parts[-1] += f" ({row['val_bits_per_byte']:.3f} bits/byte)"
     if "val_accuracy" in row:

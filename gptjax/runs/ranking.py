@@ -8,9 +8,12 @@ compared only with those of the same measure under the same weights as the newes
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
+
+from gptjax.runs.holding import held_steps
 
 LOSS = "loss"
 
@@ -89,17 +92,18 @@ def _is_number(x: Any) -> TypeGuard[float]:
 
 
 class LatestAndBest(PreservationPolicy):
-    """Keep the newest `n` steps, the best step, and steps of unknown measure.
+    """Keep the newest `n` steps, the best, those of unknown measure, and those that others need.
 
-    While `keeps_all` is true, keep every step.
+    `run` is the directory in which adapters on this model mark what they need. While `keeps_all`
+    is true, keep every step.
     """
 
-    def __init__(self, n: int, ranking: Callable[[], Ranking]):
-        self._n, self._ranking = n, ranking
+    def __init__(self, n: int, ranking: Callable[[], Ranking], run: Path):
+        self._n, self._ranking, self._run = n, ranking, run
         self.keeps_all = False
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """Decide for each of `checkpoints`, oldest first."""
         ranking, newest = self._ranking(), len(checkpoints) - self._n
-        kept = {ranking.best(), *ranking.unknown()}
+        kept = {ranking.best(), *ranking.unknown(), *held_steps(self._run)}
         return [self.keeps_all or i >= newest or c.step in kept for i, c in enumerate(checkpoints)]

@@ -58,6 +58,12 @@ def load_beside(path: str, base: LoadedRun) -> ServedAdapters:
 def _other_field(cfg: ModelConfig, base: ModelConfig) -> str | None:
     for name in DECIDING:
         here, there = getattr(cfg, name), getattr(base, name)
+        if here != there and name == "n_ctx":
+            return (
+                f"its model.n_ctx is {here}, not {there}. Train the adapters again without "
+                "--model.n-ctx (--train.context shortens their examples alone), or serve them as a "
+                "model of their own with --run"
+            )
         if here != there:
             return f"its model.{name} is {here}, not {there}"
     return None

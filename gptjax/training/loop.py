@@ -95,7 +95,7 @@ def fit(
         if early is not None or step >= setup.config.train.max_steps:
             if not loop.finish(step):
                 return stop.exit_code
-            how = how_to_go_on(run_dir.read_config(), step, early)
+            how = how_to_go_on(run_dir.read_config(), step, early, setup.data.epochs(step))
             display.say(f"{run_dir.path} is complete at step {step}: {how}")
             return 0
         setup.announce(step, display)

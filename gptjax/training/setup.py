@@ -53,6 +53,10 @@ class Setup:
         self.data = self.task.examples(config, _given(config, run_dir))
         self.config = config = self.data.resolved(config)
         self.tokenizer, train = self.data.tokenizer, config.train
+        # refuses names that the model does not have, before the run's directory is made
+        self._chosen = trainable(
+            config.model, config.optim.trainable, config.optim.trainable_layers
+        )
         if train.sample_every_steps:
             self._require_prompt()  # fails now, not at the first sample
         split = model_sharding(config.mesh, jax.device_count(), jax.local_device_count())
@@ -204,8 +208,7 @@ class Setup:
 
     def _announce_parameters(self, display: Display) -> None:
         """What of the model is trained, and what decays."""
-        model, optim = self.config.model, self.config.optim
-        chosen = trainable(model, optim.trainable, optim.trainable_layers)
+        model, optim, chosen = self.config.model, self.config.optim, self._chosen
         state = count_bytes(self.program.abstract_state().opt_state)
         display.say(
             f"trained  {trained_count(model, chosen):,} of {parameter_count(model):,} parameters, "

@@ -91,12 +91,12 @@ def restore_or_start(
         return _resumed(setup, restored, abstract, run_dir, display)
     if (name := setup.config.train.init_from) is not None:
         with watchdog.watching("no model was read"):
-            base = None
+            base, notes = None, None
             if program.trained.are_adapters:
-                on_process_0(lambda: pin(chosen(find_model(name)), run_dir.path))
+                notes = on_process_0(lambda: pin(chosen(find_model(name)), run_dir.path))
                 base = str(pinned_base(run_dir.path))
             state, lines = warm_state(setup.config, program, setup.tokenizer, base)
-        for line in lines:
+        for line in [*lines, *(notes or [])]:
             display.say(line)
         return state, 0
     return program.initial_state(), 0  # no wait: the train step compiles meanwhile
@@ -153,10 +153,11 @@ def course_change(old: Config, new: Config, step: int, accepted: int) -> str | N
     return f"{words}. To keep the old schedule: {' '.join(kept)}"
 
 
-def how_to_go_on(config: Config, step: int, early: str | None = None) -> str:
+def how_to_go_on(config: Config, step: int, early: str | None = None, epochs: float = 0.0) -> str:
     """The flags that continue a run, complete at `step`, without a jump in its learning rate.
 
-    `early` is the reason why it has ended before its last step.
+    `early` is the reason why it has ended before its last step; `epochs` are those that it has
+    read, and if they are all that it was to read, it has to be given more of them.
     """
     if early is not None:
         return (
@@ -166,8 +167,9 @@ def how_to_go_on(config: Config, step: int, early: str | None = None) -> str:
     rewarm = as_words((*config.optim.rewarm_steps, step))
     reset = "" if config.optim.decay_steps is None else " --optim.decay-steps None"
     length = "--train.max-steps"
-    if config.train.epochs is not None:
-        length = "--train.epochs, or --train.max-steps if that is less,"
+    asked = config.train.epochs
+    if asked is not None and epochs >= asked * (1 - 1e-9):
+        length = "--train.epochs"
     return (
         f"to continue, rerun the command with a larger {length} and\n"
         f"  --optim.decay-steps {schedule_end(config.optim, config.train.max_steps)}"

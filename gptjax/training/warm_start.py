@@ -19,6 +19,7 @@ from gptjax.cluster.agreement import first_complaint, require_same
 from gptjax.cluster.mesh import shardings
 from gptjax.config import Config, ModelConfig
 from gptjax.config.names import how_to_prepare_for
+from gptjax.config.schema import PRETRAIN
 from gptjax.conversion.fitting import changed_settings, leaf_differences
 from gptjax.conversion.huggingface import is_huggingface, read_huggingface
 from gptjax.conversion.pinned import pinned_base
@@ -107,7 +108,7 @@ def announcement(origin: str, theirs: ModelConfig, config: Config) -> list[str]:
     if config.model.n_special > theirs.n_special:
         new = config.model.n_special - theirs.n_special
         lines.append(f"         rows of {new} special tokens: drawn from N(0, {INIT_STD})")
-    if config.context < config.model.n_ctx:
+    if config.task == PRETRAIN and config.context < config.model.n_ctx:
         lines.append(
             f"         windows have {config.context} tokens of the {config.model.n_ctx} that fit: "
             "--train.context takes longer ones"

@@ -8,6 +8,7 @@ from gptjax.base.errors import ConfigError
 from gptjax.config import Config, ModelConfig
 from gptjax.config.origins import SHAPE, Origins
 from gptjax.config.presets import load_config, preset_names
+from gptjax.config.schema import CLASSIFY, INSTRUCT
 from gptjax.config.validation import find_problems
 from gptjax.conversion.fitting import changed_settings, fitted
 from gptjax.conversion.shapes import Source
@@ -43,8 +44,20 @@ def test_any_preset_starts_from_any_model(name):
     for model in (MODEL, replace(MODEL, n_ctx=1024), replace(MODEL, n_ctx=4096, n_layer=1)):
         config = fitted(preset, SOURCE._replace(model=model), ())
         assert find_problems(config) == []
-        assert config.context == min(preset.context, model.n_ctx)
+        is_padded = preset.task in (CLASSIFY, INSTRUCT)
+        assert config.context == (model.n_ctx if is_padded else min(preset.context, model.n_ctx))
+        assert config.model.n_ctx == model.n_ctx
         assert fitted(preset, SOURCE._replace(model=config.model), ()) == config
+
+
+def test_packed_rows_are_no_longer_than_the_presets_unless_that_is_typed():
+    preset = load_config("instruct_lora")
+    packed = replace(preset, instruct=replace(preset.instruct, lengths="pack"))
+    source = SOURCE._replace(model=replace(MODEL, n_ctx=1024))
+    assert fitted(packed, source, ()).context == preset.context
+    wider = replace(packed, train=replace(packed.train, context=512))
+    assert fitted(wider, source, ("train.context",)).context == 512
+    assert fitted(wider, source, ()).context == 512  # a preset's own
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from gptjax.config import ModelConfig
 from gptjax.conversion.adapters import export_peft, import_peft, merge_run
 from gptjax.conversion.classifier_file import CLASSIFIER
 from gptjax.conversion.exporting import export_huggingface
+from gptjax.conversion.finding import find_model
 from gptjax.conversion.opening import load_adapted, load_run
 from gptjax.conversion.peft import ARRAYS, SETTINGS, read_peft
 from gptjax.convert import convert
@@ -87,6 +88,23 @@ def test_an_adapter_goes_out_and_comes_back_bit_for_bit(tmp_path):
     settings = json.loads((tmp_path / "adapter" / SETTINGS).read_text())
     assert settings["fan_in_fan_out"] is True
     assert settings["target_modules"] == ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+
+
+def test_an_exported_adapter_knows_its_base_and_says_how_to_load_it(tmp_path):
+    run = adapted_run(tmp_path)
+    export_peft(str(run), tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter" / SETTINGS).read_text())
+    assert settings["base_model_name_or_path"] == f"{tmp_path / 'base'}@0"
+    import_peft(tmp_path / "adapter", None, tmp_path / "back")
+    assert (tmp_path / "base" / "pinned" / "0").read_text().splitlines() == [
+        str(run), str(tmp_path / "back"),
+    ]  # fmt: skip
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "convert --run base@0 --to huggingface --out base-hf" in card
+    assert "convert --from adapter --base base@0 --out RUN" in card
+    assert str(tmp_path) not in card
+    with pytest.raises(UserError, match=r"without their model: .* --base MODEL --out RUN"):
+        find_model(tmp_path / "adapter")
 
 
 def test_a_head_that_classifies_has_a_file_of_its_own(tmp_path):
@@ -164,6 +182,7 @@ def test_adapters_that_do_not_fit_the_base_are_refused(tmp_path, how):
 
 def test_an_adapter_without_its_base_asks_for_it(tmp_path):
     export_peft(str(adapted_run(tmp_path)), tmp_path / "adapter")
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="--base, a run or a Hugging Face directory"):
         convert(["--from", str(tmp_path / "adapter"), "--out", str(tmp_path / "run")])
 

@@ -1,6 +1,7 @@
 """Instructions as rows: which tokens are learnt, what is cut, and what is refused."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -99,11 +100,34 @@ def test_an_example_that_is_too_long_loses_its_end_and_is_counted(tmp_path):
 
 
 @pytest.mark.parametrize("loss_on", ["responses", "last_response"])
-def test_a_prompt_that_leaves_no_room_is_refused(tmp_path, loss_on):
-    long = {"instruction": "x" * 400, "input": "", "output": "1"}
-    with pytest.raises(UserError) as caught:
-        opened([*records(9), long], tmp_path, **{"instruct.loss_on": loss_on})
-    assert "1 of the examples have no response left within the context of 384" in str(caught.value)
+def test_prompts_that_leave_no_room_are_left_out_and_counted(tmp_path, loss_on):
+    values = {"instruct.loss_on": loss_on, "data.test_fraction": 0.0}
+    long = [{"instruction": "x" * n, "input": "", "output": "1"} for n in (300, 900, 600, 500)]
+    data = opened([*records(9), *long], tmp_path, **values)
+    (said,) = [line for line in data.announcement(0) if "left out" in line]
+    assert "the context of 384 tokens. The longest, record 11 of " in said
+    item = opened([long[1]] * 2, tmp_path, **{**values, "model.n_ctx": 2048}).items[0][0]
+    assert f"--train.context {len(item.weights)}," in said
+    assert sum(map(len, data.items)) == 9
+    counted = [int(part) for part in re.findall(r"(\d+) (?:training|for validation)", said)]
+    assert sum(counted) == 4
+    with pytest.raises(UserError, match="training examples have no response within the context"):
+        opened(long, tmp_path, **values)
+
+
+def test_a_prompt_without_room_stays_in_the_test(tmp_path):
+    long = [{"instruction": c * 400, "input": "", "output": "1"} for c in "abcdefgh"]
+    (tmp_path / "test.json").write_text(json.dumps(long))
+    values = {"data.test_examples": str(tmp_path / "test.json"), "instruct.test_responses": None}
+    data = opened(records(20), tmp_path, **values)
+    assert len(data.test_conversations) == 8
+    assert not any("left out" in line for line in data.announcement(0))
+
+
+def test_a_schedule_that_does_not_fit_says_what_made_it_short(tmp_path):
+    config = config_on(records(20), tmp_path, **{"optim.warmup_steps": 10, "train.epochs": 2})
+    with pytest.raises(UserError, match=r"2 epochs of \d+ training .* are \d steps: .*warmup"):
+        Instructions(config, None, None).resolved(config)
 
 
 @pytest.mark.parametrize("lengths", ["pack", "pad"])

@@ -107,6 +107,7 @@ def test_a_line_has_the_numbers_and_the_time_that_is_left(log, clock, capsys):
     clock[0] += 20.0
     shown.update([{"step": 111, **ROW}])
     shown.update([{"step": 111, **ROW, **VALIDATION}])
+    shown.update([{"step": 112, "val_loss": 1.25, "val_stderr": 0.0}])  # of a single example
     shown.close()
     lines = capsys.readouterr().out.splitlines()
     numbers = "lr 3.00e-04  12,346 tok/s"
@@ -114,6 +115,7 @@ def test_a_line_has_the_numbers_and_the_time_that_is_left(log, clock, capsys):
         f"step 101/2000  loss 2.5000  {numbers}",
         f"step 111/2000  loss 2.5000  {numbers}  left 1:02:58",
         f"step 111/2000  loss 2.5000  val 1.2500 +- 0.0312 (1.803 bits/byte)  {numbers}",
+        "step 112/2000  val 1.2500  12,346 tok/s",
     ]
     assert logged(log) == lines
 

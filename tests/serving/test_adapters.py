@@ -165,8 +165,14 @@ def test_adapters_of_another_model_are_refused(runs, tmp_path):
     base, poet = runs
     other = jax.tree.map(lambda x: x + 1, random_params())
     wide = dataclasses.replace(SHAPE, activation="gelu_erf")
+    long = dataclasses.replace(SHAPE, n_ctx=2 * SHAPE.n_ctx)
+    longer = {
+        **random_params(),
+        "wpe": jax.tree.map(lambda x: x.repeat(2, 0), random_params()["wpe"]),
+    }
     for directory, params, cfg, words in (
         ("other", other, SHAPE, "the values of .* are not the same"),
+        ("long", longer, long, f"n_ctx is {SHAPE.n_ctx}, not .* again without --model.n-ctx"),
         ("wide", random_params(), wide, "its model.activation is gelu_tanh, not gelu_erf"),
     ):
         run = written(tmp_path / directory, params, cfg, PARAMS)

@@ -148,6 +148,8 @@ def test_a_broken_run_resumes_bit_for_bit_though_its_base_trains_on(
 def spoilt(base: Path, how: str) -> None:
     if how == "missing":
         shutil.rmtree(base)
+    elif how == "another step":
+        (base / "checkpoints" / "0").rename(base / "checkpoints" / "9")
     elif how == "no step":
         shutil.rmtree(base / "checkpoints" / "0")
     else:
@@ -160,6 +162,7 @@ def spoilt(base: Path, how: str) -> None:
     [
         ("missing", "is not there: bring it back, or write its new place into"),
         ("no step", "is not there: bring it back"),
+        ("another step", "no step 0 any more, only 9: it was deleted as that run trained on"),
         ("changed", "has changed since they were trained"),
     ],
 )
@@ -180,6 +183,26 @@ def test_a_base_that_is_gone_or_another_is_told(prepared, base, adapted, tmp_pat
     more = config_on(prepared, base, LORA, steps=4)
     with pytest.raises(UserError, match=words):
         loop.fit(more, run)
+
+
+def test_the_base_is_told_to_keep_the_step_beneath(adapted, base):
+    assert str(adapted) in (base / "pinned" / "0").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({**LORA, "model.lora_targets": ("c_foo",)}, "lora_targets c_foo names no matrix"),
+        ({"optim.trainable": ("blocks/*",)}, "trainable blocks/. names no parameter"),
+        ({"optim.trainable_layers": 9}, "trainable_layers is 9: expected 1 to"),
+    ],
+)
+def test_what_the_model_does_not_have_is_refused_before_a_directory_is_made(
+    prepared, base, tmp_path, fields, words
+):
+    with pytest.raises(UserError, match=words):
+        loop.fit(config_on(prepared, base, fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_and_base_may_move_together(base, adapted, tmp_path):

@@ -16,6 +16,7 @@ from gptjax.runs.directory import RunDir
 from gptjax.training import loop, setup
 from gptjax.training.program import Program
 from gptjax.training.setup import Setup
+from gptjax.training.start import how_to_go_on
 
 
 @pytest.fixture
@@ -108,6 +109,15 @@ def test_a_run_of_other_settings_is_refused_uncompiled(automatic, tmp_path, with
     wider = dataclasses.replace(automatic.model, n_embd=64)
     with pytest.raises(UserError, match=r"model\.n_embd was 32, now 64"):
         loop.fit(dataclasses.replace(automatic, model=wider), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "length"), [(2.0, "--train.epochs"), (1.9, "--train.max-steps")]
+)
+def test_a_complete_run_names_the_flag_that_decided_its_length(epochs, length):
+    train = dataclasses.replace(Config().train, epochs=2, max_steps=40)
+    words = how_to_go_on(Config(train=train), 40, epochs=epochs)
+    assert f"with a larger {length} and" in words
 
 
 def test_an_implicit_copy_inside_the_loop_is_an_error(automatic, tmp_path, monkeypatch):
