@@ -49,9 +49,9 @@ def spam(tmp_path) -> Path:
 def test_a_small_file_is_read_by_the_columns_of_the_training(spam, tmp_path):
     run, _ = loaded(spam, tmp_path)
     few, notes = tmp_path / "few.tsv", []
-    few.write_text("spam\tcash\nspam\twin\nspam\t" + "long " * 99 + "\n")
+    few.write_text("spam\tmessage\nspam\twin\nspam\t" + "long " * 99 + "\n")
     found = measure_labels(setting(run, few, notes))
-    probs_NC = Classifier(run).of_texts([["cash"], ["win"], ["long " * 99]])
+    probs_NC = Classifier(run).of_texts([["message"], ["win"], ["long " * 99]])
     right = int((probs_NC.argmax(1) == 1).sum())
     assert (found["examples"], found["accuracy"]) == (3, right / 3)
     assert ["1 of 3 examples are longer" in note for note in notes] == [True]
