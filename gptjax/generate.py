@@ -42,11 +42,12 @@ def _classify(command: GenerateCommand) -> int:
     """Print the class of a text, and below it the probability of every class."""
     from gptjax.conversion.opening import load_run
     from gptjax.evaluation.labels import Classifier, class_lines
+    from gptjax.evaluation.setting import note_on_stderr
 
     run = load_run(command.run)
     classifier = Classifier(run, batch_rows=1, dtype=command.dtype)
     print(run.origin, file=sys.stderr)
-    (probs_C,) = classifier.of_texts([command.classify])
+    (probs_C,) = classifier.of_texts([command.classify], note=note_on_stderr)
     names = command.classify[1:] if classifier.form == "choice" else classifier.labels
     print(*class_lines(probs_C, names), sep="\n")
     return 0

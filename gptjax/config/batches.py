@@ -64,8 +64,13 @@ def rows_problem(config: Config, groups: int) -> str | None:
     rows, train = batch_schedule(config).first, config.train
     if rows % groups == 0:
         return None
-    name = "batch_tokens" if train.ramp_from_tokens is None else "ramp_from_tokens"
     fitting = math.lcm(1 if train.micro_batch == "auto" else train.micro_batch, groups)
+    if train.batch_rows is not None:
+        return (
+            f"train.batch_rows {rows} does not divide among {groups} groups of devices (mesh.data "
+            f"x mesh.fsdp): try {math.ceil(rows / groups) * groups}"
+        )
+    name = "batch_tokens" if train.ramp_from_tokens is None else "ramp_from_tokens"
     return (
         f"train.{name} {rows * config.context} is {rows} sequences of {config.context} tokens, "
         f"which do not divide among {groups} groups of devices (mesh.data x mesh.fsdp): try "

@@ -23,7 +23,12 @@ EXAMPLES = (
 )
 CLASSES = (
     f"{LABELS} model.clf_pdrop classify.form classify.read classify.lm_weight classify.balance "
-    "classify.labels"
+    "classify.labels classify.rarer"
+)
+BY_DATA = "model.n_special model.n_classes classify.rarer"
+FROZEN = (
+    "model.lora_rank model.lora_alpha model.lora_dropout model.lora_targets optim.trainable "
+    "optim.trainable_layers"
 )
 INSTRUCTIONS = "instruct.template instruct.loss_on instruct.lengths instruct.test_responses"
 SAMPLING = (
@@ -79,6 +84,8 @@ def note_without_effect(c: Config, typed: Collection[str], here: Surroundings) -
         (EXAMPLES, is_pretraining, "it is for fine-tuning"),
         (SHARDS, is_fine_tuning, "a fine-tuning reads data.examples"),
         (CLASSES, c.task in (PRETRAIN, INSTRUCT), f"it is for task {CLASSIFY}"),
+        (BY_DATA, c.task == CLASSIFY, "the examples set it"),
+        (FROZEN, t.init_from is None, "nothing is frozen without --train.init-from"),
         (INSTRUCTIONS, c.task in (PRETRAIN, CLASSIFY), f"it is for task {INSTRUCT}"),
         ("data.val_fraction", d.val_examples is not None, "data.val_examples is given"),
         ("data.test_fraction", d.test_examples is not None, "data.test_examples is given"),

@@ -80,6 +80,8 @@ class ClassifyConfig:
     has, or a weight for each class."""
     labels: tuple[str, ...] = ()
     """Names of the classes in the order of the head's outputs; the data set it."""
+    rarer: str = ""
+    """The rarer of two classes in training, whose F1 is f1; the data set it."""
 
 
 @dataclass(frozen=True)

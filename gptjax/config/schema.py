@@ -187,7 +187,8 @@ class TrainConfig:
     """Epochs between validations, each with a save, in place of eval_every_steps and
     save_every_steps."""
     best_by: Literal["loss", "accuracy", "macro_f1"] = "loss"
-    """Validation measure of the best checkpoint; accuracy and macro_f1 are for classification."""
+    """Validation measure of the best checkpoint, and of patience; accuracy and macro_f1 are for
+    classification. Of equal values the one with the lower validation loss is better."""
     patience: int | None = None
     """Validations without a better value of best_by after which a fine-tuning ends; None never ends
     early."""

@@ -59,7 +59,7 @@ def load_run(
     shapes = parameter_shapes(config.model)
     step, params = _restored(run_dir, name.which, shapes, averaged, dtype, alone)
     origin = f"checkpoint of step {step} in {run_dir.path}"
-    return LoadedRun(config, params, run_dir.read_tokenizer(), step, origin)
+    return LoadedRun(config, params, run_dir.read_tokenizer(), step, origin, run_dir.path)
 
 
 def load_adapted(path: str | PathLike[str], averaged: bool = True) -> Adapted:
@@ -95,7 +95,7 @@ def _load_merged(run_dir: RunDir, which: str, averaged: bool, dtype: str, alone:
     params = jax.jit(merge)(base.params, adapters, jax.random.key(config.train.seed))
     origin = f"checkpoint of step {step} in {run_dir.path}, adapters merged into {base.origin}"
     plain = replace(config, model=unadapted(config.model))
-    return LoadedRun(plain, params, run_dir.read_tokenizer(), step, origin)
+    return LoadedRun(plain, params, run_dir.read_tokenizer(), step, origin, run_dir.path)
 
 
 def _restored(

@@ -4,20 +4,20 @@ Letters: S sequences of an example, T time.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.config import Config
-from gptjax.data.columns import counts_of
+from gptjax.data.columns import Columns, counts_of
 from gptjax.data.examples import Example
 from gptjax.data.finetuning import FineTuningData, tokenizer_for, with_course
 from gptjax.data.keeping import Prepared
-from gptjax.data.labelled import Labelled, labels_in_order, read_labelled
+from gptjax.data.labelled import Labelled, Reading, labels_in_order, read_labelled
 from gptjax.data.padding import PaddedExamples
 from gptjax.data.splitting import Key, class_weights, divide_files, repeats, undersampled
 from gptjax.data.transformations import Transformation
@@ -43,6 +43,7 @@ class LabelledTexts(FineTuningData):
 
         found = self.prepared(config, given, kept, LabelledItem, prepare)
         self.labels: tuple[str, ...] = tuple(found.facts["labels"])
+        self._rarer: str = found.facts.get("rarer", "")
         self.counts = Counter(self.labels[item.label] for item in found.train)
         self._notes: list[str] = found.facts["notes"]
         self._special = Transformation(config.classify, self.tokenizer, config.context).special
@@ -66,7 +67,7 @@ class LabelledTexts(FineTuningData):
             config,
             model=model,
             data=replace(config.data, tokenizer=self.tokenizer.name),
-            classify=replace(config.classify, labels=self.labels),
+            classify=replace(config.classify, labels=self.labels, rarer=self._rarer),
         )
         return with_course(config, len(self.train), self.longest)
 
@@ -91,9 +92,15 @@ class LabelledTexts(FineTuningData):
 
 def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepared]:
     """Read, divide and tokenise the files of a config."""
-    parts, notes = divided_rows(config)
+    parts, notes, reading = _divided(config)
     train = parts[0]
     labels = _labels(config, train, parts[1:])
+    facts = {
+        "labels": labels,
+        "notes": notes,
+        "rarer": rarer_label([row.label for row in train], labels),
+        "reading": [reading.columns, *reading[1:]],
+    }
     if config.classify.balance == "undersample":
         chosen = undersampled(
             [row.texts for row in train], [row.label for row in train], config.data.split_seed
@@ -123,15 +130,39 @@ def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepa
             f"{n_cut:,} examples are longer than {config.context} tokens and lost the end of their "
             f"{'text' if config.classify.form == 'single' else 'longer text'}"
         )
-    return tokenizer, Prepared(items[0], items[1], items[2], {"labels": labels, "notes": notes})
+    return tokenizer, Prepared(items[0], items[1], items[2], facts)
+
+
+def reading_of(facts: Mapping[str, Any]) -> Reading | None:
+    """How the file of a run was read, from the facts that it keeps; None if it keeps none."""
+    if "reading" not in facts:
+        return None
+    (texts, label, others), has_header, numbering = facts["reading"]
+    return Reading(Columns(tuple(texts), label, tuple(others)), has_header, numbering)
+
+
+def rarer_label(found: Sequence[str], labels: Sequence[str]) -> str:
+    """The rarer of two classes, of equally many the second; nothing for more classes.
+
+    >>> rarer_label(["spam", "ham", "ham"], ("ham", "spam"))
+    'spam'
+    """
+    counts = Counter(found)
+    return min(reversed(labels), key=lambda name: counts[name]) if len(labels) == 2 else ""
 
 
 def divided_rows(config: Config) -> tuple[list[list[Labelled]], list[str]]:
     """The examples of each split, and notes about the files and their repeated texts."""
+    return _divided(config)[:2]
+
+
+def _divided(config: Config) -> tuple[list[list[Labelled]], list[str], Reading]:
     data, form = config.data, config.classify.form
     file = read_labelled(config, Path(data.examples or ""))
     named = (data.val_examples, data.test_examples)
-    files = [None if name is None else read_labelled(config, Path(name), file) for name in named]
+    files = [
+        None if name is None else read_labelled(config, Path(name), file.reading) for name in named
+    ]
     given = [None if other is None else other.rows for other in files]
     read = [row for rows in (file.rows, *given) for row in rows or ()]
     parts = divide_files(
@@ -139,9 +170,8 @@ def divided_rows(config: Config) -> tuple[list[list[Labelled]], list[str]]:
     )
     left_out = len(read) - sum(map(len, parts))
     notes = [other.note for other in (file, *files) if other is not None]
-    return parts, notes + _about_repeats(
-        [_key(row, form) for row in read], [row.label for row in read], left_out
-    )
+    keys, labels = [_key(row, form) for row in read], [row.label for row in read]
+    return parts, notes + _about_repeats(keys, labels, left_out), file.reading
 
 
 def _key(row: Labelled, form: str) -> Key:

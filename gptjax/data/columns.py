@@ -29,6 +29,10 @@ RIGHT_ENDING = "AnswerRightEnding"
 _LETTER = re.compile(r"[^\W\d_]")
 
 
+class UnclearColumns(UserError):
+    """A file does not say which of its columns are meant; the message names the flags that do."""
+
+
 class Columns(NamedTuple):
     """The columns that make an example."""
 
@@ -44,7 +48,7 @@ class Columns(NamedTuple):
 
 
 def columns_of(table: Table, data: DataConfig, form: str) -> Columns:
-    """Choose the columns for a form of input; raises `UserError` if a choice is not clear."""
+    """Choose the columns for a form of input; raises `UnclearColumns` if a choice is not clear."""
     given = (data.text_field, data.label_field, data.pair_field, *data.choice_fields)
     for name in given:
         if name is not None and name not in table.columns:
@@ -52,7 +56,7 @@ def columns_of(table: Table, data: DataConfig, form: str) -> Columns:
     if form == "choice" and not data.choice_fields:
         if set(table.columns) >= {*STORY, *ENDINGS, RIGHT_ENDING}:
             return Columns(STORY, RIGHT_ENDING, ENDINGS)
-        raise UserError(
+        raise UnclearColumns(
             f"{table.path} has no columns of ROCStories ({STORY[0]} to {RIGHT_ENDING}); its "
             f"columns are {_listed(table)}: name those of the answers by --data.choice-fields"
         )
@@ -65,10 +69,12 @@ def columns_of(table: Table, data: DataConfig, form: str) -> Columns:
     return Columns((text or _text_column(table, {label, *others}),), label, others)
 
 
-def no_column(table: Table, name: str) -> UserError:
+def no_column(table: Table, name: str) -> UnclearColumns:
     """A column that a flag names and a table lacks."""
     hint = "" if table.has_header else " (without a header; give --data.header True if it has one)"
-    return UserError(f"{table.path} has no column {name!r}; its columns are {_listed(table)}{hint}")
+    return UnclearColumns(
+        f"{table.path} has no column {name!r}; its columns are {_listed(table)}{hint}"
+    )
 
 
 def _listed(table: Table) -> str:
@@ -86,7 +92,7 @@ def _pair(table: Table, data: DataConfig) -> tuple[str | None, tuple[str, ...]]:
     for first, second in PAIRS:
         if {first, second} <= set(table.columns) and data.text_field in (None, first):
             return first, (second,)
-    raise UserError(
+    raise UnclearColumns(
         f"a pair needs a second text, and {table.path} has the columns {_listed(table)}: name it "
         "by --data.pair-field"
     )
@@ -103,13 +109,13 @@ def _label_column(table: Table, taken: Iterable[str | None]) -> str:
     if len(several) == 1:
         return several[0]
     if not several:
-        raise UserError(
+        raise UnclearColumns(
             f"{table.path} has no column that is clearly the label; its columns are "
             f"{_listed(table)}: name it by --data.label-field"
         )
     width = max(map(len, several))
     lines = "".join(f"\n  {n:<{width}}  {counts_of(_classes(table, n))}" for n in several)
-    raise UserError(
+    raise UnclearColumns(
         f"{table.path} has {len(several)} columns that may be the label:{lines}\n"
         "name the one to learn by --data.label-field"
     )
@@ -153,7 +159,7 @@ def _text_column(table: Table, taken: set[str]) -> str:
     if len(texts) == 1:
         return texts[0]
     which = f"{len(texts)} columns of text" if texts else "no column of text"
-    raise UserError(
+    raise UnclearColumns(
         f"{table.path} has {which} beside the label; its columns are {_listed(table)}: name the "
         "one to read by --data.text-field"
     )

@@ -116,7 +116,7 @@ class TaskData(Protocol):
     def other_data(self, step: int, before: str) -> str:
         """Advice to a user whose run read data of fingerprint `before` until `step`."""
         now = self.fingerprint_until(step)
-        return f"was trained on other data (fingerprint {before}) than this ({now})"
+        return f"was trained on other data (fingerprint {before}) than this ({now}): restore it"
 
 
 class ShuffledExamples(EndlessExamples):

@@ -61,9 +61,11 @@ class FineTuningData(TaskData):
             raise UserError(
                 "data.examples is missing: give the file of examples by --data.examples FILE"
             )
-        self.rows, found = config.batch_rows, None
+        self.rows, self._source, found = config.batch_rows, config.data.examples, None
         if directory is not None and given is not None:
-            found = read_kept(directory, kind, origin_of(config, given))
+            kept = read_kept(directory, kind)
+            if kept is not None and origin_of(config, given).is_of(kept.origin):
+                found = kept.examples
         if found is not None and given is not None:
             self.kept, self.tokenizer = directory and directory / KEPT, given
         else:
@@ -98,6 +100,14 @@ class FineTuningData(TaskData):
         """All steps read all training examples."""
         del step
         return self.fingerprint
+
+    def other_data(self, step: int, before: str) -> str:
+        """Advice to a user whose file, or its division, is not that of the run so far."""
+        now = self.fingerprint_until(step)
+        return (
+            f"was trained on other data (fingerprint {before}) than {self._source} gives now "
+            f"({now}): restore the file and its flags (--data.*) as they were"
+        )
 
     def epochs(self, step: int) -> float:
         """Epochs after `step` steps."""

@@ -59,6 +59,17 @@ class Origin(NamedTuple):
             self.files[name] in (None, other.files[name]) for name in FILES
         )
 
+    def has_file(self, path: Path) -> bool:
+        """Whether examples came from this very file."""
+        return _hash(str(path)) in {digest for digest in self.files.values() if digest}
+
+
+class Kept(NamedTuple):
+    """What a run keeps of its examples."""
+
+    examples: Prepared
+    origin: Origin
+
 
 def origin_of(config: Config, tokenizer: Tokenizer) -> Origin:
     """The files of a config, and the settings that decide what becomes of them."""
@@ -140,18 +151,17 @@ def write_kept(directory: Path, arrays: Arrays, facts: Mapping[str, Any], origin
         np.savez(file, **named)
 
 
-def read_kept(directory: Path, kind: Any, origin: Origin) -> Prepared | None:
-    """The examples of a run that has begun; None if it has none, or if they came from others."""
+def read_kept(directory: Path, kind: Any) -> Kept | None:
+    """The examples of a run that has begun, as tuples of this kind; None if it has none."""
     try:
         with np.load(directory / KEPT, allow_pickle=False) as file:
             arrays = dict(file)
         about = json.loads(arrays.pop("about").tobytes())
-        if not origin.is_of(Origin(about["settings"], about["files"])):
-            return None
         train, validation, test = (
             unflattened(kind, _of(arrays, split)) for split in Prepared._fields[:3]
         )
-        return Prepared(train, validation, test, about["facts"])
+        prepared = Prepared(train, validation, test, about["facts"])
+        return Kept(prepared, Origin(about["settings"], about["files"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

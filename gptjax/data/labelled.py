@@ -20,20 +20,26 @@ class Labelled(NamedTuple):
     where: str = ""
 
 
-class LabelledFile(NamedTuple):
-    """The examples of one file, and how it was read."""
+class Reading(NamedTuple):
+    """What was taken for what in a file; another file can be read the same way."""
 
-    rows: list[Labelled]
     columns: Columns
     has_header: bool
     numbering: int | None = None
     """The number of the first answer, if the labels of a choice are numbers."""
+
+
+class LabelledFile(NamedTuple):
+    """The examples of one file, and how it was read."""
+
+    rows: list[Labelled]
+    reading: Reading
     note: str = ""
     """What was taken for what."""
 
 
-def read_labelled(config: Config, path: Path, like: LabelledFile | None = None) -> LabelledFile:
-    """Read a file of labelled texts; one `like` another has its columns.
+def read_labelled(config: Config, path: Path, like: Reading | None = None) -> LabelledFile:
+    """Read a file of labelled texts, or one that is `like` another.
 
     Raises `UserError` for a file without the columns, and for an example without text or label.
     """
@@ -46,7 +52,7 @@ def read_labelled(config: Config, path: Path, like: LabelledFile | None = None) 
     columns = columns_of(table, data, form) if like is None else like.columns
     for name in (*columns.texts, columns.label, *columns.others):
         if name not in table.columns:
-            raise no_column(table, name)
+            raise no_column(table, name) if like is None else _unlike(table, name, columns)
     texts = [_texts(table, row, columns) for row in range(len(table.rows))]
     labels = [_label(table, row, columns.label) for row in range(len(table.rows))]
     numbering = None
@@ -59,7 +65,15 @@ def read_labelled(config: Config, path: Path, like: LabelledFile | None = None) 
     ]
     header_note = "" if table.has_header else " without a header"
     note = f"{path}: {table.kind}{header_note}; {columns}"
-    return LabelledFile(rows, columns, table.has_header, numbering, note)
+    return LabelledFile(rows, Reading(columns, table.has_header, numbering), note)
+
+
+def _unlike(table: Table, name: str, columns: Columns) -> UserError:
+    header = "" if table.has_header else ", without a header"
+    return UserError(
+        f"{table.path} has no column {name!r}; its columns are {', '.join(table.columns)}{header}. "
+        f"Expected the columns of the training file: {columns}"
+    )
 
 
 def _texts(table: Table, row: int, columns: Columns) -> Key:

@@ -6,22 +6,21 @@ from typing import Any
 import numpy as np
 
 
-def class_figures(confusion: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+def class_figures(confusion: np.ndarray, labels: Sequence[str], rarer: str = "") -> dict[str, Any]:
     """Accuracy, macro F1, `f1`, the F1 of each class and the matrix itself.
 
-    `f1` is that of the rarer class of two, of equal ones the second; of more it is the macro F1.
+    `f1` is that of the class `rarer`, or without one the macro F1.
 
-    >>> found = class_figures(np.array([[8, 1], [0, 3]]), ("ham", "spam"))
+    >>> found = class_figures(np.array([[8, 1], [0, 3]]), ("ham", "spam"), "spam")
     >>> {name: round(x, 3) for name, x in found.items() if name != "confusion"}
     {'accuracy': 0.917, 'macro_f1': 0.899, 'f1': 0.857, 'f1/ham': 0.941, 'f1/spam': 0.857}
     """
     counts = np.asarray(confusion, np.float64)
-    f1, truths = f1_scores(counts), counts.sum(1)
-    rarer = int(truths[1] <= truths[0]) if len(truths) == 2 else None
+    f1 = f1_scores(counts)
     return {
         "accuracy": float(np.trace(counts) / counts.sum()),
         "macro_f1": float(f1.mean()),
-        "f1": float(f1.mean() if rarer is None else f1[rarer]),
+        "f1": float(f1[labels.index(rarer)] if rarer else f1.mean()),
         **{f"f1/{label}": float(x) for label, x in zip(labels, f1, strict=True)},
         "confusion": counts.astype(int).tolist(),
     }

@@ -17,9 +17,11 @@ from jax import Array
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
 from gptjax.config.schema import CLASSIFY
-from gptjax.data.classify import LabelledTexts
+from gptjax.data.classify import LabelledItem, reading_of
+from gptjax.data.columns import UnclearColumns
 from gptjax.data.examples import Examples
-from gptjax.data.labelled import read_labelled
+from gptjax.data.keeping import KEPT, Kept, read_kept
+from gptjax.data.labelled import Labelled, read_labelled
 from gptjax.data.padding import padded_lengths
 from gptjax.data.transformations import Transformation
 from gptjax.evaluation.classes import class_figures, confusion_of
@@ -54,6 +56,7 @@ class Classifier:
         self.labels, self.form = config.classify.labels, config.classify.form
         """Names of the classes in the order of their probabilities; those of a choice are numbers.
         """
+        self._rarer = config.classify.rarer
         self._params, self._rows = run.params, batch_rows
         self._longest = config.context
         self._transform = Transformation(config.classify, run.tokenizer, self._longest)
@@ -63,11 +66,12 @@ class Classifier:
         self,
         texts: Sequence[Sequence[str]],
         progress: Callable[[int], None] = lambda done: None,
+        note: Callable[[str], None] = lambda words: None,
     ) -> np.ndarray:
         """Probabilities of all classes, float32 [N, C], of examples with one text or several.
 
-        A pair has two; a choice has a text and its answers, and C is their number. Raises
-        `UserError` for another number of texts.
+        A pair has two; a choice has a text and its answers, and C is their number. `note` is called
+        if texts are cut. Raises `UserError` for another number of texts, and for an empty one.
         """
         for own in texts:
             if self.form == "choice" and len(own) < 3:
@@ -80,7 +84,16 @@ class Classifier:
                     f"this run reads {TEXTS[self.form]} an example (classify.form {self.form}), "
                     f"not {len(own)}"
                 )
-        return self.of_sequences([self._transform.sequences(own)[0] for own in texts], progress)
+            if not all(text.strip() for text in own):
+                raise UserError("one of the texts is empty: expected words to classify")
+        made = [self._transform.sequences(own) for own in texts]
+        if n_cut := sum(is_cut for _, is_cut in made):
+            which = "the text is" if len(made) == 1 else f"{n_cut:,} of {len(made):,} examples are"
+            note(
+                f"{which} longer than {self._longest} tokens, as many as the longest in training "
+                "had, so only the beginning is read"
+            )
+        return self.of_sequences([sequences for sequences, _ in made], progress)
 
     def of_sequences(
         self, examples: Sequence[Sequences], progress: Callable[[int], None] = lambda done: None
@@ -126,50 +139,88 @@ class Classifier:
         self,
         examples: Examples,
         progress: Callable[[int], None] = lambda done: None,
-        limit: int | None = None,
     ) -> dict[str, Any]:
-        """The figures of `class_figures` on the first labelled examples of a classification."""
-        rows = [examples[n] for n in range(len(examples))[:limit]]
+        """The figures of `class_figures` on the labelled examples of a classification."""
+        rows = [examples[n] for n in range(len(examples))]
         sequences = [
             [t[:length] for t, length in zip(row["tokens"], row["lengths"], strict=True)]
             for row in rows
         ]
         guesses = self.of_sequences(sequences, progress).argmax(1)
         truths = [int(row["label"]) for row in rows]
-        return class_figures(confusion_of(truths, guesses, len(self.labels)), self.labels)
+        return self.figures_of(truths, guesses)
+
+    def figures_of(self, truths: Sequence[int], guesses: Sequence[int]) -> dict[str, Any]:
+        """The figures of `class_figures`, from the numbers of the classes of examples."""
+        confusion = confusion_of(truths, guesses, len(self.labels))
+        return class_figures(confusion, self.labels, self._rarer)
 
 
 def measure_labels(setting: Setting) -> dict[str, Any]:
     """The figures of a file of labelled texts, or of the split of it that `setting` names.
 
-    Raises `UserError` for a run that does not classify, for a file that is not like those of its
+    A file is read as that of the training was: the same columns, header and numbers of answers.
+    Raises `UserError` for a run that does not classify, for a file that is not like that of its
     training, and for a label that it has not learned.
     """
-    config, scorer = setting.run.config, setting.scorer
+    scorer, directory = setting.scorer, setting.run.directory
     classifier = Classifier(setting.run, scorer.batch_rows, scorer.cfg.dtype)
-    config = replace(config, data=replace(config.data, examples=setting.data))
+    kept = None if directory is None else read_kept(directory, LabelledItem)
     if setting.split is not None:
-        data = LabelledTexts(config, setting.run.tokenizer, None)
-        splits = {"train": data.train, "validation": data.validation, "test": data.test}
-        examples = splits[setting.split]
-        if not len(examples):
-            raise UserError(f"the {setting.split} split of this run has no examples: leave --split")
-        size = len(range(len(examples))[: setting.limit])
-        with setting.bar(size, "examples") as progress:
-            figures = classifier.figures(examples, progress, setting.limit)
-        return _with_labels(figures, size, classifier.labels)
-    rows = read_labelled(config, Path(setting.data)).rows[: setting.limit]
-    for row in rows:
-        if row.label not in classifier.labels:
-            raise UserError(
-                f"{row.where}, has the label {row.label!r}; {setting.run.origin} has learned "
-                f"{', '.join(classifier.labels)}: correct it, or leave it out"
-            )
-    truths = [classifier.labels.index(row.label) for row in rows]
-    with setting.bar(len(rows), "examples") as progress:
-        guesses = classifier.of_texts([row.texts for row in rows], progress).argmax(1)
-    confusion = confusion_of(truths, guesses.tolist(), len(classifier.labels))
-    return _with_labels(class_figures(confusion, classifier.labels), len(rows), classifier.labels)
+        items = _own_split(setting, setting.split, kept)[: setting.limit]
+        truths = [item.label for item in items]
+        with setting.bar(len(items), "examples") as progress:
+            probs_NC = classifier.of_sequences([item.sequences for item in items], progress)
+    else:
+        rows = _rows_like(setting, kept)[: setting.limit]
+        truths = [_number(row, classifier.labels, setting.run.origin) for row in rows]
+        texts = [row.texts for row in rows]
+        with setting.bar(len(rows), "examples") as progress:
+            probs_NC = classifier.of_texts(texts, progress, setting.note)
+    figures = classifier.figures_of(truths, probs_NC.argmax(1).tolist())
+    return {"examples": len(truths), **figures, "labels": list(classifier.labels)}
+
+
+def _own_split(setting: Setting, split: str, kept: Kept | None) -> list[LabelledItem]:
+    """The examples of a split, as the run keeps them, if the file of `setting` is theirs."""
+    path, origin = Path(setting.data), setting.run.origin
+    if kept is None:
+        raise UserError(
+            f"--split {split}: {origin} has no {KEPT}, which says how its examples were divided: "
+            f"leave --split out to measure all of {path}"
+        )
+    if not kept.origin.has_file(path):
+        raise UserError(
+            f"{path} is not the file that {origin} was trained on, so it has no split {split}: "
+            "give that file, unchanged, or leave --split out to measure all of this one"
+        )
+    examples = kept.examples
+    parts = {"train": examples.train, "validation": examples.validation, "test": examples.test}
+    if not parts[split]:
+        raise UserError(f"the {split} split of this run has no examples: leave --split out")
+    return parts[split]
+
+
+def _rows_like(setting: Setting, kept: Kept | None) -> list[Labelled]:
+    """The examples of a file, from the columns that the training read."""
+    path, reading = Path(setting.data), None if kept is None else reading_of(kept.examples.facts)
+    try:
+        return read_labelled(setting.run.config, path, reading).rows
+    except UnclearColumns as error:
+        raise UserError(
+            f"{path} does not say which columns have the label and the text, and "
+            f"{setting.run.origin} has no {KEPT}, which says what its training read: name them "
+            "label and text in the file"
+        ) from error
+
+
+def _number(row: Labelled, labels: Sequence[str], origin: str) -> int:
+    if row.label not in labels:
+        raise UserError(
+            f"{row.where}, has the label {row.label!r}; {origin} has learned {', '.join(labels)}: "
+            "correct it, or leave it out"
+        )
+    return labels.index(row.label)
 
 
 def class_lines(probs_C: Sequence[float] | np.ndarray, labels: Sequence[str]) -> list[str]:
@@ -183,10 +234,6 @@ def class_lines(probs_C: Sequence[float] | np.ndarray, labels: Sequence[str]) ->
     ranked = sorted(zip(labels, probs_C, strict=True), key=lambda pair: -pair[1])
     width = max(map(len, labels))
     return [ranked[0][0], *(f"  {label:{width}}  {share:.4f}" for label, share in ranked)]
-
-
-def _with_labels(figures: dict[str, Any], size: int, labels: Sequence[str]) -> dict[str, Any]:
-    return {"examples": size, **figures, "labels": list(labels)}
 
 
 @partial(jax.jit, static_argnames=("cfg", "form"))

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
+from pathlib import Path
 from typing import SupportsIndex
 
 import jax
@@ -38,6 +39,8 @@ class LoadedRun:
     """The step at which the checkpoint was saved; 0 for a model that is not a run's."""
     origin: str
     """Where it was found, in words for messages."""
+    directory: Path | None = None
+    """The directory of the run, with what it keeps; None for a model that is not a run's."""
 
     def generate(
         self,

@@ -7,7 +7,7 @@ compared only with those of the same measure under the same weights as the newes
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -77,14 +77,26 @@ class Ranking:
         return min(alike, key=lambda s: (self._known[s].rank, s), default=None)
 
 
-def _standing(cursor: dict[str, Any]) -> _Standing | None:
-    """The measure in a cursor: its loss, or what `best_by` names and the loss among equals."""
-    loss, by = cursor.get("val_loss"), cursor.get("best_by", LOSS)
-    value = cursor.get(f"val_{by}")
+def rank_of(by: str, found: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """The rank of a validation by what best_by names, less is better; None if it is not measured.
+
+    Of equal values the one with the lower loss is better.
+
+    >>> rank_of("accuracy", {"val_accuracy": 0.9, "val_loss": 0.3})
+    (-0.9, 0.3)
+    """
+    loss, value = found.get("val_loss"), found.get(f"val_{by}")
     if not (_is_number(loss) and _is_number(value)):
         return None
-    rank = (loss,) if by == LOSS else (-value, loss)
-    return _Standing((by, cursor.get("val_measure", "")), rank, loss)
+    return (loss,) if by == LOSS else (-value, loss)
+
+
+def _standing(cursor: dict[str, Any]) -> _Standing | None:
+    """The measure in a cursor: what its `best_by` names, or the loss."""
+    by = cursor.get("best_by", LOSS)
+    if (rank := rank_of(by, cursor)) is None:
+        return None
+    return _Standing((by, cursor.get("val_measure", "")), rank, cursor["val_loss"])
 
 
 def _is_number(x: Any) -> TypeGuard[float]:

@@ -12,7 +12,8 @@ CONFUSION = "confusion.png"
 def measure_splits(finished: Finished) -> dict[str, Any] | None:
     """Figures of the validation and test splits for results.json; confusion.png of the test split.
 
-    Without examples for the test there are only those of the validation.
+    Without examples for the test there are only those of the validation; without these either,
+    only the labels.
     """
     run, data, say = finished.run, finished.data, finished.say
     classifier, labels = Classifier(run), run.config.classify.labels
@@ -24,7 +25,9 @@ def measure_splits(finished: Finished) -> dict[str, Any] | None:
             figures = classifier.figures(examples, lambda done: finished.heartbeat())
             found |= _named(split, figures, len(examples), labels)
     found |= {"labels": list(labels), "val_loss": finished.val_loss}
-    split = "test" if "test_accuracy" in found else "val"
+    if not (len(data.test) or len(data.validation)):
+        return found
+    split = "test" if len(data.test) else "val"
     prefix = "" if split == "test" else "val_"
     say(
         f"{split:8} {found[f'{split}_examples']:,} examples: accuracy "

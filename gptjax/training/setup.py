@@ -8,6 +8,7 @@ first needed, after the run's directory is locked.
 import dataclasses
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +29,8 @@ from gptjax.model.size import parameter_count
 from gptjax.model.trainable import trainable, trained_count
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
-from gptjax.tokenizers.registry import document_separator
+from gptjax.tokenizers.plain import Tokenizer
+from gptjax.tokenizers.registry import document_separator, fingerprint, make_tokenizer
 from gptjax.training.autotune import choose_attention, choose_layout
 from gptjax.training.feed import Call, Feed, Shape, shape_of
 from gptjax.training.guard import with_loss_scale
@@ -51,6 +53,7 @@ class Setup:
         self._trains_all = unfrozen != config  # what was to be frozen is not there
         config = unfrozen
         self.data = self.task.examples(config, _given(config, run_dir))
+        self._asked_tokenizer = None if self.task.reads_shards else config.data.tokenizer
         self.config = config = self.data.resolved(config)
         self.tokenizer, train = self.data.tokenizer, config.train
         # refuses names that the model does not have, before the run's directory is made
@@ -169,6 +172,16 @@ class Setup:
             for (name, share, examples), size in zip(self._sets, self._set_bytes, strict=True)
         ]
 
+    def notes(self) -> list[str]:
+        """A note if the config names another tokenizer than that of a run that has begun."""
+        asked, own = self._asked_tokenizer, self.tokenizer
+        if asked in (None, own.name) or (asked.endswith(".json") and _is_file_of(asked, own)):
+            return []
+        return [
+            f"note     no effect here: --data.tokenizer {asked} (the run goes on with its own, "
+            f"{own.name}; --fresh starts over)"
+        ]
+
     def announce(self, step: int, display: Display) -> None:
         """Print the plan of the run, so that a mistake is seen before it costs anything."""
         train, model, say = self.config.train, self.config.model, display.say
@@ -231,6 +244,11 @@ class Setup:
         ]
         decay = f"weight decay {optim.weight_decay}"
         display.table(decay, ("parameter", "shape", "trained", "decayed"), rows)
+
+
+def _is_file_of(name: str, tokenizer: Tokenizer) -> bool:
+    """Whether a file has this tokenizer, as far as it is still there."""
+    return not Path(name).is_file() or fingerprint(make_tokenizer(name)) == fingerprint(tokenizer)
 
 
 def _given(config: Config, run_dir: RunDir | None) -> Given:

@@ -46,7 +46,7 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
         kept = run_dir.set_aside() if fresh else None
         stack.enter_context(run_dir.locked())
         notes = [] if kept is None else [f"the old run is kept in {kept}"]
-        return notes + [
+        return [*notes, *setup.notes()] + [
             f"changed since the last start: {difference}"
             for difference in run_dir.compare(setup.config)
         ]

@@ -92,7 +92,7 @@ def _measure_responses(finished: "Finished") -> Figures | None:
 
 
 def _class_figures(config: Config, sums: Mapping[str, np.ndarray]) -> Figures:
-    return class_figures(sums["confusion"], config.classify.labels)
+    return class_figures(sums["confusion"], config.classify.labels, config.classify.rarer)
 
 
 TASKS = {

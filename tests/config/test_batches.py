@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.config import Config
-from gptjax.config.batches import BatchSchedule, batch_schedule
+from gptjax.config.batches import BatchSchedule, batch_schedule, rows_problem
 from gptjax.data.loader import StepSource, batches_from
 from gptjax.data.manifest import Manifest
 from gptjax.data.windows import TokenWindows
@@ -75,6 +75,19 @@ def test_a_config_s_ramp_is_its_fields_in_rows():
         config.train, ramp_from_tokens=2**16, ramp_steps=300, context=256, micro_batch=4
     )
     assert batch_schedule(dataclasses.replace(config, train=train)) == BatchSchedule(256, 2048, 300)
+
+
+def test_rows_that_do_not_divide_are_named_by_the_field_that_gives_them():
+    config = Config()
+    train = dataclasses.replace(config.train, batch_rows=15, micro_batch=8)
+    problem = rows_problem(dataclasses.replace(config, train=train), 2)
+    assert problem is not None
+    assert problem.startswith("train.batch_rows 15 ")
+    assert problem.endswith("try 16")
+    train = dataclasses.replace(train, batch_rows=None, batch_tokens=15 * 1024)
+    problem = rows_problem(dataclasses.replace(config, train=train), 2)
+    assert problem is not None
+    assert problem.startswith("train.batch_tokens 15360 ")
 
 
 T = 64

@@ -8,8 +8,10 @@ import pytest
 
 from gptjax.config import Config
 from gptjax.config.effects import (
+    BY_DATA,
     CLASSES,
     EXAMPLES,
+    FROZEN,
     INSTRUCTIONS,
     LABELS,
     PREPARING,
@@ -44,6 +46,7 @@ def flags(here: Surroundings = HERE, task: str = "pretrain", **fields: Any) -> s
 
 # of AdamW on a cosine in bfloat16
 ANYWHERE = {"optim.muon_momentum", "optim.cooldown_fraction", "model.float32_matmul"}
+ANYWHERE |= set(FROZEN.split())  # without a model to start from
 ALWAYS = ANYWHERE | set(f"{EXAMPLES} {CLASSES} {INSTRUCTIONS}".split())  # when pretraining
 
 
@@ -60,7 +63,6 @@ ALWAYS = ANYWHERE | set(f"{EXAMPLES} {CLASSES} {INSTRUCTIONS}".split())  # when 
         ({"data__mixture": ("a=1",), "data__mixture_changes": ("19073=2",)},
          {"data.mixture_changes"}),
         ({"data__mixture": ("a=1",), "data__mixture_changes": ("19072=2",)}, set()),
-        ({"train__init_from": "runs/x"}, {"model.scale_residual_init"}),
         ({"train__cpu_devices": 2}, {"train.cpu_devices"}),
         ({"here": GPU}, {"train.cpu_devices"}),
         ({"here": HERE._replace(is_prepared=True)}, set(PREPARING.split())),
@@ -72,7 +74,7 @@ def test_what_has_no_effect_is_noted(fields, noted):
 
 def test_each_task_reads_its_own_fields():
     prepared = HERE._replace(is_prepared=True)  # which has no meaning for examples
-    of_labels = ANYWHERE | set(f"{SHARDS} {INSTRUCTIONS}".split())
+    of_labels = ANYWHERE | set(f"{SHARDS} {INSTRUCTIONS} {BY_DATA}".split())
     assert flags(prepared, "classify") == of_labels
     of_answers = ANYWHERE | set(f"{SHARDS} {CLASSES} {LABELS}".split())
     assert flags(prepared, "instruct") == of_answers
@@ -90,6 +92,11 @@ def test_each_task_reads_its_own_fields():
         *("train.batch_tokens", "train.eval_every_steps", "train.save_every_steps"),
         "optim.warmup_steps",
     }
+
+
+def test_a_run_that_starts_from_a_model_reads_what_is_frozen():
+    found = flags(train__init_from="runs/x")
+    assert found == ALWAYS - set(FROZEN.split()) | {"model.scale_residual_init"}
 
 
 def test_muon_reads_its_momentum():

@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_without_its_file_and_is_refused_another(spam, tmp_
     before = outcome(tmp_path / "killed")[1]
     refused = run_verb("train", *ARGUMENTS, "--run-dir", "killed", cwd=tmp_path)
     assert refused.returncode == 1, refused.stdout
-    assert "was trained on other data" in refused.stderr
+    assert "restore the file and its flags" in refused.stderr
     spam.unlink()
     resumed = run_verb("train", *ARGUMENTS, "--run-dir", "killed", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr

@@ -40,7 +40,7 @@ FIXED = {
     "model.lora_targets": ("c_fc",), "optim.trainable": ("ln_f/*",), "optim.trainable_layers": 1,
     "train.batch_rows": 4, "data.test_fraction": 0.2, "data.split_seed": 1,
     "classify.form": "pair", "classify.read": "last", "classify.lm_weight": 0.0,
-    "classify.balance": "weights", "classify.labels": ("a", "b"),
+    "classify.balance": "weights", "classify.labels": ("a", "b"), "classify.rarer": "a",
     "instruct.template": "chat", "instruct.loss_on": "all", "instruct.lengths": "pad",
 }  # fmt: skip
 FREE = {

@@ -1,10 +1,12 @@
 """A classification from start to results.json: killed, ended early, by two processes."""
 
 import json
+import math
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -164,12 +166,13 @@ def test_two_processes_write_the_same_results(tmp_path, messages, whole):
     assert (run / "confusion.png").exists()
 
 
-def validated(*values: float, name: str = "val_accuracy") -> list[dict]:
-    """Rows of a run that was validated after every other step."""
-    return [
-        {"step": step, **({name: values[step // 2 - 1]} if step % 2 == 0 else {})}
-        for step in range(1, 2 * len(values) + 1)
-    ]
+def validated(*values: float, losses: Sequence[float] | None = None) -> list[dict]:
+    """Rows of a run that was validated after every other step, with equal losses by default."""
+    rows: list[dict] = []
+    for accuracy, loss in zip(values, losses or [0.5] * len(values), strict=True):
+        rows.append({"step": len(rows) + 1})
+        rows.append({"step": len(rows) + 1, "val_accuracy": accuracy, "val_loss": loss})
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -186,8 +189,22 @@ def test_patience_counts_validations_since_the_first_of_the_best(values, ended):
     train = TrainConfig(best_by="accuracy", patience=2)
     assert (early_end(validated(*values), train) is not None) is ended
     assert early_end(validated(*values), TrainConfig(best_by="accuracy")) is None
-    losses = validated(*(1 - value for value in values), name="val_loss")
-    assert (early_end(losses, TrainConfig(patience=2)) is not None) is ended
+    losses = [1 - value for value in values]
+    rows = validated(*values, losses=losses)
+    assert (early_end(rows, TrainConfig(patience=2)) is not None) is ended
+
+
+@pytest.mark.parametrize("losses", [(0.5, 0.4, 0.3), (0.3, 0.4, 0.5), (0.5, 0.3, math.nan)])
+def test_patience_counts_from_the_checkpoint_that_is_the_best(losses):
+    found, rows = Ranking(), validated(0.9, 0.9, 0.9, losses=losses)
+    for row in rows:
+        found.add(row["step"], {**row, "best_by": "accuracy"})
+    best = found.best()
+    since = sum("val_loss" in row and row["step"] > best for row in rows)
+    for patience in (1, 2, 3):
+        words = early_end(rows, TrainConfig(best_by="accuracy", patience=patience))
+        assert (words is not None) is (since >= patience)
+        assert words is None or f"after step {best}," in words
 
 
 def test_of_equal_accuracies_the_lower_loss_is_the_best_and_losses_are_apart():

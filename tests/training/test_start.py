@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from labelled_files import as_tsv, config_for, messages
 from small_runs import tiny_on
 
 from gptjax.base.errors import UserError
@@ -65,6 +66,18 @@ def test_a_directory_where_a_file_belongs_is_named(automatic, tmp_path, without_
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=f"{name} is a directory; expected a file"):
         loop.fit(automatic, tmp_path)
+
+
+def test_another_tokenizer_than_that_of_the_run_is_noted(tmp_path):
+    examples, run = tmp_path / "spam.tsv", RunDir(tmp_path / "run")
+    examples.write_text(as_tsv(messages()))
+    made = Setup(config_for(examples, tokenizer="bytes"))
+    run.path.mkdir()
+    run.begin(made.config, made.tokenizer, made.data.keep)
+    (run.checkpoints / "1").mkdir(parents=True)
+    assert Setup(config_for(examples, tokenizer="bytes"), run).notes() == []
+    (note,) = Setup(config_for(examples, tokenizer="gpt2"), run).notes()
+    assert note.startswith("note     no effect here: --data.tokenizer gpt2 (")
 
 
 @pytest.mark.slow
