@@ -17,15 +17,18 @@ HEADINGS = {
 }  # fmt: skip
 LONGEST_NAME = 40  # characters
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
-_NAME = re.compile(r"[\w.:/()#-]*( [\w.:/()#-]+){0,2}")
+_NAME = re.compile(r"[\w.:/()#-]*")
 
 
-def has_header(rows: Sequence[Sequence[str]], named: Collection[str] = ()) -> bool | None:
+def has_header(
+    rows: Sequence[Sequence[str]], named: Collection[str] = (), classes: Collection[str] = ()
+) -> bool | None:
     """Whether the first of `rows` names the columns; None if nothing tells.
 
-    It does if it has one of the names that the user gave, only usual headings, or one of them and
-    no field that its column has again. Without, it must look like names, above a column of numbers
-    or of a few values.
+    It does if it has one of the names that the user gave, or only usual headings. It does not if
+    it has one of the known `classes`. Else it does if it has a usual heading, and no field that its
+    column has again; without a heading, if it stands above a column of numbers, or if single words
+    stand above a column of a few values.
 
     >>> has_header([["intent", "utterance"], ["greet", "hello"]])
     True
@@ -38,6 +41,8 @@ def has_header(rows: Sequence[Sequence[str]], named: Collection[str] = ()) -> bo
     usual = [name for name in first if name.lower() in HEADINGS]
     if given & set(first) or (usual and len(usual) == sum(map(bool, first))):
         return True
+    if set(first) & set(classes):
+        return False
     again = [name for name, values in zip(first, columns, strict=True) if name and name in values]
     if set(usual) - set(again):
         return None if again else True

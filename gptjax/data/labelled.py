@@ -50,7 +50,7 @@ def read_labelled(config: Config, path: Path, like: LabelledFile | None = None) 
     if like is not None and header is None:
         header = like.has_header
     given = {name for name in (*named, *data.choice_fields) if name is not None}
-    table = read_table(path, data.input_format, header, given)
+    table = read_table(path, data.input_format, header, given, config.classify.labels)
     columns = columns_of(table, data, form) if like is None else like.columns
     for name in (*columns.texts, columns.label, *columns.others):
         if name not in table.columns:

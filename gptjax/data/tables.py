@@ -53,13 +53,18 @@ class Table(NamedTuple):
 
 
 def read_table(
-    path: Path, kind: str = "auto", header: bool | None = None, named: Collection[str] = ()
+    path: Path,
+    kind: str = "auto",
+    header: bool | None = None,
+    named: Collection[str] = (),
+    classes: Collection[str] = (),
 ) -> Table:
     """Read a file of a given kind; auto recognises it by its content and its name.
 
     `header` says whether the first line of TSV and CSV names the columns; with None, the columns
-    `named` and the line itself tell, or else the user has to. Raises `UserError` for a file that is
-    missing, empty, damaged, or not a table, with the line at fault.
+    `named`, the known `classes` and the line itself tell, or else the user has to.
+    Raises `UserError` for a file that is missing, empty, damaged, or not a table, with the line at
+    fault.
     """
     raw = _unpacked(path)
     kind = _kind(path, raw) if kind == "auto" else kind
@@ -73,7 +78,7 @@ def read_table(
     if kind in ("json", "jsonl"):
         return _from_json(path, text)
     rows, lines = _csv_rows(path, text, kind)
-    if header is None and (header := has_header(rows, named)) is None:
+    if header is None and (header := has_header(rows, named, classes)) is None:
         raise UserError(
             f"{path}, line {lines[0]}, may be a header or an example: {shown_line(rows[0])}. Give "
             "--data.header True if it names the columns, or False if it is an example"

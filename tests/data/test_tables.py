@@ -74,8 +74,8 @@ MEANT = {
     "numbers of pandas": ("0\t1\nham\ta b\n", True, [["ham", "a b"]]),
     "an unusual word above a few": ("kind\twords\n" + "ham\ta\nspam\tb\n" * 4, True,
                                     [["ham", "a"], ["spam", "b"]] * 4),
-    "a sentence above a few": ("eggs\tIs it so?\n" + "ham\ta\nspam\tb\n" * 4, False,
-                               [["eggs", "Is it so?"], *[["ham", "a"], ["spam", "b"]] * 4]),
+    "a sentence above a few": ("eggs\tRed fox\n" + "ham\ta\nspam\tb\n" * 4, False,
+                               [["eggs", "Red fox"], *[["ham", "a"], ["spam", "b"]] * 4]),
     "a class with the name of a heading": ("question\tIs it?\nother\ta\nquestion\tb\n", False,
                                            [["question", "Is it?"], ["other", "a"],
                                             ["question", "b"]]),
@@ -97,6 +97,13 @@ def test_a_table_without_a_standard_is_read_as_meant(name, tmp_path):
     assert [list(row.values()) for row in table.rows] == rows
     turned = read_table(path, header=not has_header)
     assert len(turned.rows) == len(rows) + (1 if has_header else -1)
+
+
+def test_a_known_class_makes_a_first_line_an_example(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(REFUSED["unclear.tsv"][0])
+    assert len(read_table(path, classes=("ham", "spam")).rows) == 3
+    assert len(read_table(path, named=("Text",)).rows) == 2
 
 
 def test_a_row_knows_its_line(tmp_path):
