@@ -25,7 +25,11 @@ from gptjax.runs.directory import RunDir
 from gptjax.tokenizers.plain import ByteTokenizer, collect_characters
 
 VERBS = ["train", "prepare", "generate"]
-CONFIG_SOURCE = ast.parse((ROOT / "gptjax" / "config" / "schema.py").read_text())
+CONFIG_SOURCE = [
+    node
+    for name in ("examples", "schema")
+    for node in ast.parse((ROOT / "gptjax" / "config" / f"{name}.py").read_text()).body
+]
 
 
 @dataclass(frozen=True)
@@ -301,7 +305,7 @@ SECTIONS = [*typing.get_type_hints(Config).items()]
 def field_docs() -> dict[str, str]:
     """Docstrings of all config fields, by flag, as the source has them."""
     docs = {}
-    classes = {node.name: node for node in CONFIG_SOURCE.body if isinstance(node, ast.ClassDef)}
+    classes = {node.name: node for node in CONFIG_SOURCE if isinstance(node, ast.ClassDef)}
     kinds = {f"{s}.": kind.__name__ for s, kind in SECTIONS if dataclasses.is_dataclass(kind)}
     for prefix, name in {**kinds, "": "Config"}.items():
         for field, following in itertools.pairwise(classes[name].body):

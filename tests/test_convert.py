@@ -37,6 +37,7 @@ def test_the_same_model_twice_is_the_same(tmp_path):
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two") == bytes_of(hf)
 
 
+@pytest.mark.slow
 def test_a_directory_and_its_run_write_the_same_text(tmp_path, capsys):
     hf, run = write_huggingface_model(tmp_path / "hf"), tmp_path / "run"
     convert(["--from", str(hf), "--out", str(run)])

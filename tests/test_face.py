@@ -64,6 +64,7 @@ def test_five_lines_of_a_notebook(run_path):
     assert run.step == 20
 
 
+@pytest.mark.slow
 def test_it_generates_what_the_verb_prints(run_path):
     run = gptjax.load_run(f"{run_path}@latest")
     text = run.generate("ta be", max_new_tokens=8, temperature=0.7, top_k=20, seed=3)
@@ -88,6 +89,7 @@ def test_texts_of_one_run_can_be_drawn_in_turns(run_path):
     )
 
 
+@pytest.mark.slow
 def test_parameters_have_the_type_asked_for(run_path, tmp_path):
     export_huggingface(str(run_path), tmp_path / "hf")
     for path in (run_path, tmp_path / "hf"):

@@ -269,6 +269,7 @@ def test_a_context_that_is_full_is_told_and_slides_on_request(run, text, capsys)
     )
 
 
+@pytest.mark.slow
 def test_a_hugging_face_directory_continues_like_its_run(run, text, tmp_path, capsys):
     pytest.importorskip("tokenizers")
     out = str(tmp_path / "hf")

@@ -14,7 +14,7 @@ _WORD = re.compile(r"[a-z0-9]+")
 def rouge_l(response: str, reference: str) -> float:
     """The F-measure of the longest common subsequence of words, 0 to 1.
 
-    >>> rouge_l("He goes to the park.", "He goes there every day")
+    >>> round(rouge_l("He goes to the park.", "He goes there every day"), 3)
     0.4
     """
     words, wanted = (_WORD.findall(text.lower()) for text in (response, reference))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from conftest import environment_on
@@ -40,28 +41,33 @@ def wait_for_the_others():
 RESTORED = "with dog.watching('a restore'): pass"
 
 
+def slowly(*case: Any) -> Any:
+    """A further case, for the slow suite."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("processes", "seconds", "wait", "beats", "ends"),
     [
         (2, 1, 20, BEAT, True),
-        (2, 1, 2, "pass", False),  # still compiling
+        slowly(2, 1, 2, "pass", False),  # still compiling
         (2, 1, 0.3, BEAT, False),
-        (2, 1, 2, SLOW, False),  # three times the longest wait are allowed
-        (2, 1, 2, CLOSE, False),
-        (2, 1, 2, PAUSE, False),
-        (2, 1, 20, AGAIN, True),
-        (2, 10**13, 1, BEAT, False),  # more than a thread can wait for
-        (2, 0, 2, BEAT, False),
+        slowly(2, 1, 2, SLOW, False),  # three times the longest wait are allowed
+        slowly(2, 1, 2, CLOSE, False),
+        slowly(2, 1, 2, PAUSE, False),
+        slowly(2, 1, 20, AGAIN, True),
+        slowly(2, 10**13, 1, BEAT, False),  # more than a thread can wait for
+        slowly(2, 0, 2, BEAT, False),
         (1, 1, 20, BEAT, True),
-        (1, 1, 0.3, BEAT, False),
-        (1, 0, 2, BEAT, False),
-        (1, 1, 0.3, STOPPED, False),
+        slowly(1, 1, 0.3, BEAT, False),
+        slowly(1, 0, 2, BEAT, False),
+        slowly(1, 1, 0.3, STOPPED, False),
         (1, 1, 20, SAVING.format(longest=0.0), True),
-        (1, 1, 2, SAVING.format(longest=0.8), False),  # three times the longest save
-        (1, 1, 20, RESTORING, True),  # before the first heartbeat
-        (1, 1, 0.3, RESTORING, False),
+        slowly(1, 1, 2, SAVING.format(longest=0.8), False),  # three times the longest save
+        slowly(1, 1, 20, RESTORING, True),  # before the first heartbeat
+        slowly(1, 1, 0.3, RESTORING, False),
         (1, 1, 2, RESTORED, False),  # then it compiles
-        (1, 1, 20, SAVED, True),  # which is no measure of other waits: not after 2.4 s
+        slowly(1, 1, 20, SAVED, True),  # which is no measure of other waits: not after 2.4 s
     ],
 )
 def test_silence_ends_a_process(processes, seconds, wait, beats, ends):

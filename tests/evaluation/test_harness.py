@@ -113,6 +113,7 @@ def test_three_ways_to_measure_give_the_same_numbers(made, tmp_path):
     same_numbers(*made, 20, tmp_path)
 
 
+@pytest.mark.slow
 def test_generated_answers_are_those_of_the_hf_backend(made):
     run, directory = made
     words = lambada_rows(4)[1:]

@@ -36,6 +36,7 @@ def greedy(params, prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
+@pytest.mark.slow
 def test_a_response_is_greedy_after_the_tokens_of_training():
     params, heard = random_params(), []
     asked = [conversation("hi"), conversation("a longer one"), conversation("b")]
@@ -173,6 +174,7 @@ def test_a_judge_grades_what_was_answered(setting, tmp_path):
     assert len(notes) == 1
 
 
+@pytest.mark.slow
 def test_the_responses_are_kept_if_no_judge_is_there(setting, tmp_path):
     pytest.importorskip("openai")
     page = tmp_path / "page.md"

@@ -50,6 +50,7 @@ def by_hand(run: LoadedRun, ids: list[int], stride: int) -> np.ndarray:
     return np.array(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [None, 5, 1])
 def test_every_token_but_the_first_is_scored_once(run, scorer, tmp_path, stride):
     path = tmp_path / "hamlet.txt"

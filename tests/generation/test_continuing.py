@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gptjax.base.errors import UserError
-from gptjax.config import ModelConfig, SampleConfig
+from gptjax.config import Config, ModelConfig, SampleConfig
 from gptjax.generation.continuing import Continued, continue_texts, in_order, whole_texts
 from gptjax.generation.engine import Engine
 from gptjax.generation.requests import GenerationRequest
@@ -54,6 +54,7 @@ def tokens_of(engine, prompt, slide=False, **sample) -> list[int]:
     return ids(whole(engine, [request(prompt, **sample)], slide)[0])
 
 
+@pytest.mark.slow
 def test_many_through_few_slots_are_what_each_is_alone(engine):
     """With 8 sequences and 3 slots each joins others in the middle; none is changed by it."""
     requests = [
@@ -120,7 +121,7 @@ def test_a_prompt_that_is_too_long_keeps_its_end_and_room_for_the_text(engine):
     assert fit_prompt(long[:12], CFG.n_ctx, 50) == long[:12]
     text = bytes(long).decode()
     sample = SampleConfig(text, 4, 0.0)
-    made = text_request(TOKENIZER, CFG, sample, sample_key(0))
+    made = text_request(TOKENIZER, Config(CFG), sample, sample_key(0))
     assert list(made.prompt) == long[-9:]
     assert ids(whole(engine, [made])[0]) == tokens_of(
         engine, long[-9:], max_new_tokens=4, temperature=0.0
@@ -210,7 +211,7 @@ def speak():
 
 def spoken(engine, prompt, max_new_tokens=100, stop=()):
     sample = SampleConfig(prompt, max_new_tokens, temperature=0.0, stop=stop)
-    made = text_request(TOKENIZER, engine.cfg, sample, sample_key(0))
+    made = text_request(TOKENIZER, Config(engine.cfg), sample, sample_key(0))
     [found] = whole(engine, [made])
     return found.text, found.finish
 
@@ -233,7 +234,7 @@ def test_a_text_ends_before_its_stop_text_and_its_slot_is_free(speak):
     assert engine.free == [0]
     sample = SampleConfig("", 100, temperature=0.0, stop=("→",))
     pieces = continue_texts(
-        engine, TOKENIZER, [text_request(TOKENIZER, engine.cfg, sample, sample_key(0))]
+        engine, TOKENIZER, [text_request(TOKENIZER, Config(engine.cfg), sample, sample_key(0))]
     )
     [found] = whole_texts(pieces)
     assert bytes(ids(found)).decode() == "a é→"  # its tokens end with the one that ended the text

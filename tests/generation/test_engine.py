@@ -100,7 +100,11 @@ def check_full_context(cfg: ModelConfig, engine: Engine, *lengths: int) -> None:
         assert_full_forward(cfg, prompt, text)
 
 
-@pytest.mark.parametrize("cfg", [GPT2, GPT1, BARE, LORA], ids=NAMES)
+@pytest.mark.parametrize(
+    "cfg",
+    [GPT2, *(pytest.param(cfg, marks=pytest.mark.slow) for cfg in (GPT1, BARE, LORA))],
+    ids=NAMES,
+)
 def test_greedy_tokens_are_those_of_the_full_forward_at_every_position(cfg):
     check_full_context(cfg, Engine(cfg, params_of(cfg), SLOTS), 1, 16, 17, cfg.n_ctx)
 
@@ -196,6 +200,7 @@ def test_the_size_of_a_chunk_changes_nothing(engine):
     assert generate(engine, requests, 1) == generate(engine, requests, 7) == expected
 
 
+@pytest.mark.slow
 def test_another_capacity_gives_the_same_log_probabilities(engine):
     (prompt,) = prompts_of(GPT2, 20)
     (few,), (many,) = (

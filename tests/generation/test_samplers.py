@@ -222,6 +222,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_hundred_thousand_draws_have_the_distribution(settings):
     logits_V = np.round(rows("plain", 40)[0])  # with ties

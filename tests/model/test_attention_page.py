@@ -44,6 +44,7 @@ def arrays(seed, *shapes):
     return [jnp.asarray(chance.standard_normal(shape), jnp.float32) for shape in shapes]
 
 
+@pytest.mark.slow
 def test_the_sessions_of_the_page_give_what_it_shows(page):
     told: list[str] = []
     parse = doctest.DocTestParser().get_doctest

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gptjax.config import ModelConfig
 from gptjax.model.cache import empty_cache
@@ -24,6 +25,7 @@ def random_params(cfg: ModelConfig):
     return jax.tree.map(draw, parameter_shapes(cfg))
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_within_its_rounding():
     cfg = decoder_config(GPT2, "bfloat16")
     params = random_params(GPT2)
@@ -37,6 +39,7 @@ def test_bfloat16_stays_within_its_rounding():
     assert 0 < float(jnp.abs(found - exact).mean()) < 2 * usual
 
 
+@pytest.mark.slow
 def test_a_token_beyond_the_context_leaves_numbers():
     cfg = decoder_config(GPT2, "float32")
     cache = empty_cache(cfg, 2, cfg.n_ctx)

@@ -19,6 +19,7 @@ QKV = np.random.default_rng(0).integers(-2, 3, (3, 2, 4, 2, 4))
 WAYS = [attention.attend, attention.xla_attention, attention.blockwise_attention]
 
 
+@pytest.mark.slow
 def test_the_test_file_of_the_page_passes():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/layers.md").read_text(), re.S)
     names: dict = {}
@@ -115,6 +116,7 @@ def test_every_layer_works_alone(layer):
     assert (y.shape, y.dtype) == ((1, 4, 8), jnp.float32)
 
 
+@pytest.mark.slow
 def test_float64_gradients_are_those_of_differences():
     x = np.random.default_rng(1).standard_normal((3, 1, 4, 2, 4))
     with jax.enable_x64(True):

@@ -123,6 +123,7 @@ def test_chunks_have_the_plain_loss_and_gradients(chunk_tokens):
     np.testing.assert_allclose(without_gradients, results[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_tokens", [4, 100])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_leaving_out_what_has_no_weight_changes_nothing(chunk_tokens, share):

@@ -143,6 +143,7 @@ def test_weights_are_gathered_and_activations_stay(sizes):
     assert sum(along.values()) == (everywhere if sizes[0] == 1 else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1)])
 def test_a_bfloat16_wire_carries_half(sizes):
     """In the program as it is written: a CPU's compiler makes float32 of it again."""

@@ -79,6 +79,7 @@ def server():
         yield made
 
 
+@pytest.mark.slow
 def test_requests_choose_by_name_and_get_the_same_text_in_company(server):
     names = ("tiny", "poet", "cook")
 
@@ -161,6 +162,7 @@ def test_runs_of_adapters_are_served_by_name(runs, capsys):
     assert "with poet" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_adapters_of_another_model_are_refused(runs, tmp_path):
     base, poet = runs
     other = jax.tree.map(lambda x: x + 1, random_params())

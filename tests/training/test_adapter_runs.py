@@ -72,6 +72,7 @@ def adapted(prepared, base, tmp_path_factory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_adapters_holds_nothing_of_their_base(adapted, base):
     cfg = RunDir(adapted).read_config().model
     own = adapter_names(cfg)

@@ -155,6 +155,7 @@ def test_a_step_of_gpt_1_s_two_losses_is_torch_s(form):
         assert abs(stepped[name] - before[name]).max() > 0.9 * OPTIM.peak_lr or name == unmoved
 
 
+@pytest.mark.slow
 def test_the_length_of_the_padding_changes_neither_loss_nor_gradients():
     form, model = "choice", model_of("choice")
     losses = classification(model, ClassifyConfig(form="choice"))

@@ -40,6 +40,7 @@ def data(tmp_path_factory) -> Path:
     return prepared_text(tmp_path_factory.mktemp("golden"))
 
 
+@pytest.mark.slow
 def test_ten_losses_are_those_of_a_loop_in_torch(data, tmp_path):
     result = run_verb(
         "train", "--config", "tiny", "--run-dir", "run", "--data.path", data,

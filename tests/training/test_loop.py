@@ -197,6 +197,7 @@ def test_a_sample_of_divided_parameters_is_that_of_whole_ones(monkeypatch):
     assert seen == [{1}, {8}, {8}]
 
 
+@pytest.mark.slow
 def test_a_stop_request_ends_a_sample():
     config = load_config("tiny")
     cfg = dataclasses.replace(config.model, n_vocab=257, n_layer=1)

@@ -266,6 +266,7 @@ def test_gradients_are_added_up_on_the_last_micro_step_alone():
     assert all(not np.any(u) for u in jax.tree.leaves(sharded(eight, params, False)))
 
 
+@pytest.mark.slow
 @every_optimizer
 def test_a_rule_does_the_same_to_parameters_that_are_divided(cfg):
     """Muon's and Adafactor's too, which look at whole matrices."""

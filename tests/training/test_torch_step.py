@@ -62,6 +62,7 @@ def one_step(model, optim, before, tokens_BT, micro_steps):
     return named_leaves(gradients), named_leaves(state.params), metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "shape", "length", "micro_steps"), CASES, ids=["odd-2", "odd-1", "124M", "117M"]
 )

@@ -93,6 +93,7 @@ def test_adamw_is_adam_with_corrected_bias():
             assert_close(updates[t - 1], {name: expected}, 1e-5)
 
 
+@pytest.mark.slow
 def test_lion_is_the_sign_of_an_interpolation_that_its_momentum_does_not_keep():
     updates, _ = of_rule("lion")
     for name, leaves in in_float64(GRADIENTS).items():
@@ -159,6 +160,7 @@ def newton_schulz(x: np.ndarray) -> np.ndarray:
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("momentum", [0.95, 0.8])
 def test_muon_orthogonalises_the_nesterov_momentum_of_each_layer(name, momentum):
