@@ -80,6 +80,13 @@ def finetuning_mistakes(c: Config) -> Iterator[Mistake]:
                 yield (name, "task"), f"{name} is for fine-tuning: pretraining has {instead}"
     if c.task not in (CLASSIFY, INSTRUCT):
         return
+    files = {
+        "data.examples": d.examples, "data.val_examples": d.val_examples,
+        "data.test_examples": d.test_examples,
+    }  # fmt: skip
+    for name, value in files.items():
+        if value is not None and not value.strip():
+            yield (name,), f"{name} is an empty name: expected a file of examples"
     shares = {
         "data.val_fraction": 0.0 if d.val_examples else d.val_fraction,
         "data.test_fraction": 0.0 if d.test_examples else d.test_fraction,

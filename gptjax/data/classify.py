@@ -3,8 +3,8 @@
 Letters: S sequences of an example, T time.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,14 @@ from gptjax.data.finetuning import FineTuningData, tokenizer_for, with_course
 from gptjax.data.keeping import Prepared
 from gptjax.data.labelled import Labelled, Reading, labels_in_order, read_labelled
 from gptjax.data.padding import PaddedExamples
-from gptjax.data.splitting import Key, class_weights, divide_files, repeats, undersampled
+from gptjax.data.splitting import (
+    Key,
+    class_weights,
+    count_with,
+    divide_files,
+    repeats,
+    undersampled,
+)
 from gptjax.data.transformations import Transformation
 from gptjax.tokenizers.plain import Tokenizer
 
@@ -95,6 +102,7 @@ def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepa
     parts, notes, reading = _divided(config)
     train = parts[0]
     labels = _labels(config, train, parts[1:])
+    notes += _about_case(labels)
     facts = {
         "labels": labels,
         "notes": notes,
@@ -127,8 +135,8 @@ def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepa
             items[-1].append(LabelledItem(sequences, labels.index(row.label), weights[row.label]))
     if n_cut:
         notes.append(
-            f"{n_cut:,} examples are longer than {config.context} tokens and lost the end of their "
-            f"{'text' if config.classify.form == 'single' else 'longer text'}"
+            count_with(n_cut, ("is", "are"), f"longer than {config.context} tokens; the end of ")
+            + f"{'the' if config.classify.form == 'single' else 'the longer'} text is cut"
         )
     return tokenizer, Prepared(items[0], items[1], items[2], facts)
 
@@ -182,12 +190,29 @@ def _key(row: Labelled, form: str) -> Key:
 def _about_repeats(keys: Sequence[Key], labels: Sequence[str], left_out: int) -> list[str]:
     if not (count := repeats(keys)):
         return []
-    notes = [f"{count:,} examples repeat the text of another; equal texts are in one split"]
+    repeat = "repeats", "repeat"
+    notes = [count_with(count, repeat, "the text of another; equal texts are in one split")]
     if left_out:
-        notes.append(f"{left_out:,} of them are left out: a held-out file has their text")
-    if torn := len(set(zip(keys, labels, strict=True))) - len(set(keys)):
-        notes.append(f"{torn:,} examples repeat a text with another label")
+        notes.append(count_with(left_out, ("is", "are"), "left out: a held-out file has the text"))
+    classes: dict[Key, Counter[str]] = defaultdict(Counter)
+    for key, label in zip(keys, labels, strict=True):
+        classes[key][label] += 1
+    if torn := len(keys) - sum(max(counts.values()) for counts in classes.values()):
+        notes.append(count_with(torn, repeat, "a text with another label"))
     return notes
+
+
+def _about_case(labels: Iterable[str]) -> list[str]:
+    """A note about classes that only capital letters tell apart."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in labels:
+        alike[label.casefold()].append(label)
+    return [
+        f"the classes {', '.join(map(repr, names))} differ only by capital letters: if they are "
+        "one, correct the file"
+        for names in alike.values()
+        if len(names) > 1
+    ]
 
 
 def _labels(
@@ -197,8 +222,6 @@ def _labels(
 
     Those of a choice are the numbers of its answers.
     """
-    if not train:
-        raise UserError("no example is left for training: hold fewer out, or give more")
     there = {row.label for row in train}
     if config.classify.form == "choice":
         return tuple(str(n) for n in range(1, len(train[0].texts)))

@@ -4,6 +4,7 @@ Nothing is guessed between two that fit: then the choice is left to the user, wi
 is there.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -66,19 +67,24 @@ def columns_of(table: Table, data: DataConfig, form: str) -> Columns:
         text, others = _pair(table, data)
     taken = {text, *others} - {None}
     label = data.label_field or _label_column(table, taken)
-    return Columns((text or _text_column(table, {label, *others}),), label, others)
+    columns = Columns((text or _text_column(table, {label, *others}),), label, others)
+    names = (*columns.texts, *columns.others, label)
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise UserError(
+            f"{table.path}: the column {twice[0]!r} has two parts ({columns}); expected another "
+            f"column for each. Its columns are {_listed(table)}: correct the flags --data.*-field"
+        )
+    return columns
 
 
 def no_column(table: Table, name: str) -> UnclearColumns:
     """A column that a flag names and a table lacks."""
-    hint = "" if table.has_header else " (without a header; give --data.header True if it has one)"
-    return UnclearColumns(
-        f"{table.path} has no column {name!r}; its columns are {_listed(table)}{hint}"
-    )
+    return UnclearColumns(f"{table.path} has no column {name!r}; its columns are {_listed(table)}")
 
 
 def _listed(table: Table) -> str:
-    return ", ".join(f"{name:.60}" for name in table.columns)
+    hint = "" if table.has_header else " (without a header; give --data.header True if it has one)"
+    return ", ".join(f"{name:.60}" for name in table.columns) + hint
 
 
 def _values(table: Table, column: str) -> list[Any]:
@@ -140,9 +146,18 @@ def counts_of(classes: Counter[str]) -> str:
     return f"{len(classes)} class{'es' * (len(classes) != 1)}: {shown}{more}"
 
 
+def is_there(value: Any) -> bool:
+    """Whether a value is more than a gap: null, or the NaN or infinity that some writers put there.
+
+    >>> [is_there(value) for value in (None, float("nan"), float("inf"), 0.0, "nan")]
+    [False, False, False, True, True]
+    """
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
 def _is_label(values: Sequence[Any]) -> bool:
     """Whether these may be classes: short words or whole numbers that come again and again."""
-    there = [value for value in values if value is not None and value != ""]
+    there = [value for value in values if is_there(value) and value != ""]
     if not there or any(isinstance(v, float) and not v.is_integer() for v in there):
         return False
     if not all(isinstance(v, str | int | float) and len(str(v)) <= LONGEST_LABEL for v in there):

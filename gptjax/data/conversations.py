@@ -1,15 +1,16 @@
-"""Reads conversations from Alpaca's JSON and from chat JSON, both as an array or as lines.
+"""Reads conversations: records of Alpaca or of a chat, from any file that holds a table.
 
 The first record says which of the two a file is. Every mistake is told with its line or record,
 before anything is made of the file.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptjax.base.errors import UserError
+from gptjax.data.tables import read_table
 from gptjax.data.templates import ASSISTANT, USER, Message, conversation_problem
 
 Conversation = tuple[Message, ...]
@@ -30,50 +31,26 @@ def read_conversations(path: Path) -> Conversations:
     none. An output may be empty, as some published ones are: then the end of the text is the
     response. Those of a chat have `messages`, each with `role` and `content`.
     """
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text at byte {error.start}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    table = read_table(path)
     template, found = "", []
-    for where, record in _records(path, text):
-        if not isinstance(record, dict):
-            raise UserError(f"{path}, {where} is not a JSON object: {_short(record)}")
-        template = template or _template_of(path, where, record)
+    for row, record in enumerate(table.rows):
+        template = template or _template_of(table.where(row), record)
         try:
             found.append(_READERS[template](record))
         except ValueError as problem:
-            raise UserError(f"{path}, {where}: {problem}") from problem
-    if not found:
-        raise UserError(f"{path} is empty: expected records with instruction and output, or chats")
+            raise UserError(
+                f"{table.where(row)}: {problem}. Correct the record or remove it"
+            ) from problem
     return Conversations(template, found)
 
 
-def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Every record of an array or of lines, and where it is."""
-    if text.lstrip()[:1] == "[":
-        try:
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {error.lineno} is not JSON: {error.msg}") from error
-        yield from ((f"record {number}", record) for number, record in enumerate(records, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number} is not JSON: {error.msg}") from error
-            yield f"line {number}", record
-
-
-def _template_of(path: Path, where: str, record: dict[str, Any]) -> str:
+def _template_of(where: str, record: dict[str, Any]) -> str:
     for template, field in (("chat", "messages"), ("alpaca", "instruction")):
         if field in record:
             return template
     raise UserError(
-        f"{path}, {where} has neither messages nor instruction: it has {_fields(record)}"
+        f"{where}, has neither messages nor instruction: it has {_fields(record)}. Expected "
+        "records with instruction and output, or chats with messages"
     )
 
 

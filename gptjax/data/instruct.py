@@ -20,7 +20,7 @@ from gptjax.data.finetuning import FineTuningData, tokenizer_for, with_course
 from gptjax.data.keeping import Prepared
 from gptjax.data.packing import Item, PackedRows, packed_row, row_length
 from gptjax.data.padding import PaddedExamples
-from gptjax.data.splitting import Key, divide_files, repeats
+from gptjax.data.splitting import Key, count_with, divide_files, repeats
 from gptjax.data.templates import ASSISTANT, Message, turn_tokens, turns_of
 from gptjax.tokenizers.plain import Tokenizer
 
@@ -132,8 +132,6 @@ def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepa
     template = read[0].template if chosen == "auto" else chosen
     rows = [None if file is None else file.found for file in files]
     parts = divide_files(rows, _asked, lambda _: None, data)
-    if not parts[0]:
-        raise UserError("no example is left for training: hold fewer out, or give more")
     texts = (turn.text for chat in parts[0] for turn in turns_of(template, chat))
     tokenizer = tokenizer_for(config, given, texts)
     items = [
@@ -146,8 +144,8 @@ def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepa
     notes += _leave_out(items, parts, sources, config.context)
     if n_cut := sum(len(item.weights) > config.context for part in items for item in part):
         notes.append(
-            f"{n_cut:,} examples are longer than {config.context} tokens and lost the end of "
-            "their response"
+            count_with(n_cut, ("is", "are"), f"longer than {config.context} tokens; the end of ")
+            + "the response is cut"
         )
     items = [[_cut(item, config.context) for item in part] for part in items]
     facts = {"template": template, "notes": notes, "test": parts[2]}
@@ -162,9 +160,12 @@ def _asked(conversation: Conversation) -> Key:
 def _notes(asked: Sequence[Key], used: int) -> list[str]:
     if not (count := repeats(asked)):
         return []
-    notes = [f"{count:,} examples repeat the prompt of another; equal prompts are in one split"]
+    rest = "the prompt of another; equal prompts are in one split"
+    notes = [count_with(count, ("repeats", "repeat"), rest)]
     if left_out := len(asked) - used:
-        notes.append(f"{left_out:,} of them are left out: a held-out file has their prompt")
+        notes.append(
+            count_with(left_out, ("is", "are"), "left out: a held-out file has the prompt")
+        )
     return notes
 
 

@@ -1,15 +1,23 @@
 """Labelled texts as they are read from files: the texts of an example, and its class by name."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptjax.base.errors import UserError
 from gptjax.config import Config
-from gptjax.data.columns import ENDINGS, Columns, columns_of, counts_of, no_column
+from gptjax.data.columns import (
+    ENDINGS,
+    LONGEST_LABEL,
+    Columns,
+    columns_of,
+    counts_of,
+    is_there,
+    no_column,
+)
 from gptjax.data.splitting import Key
-from gptjax.data.tables import Table, read_table
+from gptjax.data.tables import Table, read_table, shown_line
 
 
 class Labelled(NamedTuple):
@@ -48,13 +56,17 @@ def read_labelled(config: Config, path: Path, like: Reading | None = None) -> La
     if like is not None and header is None:
         header = like.has_header
     given = {name for name in (*named, *data.choice_fields) if name is not None}
-    table = read_table(path, data.input_format, header, given)
+    table = read_table(path, data.input_format, header, given, config.classify.labels)
     columns = columns_of(table, data, form) if like is None else like.columns
     for name in (*columns.texts, columns.label, *columns.others):
         if name not in table.columns:
             raise no_column(table, name) if like is None else _unlike(table, name, columns)
     texts = [_texts(table, row, columns) for row in range(len(table.rows))]
     labels = [_label(table, row, columns.label) for row in range(len(table.rows))]
+    if form != "choice":
+        labels = [_as_whole(label) for label in labels]
+        if data.header is None and like is None and not table.has_header:
+            _ask_about_header(table, labels, config.classify.labels)
     numbering = None
     if form == "choice":
         known = 1 if columns.others == ENDINGS else None if like is None else like.numbering
@@ -83,7 +95,7 @@ def _texts(table: Table, row: int, columns: Columns) -> Key:
 
 def _text(table: Table, row: int, column: str) -> str:
     value = table.rows[row].get(column)
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if not is_there(value) or (isinstance(value, str) and not value.strip()):
         raise UserError(
             f"{table.where(row)}, has no text in {column!r}: add it or remove the example"
         )
@@ -102,7 +114,7 @@ def _label(table: Table, row: int, column: str) -> str:
             f"{table.where(row)}, has several labels in {column!r}; expected one. Examples in the "
             f"file:{lines}\nmake one label of them, or an example for each"
         )
-    name = "" if value is None else label_name(value)
+    name = label_name(value) if is_there(value) else ""
     if not name:
         raise UserError(
             f"{table.where(row)}, has no label in {column!r}: add it or remove the example"
@@ -129,7 +141,7 @@ def label_name(value: Any) -> str:
 
 
 def labels_in_order(labels: Sequence[str]) -> tuple[str, ...]:
-    """Class names once each: numbers by their value, then words by their letters.
+    """Class names once each: whole numbers by their value, then words by their letters.
 
     >>> labels_in_order(["10", "9", "9"]), labels_in_order(["spam", "ham"])
     (('9', '10'), ('ham', 'spam'))
@@ -138,7 +150,31 @@ def labels_in_order(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_whole(name: str) -> bool:
-    return name.removeprefix("-").isdecimal()
+    return name.removeprefix("-").isdecimal() and len(name) <= LONGEST_LABEL
+
+
+def _as_whole(name: str) -> str:
+    """A class name; 0.0, 1.0, ... as the whole numbers that they are also in JSON.
+
+    >>> _as_whole("1.0"), _as_whole("-0.0"), _as_whole("1.5")
+    ('1', '0', '1.5')
+    """
+    whole, point, rest = name.partition(".")
+    if not point or not _is_whole(whole) or rest.strip("0") or not rest:
+        return name
+    return str(int(whole))
+
+
+def _ask_about_header(table: Table, labels: Sequence[str], known: Collection[str]) -> None:
+    """Raise `UserError` if the first line has a class of its own, and others share theirs."""
+    counts = Counter(labels)
+    if counts[labels[0]] > 1 or labels[0] in known or len(counts) == len(labels):
+        return
+    raise UserError(
+        f"{table.where(0)}, has the label {labels[0]!r}, which no other line has: is it a header? "
+        f"The line is: {shown_line(list(table.rows[0].values()))}. Give --data.header True if it "
+        "names the columns, or False if it is an example"
+    )
 
 
 def _right_answers(

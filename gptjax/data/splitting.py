@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, TypeVar
 
+from gptjax.base.errors import UserError
 from gptjax.config import DataConfig
 
 Key = tuple[str, ...]
@@ -94,7 +95,8 @@ def divide_files(
     """The rows of training, validation and test, from one file to divide or from several.
 
     The second and third file are those given for validation and test, or None. A row whose key is
-    in a file given for another split stays there, and is left out here.
+    in a file given for another split stays there, and is left out here. Raises `UserError` if that
+    is all of them.
     """
     first, given_validation, given_test = files
     test = list(given_test or ())
@@ -102,6 +104,11 @@ def divide_files(
     validation = [row for row in given_validation or () if key_of(row) not in taken]
     taken.update(map(key_of, validation))
     rows = [row for row in first or () if key_of(row) not in taken]
+    if not rows:
+        raise UserError(
+            f"no example is left for training: all of {data.examples} are in a held-out file too, "
+            "and are left out. Give other examples, or other held-out files"
+        )
     shares = (
         0.0 if given_validation is not None else data.val_fraction,
         0.0 if given_test is not None else data.test_fraction,
@@ -120,6 +127,16 @@ def repeats(keys: Sequence[Hashable]) -> int:
     2
     """
     return len(keys) - len(set(keys))
+
+
+def count_with(count: int, verbs: tuple[str, str], rest: str) -> str:
+    """A note about so many examples, with the verb for one or for several.
+
+    >>> count_with(1, ("is", "are"), "longer"), count_with(1200, ("is", "are"), "longer")
+    ('1 example is longer', '1,200 examples are longer')
+    """
+    is_one = count == 1
+    return f"{count:,} example{'s' * (not is_one)} {verbs[not is_one]} {rest}"
 
 
 def undersampled(keys: Sequence[Key], classes: Sequence[Hashable], seed: int) -> list[int]:

@@ -5,6 +5,7 @@ which leaves broken records of a web crawl out, it refuses them: an example is n
 silence.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 from gptjax.base.errors import UserError
 from gptjax.base.files import require_fetched
 from gptjax.data.foreign import format_by_magic
+from gptjax.data.headers import has_header
+from gptjax.tokenizers.plain import utf8
 
 GZIP, ZSTD, PARQUET = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"PAR1"
 KINDS = {
@@ -27,8 +30,7 @@ KINDS = {
 }  # fmt: skip
 DELIMITERS = (",", ";", "|", "\t")
 LONGEST_FIELD = 2**25  # characters
-HEADINGS = {"label", "labels", "class", "category", "target", "text", "sentence", "message"}
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Table(NamedTuple):
@@ -51,13 +53,18 @@ class Table(NamedTuple):
 
 
 def read_table(
-    path: Path, kind: str = "auto", header: bool | None = None, named: Collection[str] = ()
+    path: Path,
+    kind: str = "auto",
+    header: bool | None = None,
+    named: Collection[str] = (),
+    classes: Collection[str] = (),
 ) -> Table:
     """Read a file of a given kind; auto recognises it by its content and its name.
 
-    `header` says whether the first line of TSV and CSV names the columns; with None it does if it
-    has one of the columns `named`, or a usual heading, or looks like no other line. Raises
-    `UserError` for a file that is missing, empty, damaged, or not a table, with the line at fault.
+    `header` says whether the first line of TSV and CSV names the columns; with None, the columns
+    `named`, the known `classes` and the line itself tell, or else the user has to.
+    Raises `UserError` for a file that is missing, empty, damaged, or not a table, with the line at
+    fault.
     """
     raw = _unpacked(path)
     kind = _kind(path, raw) if kind == "auto" else kind
@@ -71,17 +78,33 @@ def read_table(
     if kind in ("json", "jsonl"):
         return _from_json(path, text)
     rows, lines = _csv_rows(path, text, kind)
-    if header is None:
-        header = _has_header(rows, named)
+    if header is None and (header := has_header(rows, named, classes)) is None:
+        raise UserError(
+            f"{path}, line {lines[0]}, may be a header or an example: {shown_line(rows[0])}. Give "
+            "--data.header True if it names the columns, or False if it is an example"
+        )
     columns = tuple(map(str, range(len(rows[0]))))
     if header:
         columns, rows, lines = tuple(name.strip() for name in rows[0]), rows[1:], lines[1:]
-        if twice := [name for name, n in Counter(columns).items() if n > 1 and name]:
-            raise UserError(f"{path} has two columns {twice[0]!r}: rename one in its first line")
+        _refuse_twice(path, columns)
     if not rows:
         raise UserError(f"{path} has a header and no example below it")
     records = [dict(zip(columns, row, strict=True)) for row in rows]
     return Table(path, kind, columns, records, [f"line {n}" for n in lines], header)
+
+
+def shown_line(fields: Sequence[object]) -> str:
+    """The beginning of a line of a table, for messages.
+
+    >>> shown_line(["ham", "see you"])
+    'ham | see you'
+    """
+    return f"{' | '.join(map(str, fields)):.100}"
+
+
+def _refuse_twice(path: Path, columns: Sequence[str]) -> None:
+    if twice := [name for name, n in Counter(columns).items() if n > 1 and name]:
+        raise UserError(f"{path} has two columns {twice[0]!r}: rename one of them")
 
 
 def _unpacked(path: Path) -> bytes:
@@ -126,6 +149,10 @@ def _kind(path: Path, raw: bytes) -> str:
 
 
 def _decoded(path: Path, raw: bytes) -> str:
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(
+            f"{path} is UTF-16; expected UTF-8: convert it with iconv -f utf-16 -t utf-8"
+        )
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -141,7 +168,7 @@ def _from_json(path: Path, text: str) -> Table:
     values, places = [], []
     if text.lstrip().startswith("["):
         try:
-            values = json.loads(text, strict=False)
+            values = _parsed(text)
         except (ValueError, RecursionError) as error:
             raise _broken(path, getattr(error, "lineno", 1), error) from error
         places = [f"record {n}" for n in range(1, len(values) + 1)]
@@ -149,7 +176,7 @@ def _from_json(path: Path, text: str) -> Table:
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 try:
-                    values.append(json.loads(line, strict=False))
+                    values.append(_parsed(line))
                 except (ValueError, RecursionError) as error:
                     raise _broken(path, number, error) from error
                 places.append(f"line {number}")
@@ -163,6 +190,14 @@ def _from_json(path: Path, text: str) -> Table:
         raise UserError(f"{path} is an empty array; expected examples")
     kind = "json" if places[0].startswith("record") else "jsonl"
     return Table(path, kind, tuple(columns), values, places)
+
+
+def _parsed(text: str) -> Any:
+    """The value of JSON; half a surrogate pair, which no file can hold, becomes `?`."""
+    value = json.loads(text, strict=False)
+    if not _SURROGATE.search(text):
+        return value
+    return json.loads(utf8(json.dumps(value, ensure_ascii=False)))
 
 
 def _broken(path: Path, line: int, error: Exception) -> UserError:
@@ -180,7 +215,9 @@ def _from_parquet(path: Path, raw: bytes) -> Table:
     except ModuleNotFoundError:
         raise UserError(f"{path} needs pyarrow: pip install 'gptjax[hub]'") from None
     try:
-        rows = pq.read_table(io.BytesIO(raw)).to_pylist()
+        file = pq.ParquetFile(io.BytesIO(raw))
+        _refuse_twice(path, file.schema_arrow.names)
+        rows = file.read().to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is not a readable Parquet file: {error}") from error
     if not rows:
@@ -248,19 +285,3 @@ def _are_quoted(rows: Sequence[Sequence[str]]) -> bool:
     inner = [f[1:-1].replace('""', "") for f in fields if len(f) > 1 and f.endswith('"')]
     is_well_formed = len(inner) == len(fields) and not any('"' in f for f in inner)
     return is_well_formed and any('""' in field[1:-1] for field in fields)
-
-
-def _has_header(rows: Sequence[Sequence[str]], named: Collection[str]) -> bool:
-    """Whether the first row names the columns, by the words in it or by the rows below it."""
-    first, below = [field.strip() for field in rows[0]], rows[1:]
-    if set(first) & set(named) or {field.lower() for field in first} & HEADINGS:
-        return True
-    if not below or any(_NUMBER.fullmatch(field) for field in first):
-        return False
-    for column, name in enumerate(first):
-        values = Counter(row[column].strip() for row in below)
-        is_repeated = 1 < len(values) <= len(below) / 4
-        are_numbers = all(_NUMBER.fullmatch(value) for value in values)
-        if name and name not in values and (is_repeated or are_numbers):
-            return True
-    return False

@@ -97,7 +97,8 @@ def conversation_problem(messages: Sequence[Message], last: str) -> str | None:
     expected = USER
     for number, message in enumerate(messages, 1):
         if message.role not in ROLES:
-            return f"message {number} has the role {message.role!r}: expected one of {ROLES}"
+            roles = f"{', '.join(ROLES[:-1])} or {ROLES[-1]}"
+            return f"message {number} has the role {message.role!r}: expected {roles}"
         if message.role == SYSTEM:
             if number > 1:
                 return f"message {number} has the role system, which only the first may have"

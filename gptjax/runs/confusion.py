@@ -9,6 +9,7 @@ from gptjax.runs.quiet import silent_matplotlib
 
 CELL = 0.62  # inches
 LONGEST_NAME = 18  # letters of a label that are shown
+MOST_CLASSES_DRAWN = 50  # 31 inches
 DARK = 0.5  # share above which a cell is dark, and its text white
 
 
@@ -40,11 +41,11 @@ def plot_confusion(
                 axes.text(guess, truth, text, ha="center", va="center", color=colour, fontsize=size)
     turned = classes > 4
     angle = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-    axes.set_xticks(range(classes), names, **angle)
-    axes.set_yticks(range(classes), names)
+    axes.set_xticks(range(classes), names, parse_math=False, **angle)
+    axes.set_yticks(range(classes), names, parse_math=False)
     axes.set_xlabel("guess")
     axes.set_ylabel("truth")
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(title, loc="left", fontsize=11, parse_math=False)
     axes.spines[:].set_visible(False)
     axes.set_xticks(np.arange(classes - 1) + 0.5, minor=True)
     axes.set_yticks(np.arange(classes - 1) + 0.5, minor=True)

@@ -199,8 +199,9 @@ def train_bpe(texts: Iterable[str], n_vocab: int) -> BPETokenizer:
     import rustbpe
 
     trainer = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]
+    texts = (utf8(text).decode() for text in texts)
     # each text is a piece of 1 MiB: the default buffer of 8192 could hold the whole corpus
-    trainer.train_from_iterator(iter(texts), n_vocab - 1, buffer_size=8, pattern=GPT2_PATTERN)
+    trainer.train_from_iterator(texts, n_vocab - 1, buffer_size=8, pattern=GPT2_PATTERN)
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < n_vocab - 1:
         raise UserError(

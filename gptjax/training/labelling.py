@@ -3,7 +3,7 @@
 from typing import Any
 
 from gptjax.evaluation.labels import Classifier
-from gptjax.runs.confusion import plot_confusion
+from gptjax.runs.confusion import MOST_CLASSES_DRAWN, plot_confusion
 from gptjax.training.finishing import Finished
 
 CONFUSION = "confusion.png"
@@ -34,6 +34,12 @@ def measure_splits(finished: Finished) -> dict[str, Any] | None:
         f"{found[f'{split}_accuracy']:.2%}, F1 {found[f'{split}_f1']:.4f}, macro F1 "
         f"{found[f'{split}_macro_f1']:.4f} (checkpoint of step {run.step})"
     )
+    if len(labels) > MOST_CLASSES_DRAWN:
+        say(
+            f"{CONFUSION} is not drawn: {len(labels)} classes are more than {MOST_CLASSES_DRAWN}; "
+            "results.json has the counts"
+        )
+        return found
     name = "test" if split == "test" else "validation"
     title = f"{finished.directory.name}: {name} split, {found[f'{split}_accuracy']:.1%} right"
     try:

@@ -1,5 +1,6 @@
 """Files of instructions: both formats, both layouts, and one message for each mistake."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def chat_of(*roles: str) -> dict:
         ({"output": "3"}, "line 2: it has no instruction: it has output"),
         ({"instruction": "Add.", "input": 3, "output": "3"}, "line 2: input is not text: 3"),
         ({"instruction": "", "output": "3"}, "line 2: the instruction is empty"),
-        ([1, 2], "line 2 is not a JSON object: [1, 2]"),
+        ([1, 2], "line 2, is a JSON list"),
     ],
 )
 def test_a_wrong_alpaca_record_is_named(tmp_path, record, message):
@@ -80,7 +81,7 @@ def test_a_wrong_alpaca_record_is_named(tmp_path, record, message):
     path.write_text(json.dumps(ALPACA[0]) + "\n" + json.dumps(record))
     with pytest.raises(UserError) as caught:
         read_conversations(path)
-    assert str(caught.value) == f"{path}, {message}"
+    assert str(caught.value).startswith(f"{path}, {message}")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_a_wrong_alpaca_record_is_named(tmp_path, record, message):
         (chat_of("user", "user"), "message 2 is of the user: expected one of the assistant"),
         (chat_of("assistant"), "message 1 is of the assistant: expected one of the user"),
         (chat_of("user", "system", "assistant"), "message 2 has the role system, which only"),
-        (chat_of("user", "bot"), "message 2 has the role 'bot': expected one of"),
+        (chat_of("user", "bot"), "message 2 has the role 'bot': expected system, user or as"),
         ({"messages": []}, "it has no messages"),
         ({"messages": "Hi"}, "it has no list of messages"),
         ({"messages": [{"role": "user"}]}, "message 1 does not have role and content as text"),
@@ -116,15 +117,15 @@ def test_broken_json_is_named_with_its_line(tmp_path, layout):
     path.write_text("\n".join(lines))
     with pytest.raises(UserError) as caught:
         read_conversations(path)
-    assert f"{path}, line 3 is not JSON: " in str(caught.value)
+    assert f"{path}, line 3, is broken JSON: " in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b'{"text": "x"}', "line 1 has neither messages nor instruction: it has text"),
-        (b'{"instruction": "\xff"}', "is not UTF-8 text at byte 17"),
+        (b'{"text": "x"}', "line 1, has neither messages nor instruction: it has text"),
+        (b'{"instruction": "\xff"}', "is not UTF-8 (byte 0xff)"),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path: Path, content, message):
@@ -135,7 +136,22 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content, message):
     assert message in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError) as caught:
-        read_conversations(tmp_path / "nowhere.json")
-    assert f"cannot read {tmp_path / 'nowhere.json'}" in str(caught.value)
+NUMBER = "1" * 5000  # more digits than Python reads
+
+
+@pytest.mark.parametrize("content", ["[" * 10**5, f'{{"instruction": {NUMBER}}}'])
+def test_json_that_python_cannot_hold_is_refused(tmp_path, content):
+    path = tmp_path / "deep.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match="line 1, is broken JSON"):
+        read_conversations(path)
+
+
+def test_other_files_that_hold_records_are_read_too(tmp_path):
+    record = '{"instruction": "a\tb \\ud800", "output": "c"}'
+    path = tmp_path / "packed.jsonl.gz"
+    path.write_bytes(gzip.compress(record.encode()))
+    table = tmp_path / "table.csv"
+    table.write_text("instruction,output\na\tb ?,c\n")
+    meant = [(Message("user", "a\tb ?"), Message("assistant", "c"))]
+    assert [read_conversations(p).found for p in (path, table)] == [meant, meant]

@@ -91,7 +91,7 @@ def test_packed_rows_hold_the_same_as_padded_ones(tmp_path, found):
 def test_an_example_that_is_too_long_loses_its_end_and_is_counted(tmp_path):
     long = {"instruction": "Count.", "input": "", "output": "1 " * 300}
     data = opened([*records(9), long], tmp_path, **{"data.val_fraction": 0.0})
-    assert any("1 examples are longer than 384 tokens" in line for line in data.announcement(0))
+    assert any("1 example is longer than 384 tokens" in line for line in data.announcement(0))
     every = [
         s for part in (data.train, data.test) for i in range(len(part)) for s in learnt(part[i])
     ]

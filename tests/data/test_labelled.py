@@ -132,7 +132,44 @@ def test_equal_texts_are_in_one_split_and_counted(tmp_path):
     assert sum(map(len, splits)) == len(set.union(*splits)) == 40
     said = " ".join(data.announcement(0))
     assert "16 examples repeat" in said
-    assert "1 examples repeat a text with another label" in said
+    assert "1 example repeats a text with another label" in said
+
+
+def test_texts_with_two_labels_are_counted_by_their_rarer_one(tmp_path):
+    rows = [("ham", "a"), ("spam", "a")] * 20 + messages(30)
+    path = tmp_path / "a.tsv"
+    path.write_text(as_tsv(rows))
+    assert "20 examples repeat a text with another label" in " ".join(opened(path).announcement(0))
+
+
+def test_numbers_are_one_class_however_written_and_capitals_are_told(tmp_path):
+    names = ["0.0", "0", "Ham", "ham", "1.5", "9" * 5000]
+    rows = [(names[n % 6], f"text {n}") for n in range(60)]
+    path = tmp_path / "a.tsv"
+    path.write_text(as_tsv(rows))
+    data = opened(path, label_field="0", text_field="1")
+    assert sorted(data.labels) == ["0", "1.5", names[5], "Ham", "ham"]
+    assert "the classes 'Ham', 'ham' differ only by capital letters" in " ".join(
+        data.announcement(0)
+    )
+
+
+def test_half_a_surrogate_pair_is_a_question_mark(tmp_path):
+    rows = [{"text": f"some words \ud800 {n}", "label": f"{n % 2}\udfff"} for n in range(20)]
+    data = opened(written(tmp_path, rows), tokenizer="bpe:260")
+    assert data.labels == ("0?", "1?")
+
+
+@pytest.mark.parametrize("header", [None, True, False])
+def test_a_first_line_with_a_class_of_its_own_is_asked_about(tmp_path, header):
+    path = tmp_path / "a.csv"
+    path.write_text("kind,words\n" + "".join(f"{'ab'[n % 2]},text {n}\n" for n in range(6)))
+    if header is None:
+        with pytest.raises(UserError, match=r"line 1, .*'kind'.*is it a header\?.*header True"):
+            opened(path)
+        assert len(opened(path, labels=("kind", "a", "b"), test_fraction=0.0).labels) == 3
+    else:
+        assert len(opened(path, header=header).labels) == 3 - header
 
 
 def test_a_pair_and_its_turned_pair_are_the_same_if_order_means_nothing(tmp_path):
@@ -211,6 +248,18 @@ GOOD = [{"text": f"t {n}", "label": "ab"[n % 2]} for n in range(8)]
 REFUSED = {
     "no text": ([*GOOD, {"text": " ", "label": "a"}], {}, ["line 9", "text"]),
     "no label": ([*GOOD, {"text": "x"}], {}, ["line 9", "label"]),
+    "NaN in place of a label": ([*GOOD, {"text": "x", "label": float("nan")}], {},
+                                ["line 9", "label"]),
+    "infinity in place of a label": ([*GOOD, {"text": "x", "label": float("-inf")}], {},
+                                     ["line 9", "label"]),
+    "NaN in place of a text": ([*GOOD, {"text": float("nan"), "label": "a"}], {},
+                               ["line 9", "text"]),
+    "text and label in one column": (GOOD, {"text_field": "label", "label_field": "label"},
+                                     ["'label'", "two parts"]),
+    "a pair of one column": (GOOD, {"form": "pair", "text_field": "text", "pair_field": "text"},
+                             ["'text'", "two parts"]),
+    "an answer twice": (GOOD, {"form": "choice", "choice_fields": ("text", "text"),
+                               "label_field": "label", "text_field": "label"}, ["two parts"]),
     "a label without a column": (GOOD, {"label_field": "kind"}, ["'kind'", "text, label"]),
     "one class": ([r | {"label": "a"} for r in GOOD], {}, ["two classes", "8 a"]),
     "two columns of labels": (
@@ -238,7 +287,7 @@ REFUSED = {
         {"form": "choice", "choice_fields": ("x", "y", "z")}, ["from 0 or from 1"],
     ),
     "no room": (GOOD, {"context": 2}, ["context of 2"]),
-    "nothing to train on": (GOOD, {"test_examples": "a.jsonl"}, ["training"]),
+    "nothing to train on": (GOOD, {"test_examples": "a.jsonl"}, ["held-out file too"]),
 }  # fmt: skip
 
 
@@ -283,6 +332,7 @@ def test_examples_are_needed():
         ({"labels": ("a", "b", "a")}, "classify.labels"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "data.val_fraction"),
         ({"input_format": "text"}, "data.input_format"),
+        ({"test_examples": ""}, "data.test_examples"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(fields, broken, tmp_path):

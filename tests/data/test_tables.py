@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from collections.abc import Sequence
 
 import pytest
 import zstandard
@@ -26,12 +27,12 @@ def written_by_csv(delimiter: str) -> bytes:
     return out.getvalue().encode()
 
 
-def parquet() -> bytes:
+def parquet(names: Sequence[str] = ("label", "text")) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(ROWS), out)
+    pq.write_table(pa.Table.from_pylist(ROWS).rename_columns(list(names)), out)
     return out.getvalue()
 
 
@@ -67,8 +68,17 @@ MEANT = {
     "a label that comes again is no heading": ("ham\ta b\nspam\tc d\nham\te f\n", False,
                                                [["ham", "a b"], ["spam", "c d"], ["ham", "e f"]]),
     "a usual heading": ("class\tcontent\nham\ta b\n", True, [["ham", "a b"]]),
-    "an unusual word above a few": ("v1\tv2\n" + "ham\ta\nspam\tb\n" * 4, True,
+    "words of intents": ("intent\tutterance\n" + "".join(f"i{n % 20}\tu {n}\n" for n in range(60)),
+                         True, [[f"i{n % 20}", f"u {n}"] for n in range(60)]),
+    "more columns than names": ("v1\tv2\t\t\nham\ta\t\t\n", True, [["ham", "a", ""]]),
+    "numbers of pandas": ("0\t1\nham\ta b\n", True, [["ham", "a b"]]),
+    "an unusual word above a few": ("kind\twords\n" + "ham\ta\nspam\tb\n" * 4, True,
                                     [["ham", "a"], ["spam", "b"]] * 4),
+    "a sentence above a few": ("eggs\tRed fox\n" + "ham\ta\nspam\tb\n" * 4, False,
+                               [["eggs", "Red fox"], *[["ham", "a"], ["spam", "b"]] * 4]),
+    "a class with the name of a heading": ("question\tIs it?\nother\ta\nquestion\tb\n", False,
+                                           [["question", "Is it?"], ["other", "a"],
+                                            ["question", "b"]]),
     "a word above numbers": ("stars\twords\n5\tgood\n1\tbad\n", True,
                              [["5", "good"], ["1", "bad"]]),
     "a number above numbers": ("5\tgood\n1\tbad\n", False, [["5", "good"], ["1", "bad"]]),
@@ -87,6 +97,13 @@ def test_a_table_without_a_standard_is_read_as_meant(name, tmp_path):
     assert [list(row.values()) for row in table.rows] == rows
     turned = read_table(path, header=not has_header)
     assert len(turned.rows) == len(rows) + (1 if has_header else -1)
+
+
+def test_a_known_class_makes_a_first_line_an_example(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_bytes(REFUSED["unclear.tsv"][0])
+    assert len(read_table(path, classes=("ham", "spam")).rows) == 3
+    assert len(read_table(path, named=("Text",)).rows) == 2
 
 
 def test_a_row_knows_its_line(tmp_path):
@@ -108,6 +125,11 @@ REFUSED = {
     "columns.tsv": (b"a\tb\nc\td\ne\tf\tg\n", "line 3"),
     "quotes.csv": (b'label,text\nham,"open\nspam,b\n', "line 2"),
     "latin.tsv": (b"a\tb\nc\tcaf\xe9\n", "line 2"),
+    "unclear.tsv": (b"ham\tText\nspam\ta\nham\tb\n", "ham | Text. Give --data.header True"),
+    "wide.tsv": ("ham\ta\n".encode("utf-16"), "UTF-16"),
+    "deep.json": (b"[" * 10**5, "line 1"),
+    "digits.json": (b'{"label": ' + b"1" * 5000 + b"}", "line 1"),
+    "twice.parquet": (parquet(["label", "label"]), "'label'"),
     "twice.csv": (b"label,label\na,b\n", "'label'"),
     "a.zip": (b"PK\x03\x04....", "zip"),
     "cut.gz": (gzip.compress(LINES)[:40], "compressed"),

@@ -27,3 +27,9 @@ def test_a_class_without_examples_has_an_empty_row(tmp_path):
     path = tmp_path / "confusion.png"
     plot_confusion([[3, 1], [0, 0]], ["there", "missing"], "a run", path)
     assert path.exists()
+
+
+def test_names_are_text_and_no_formula(tmp_path):
+    path = tmp_path / "confusion.png"
+    plot_confusion([[3, 1], [0, 2]], ["$\\frac$", "from $5 to $10"], "run $x^$", path)
+    assert path.exists()

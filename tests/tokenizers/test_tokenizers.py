@@ -306,6 +306,10 @@ def test_training_is_deterministic_and_gives_exactly_the_size_asked_for():
     assert (made[0].name, made[0].n_vocab) == ("bpe:300", 300)
 
 
+def test_training_takes_half_a_surrogate_pair_as_encoding_does():
+    assert train_bpe(["aa\ud800"], 258).encode("aa\ud800").tolist() == [256, ord("?")]
+
+
 def test_training_merges_a_commonest_pair_each_time(trained: BPETokenizer):
     pieces = Counter(regex.findall(PUBLISHED_PATTERN, CORPUS))
     words = [([bytes([b]) for b in word.encode()], n) for word, n in pieces.items()]

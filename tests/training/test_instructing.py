@@ -184,7 +184,7 @@ def test_devices_and_micro_steps_do_not_change_the_gradients(tmp_path, packed):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (['{"instruction": "A", "output": "B"}', "", '{"instruction": '], "line 3 is not JSON"),
+        (['{"instruction": "A", "output": "B"}', "", '{"instruction": '], "line 3, is broken JSON"),
         (['{"messages": [{"role": "user", "content": "A"}]}'], "ends with a message of the user"),
     ],
 )
