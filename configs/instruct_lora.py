@@ -15,52 +15,21 @@ Without --train.init-from there is nothing to adapt: a small shape is trained fr
 all of it.
 """
 
-from gptjax.config import (
-    Config,
-    DataConfig,
-    InstructConfig,
-    ModelConfig,
-    OptimConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from dataclasses import replace
+
+from gptjax.config import Config
+from gptjax.config.presets import load_config
 
 
 def get_config() -> Config:
-    """The run described above."""
-    return Config(
-        task="instruct",
-        model=ModelConfig(
-            n_layer=4,
-            n_head=4,
-            n_embd=128,
-            n_ctx=256,
-            dtype="float32",
-            unroll=4,
-            lora_rank=16,
-            lora_alpha=32.0,
-            lora_dropout=0.05,
-            lora_targets=("c_attn", "c_proj", "c_fc"),
-        ),
-        data=DataConfig(tokenizer="bpe:1024", val_fraction=0.1, test_fraction=0.05),
-        instruct=InstructConfig(lengths="pad"),
-        optim=OptimConfig(
-            peak_lr=2e-3,
-            final_lr=0.0,
-            schedule="linear",
-            warmup_steps=10,
-            beta2=0.999,
-            weight_decay=0.01,
-        ),
-        train=TrainConfig(
-            batch_rows=8,
-            micro_batch=8,
-            epochs=2,
-            eval_every_epochs=1,
-            eval_tokens=None,
-            sample_every_steps=0,
-        ),
-        sample=SampleConfig(
-            prompt="What is the opposite of 'hot'?", max_new_tokens=256, temperature=0.0
-        ),
+    """`instruct_alpaca` with adapters, and the rate and decay that suit them."""
+    config = load_config("instruct_alpaca")
+    model = replace(
+        config.model,
+        lora_rank=16,
+        lora_alpha=32.0,
+        lora_dropout=0.05,
+        lora_targets=("c_attn", "c_proj", "c_fc"),
     )
+    optim = replace(config.optim, peak_lr=2e-3, weight_decay=0.01)
+    return replace(config, model=model, optim=optim)

@@ -21,51 +21,18 @@ Add --data.examples and --data.test-examples with the two files, and --train.ini
 weights as Hugging Face has them.
 """
 
-from gptjax.config import ClassifyConfig, Config, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from dataclasses import replace
+
+from gptjax.config import Config
+from gptjax.config.presets import load_config
 
 
 def get_config() -> Config:
-    """The run described above."""
-    return Config(
-        task="classify",
-        model=ModelConfig(
-            n_layer=4,
-            n_head=4,
-            n_embd=128,
-            n_ctx=512,
-            norm="post",
-            final_norm=False,
-            scale_residual_init=False,
-            embd_pdrop=0.1,
-            attn_pdrop=0.1,
-            resid_pdrop=0.1,
-            clf_pdrop=0.1,
-            dtype="float32",
-            unroll=4,
-        ),
-        data=DataConfig(
-            tokenizer="bpe:1024", val_fraction=0.2, test_fraction=0.0, split_seed=3535999445
-        ),
-        classify=ClassifyConfig(form="choice", read="extract", lm_weight=0.5),
-        optim=OptimConfig(
-            peak_lr=6.25e-5,
-            final_lr=0.0,
-            schedule="linear",
-            warmup_fraction=0.002,
-            weight_decay=0.01,
-            beta1=0.9,
-            beta2=0.999,
-            eps=1e-8,
-            clip_norm=1.0,
-        ),
-        train=TrainConfig(
-            batch_rows=32,
-            micro_batch=8,
-            epochs=3,
-            eval_every_epochs=1,
-            best_by="accuracy",
-            sample_every_steps=0,
-            eval_tokens=None,
-            seed=42,
-        ),
-    )
+    """`spam_classify_gpt1` with two endings, its own division, and the rate of GPT-1's weights."""
+    config = load_config("spam_classify_gpt1")
+    model = replace(config.model, n_ctx=512)
+    data = replace(config.data, val_fraction=0.2, test_fraction=0.0, split_seed=3535999445)
+    classify = replace(config.classify, form="choice")
+    optim = replace(config.optim, peak_lr=6.25e-5)
+    train = replace(config.train, micro_batch=8, best_by="accuracy", seed=42)
+    return replace(config, model=model, data=data, classify=classify, optim=optim, train=train)
