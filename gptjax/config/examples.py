@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+SPECIAL_IDS = 3  # GPT-1's start, delimiter and extract
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -82,6 +84,16 @@ class ClassifyConfig:
     """Names of the classes in the order of the head's outputs; the data set it."""
     rarer: str = ""
     """The rarer of two classes in training, whose F1 is f1; the data set it."""
+
+    @property
+    def special_ids(self) -> int:
+        """Ids after the vocabulary: start, delimiter and extract, where the head reads extract."""
+        return SPECIAL_IDS if self.read == "extract" else 0
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of an example; a choice has one for each label, and two before it has any."""
+        return {"similarity": 2, "choice": len(self.labels) or 2}.get(self.form, 1)
 
 
 @dataclass(frozen=True)

@@ -55,15 +55,15 @@ _ONLY = {
 }
 
 
-def read_settings(directory: Path) -> dict[str, Any]:
-    """The object in config.json; raises `UserError` if it is missing or not JSON."""
-    path = directory / CONFIG
+def read_settings(directory: Path, name: str = CONFIG) -> dict[str, Any]:
+    """The object in config.json or another file; raises `UserError` if it is missing or no JSON."""
+    path = directory / name
     require_fetched(path)
     try:
         settings = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise UserError(
-            f"{directory} has no {CONFIG}: copy it from the place that the weights come from"
+            f"{directory} has no {name}: copy it from the place that the weights come from"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(

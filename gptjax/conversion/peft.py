@@ -16,9 +16,9 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
+from gptjax.conversion.huggingface_config import read_settings
 from gptjax.conversion.stored_arrays import open_file
-from gptjax.model.places import Leaf, leaves
-from gptjax.model.trainable import STACK
+from gptjax.model.places import STACK, Leaf, leaves
 
 SETTINGS = "adapter_config.json"
 ARRAYS = "adapter_model.safetensors"
@@ -86,13 +86,7 @@ def settings_for_peft(cfg: ModelConfig, base: str) -> dict[str, Any]:
 
 def read_peft_settings(path: Path) -> dict[str, Any]:
     """The object in adapter_config.json; raises `UserError` if ours compute something else."""
-    file = path / SETTINGS
-    try:
-        settings = json.loads(file.read_text("utf-8"))
-        if not isinstance(settings, dict):
-            raise ValueError(f"it is a {type(settings).__name__}, not an object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}): fetch it again") from error
+    settings = read_settings(path, SETTINGS)
     wrong = [
         f"{name} is {settings[name]!r:.60}, expected {json.dumps(values[0])}"
         for name, values in _ONLY.items()
@@ -105,7 +99,7 @@ def read_peft_settings(path: Path) -> dict[str, Any]:
         wrong.append(f"lora_alpha is {alpha!r:.40}, expected a number above 0")
     if wrong:
         listed = "".join(f"\n  - {problem}" for problem in wrong)
-        raise UserError(f"{file} asks for what gptjax does not compute:{listed}")
+        raise UserError(f"{path / SETTINGS} asks for what gptjax does not compute:{listed}")
     return settings
 
 

@@ -12,11 +12,9 @@ import numpy as np
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
 from gptjax.config.schema import PRETRAIN
-from gptjax.model.places import Leaf, leaves
+from gptjax.model.places import STACK, Leaf, leaves
 from gptjax.model.size import parameter_count
 from gptjax.tokenizers.plain import Tokenizer
-
-STACK = "h/"  # leaves below it have the layer as their first dimension
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,17 @@ from gptjax.base.errors import UserError
 from gptjax.config import Config
 from gptjax.data.columns import Columns, counts_of
 from gptjax.data.examples import Example
-from gptjax.data.finetuning import FineTuningData, tokenizer_for, with_course
+from gptjax.data.finetuning import FineTuningData, lengths_line, tokenizer_for, with_course
 from gptjax.data.keeping import Prepared
 from gptjax.data.labelled import Labelled, Reading, labels_in_order, read_labelled
 from gptjax.data.padding import PaddedExamples
 from gptjax.data.splitting import (
     Key,
+    about_cuts,
+    about_repeats,
     class_weights,
     count_with,
     divide_files,
-    repeats,
     undersampled,
 )
 from gptjax.data.transformations import Transformation
@@ -53,7 +54,6 @@ class LabelledTexts(FineTuningData):
         self._rarer: str = found.facts.get("rarer", "")
         self.counts = Counter(self.labels[item.label] for item in found.train)
         self._notes: list[str] = found.facts["notes"]
-        self._special = Transformation(config.classify, self.tokenizer, config.context).special
         self.longest = max(len(s) for part in found[:3] for item in part for s in item.sequences)
         self.train, self.validation, self.test = map(self._padded, found[:3])
         self._forms = self.train.forms()
@@ -67,7 +67,7 @@ class LabelledTexts(FineTuningData):
         model = replace(
             config.model,
             n_vocab=self.tokenizer.n_vocab,
-            n_special=self._special,
+            n_special=config.classify.special_ids,
             n_classes=1 if config.classify.form == "choice" else len(self.labels),
         )
         config = replace(
@@ -86,14 +86,12 @@ class LabelledTexts(FineTuningData):
         """Sizes of splits and classes, what was read as what, and the lengths of batches."""
         del step
         lengths = [form["tokens"].shape[-1] for form in self._forms]
-        programs = "1 program" if len(lengths) == 1 else f"{len(lengths)} programs"
-        notes = self._notes if self.kept is None else [*self._notes, f"read from {self.kept}"]
         return [
             f"data     {len(self.train):,} training examples ({counts_of(self.counts)}), "
             f"{len(self.validation):,} for validation, {len(self.test):,} for the test, tokenizer "
             f"{self.tokenizer.name}",
-            *(f"         {note}" for note in notes),
-            f"lengths  {', '.join(map(str, lengths))} tokens: {programs}",
+            *self.noted(self._notes),
+            lengths_line(lengths),
         ]
 
 
@@ -133,11 +131,8 @@ def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepa
                 raise UserError(f"{row.where}: {error}") from error
             n_cut += is_cut
             items[-1].append(LabelledItem(sequences, labels.index(row.label), weights[row.label]))
-    if n_cut:
-        notes.append(
-            count_with(n_cut, ("is", "are"), f"longer than {config.context} tokens; the end of ")
-            + f"{'the' if config.classify.form == 'single' else 'the longer'} text is cut"
-        )
+    which = "the text" if config.classify.form == "single" else "the longer text"
+    notes += about_cuts(n_cut, config.context, which)
     return tokenizer, Prepared(items[0], items[1], items[2], facts)
 
 
@@ -176,10 +171,9 @@ def _divided(config: Config) -> tuple[list[list[Labelled]], list[str], Reading]:
     parts = divide_files(
         [file.rows, *given], lambda row: _key(row, form), lambda row: row.label, data
     )
-    left_out = len(read) - sum(map(len, parts))
     notes = [other.note for other in (file, *files) if other is not None]
     keys, labels = [_key(row, form) for row in read], [row.label for row in read]
-    return parts, notes + _about_repeats(keys, labels, left_out), file.reading
+    return parts, notes + _about_texts(keys, labels, sum(map(len, parts))), file.reading
 
 
 def _key(row: Labelled, form: str) -> Key:
@@ -187,18 +181,13 @@ def _key(row: Labelled, form: str) -> Key:
     return tuple(sorted(row.texts)) if form == "similarity" else row.texts
 
 
-def _about_repeats(keys: Sequence[Key], labels: Sequence[str], left_out: int) -> list[str]:
-    if not (count := repeats(keys)):
-        return []
-    repeat = "repeats", "repeat"
-    notes = [count_with(count, repeat, "the text of another; equal texts are in one split")]
-    if left_out:
-        notes.append(count_with(left_out, ("is", "are"), "left out: a held-out file has the text"))
+def _about_texts(keys: Sequence[Key], labels: Sequence[str], used: int) -> list[str]:
+    notes = about_repeats(keys, used, "text")
     classes: dict[Key, Counter[str]] = defaultdict(Counter)
     for key, label in zip(keys, labels, strict=True):
         classes[key][label] += 1
     if torn := len(keys) - sum(max(counts.values()) for counts in classes.values()):
-        notes.append(count_with(torn, repeat, "a text with another label"))
+        notes.append(count_with(torn, ("repeats", "repeat"), "a text with another label"))
     return notes
 
 
@@ -264,7 +253,5 @@ def pad_labelled(item: LabelledItem, length: int) -> Example:
 
 def form_of_labelled(config: Config) -> Example:
     """An example as long as the longest, made without data."""
-    classify = config.classify
-    sequences = {"similarity": 2, "choice": len(classify.labels) or 2}.get(classify.form, 1)
     empty = np.zeros(1, np.int32)
-    return pad_labelled(LabelledItem((empty,) * sequences, 0, 1.0), config.context)
+    return pad_labelled(LabelledItem((empty,) * config.classify.sequences, 0, 1.0), config.context)

@@ -6,7 +6,7 @@ a run that has begun has kept them.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,11 @@ class FineTuningData(TaskData):
         if self._keep is not None:
             self._keep(directory)
 
+    def noted(self, notes: Iterable[str]) -> list[str]:
+        """Notes about the examples as lines of an announcement, with where they were kept."""
+        origin = [] if self.kept is None else [f"read from {self.kept}"]
+        return [f"         {note}" for note in (*notes, *origin)]
+
     def shuffled(self, seed: int) -> EndlessExamples:
         """Every training example once an epoch."""
         return EpochOrder(self.train, self.rows, seed)
@@ -112,6 +117,16 @@ class FineTuningData(TaskData):
     def epochs(self, step: int) -> float:
         """Epochs after `step` steps."""
         return step / steps_per_epoch(len(self.train), self.rows)
+
+
+def lengths_line(lengths: Sequence[int]) -> str:
+    """The line of an announcement about the lengths that batches are padded to.
+
+    >>> lengths_line([32, 64])
+    'lengths  32, 64 tokens: 2 programs'
+    """
+    programs = f"{len(lengths)} program{'s' * (len(lengths) != 1)}"
+    return f"lengths  {', '.join(map(str, lengths))} tokens: {programs}"
 
 
 def with_course(config: Config, examples: int, context: int) -> Config:

@@ -16,11 +16,11 @@ from gptjax.base.errors import UserError
 from gptjax.config import Config
 from gptjax.data.conversations import Conversation, read_conversations
 from gptjax.data.examples import Example, Examples
-from gptjax.data.finetuning import FineTuningData, tokenizer_for, with_course
+from gptjax.data.finetuning import FineTuningData, lengths_line, tokenizer_for, with_course
 from gptjax.data.keeping import Prepared
 from gptjax.data.packing import Item, PackedRows, packed_row, row_length
 from gptjax.data.padding import PaddedExamples
-from gptjax.data.splitting import Key, count_with, divide_files, repeats
+from gptjax.data.splitting import Key, about_cuts, about_repeats, divide_files
 from gptjax.data.templates import ASSISTANT, Message, turn_tokens, turns_of
 from gptjax.tokenizers.plain import Tokenizer
 
@@ -97,11 +97,8 @@ class Instructions(FineTuningData):
                 f"{self.train.filled:.1%} filled"
             )
         else:
-            lengths = [form["weights"].size for form in self.forms()]
-            programs = "1 program" if len(lengths) == 1 else f"{len(lengths)} programs"
-            lines.append(f"lengths  {', '.join(map(str, lengths))} tokens: {programs}")
-        notes = self._notes if self.kept is None else [*self._notes, f"read from {self.kept}"]
-        return lines + [f"         {note}" for note in notes]
+            lines.append(lengths_line([form["weights"].size for form in self.forms()]))
+        return lines + self.noted(self._notes)
 
     @property
     def loss_definition(self) -> str:
@@ -139,14 +136,11 @@ def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepa
         for part in parts
     ]
     asked = [_asked(chat) for file in read for chat in file.found]
-    notes = _notes(asked, sum(map(len, parts)))
+    notes = about_repeats(asked, sum(map(len, parts)), "prompt")
     sources = {name: file for name, file in zip(names, rows, strict=True) if name and file}
     notes += _leave_out(items, parts, sources, config.context)
-    if n_cut := sum(len(item.weights) > config.context for part in items for item in part):
-        notes.append(
-            count_with(n_cut, ("is", "are"), f"longer than {config.context} tokens; the end of ")
-            + "the response is cut"
-        )
+    n_cut = sum(len(item.weights) > config.context for part in items for item in part)
+    notes += about_cuts(n_cut, config.context, "the response")
     items = [[_cut(item, config.context) for item in part] for part in items]
     facts = {"template": template, "notes": notes, "test": parts[2]}
     return tokenizer, Prepared(items[0], items[1], items[2], facts)
@@ -155,18 +149,6 @@ def _prepared(config: Config, given: Tokenizer | None) -> tuple[Tokenizer, Prepa
 def _asked(conversation: Conversation) -> Key:
     """What makes two examples the same: all that the model is given, whatever it responds."""
     return tuple(x for m in conversation if m.role != ASSISTANT for x in (m.content, m.input))
-
-
-def _notes(asked: Sequence[Key], used: int) -> list[str]:
-    if not (count := repeats(asked)):
-        return []
-    rest = "the prompt of another; equal prompts are in one split"
-    notes = [count_with(count, ("repeats", "repeat"), rest)]
-    if left_out := len(asked) - used:
-        notes.append(
-            count_with(left_out, ("is", "are"), "left out: a held-out file has the prompt")
-        )
-    return notes
 
 
 def _item(tokenizer: Tokenizer, template: str, loss_on: str, chat: Conversation) -> Item:

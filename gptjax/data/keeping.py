@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gptjax.base.files import replaced
+from gptjax.base.files import replaced, sha256_of
 from gptjax.config import Config
 from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import fingerprint
@@ -90,7 +90,7 @@ def origin_of(config: Config, tokenizer: Tokenizer) -> Origin:
 def _hash(name: str | None) -> str | None:
     if name is None or not Path(name).is_file():
         return None
-    return hashlib.sha256(Path(name).read_bytes()).hexdigest()
+    return sha256_of(Path(name), lambda count: None)
 
 
 def flattened(items: Sequence[Any]) -> Arrays:

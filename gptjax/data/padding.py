@@ -5,11 +5,11 @@ quarter and its eighth. All processes of a run pad alike, by the longest row of 
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from gptjax.data.examples import Example, Examples
+from gptjax.data.examples import Example, Examples, stacked
 
 FINEST = 8  # lengths are multiples of it
 HALVINGS = 3  # of the longest length, so there are at most four lengths
@@ -25,30 +25,38 @@ def padded_lengths(longest: int) -> list[int]:
     return sorted({*(n for n in halves if n < longest), longest})
 
 
+def padded_to(length: int, allowed: Sequence[int]) -> int:
+    """The shortest of the `padded_lengths` that holds so many tokens.
+
+    >>> padded_to(40, [32, 56, 104])
+    56
+    """
+    return next(n for n in allowed if n >= length)
+
+
 class PaddedExamples(Examples):
     """Examples that `pad` makes from items of `lengths`; it is called with an item and a length."""
 
     def __init__(
         self,
-        items: Sequence[NamedTuple],
+        items: Sequence[Any],
         lengths: Sequence[int],
         longest: int,
         pad: Callable[..., Example],
     ):
-        self._items, self.lengths, self._pad = items, lengths, pad
+        self.items, self.lengths, self._pad = items, lengths, pad
         self._padded = padded_lengths(longest)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> Example:
-        return self._pad(self._items[index], self._length([index]))
+        return self._pad(self.items[index], self._length([index]))
 
     def batch(self, own: Sequence[int], together: Sequence[int]) -> dict[str, np.ndarray]:
         """The examples `own` as rows, as long as the examples `together` need."""
         length = self._length(together)
-        rows = [self._pad(self._items[index], length) for index in own]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return stacked([self._pad(self.items[index], length) for index in own])
 
     def forms(self) -> list[Example]:
         """An example of each length that batches of these examples have, shortest first."""
@@ -57,4 +65,4 @@ class PaddedExamples(Examples):
 
     def _length(self, indices: Sequence[int]) -> int:
         longest = max(self.lengths[index] for index in indices)
-        return next(n for n in self._padded if n >= longest)
+        return padded_to(longest, self._padded)

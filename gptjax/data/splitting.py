@@ -139,6 +139,32 @@ def count_with(count: int, verbs: tuple[str, str], rest: str) -> str:
     return f"{count:,} example{'s' * (not is_one)} {verbs[not is_one]} {rest}"
 
 
+def about_repeats(keys: Sequence[Hashable], used: int, what: str) -> list[str]:
+    """Notes about examples that repeat the text or the prompt of another; `used` are not left out.
+
+    >>> about_repeats(["a", "b", "a"], 3, "text")
+    ['1 example repeats the text of another; equal texts are in one split']
+    """
+    if not (count := repeats(keys)):
+        return []
+    rest = f"the {what} of another; equal {what}s are in one split"
+    notes = [count_with(count, ("repeats", "repeat"), rest)]
+    if left_out := len(keys) - used:
+        rest = f"left out: a held-out file has the {what}"
+        notes.append(count_with(left_out, ("is", "are"), rest))
+    return notes
+
+
+def about_cuts(count: int, context: int, what: str) -> list[str]:
+    """A note about examples that have lost the end of something.
+
+    >>> about_cuts(1, 8, "the text")
+    ['1 example is longer than 8 tokens; the end of the text is cut']
+    """
+    rest = f"longer than {context} tokens; the end of {what} is cut"
+    return [count_with(count, ("is", "are"), rest)] if count else []
+
+
 def undersampled(keys: Sequence[Key], classes: Sequence[Hashable], seed: int) -> list[int]:
     """Indices of as many examples of each class as the rarest has, drawn by `seed`.
 

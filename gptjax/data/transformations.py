@@ -10,9 +10,8 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.config import ClassifyConfig
+from gptjax.config.examples import SPECIAL_IDS
 from gptjax.tokenizers.plain import Tokenizer
-
-SPECIAL = 3  # start, delimiter, extract
 
 
 class Transformation:
@@ -21,7 +20,7 @@ class Transformation:
     def __init__(self, classify: ClassifyConfig, tokenizer: Tokenizer, longest: int):
         self.form, self._reads_extract = classify.form, classify.read == "extract"
         self._tokenizer, self._longest = tokenizer, longest
-        ids = range(tokenizer.n_vocab, tokenizer.n_vocab + SPECIAL)
+        ids = range(tokenizer.n_vocab, tokenizer.n_vocab + SPECIAL_IDS)
         self._start, self._delimiter, self._extract = (np.array([id], np.int32) for id in ids)
         texts = 1 if self.form == "single" else 2
         self.room = longest - (texts + 1 if self._reads_extract else 0)
@@ -30,11 +29,6 @@ class Transformation:
                 f"a context of {longest} tokens leaves {max(0, self.room)} for the text of an "
                 f"example of form {self.form}: give a larger --train.context"
             )
-
-    @property
-    def special(self) -> int:
-        """Ids after the vocabulary."""
-        return SPECIAL if self._reads_extract else 0
 
     def sequences(self, texts: Sequence[str]) -> tuple[tuple[np.ndarray, ...], bool]:
         """The sequences of int32 ids, and whether any of them lost tokens.

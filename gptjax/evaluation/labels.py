@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
 from gptjax.config.schema import CLASSIFY
-from gptjax.data.classify import LabelledItem, reading_of
+from gptjax.data.classify import LabelledItem, pad_labelled, reading_of
 from gptjax.data.columns import UnclearColumns
-from gptjax.data.examples import Examples
+from gptjax.data.examples import stacked
 from gptjax.data.keeping import KEPT, Kept, read_kept
 from gptjax.data.labelled import Labelled, read_labelled
-from gptjax.data.padding import padded_lengths
+from gptjax.data.padding import PaddedExamples, padded_lengths, padded_to
 from gptjax.data.transformations import Transformation
 from gptjax.evaluation.classes import class_figures, confusion_of
 from gptjax.evaluation.setting import Setting
 from gptjax.generation.loaded import LoadedRun
+from gptjax.model.decoder import decoder_config
 from gptjax.model.gpt import GPT
-from gptjax.model.heads import class_scores
+from gptjax.model.heads import class_scores, last_states
 from gptjax.model.products import matmul_precision
 
 Sequences = Sequence[np.ndarray]
@@ -51,8 +51,7 @@ class Classifier:
                 "expected one of python -m gptjax.train --config spam_classify, or another with "
                 "--task classify"
             )
-        changes: dict[str, Any] = {"dtype": dtype, "attention": "auto", "unroll": 1}
-        self.cfg = replace(config.model, float32_matmul="highest", remat="none", **changes)
+        self.cfg = replace(decoder_config(config.model, dtype), unroll=1)
         self.labels, self.form = config.classify.labels, config.classify.form
         """Names of the classes in the order of their probabilities; those of a choice are numbers.
         """
@@ -119,36 +118,29 @@ class Classifier:
 
         def form(number: int) -> tuple[int, int]:
             longest = max(map(len, examples[number]))
-            return len(examples[number]), next(n for n in allowed if n >= longest)
+            return len(examples[number]), padded_to(longest, allowed)
 
         groups: dict[tuple[int, int], list[int]] = {}
         for number in range(len(examples)):
             groups.setdefault(form(number), []).append(number)
-        for (sequences, time), members in sorted(groups.items(), reverse=True):
+        for (_, time), members in sorted(groups.items(), reverse=True):
             for start in range(0, len(members), self._rows):
                 numbers = members[start : start + self._rows]
-                tokens_BST = np.zeros((self._rows, sequences, time), np.int32)
-                lengths_BS = np.ones((self._rows, sequences), np.int32)
-                for row, number in enumerate(numbers):
-                    for s, tokens in enumerate(examples[number]):
-                        tokens_BST[row, s, : len(tokens)] = tokens
-                        lengths_BS[row, s] = len(tokens)
-                yield numbers, tokens_BST, lengths_BS
+                items = [LabelledItem(tuple(examples[n]), 0, 1.0) for n in numbers]
+                rows = [pad_labelled(item, time) for item in items]
+                # a batch of fewer rows would be another program
+                batch = stacked(rows + rows[:1] * (self._rows - len(rows)))
+                yield numbers, batch["tokens"], batch["lengths"]
 
     def figures(
         self,
-        examples: Examples,
+        examples: PaddedExamples,
         progress: Callable[[int], None] = lambda done: None,
     ) -> dict[str, Any]:
         """The figures of `class_figures` on the labelled examples of a classification."""
-        rows = [examples[n] for n in range(len(examples))]
-        sequences = [
-            [t[:length] for t, length in zip(row["tokens"], row["lengths"], strict=True)]
-            for row in rows
-        ]
-        guesses = self.of_sequences(sequences, progress).argmax(1)
-        truths = [int(row["label"]) for row in rows]
-        return self.figures_of(truths, guesses)
+        items = examples.items
+        guesses = self.of_sequences([item.sequences for item in items], progress).argmax(1)
+        return self.figures_of([item.label for item in items], guesses)
 
     def figures_of(self, truths: Sequence[int], guesses: Sequence[int]) -> dict[str, Any]:
         """The figures of `class_figures`, from the numbers of the classes of examples."""
@@ -189,11 +181,7 @@ def _own_split(setting: Setting, split: str, kept: Kept | None) -> list[Labelled
             f"--split {split}: {origin} has no {KEPT}, which says how its examples were divided: "
             f"leave --split out to measure all of {path}"
         )
-    if not kept.origin.has_file(path):
-        raise UserError(
-            f"{path} is not the file that {origin} was trained on, so it has no split {split}: "
-            "give that file, unchanged, or leave --split out to measure all of this one"
-        )
+    setting.require_file_of(kept)
     examples = kept.examples
     parts = {"train": examples.train, "validation": examples.validation, "test": examples.test}
     if not parts[split]:
@@ -242,7 +230,5 @@ def _probabilities(
 ) -> Array:
     tokens_MT = tokens_BST.reshape(-1, tokens_BST.shape[-1])
     features: Any = GPT(cfg).apply({"params": params}, tokens_MT, method=GPT.features)
-    last_M = lengths_BS.reshape(-1) - 1
-    state_MD = jnp.take_along_axis(features[0], last_M[:, None, None], axis=1)[:, 0]
-    state_BSD = state_MD.reshape(*lengths_BS.shape, -1)
+    state_BSD = last_states(features[0], lengths_BS)
     return jax.nn.softmax(class_scores(cfg, form, params["clf"], state_BSD))

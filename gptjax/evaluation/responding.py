@@ -9,6 +9,8 @@ from gptjax.base.files import require_fetched
 from gptjax.config.schema import INSTRUCT
 from gptjax.data.conversations import Conversation, read_conversations
 from gptjax.data.instruct import Instructions
+from gptjax.data.keeping import read_kept
+from gptjax.data.packing import Item
 from gptjax.evaluation.estimates import Figures
 from gptjax.evaluation.judge import (
     describe_failures,
@@ -69,6 +71,9 @@ def _conversations(setting: Setting) -> tuple[str, Sequence[Conversation]]:
             f"follows instructions, and {setting.run.origin} has the task {config.task}. Leave "
             "--split out to respond to the whole file"
         )
+    directory = setting.run.directory
+    if directory is not None and (kept := read_kept(directory, Item)) is not None:
+        setting.require_file_of(kept)  # a changed file would be divided anew
     instruct = replace(config.instruct, test_responses=setting.limit)
     config = replace(config, data=replace(config.data, examples=setting.data), instruct=instruct)
     data = Instructions(config, setting.run.tokenizer, None)

@@ -21,6 +21,7 @@ from jax import Array, lax
 
 from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
+from gptjax.model.decoder import decoder_config
 from gptjax.model.gpt import GPT
 from gptjax.model.products import dot_fp32_sum, materialised_on_cpu, matmul_precision
 
@@ -74,8 +75,7 @@ class Scorer:
         context: int | None = None,
     ):
         # one layer a loop: many shapes are compiled, and each is used a few times
-        changes: dict[str, Any] = {"dtype": dtype, "attention": "auto", "unroll": 1}
-        self.cfg = dataclasses.replace(cfg, float32_matmul="highest", remat="none", **changes)
+        self.cfg = dataclasses.replace(decoder_config(cfg, dtype), unroll=1)
         self.params, self.batch_rows = params, batch_rows
         self.context = cfg.n_ctx if context is None else context
         self.shapes: set[tuple[int, int]] = set()

@@ -4,8 +4,11 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
+from gptjax.base.errors import UserError
 from gptjax.base.terminal import count_bar
+from gptjax.data.keeping import Kept
 from gptjax.evaluation.scoring import Scorer
 from gptjax.generation.loaded import LoadedRun
 
@@ -48,3 +51,12 @@ class Setting:
     """Called with a total and the name of what is counted; gives what counts them."""
     note: Callable[[str], None] = note_on_stderr
     """Called with what a reader of the figures should know about the data."""
+
+    def require_file_of(self, kept: Kept) -> None:
+        """Raise `UserError` unless the file of `data` is one that the run divided into splits."""
+        if not kept.origin.has_file(Path(self.data)):
+            raise UserError(
+                f"{self.data} is not the file that {self.run.origin} was trained on, so it has no "
+                f"split {self.split}: give that file, unchanged, or leave --split out to measure "
+                "all of this one"
+            )

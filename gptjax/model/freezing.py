@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from gptjax.base.tree import Tree, as_tree, named_leaves
 from gptjax.config import ModelConfig
 from gptjax.model.gpt import FROZEN_BLOCKS
-from gptjax.model.places import leaves
-from gptjax.model.trainable import STACK, trainable
+from gptjax.model.places import STACK, leaves
+from gptjax.model.trainable import Trainable, trainable
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The names of the leaves that are trained; of stacks only the blocks from `first_block` on."""
+class Trained(Trainable):
+    """What is trainable, for trees of arrays."""
 
-    names: frozenset[str]
-    first_block: int
     everything: bool
     """Whether nothing is frozen; then all of the functions below return what they are given."""
     are_adapters: bool = False
@@ -30,7 +28,7 @@ class Trained:
         """The values of a tree like the parameters that belong to each part; stacks are not cut."""
         named = named_leaves(tree)
         trained = {name: x for name, x in named.items() if name in self.names}
-        frozen = {name: x for name, x in named.items() if name not in trained or self._cuts(name)}
+        frozen = {name: x for name, x in named.items() if name not in trained or self.cuts(name)}
         return as_tree(trained), as_tree(frozen)
 
     def split(self, params: Tree) -> tuple[Tree, Tree]:
@@ -39,13 +37,10 @@ class Trained:
             return params, {}
         trained, frozen = map(named_leaves, self.parts(params))
         for name in trained:
-            if self._cuts(name):
+            if self.cuts(name):
                 x = trained[name]
                 trained[name], frozen[name] = x[self.first_block :], x[: self.first_block]
         return as_tree(trained), as_tree(frozen)
-
-    def _cuts(self, name: str) -> bool:
-        return self.first_block > 0 and name.startswith(STACK)
 
     def updated(self, params: Tree, trained: Tree) -> Tree:
         """The whole tree with new values of its trained part; frozen numbers stay, bit for bit."""
@@ -56,7 +51,7 @@ class Trained:
         def value(name: str, x):
             if name not in new:
                 return x
-            return x.at[self.first_block :].set(new[name]) if self._cuts(name) else new[name]
+            return x.at[self.first_block :].set(new[name]) if self.cuts(name) else new[name]
 
         return as_tree({name: value(name, x) for name, x in named_leaves(params).items()})
 
@@ -66,7 +61,7 @@ class Trained:
             return trained
         ours, theirs, joined = named_leaves(trained), named_leaves(frozen), {}
         for name in {**ours, **theirs}:
-            if not self._cuts(name):
+            if not self.cuts(name):
                 joined[name] = ours[name] if name in ours else theirs[name]
                 continue
             first = theirs[name][: self.first_block]

@@ -42,6 +42,17 @@ class ClassificationHead(nn.Module):
         return x @ kernel_DC + jnp.broadcast_to(bias_C, (*x.shape[:-1], cfg.n_classes))
 
 
+def last_states(x_MTD: Array, lengths_BS: Array) -> Array:
+    """The states of the last tokens of all sequences: [B S, T, D] and [B, S] to [B, S, D].
+
+    >>> last_states(jnp.arange(6.0).reshape(2, 3, 1), jnp.array([[1], [3]])).ravel().tolist()
+    [0.0, 5.0]
+    """
+    last_M = lengths_BS.reshape(-1) - 1
+    state_MD = jnp.take_along_axis(x_MTD, last_M[:, None, None], axis=1)[:, 0]
+    return state_MD.reshape(*lengths_BS.shape, -1)
+
+
 def class_scores(
     cfg: ModelConfig, form: str, params: Any, state_BSD: Array, key: Array | None = None
 ) -> Array:

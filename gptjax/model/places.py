@@ -18,6 +18,7 @@ from gptjax.base.errors import UserError
 from gptjax.config import ModelConfig
 
 FSDP, TENSOR = "fsdp", "tensor"
+STACK = "h/"  # leaves below it have the layer as their first dimension
 
 
 class Sizes(Protocol):

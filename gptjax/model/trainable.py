@@ -6,18 +6,18 @@ With adapters these are the adapters and a head that classifies, and a checkpoin
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 from gptjax.base.errors import UserError, did_you_mean
 from gptjax.config import ModelConfig
-from gptjax.model.places import Leaf, leaves
+from gptjax.model.places import STACK, Leaf, leaves
 
-STACK = "h/"
 _ADAPTED = ("*/lora_A", "*/lora_B", "clf/*")  # what is trained beside frozen matrices
 
 
-class Trainable(NamedTuple):
+@dataclass(frozen=True)
+class Trainable:
     """The names of the leaves that are trained; of stacks only the blocks from `first_block` on."""
 
     names: frozenset[str]

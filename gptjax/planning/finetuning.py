@@ -10,12 +10,11 @@ from functools import cache
 from gptjax.config import Config, ModelConfig
 from gptjax.config.finetuning import from_scratch
 from gptjax.config.schema import CLASSIFY, PRETRAIN
-from gptjax.model.places import Leaf, leaves
+from gptjax.model.places import STACK, Leaf, leaves
 from gptjax.model.size import flops_per_token
-from gptjax.model.trainable import STACK, Trainable, trainable
+from gptjax.model.trainable import Trainable, trainable
 from gptjax.planning.layout import with_vocabulary
 
-SPECIAL = 3  # start, delimiter and extract
 TWO_CLASSES = 2  # where only the data tell how many there are
 EMBEDDINGS = ("wte/embedding", "wpe/embedding")
 
@@ -33,8 +32,8 @@ def without_data(config: Config) -> Config:
     if config.task == CLASSIFY:
         asked, model = config.classify, config.model
         classes = 1 if asked.form == "choice" else len(asked.labels) or TWO_CLASSES
-        special = SPECIAL if asked.read == "extract" else 0
-        config = replace(config, model=replace(model, n_classes=classes, n_special=special))
+        model = replace(model, n_classes=classes, n_special=asked.special_ids)
+        config = replace(config, model=model)
     return with_vocabulary(config)
 
 
@@ -64,10 +63,7 @@ def blocks_backwards(config: Config) -> int:
 
 def sequences(config: Config) -> int:
     """Sequences of an example."""
-    if config.task != CLASSIFY:
-        return 1
-    counts = {"similarity": 2, "choice": len(config.classify.labels) or TWO_CLASSES}
-    return counts.get(config.classify.form, 1)
+    return config.classify.sequences if config.task == CLASSIFY else 1
 
 
 def has_logits(config: Config) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gptjax.base.files import replaced
 from gptjax.runs.quiet import silent_matplotlib
 
 CELL = 0.62  # inches
@@ -55,9 +56,8 @@ def plot_confusion(
     bar.ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    temporary.replace(path)
+    with replaced(path) as file:
+        FigureCanvasAgg(figure).print_png(file)
 
 
 def _shortened(label: str) -> str:

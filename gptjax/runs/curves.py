@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gptjax.base.files import replaced
 from gptjax.runs.metrics import Row
 from gptjax.runs.quiet import silent_matplotlib
 
@@ -70,9 +71,8 @@ def plot_curves(
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    temporary.replace(path)
+    with replaced(path) as file:
+        FigureCanvasAgg(figure).print_png(file)
 
 
 def _draw_shares(axes: Any, right: Sequence[tuple[int, float, float]]) -> None:

@@ -14,7 +14,7 @@ from jax import Array
 from gptjax.config import ClassifyConfig, ModelConfig
 from gptjax.model.attention import document_numbers
 from gptjax.model.gpt import FROZEN_BLOCKS, GPT, logits
-from gptjax.model.heads import class_scores
+from gptjax.model.heads import class_scores, last_states
 from gptjax.model.losses import cross_entropy, cross_entropy_rows, token_losses
 from gptjax.model.parallel import copy_to_tensor, gathered
 from gptjax.model.places import UNSHARDED, ModelSharding
@@ -157,9 +157,7 @@ def classification(
         tokens_BST, (keys, own) = batch["tokens"], _two_keys(key)
         tokens_MT = tokens_BST.reshape(-1, tokens_BST.shape[-1])
         x_MTD, head_VD = features_of(model, params, tokens_MT, None, None, keys)
-        last_M = batch["lengths"].reshape(-1) - 1
-        state_MD = jnp.take_along_axis(x_MTD, last_M[:, None, None], axis=1)[:, 0]
-        state_BSD = state_MD.reshape(*tokens_BST.shape[:2], -1)
+        state_BSD = last_states(x_MTD, batch["lengths"])
         scores_BC = class_scores(cfg, classify.form, params["clf"], state_BSD, own)
         return x_MTD, head_VD, scores_BC
 

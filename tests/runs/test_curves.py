@@ -82,8 +82,8 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypat
     plot_curves(TRAINING, 512, "a run", path)
     before = path.read_bytes()
 
-    def half(_, name):
-        Path(name).write_bytes(before[:100])
+    def half(_, file):
+        file.write(before[:100])
         raise OSError("disk full")
 
     monkeypatch.setattr(FigureCanvasAgg, "print_png", half)
