@@ -20,8 +20,9 @@ from jax.typing import ArrayLike
 
 from gptjax.model.arguments import at_least, check_shapes, floating, integers, wide
 from gptjax.model.parallel import copy_to_tensor, first_row
-from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
+from gptjax.model.places import UNSHARDED, ModelSharding
 from gptjax.model.products import dot_fp32_sum, materialised_on_cpu
+from gptjax.model.softmax import softmax_losses
 
 
 def cross_entropy_rows(
@@ -126,7 +127,7 @@ def _forward(
 
     def chunk(dhead_VD: Array, items: tuple[Array, Array, Array]):
         x_MD, targets_M, weights_M = items
-        losses_M, probabilities_MV = _softmax_losses(x_MD, head, targets_M, n_vocab, split)
+        losses_M, probabilities_MV = softmax_losses(x_MD, head, targets_M, n_vocab, split)
         first = first_row(len(head), split)
         is_target_MV = first + jnp.arange(len(head))[None] == targets_M[:, None]
         dlogits_MV = (probabilities_MV - is_target_MV) * weights_M[:, None]
@@ -185,48 +186,10 @@ def token_losses(
     head = head.astype(x.dtype)
 
     def chunk(_: None, items: tuple[Array, Array]):
-        return None, _softmax_losses(items[0], head, items[1], n_vocab, split)[0]
+        return None, softmax_losses(items[0], head, items[1], n_vocab, split)[0]
 
     weights = None if weights_BT is None else floating("weights_BT", weights_BT)
     return _over_chunks(chunk, None, (x, targets), chunk_tokens, weights)[1]
-
-
-def _softmax_losses(
-    x_MD: Array, head_VD: Array, targets_M: Array, n_vocab: int, split: ModelSharding
-) -> tuple[Array, Array]:
-    """Losses [M] and probabilities [M, V], both float32; 0 for padding of the vocabulary."""
-    if split.tensor > 1:
-        return _divided_softmax_losses(x_MD, head_VD, targets_M, n_vocab, split)
-    logits_MV = materialised_on_cpu(dot_fp32_sum(x_MD, head_VD, (1, 1), wide(x_MD)))
-    # masked in place: a `where` would pass over all logits once more
-    padding = jnp.full((len(x_MD), len(head_VD) - n_vocab), -jnp.inf, logits_MV.dtype)
-    logits_MV = materialised_on_cpu(lax.dynamic_update_slice(logits_MV, padding, (0, n_vocab)))
-    top_M1 = jnp.max(logits_MV, axis=-1, keepdims=True)
-    weights_MV = jnp.exp(logits_MV - top_M1)
-    total_M1 = weights_MV.sum(-1, keepdims=True)
-    target_logit_M1 = jnp.take_along_axis(logits_MV, targets_M[:, None], axis=-1)
-    losses_M = (jnp.log(total_M1) + top_M1 - target_logit_M1)[:, 0]
-    return losses_M, weights_MV / total_M1
-
-
-def _divided_softmax_losses(
-    x_MD: Array, head_VD: Array, targets_M: Array, n_vocab: int, split: ModelSharding
-) -> tuple[Array, Array]:
-    """The same from this device's rows of the head: all losses, and its rows' probabilities."""
-    rows = len(head_VD)
-    first = first_row(rows, split)
-    logits_MV = dot_fp32_sum(x_MD, head_VD, (1, 1), wide(x_MD))
-    is_padding_V = first + jnp.arange(rows) >= n_vocab
-    logits_MV = jnp.where(is_padding_V[None], -jnp.inf, logits_MV)
-    top_M1 = lax.pmax(jnp.max(logits_MV, axis=-1, keepdims=True), TENSOR)
-    weights_MV = jnp.exp(logits_MV - top_M1)
-    total_M1 = lax.psum(weights_MV.sum(-1, keepdims=True), TENSOR)
-    own_M1 = (targets_M - first)[:, None]
-    found_M1 = jnp.take_along_axis(logits_MV, jnp.clip(own_M1, 0, rows - 1), axis=-1)
-    is_own_M1 = (own_M1 >= 0) & (own_M1 < rows)
-    target_logit_M1 = lax.psum(jnp.where(is_own_M1, found_M1, 0.0), TENSOR)
-    losses_M = (jnp.log(total_M1) + top_M1 - target_logit_M1)[:, 0]
-    return losses_M, weights_MV / total_M1
 
 
 def _over_chunks(
