@@ -11,7 +11,6 @@ Letters: M tokens of a chunk, D width, V vocabulary.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -73,9 +72,7 @@ def _in_passes(logits_MV: Array, targets_M: Array) -> tuple[Rows, Array]:
     top_M = _finite(jnp.max(logits_MV, axis=-1))
     weights_MV = jnp.exp(logits_MV - top_M[:, None])
     columns = logits_MV.shape[1]
-    found_M1 = jnp.take_along_axis(
-        logits_MV, jnp.clip(targets_M, 0, columns - 1)[:, None], axis=-1
-    )
+    found_M1 = jnp.take_along_axis(logits_MV, jnp.clip(targets_M, 0, columns - 1)[:, None], axis=-1)
     is_there_M = (targets_M >= 0) & (targets_M < columns)
     target_logit_M = jnp.where(is_there_M, found_M1[:, 0], -jnp.inf)
     return (top_M, weights_MV.sum(-1), target_logit_M), weights_MV

@@ -1,19 +1,18 @@
-"""The optimizer as one guarded chain: clip, rule, masked decay, schedule; behind MultiSteps.
+"""The optimizer as one guarded chain: clip, rule, masked decay, schedule; before it MultiSteps.
 
-`optax.MultiSteps` runs its inner transformation on every micro-step and throws the result away on
-all but the last, collectives included. The sum of gradients over the network therefore sits behind
-a gate (`on_last_micro_step`) and runs once per step. The chain itself follows, on whole arrays that
-the compiler divides as they are stored: a rule that needs whole matrices, such as Muon's, never
-sees part of one.
+`optax.MultiSteps` runs its inner transformation on every micro-step, collectives included, and
+throws the result away on all but the last. Here it therefore only averages gradients, and neither
+their sum over the network nor the chain is inside it: both run once per step. The chain has whole
+arrays that the compiler divides as they are stored: a rule that needs whole matrices, such as
+Muon's, never sees part of one.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array, lax
+from jax import Array
 
 from gptjax.base.tree import Tree, leaf_names, named_leaves
 from gptjax.config import OptimConfig
@@ -91,33 +90,13 @@ def make_optimizer(
     return skip_unless_finite(optax.chain(*links), dynamic_loss_scale)
 
 
-def on_last_micro_step(
-    total: Callable[[Tree], Tree],
-) -> optax.GradientTransformationExtraArgs:
-    """Add up over devices, by `total`, only if `emit` is true; else emit zeros.
+def accumulation(micro_steps: int) -> optax.MultiSteps:
+    """A running average of gradients, which after `micro_steps` updates is in `acc_grads`.
 
-    `emit` must be the same on all devices, or the collective inside deadlocks.
+    It counts to one more, and so never emits: a scan would carry its emission, zeros but for the
+    last, and write a second tree of gradients in every micro-step.
     """
-
-    def update(updates: Tree, state: Any, params: Tree = None, *, emit: Array, **extra: Tree):
-        del extra
-
-        def earlier():  # like params, not updates: only params vary over the same axes as totals
-            return optax.tree.zeros_like(params)
-
-        return lax.cond(emit, lambda: total(updates), earlier), state
-
-    def init(params: Tree) -> optax.EmptyState:
-        del params
-        return optax.EmptyState()
-
-    # pyright does not know that extra arguments may be required
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
-
-
-def accumulate(total: Callable[[Tree], Tree], micro_steps: int) -> optax.MultiSteps:
-    """Average gradients over `micro_steps`, then add them up over devices by `total`, once."""
-    return optax.MultiSteps(on_last_micro_step(total), every_k_schedule=micro_steps)
+    return optax.MultiSteps(optax.identity(), every_k_schedule=micro_steps + 1)
 
 
 def _float32_copy(x: Array) -> Array:

@@ -1,8 +1,8 @@
 """One optimizer step, or several, as one jitted call; an evaluation batch as another.
 
 Gradients are taken in a `shard_map` that is manual over the whole mesh: every device scans its
-micro-batches and adds up gradients locally, and only the last micro-step's gate lets them cross the
-network between groups of devices. Before differentiation the parameters are cast to *varying* over
+micro-batches and averages gradients locally; they cross the network between groups of devices once,
+after the last micro-step. Before differentiation the parameters are cast to *varying* over
 the axes that divide rows; otherwise autodiff would sum the gradients of replicated parameters in
 every micro-step. The optimizer follows, on whole arrays that the compiler divides as they are
 stored.
@@ -24,7 +24,7 @@ from gptjax.data.examples import IS_REAL
 from gptjax.model.freezing import EVERYTHING, Trained
 from gptjax.model.places import FSDP
 from gptjax.training.objectives import Batch, Losses, Params
-from gptjax.training.optimizer import accumulate
+from gptjax.training.optimizer import accumulation
 from gptjax.training.state import TrainState
 
 Metrics = dict[str, Array]
@@ -79,9 +79,7 @@ def make_step(
             return jax.value_and_grad(loss_of)(varying, micro_batch, micro_key)
 
         with jax.default_matmul_precision(precision):
-            grads, losses_A = _accumulated(
-                loss_and_gradients, total, params, varying, batch, micro_steps
-            )
+            grads, losses_A = _accumulated(loss_and_gradients, total, varying, batch, micro_steps)
         return grads, lax.psum(losses_A.mean(), rows) / loss_scale, tokens
 
     sharded = jax.shard_map(
@@ -185,7 +183,6 @@ def _total_over(rows: tuple[str, ...], specs: Tree, wire_dtype: str) -> Callable
 def _accumulated(
     loss_and_gradients: Callable[[Array | int, Batch], tuple[Array, Params]],
     total: Callable[[Tree], Tree],
-    params: Params,
     varying: Params,
     batch: Batch,
     micro_steps: int,
@@ -199,24 +196,17 @@ def _accumulated(
         loss, grads = loss_and_gradients(0, jax.tree.map(lambda x: x[0], batch))
         return total(grads), loss[None]
 
-    optimizer = accumulate(total, micro_steps)
-    zeros = optax.tree.zeros_like(params)
-    accumulator = optax.MultiStepsState(
-        mini_step=jnp.int32(0),
-        gradient_step=jnp.int32(0),
-        inner_opt_state=optax.EmptyState(),
-        acc_grads=optax.tree.zeros_like(varying),
-    )
+    average = accumulation(micro_steps)
 
-    def micro_step(carry: tuple[Any, optax.MultiStepsState], item: tuple[Array, Batch]):
-        _, accumulator = carry
+    def micro_step(
+        accumulator: optax.MultiStepsState, item: tuple[Array, Batch]
+    ) -> tuple[optax.MultiStepsState, Array]:
         loss, grads = loss_and_gradients(*item)
-        is_last = accumulator.mini_step == micro_steps - 1
-        return optimizer.update(grads, accumulator, params, emit=is_last), loss
+        return average.update(grads, accumulator)[1], loss
 
-    carry: Any
-    carry, losses_A = lax.scan(micro_step, (zeros, accumulator), (jnp.arange(micro_steps), batch))
-    return carry[0], losses_A
+    items = jnp.arange(micro_steps), batch
+    accumulator, losses_A = lax.scan(micro_step, average.init(varying), items)
+    return total(accumulator.acc_grads), losses_A
 
 
 def make_eval_step(

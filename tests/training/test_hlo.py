@@ -5,7 +5,6 @@ shows it. The checker is tried on programs known to be wrong before it is believ
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from gptjax.base.tree import abstract_tree, count_elements
-from gptjax.cluster.mesh import BatchLayout, make_mesh, replicated
+from gptjax.cluster.mesh import DATA, BatchLayout, make_mesh, replicated
 from gptjax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.losses import cross_entropy_rows
@@ -27,6 +26,7 @@ from gptjax.model.places import ModelSharding
 from gptjax.planning.hlo import bytes_by_axes, collectives
 from gptjax.training import step as step_module
 from gptjax.training.objectives import Losses
+from gptjax.training.optimizer import accumulation
 from gptjax.training.program import assemble
 from gptjax.training.state import TrainState
 
@@ -36,18 +36,17 @@ MODEL = ModelConfig(
 )
 
 
-def problems(hlo: str, n_parameters: int, micro_steps: int) -> set[str]:
+def problems(hlo: str, n_parameters: int) -> set[str]:
     """What is wrong with a program that should send every gradient once per step."""
     found = collectives(hlo)
     large, scalars = [c for c in found if c.elements > 1], [c for c in found if c.elements <= 1]
-    looped = micro_steps > 1
-    sent = n_parameters + (not looped)  # without a loop the loss goes along
+    sent = n_parameters + 1  # the loss goes along
     wrong = {
         "something else than an all-reduce": any(c.kind != "all-reduce" for c in found),
         "not one all-reduce of all gradients": [c.elements for c in large] != [sent],
         "not four bytes a parameter": sum(c.bytes for c in large) != 4 * sent,
-        "gradients cross in every micro-step": looped and not all(c.is_gated for c in large),
-        "scalars cross in every micro-step": looped and any(c.is_looped for c in scalars),
+        "gradients cross in every micro-step": any(c.is_looped for c in large),
+        "scalars cross in every micro-step": any(c.is_looped for c in scalars),
     }  # fmt: skip
     return {name for name, is_wrong in wrong.items() if is_wrong}
 
@@ -100,7 +99,7 @@ def test_gradients_of_a_gpt_cross_the_network_once_per_step(micro_steps):
     params = parameter_shapes(MODEL)
     assert count_elements(params) > 2 * 128 * MODEL.n_embd  # both tables with their padded rows
     hlo = compiled(micro_steps)
-    assert problems(hlo, count_elements(params), micro_steps) == set()
+    assert problems(hlo, count_elements(params)) == set()
 
 
 @cache
@@ -111,41 +110,40 @@ def bigram_hlo(micro_steps: int) -> str:
 @pytest.mark.parametrize("micro_steps", [1, 4])
 def test_gradients_of_any_task_do(micro_steps):
     hlo = bigram_hlo(micro_steps)
-    assert problems(hlo, count_elements(BIGRAM), micro_steps) == set()
-    scalars = [c for c in collectives(hlo) if c.elements == 1]  # tokens, and the loss of a loop
-    assert [c.is_gated for c in scalars] == [False] * (1 if micro_steps == 1 else 2)
+    assert problems(hlo, count_elements(BIGRAM)) == set()
+    assert sum(c.elements == 1 for c in collectives(hlo)) == 1  # the count of tokens
 
 
-def without_gate(total: Callable, micro_steps: int) -> optax.MultiSteps:
-    """MultiSteps as its documentation suggests: the sum is the inner chain's first part."""
+def summing_at_once(micro_steps: int) -> Any:
+    """Gradients that are added up over devices before they are averaged over micro-steps."""
+    average = accumulation(micro_steps)
 
-    def update(updates: Any, state: Any, params: Any = None, **_: Any):
-        return total(updates), state
+    def update(grads: Any, state: Any) -> Any:
+        return average.update(lax.psum(grads, DATA), state)
 
-    chain = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
-    return optax.MultiSteps(chain, every_k_schedule=micro_steps)
+    return SimpleNamespace(init=average.init, update=update)
 
 
-def test_the_checker_sees_an_average_in_every_micro_step(monkeypatch):
-    monkeypatch.setattr(step_module, "accumulate", without_gate)
+def test_the_checker_sees_a_sum_in_every_micro_step(monkeypatch):
+    monkeypatch.setattr(step_module, "accumulation", summing_at_once)
     hlo = compiled(4, BIGRAM_LOSSES, BIGRAM)
-    assert problems(hlo, count_elements(BIGRAM), 4) == {"gradients cross in every micro-step"}
+    assert "gradients cross in every micro-step" in problems(hlo, count_elements(BIGRAM))
 
 
 def test_the_checker_sees_the_sum_that_autodiff_inserts_without_the_cast(monkeypatch):
     no_cast = SimpleNamespace(**{**vars(lax), "pcast": lambda x, *_, **__: x})
     monkeypatch.setattr(step_module, "lax", no_cast)
     hlo = compiled(4, BIGRAM_LOSSES, BIGRAM)
-    assert "gradients cross in every micro-step" in problems(hlo, count_elements(BIGRAM), 4)
+    assert "gradients cross in every micro-step" in problems(hlo, count_elements(BIGRAM))
 
 
 def test_the_checker_counts_what_crosses():
     hlo = bigram_hlo(4)
-    assert problems(hlo, count_elements(BIGRAM) + 1, 4) == {
+    assert problems(hlo, count_elements(BIGRAM) + 1) == {
         "not one all-reduce of all gradients", "not four bytes a parameter"
     }  # fmt: skip
     gathered = hlo.replace(" all-reduce(", " all-gather(")
-    assert problems(gathered, count_elements(BIGRAM), 4) == {"something else than an all-reduce"}
+    assert problems(gathered, count_elements(BIGRAM)) == {"something else than an all-reduce"}
 
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}

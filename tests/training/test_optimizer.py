@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -25,11 +24,11 @@ from gptjax.config import ModelConfig, OptimConfig
 from gptjax.model.gpt import parameter_shapes
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.training.optimizer import (
+    accumulation,
     averaged_parameters,
     decay_mask,
     decay_table,
     make_optimizer,
-    on_last_micro_step,
 )
 from gptjax.training.state import TrainState, items_of, saved_items, state_of
 
@@ -250,20 +249,17 @@ def test_a_quadratic_is_brought_down_with_everything_donated(cfg):
         assert float(loss(averaged_parameters(state))) < 0.02 * start
 
 
-def test_gradients_are_added_up_on_the_last_micro_step_alone():
-    params, mesh, (gradient,) = some_params(), make_mesh(8), some_gradients(1)
-    gated = on_last_micro_step(lambda tree: lax.psum(tree, DATA))
-
-    def update(gradient, params, emit):
-        return gated.update(gradient, gated.init(params), params, emit=emit)[0]
-
-    specs = (P(DATA), P(), P())
-    sharded = jax.jit(jax.shard_map(update, mesh=mesh, in_specs=specs, out_specs=P()))
-    eight = jax.tree.map(lambda g: np.concatenate([g] * 8), gradient)
-    added = named_leaves(sharded(eight, params, True))
-    for name, leaf in named_leaves(gradient).items():
-        np.testing.assert_allclose(added[name], 8 * leaf, rtol=1e-6)
-    assert all(not np.any(u) for u in jax.tree.leaves(sharded(eight, params, False)))
+@pytest.mark.parametrize("micro_steps", [2, 5])
+def test_gradients_of_micro_steps_are_averaged(micro_steps):
+    average, gradients = accumulation(micro_steps), some_gradients(micro_steps)
+    state = average.init(some_params())
+    for gradient in gradients:
+        emitted, state = jax.jit(average.update)(gradient, state)
+        assert all(not np.any(u) for u in jax.tree.leaves(emitted))
+    found = named_leaves(state.acc_grads)
+    for name, leaves in named_leaves(jax.tree.map(lambda *g: np.stack(g), *gradients)).items():
+        expected = np.mean(leaves, axis=0, dtype=np.float64)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
