@@ -7,7 +7,7 @@ copy that transposes while it computes, which costs more than the product itself
 Gradients of `mixed_matmul` are checked as those of `gptjax.model.ops`.
 """
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 import jax
@@ -181,8 +181,20 @@ def _split_forward(x_MD: Array, kernel_DF: Array, bias_F: Array | None, parts: i
 
 
 def _split_backward(parts: int, saved: tuple, dy: tuple[Array, ...]):
-    del parts
-    return _backward(saved, jnp.concatenate(dy, 1))
+    del parts  # as many as there are gradients
+    whole = lax.platform_dependent(*dy, cpu=lambda *dy: jnp.concatenate(dy, 1), default=_joined)
+    return _backward(saved, whole)
+
+
+def _joined(*dy: Array) -> Array:
+    """`concatenate` along F as a sum, which XLA for GPUs fuses with the bias's sum over rows."""
+    width, zero = dy[0].shape[1], jnp.zeros((), dy[0].dtype)
+    before = [(i * width, (len(dy) - 1 - i) * width) for i in range(len(dy))]
+    padded = (
+        lax.pad(part, zero, ((0, 0, 0), (*edges, 0)))
+        for part, edges in zip(dy, before, strict=True)
+    )
+    return reduce(jnp.add, padded)
 
 
 _split_matmul.defvjp(_split_forward, _split_backward)
