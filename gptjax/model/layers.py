@@ -159,12 +159,13 @@ class Block(nn.Module):
         return x_BTD if past is None else (x_BTD, cache)
 
     def residual_sum(self, x_BTD: Array, y_BTD: Array, train: bool) -> Array:
-        """Add a sub-layer's output to the residual stream, after dropping elements of it.
-
-        The sum is what may be kept, because GPUs add while they write the product.
-        """
+        """Add a sub-layer's output to the residual stream, after dropping elements of it."""
         key = self.make_rng("dropout") if train and self.cfg.resid_pdrop else None
-        return checkpoint_name(x_BTD + ops.dropout(y_BTD, self.cfg.resid_pdrop, key), PRODUCT)
+        y_BTD = ops.dropout(y_BTD, self.cfg.resid_pdrop, key)
+        # as matrices: then GPUs add while they write the product, without a copy of `x` before.
+        # The sum is kept and not the product, which would have to be written by itself.
+        x_MD, y_MD = (part.reshape(-1, self.cfg.n_embd) for part in (x_BTD, y_BTD))
+        return checkpoint_name(x_MD + y_MD, PRODUCT).reshape(x_BTD.shape)
 
 
 def _residual_stream(

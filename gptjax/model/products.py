@@ -174,7 +174,8 @@ def _split_forward(x_MD: Array, kernel_DF: Array, bias_F: Array | None, parts: i
     def one_each(x_MD: Array, kernel_DF: Array, bias_F: Array | None) -> tuple[Array, ...]:
         kernels = jnp.split(kernel_DF, parts, 1)
         biases = [None] * parts if bias_F is None else jnp.split(bias_F, parts)
-        return tuple(_forward(x_MD, k, b)[0] for k, b in zip(kernels, biases, strict=True))
+        xs = lax.optimization_barrier((x_MD,) * parts)  # or XLA merges products of the same factor
+        return tuple(_forward(x, k, b)[0] for x, k, b in zip(xs, kernels, biases, strict=True))
 
     saved = (x_MD, kernel_DF, bias_F)
     return lax.platform_dependent(*saved, cpu=one_product, default=one_each), saved
