@@ -34,6 +34,18 @@ def floating(name: str, x: Any) -> Array:
     raise ValueError(f"{name} is {x.dtype}: expected real numbers")
 
 
+def with_last_axis(name: str, x: Any) -> Array:
+    """`floating`, with at least one axis and a width: [..., D].
+
+    >>> with_last_axis("x", [1, 2]).shape
+    (2,)
+    """
+    x = floating(name, x)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {x.shape}: expected [..., D]")
+    return x
+
+
 def integers(name: str, x: Any) -> Array:
     """An array of integers, 32 bits at least; raises `ValueError` with the name for other types.
 

@@ -16,9 +16,10 @@ from gptjax.config import ModelConfig
 from gptjax.model.arguments import check_model, check_shapes, integers
 from gptjax.model.attention import attend
 from gptjax.model.decoder import decoder_config
-from gptjax.model.layers import Block, LayerNorm, Projection
+from gptjax.model.layers import Block, LayerNorm
 from gptjax.model.parallel import embedding_lookup
 from gptjax.model.places import UNSHARDED
+from gptjax.model.projection import Projection
 
 
 def attention_map(

@@ -18,9 +18,10 @@ from gptjax.base.tree import Tree, leaf_names
 from gptjax.config import ModelConfig
 from gptjax.model.cache import Cache, LayerCache
 from gptjax.model.gpt import PADDING_LOGIT, logits
-from gptjax.model.layers import TRANSPOSED, Block, LayerNorm
+from gptjax.model.layers import Block, LayerNorm
 from gptjax.model.parallel import embedding_lookup, gathered_over_fsdp, with_own_heads
 from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
+from gptjax.model.projection import TRANSPOSED
 
 CUT_INTO_HEADS = frozenset({"attn/c_attn/bias", "attn/c_attn/lora_B"})
 """Leaves of a layer that are stored whole, and of which each device here has its own heads."""

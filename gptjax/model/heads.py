@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from gptjax.config import ModelConfig
 from gptjax.model import ops
 from gptjax.model.arguments import check_shapes, floating
-from gptjax.model.layers import INIT_STD
+from gptjax.model.projection import INIT_STD
 
 
 class ClassificationHead(nn.Module):

@@ -41,7 +41,10 @@ def _gelu(x: Array) -> Array:
 
 
 def _gelu_forward(x: Array) -> tuple[Array, Array]:
-    return (0.5 * x * (1 + _gelu_tanh(x))).astype(x.dtype), x
+    # as a matrix and in this order, XLA has cuBLAS compute it while it writes the product before it
+    x_MF = x.reshape(-1, *x.shape[-1:])
+    inner_MF = GELU_SCALE * (x_MF + GELU_CUBIC * (x_MF * (x_MF * x_MF)))
+    return (x_MF * (0.5 * (1 + jnp.tanh(inner_MF)))).reshape(x.shape), x
 
 
 def _gelu_backward(x: Array, dy: Array) -> tuple[Array]:
@@ -151,8 +154,25 @@ def _layer_norm_backward(eps: float, saved: tuple, dy_MD: Array):
     dx = (dnormal - _row_mean(dnormal) - normal * _row_mean(dnormal * normal)) * rstd_M1
     dbias_D = None if bias_D is None else dy.sum(0).astype(bias_D.dtype)
     dx = dx.astype(x_MD.dtype)
-    dscale_D = None if scale_D is None else (dy * normal).sum(0).astype(scale_D.dtype)
-    return dx, dscale_D, dbias_D
+    if scale_D is None:
+        return dx, None, dbias_D
+    # XLA for GPUs computes a row's statistics inside the kernel that needs them. If the sum over
+    # rows needed the same ones, another kernel would write `dy * normal` in float32 for it.
+    normal = lax.platform_dependent(
+        x_MD, normal, cpu=lambda _, normal: normal, default=lambda x, _: _normalised(x, eps)
+    )
+    return dx, (dy * normal).sum(0).astype(scale_D.dtype), dbias_D
+
+
+def _normalised(x_MD: Array, eps: float) -> Array:
+    """Rows with mean 0 and variance 1, from statistics that one pass over `x` finds."""
+    x_MD = lax.optimization_barrier(x_MD)  # or XLA finds other statistics of it and shares them
+    # No value is further from the mean than sqrt(D - 1) standard deviations, so the difference of
+    # squares loses at most a factor D of precision. Without the shift there would be no bound.
+    shifted = x_MD.astype(wide(x_MD)) - x_MD[:, :1].astype(wide(x_MD))
+    mean_M1 = _row_mean(shifted)
+    variance_M1 = jnp.maximum(_row_mean(jnp.square(shifted)) - jnp.square(mean_M1), 0)
+    return (shifted - mean_M1) * lax.rsqrt(variance_M1 + eps)
 
 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

@@ -7,9 +7,11 @@ copy that transposes while it computes, which costs more than the product itself
 Gradients of `mixed_matmul` are checked as those of `gptjax.model.ops`.
 """
 
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -82,40 +84,118 @@ def _has_tf32(device: Any) -> bool:
     return major.isdecimal() and int(major) >= 8
 
 
-def mixed_matmul(x_MD: ArrayLike, kernel_DF: ArrayLike) -> Array:
+def mixed_matmul(x_MD: ArrayLike, kernel_DF: ArrayLike, bias_F: ArrayLike | None = None) -> Array:
     """Multiply activations [M, D] by a float32 weight [D, F] in the activations' type: [M, F].
 
-    Sums are float32 for every type of activations, and so is the weight's gradient: it never passes
-    through fewer bits on its way to the accumulator. Integers become float32. Raises `ValueError`
-    for shapes that do not fit.
+    Sums are float32 for every type of activations, and so are the gradients of weight and bias:
+    they never pass through fewer bits on their way to the accumulator. Integers become float32.
+    Raises `ValueError` for shapes that do not fit.
 
-    >>> mixed_matmul(jax.numpy.arange(6).reshape(2, 3), jax.numpy.ones((3, 1))).tolist()
-    [[3.0], [12.0]]
+    >>> mixed_matmul(jnp.arange(6).reshape(2, 3), jnp.ones((3, 1)), [2]).tolist()
+    [[5.0], [14.0]]
     """
-    x, kernel = floating("x_MD", x_MD), floating("kernel_DF", kernel_DF)
-    check_shapes(x_MD=x, kernel_DF=kernel)
-    y: Any = _mixed_matmul(x, kernel)
+    y: Any = _mixed_matmul(*_checked(x_MD, kernel_DF, bias_F))
     return y
 
 
+def split_matmul(
+    x_MD: ArrayLike, kernel_DF: ArrayLike, bias_F: ArrayLike | None, parts: int
+) -> tuple[Array, ...]:
+    """`mixed_matmul`, its result in equal parts along F, each an array of its own.
+
+    GPUs multiply by each part of the weight, because dividing the result would copy it.
+
+    >>> [y.tolist() for y in split_matmul([[2]], [[1, 3]], None, 2)]
+    [[[2.0]], [[6.0]]]
+    """
+    y: Any = _split_matmul(*_checked(x_MD, kernel_DF, bias_F), parts)
+    return y
+
+
+def _checked(x_MD: ArrayLike, kernel_DF: ArrayLike, bias_F: ArrayLike | None):
+    x, kernel = floating("x_MD", x_MD), floating("kernel_DF", kernel_DF)
+    bias = None if bias_F is None else floating("bias_F", bias_F)
+    check_shapes(x_MD=x, kernel_DF=kernel, bias_F=bias)
+    return x, kernel, bias
+
+
 @jax.custom_vjp
-def _mixed_matmul(x_MD: Array, kernel_DF: Array) -> Array:
-    return _forward(x_MD, kernel_DF)[0]
+def _mixed_matmul(x_MD: Array, kernel_DF: Array, bias_F: Array | None) -> Array:
+    return _forward(x_MD, kernel_DF, bias_F)[0]
 
 
-def _forward(x_MD: Array, kernel_DF: Array) -> tuple[Array, tuple[Array, Array]]:
+def _forward(x_MD: Array, kernel_DF: Array, bias_F: Array | None):
     x_MD, settled_DF = materialised_on_cpu((x_MD, kernel_DF))
-    y_MF = dot_fp32_sum(x_MD, settled_DF.astype(x_MD.dtype), (1, 0), x_MD.dtype)
+    y_MF = _with_bias(x_MD, settled_DF.astype(x_MD.dtype), bias_F)
     # save the kernel itself: a materialised one would be a new array, and a scan would stack a
     # second copy of the kernels of all layers
-    return y_MF, (x_MD, kernel_DF)
+    return y_MF, (x_MD, kernel_DF, bias_F)
 
 
-def _backward(saved: tuple[Array, Array], dy_MF: Array) -> tuple[Array, Array]:
-    x_MD, kernel_DF, dy_MF = materialised_on_cpu((*saved, dy_MF))
+def _with_bias(x_MD: Array, kernel_DF: Array, bias_F: Array | None) -> Array:
+    if bias_F is None:
+        return dot_fp32_sum(x_MD, kernel_DF, (1, 0), x_MD.dtype)
+
+    def sum_in(dtype: Any):
+        def multiply_and_add(x_MD: Array, kernel_DF: Array, bias_F: Array) -> Array:
+            y_MF = dot_fp32_sum(x_MD, kernel_DF, (1, 0), x_MD.dtype).astype(dtype)
+            return (y_MF + bias_F.astype(dtype)[None]).astype(x_MD.dtype)
+
+        return multiply_and_add
+
+    # cuBLAS adds to its float32 sums as it writes them, if XLA sees a sum in the result's type
+    arguments = (x_MD, kernel_DF, bias_F)
+    return lax.platform_dependent(
+        *arguments, cpu=sum_in(wide(x_MD, bias_F)), default=sum_in(x_MD.dtype)
+    )
+
+
+def _backward(saved: tuple, dy_MF: Array):
+    x_MD, kernel_DF, bias_F = saved
+    dbias_F = None if bias_F is None else dy_MF.astype(bias_F.dtype).sum(0)
+    x_MD, kernel_DF, dy_MF = materialised_on_cpu((x_MD, kernel_DF, dy_MF))
     dx_MD = dot_fp32_sum(dy_MF, kernel_DF.astype(dy_MF.dtype), (1, 1), x_MD.dtype)
     dkernel_DF = dot_fp32_sum(x_MD, dy_MF, (0, 0), kernel_DF.dtype)
-    return dx_MD, dkernel_DF
+    return dx_MD, dkernel_DF, dbias_F
 
 
 _mixed_matmul.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _split_matmul(x_MD: Array, kernel_DF: Array, bias_F: Array | None, parts: int):
+    return _split_forward(x_MD, kernel_DF, bias_F, parts)[0]
+
+
+def _split_forward(x_MD: Array, kernel_DF: Array, bias_F: Array | None, parts: int):
+    def one_product(x_MD: Array, kernel_DF: Array, bias_F: Array | None) -> tuple[Array, ...]:
+        return tuple(jnp.split(_forward(x_MD, kernel_DF, bias_F)[0], parts, 1))
+
+    def one_each(x_MD: Array, kernel_DF: Array, bias_F: Array | None) -> tuple[Array, ...]:
+        kernels = jnp.split(kernel_DF, parts, 1)
+        biases = [None] * parts if bias_F is None else jnp.split(bias_F, parts)
+        xs = lax.optimization_barrier((x_MD,) * parts)  # or XLA merges products of the same factor
+        return tuple(_forward(x, k, b)[0] for x, k, b in zip(xs, kernels, biases, strict=True))
+
+    saved = (x_MD, kernel_DF, bias_F)
+    return lax.platform_dependent(*saved, cpu=one_product, default=one_each), saved
+
+
+def _split_backward(parts: int, saved: tuple, dy: tuple[Array, ...]):
+    del parts  # as many as there are gradients
+    whole = lax.platform_dependent(*dy, cpu=lambda *dy: jnp.concatenate(dy, 1), default=_joined)
+    return _backward(saved, whole)
+
+
+def _joined(*dy: Array) -> Array:
+    """`concatenate` along F as a sum, which XLA for GPUs fuses with the bias's sum over rows."""
+    width, zero = dy[0].shape[1], jnp.zeros((), dy[0].dtype)
+    before = [(i * width, (len(dy) - 1 - i) * width) for i in range(len(dy))]
+    padded = (
+        lax.pad(part, zero, ((0, 0, 0), (*edges, 0)))
+        for part, edges in zip(dy, before, strict=True)
+    )
+    return reduce(jnp.add, padded)
+
+
+_split_matmul.defvjp(_split_forward, _split_backward)

@@ -8,8 +8,8 @@ from jax import lax
 
 from gptjax.config import ModelConfig
 from gptjax.model.gpt import GPT, parameter_shapes
-from gptjax.model.layers import Projection
 from gptjax.model.products import materialised_on_cpu, mixed_matmul
+from gptjax.model.projection import Projection
 
 M, D, F = 300, 24, 40
 
