@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 
 from gptjax.config.attention import TILES_FROM, portable
 from gptjax.model.arguments import at_least, check_shapes, floating, integers, probability, wide
+from gptjax.model.attention_products import attention_scores, weighted_values
 from gptjax.model.ops import dropout
 
 Attention = Callable[..., Array]
@@ -72,16 +73,10 @@ def _attend(
     q_BHTK: Array, k_BHSK: Array, v_BHSK: Array, mask_BTS: Array, rate: Any, key: Array | None
 ) -> Array:
     """`attend` on checked arrays with the heads first, as the products need them."""
-    scores_BHTS = jnp.einsum(
-        "bhtk,bhsk->bhts",
-        q_BHTK * q_BHTK.shape[-1] ** -0.5,
-        k_BHSK,
-        preferred_element_type=wide(q_BHTK, k_BHSK),
-    )
+    scores_BHTS = attention_scores(q_BHTK, k_BHSK)
     lowest = jnp.finfo(scores_BHTS.dtype).min
     weights_BHTS = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores_BHTS, lowest), axis=-1)
-    weights_BHTS = dropout(weights_BHTS.astype(v_BHSK.dtype), rate, key)
-    return jnp.einsum("bhts,bhsk->bhtk", weights_BHTS, v_BHSK)
+    return weighted_values(dropout(weights_BHTS, rate, key), v_BHSK)
 
 
 def _fitting(q: Any, k: Any, v: Any, documents: Any) -> tuple[Array, Array, Array, Array | None]:
