@@ -208,6 +208,27 @@ def cudnn_attention(
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
+def pallas_attention(
+    q_BTHK: ArrayLike,
+    k_BTHK: ArrayLike,
+    v_BTHK: ArrayLike,
+    rate: ArrayLike = 0.0,
+    key: Array | None = None,
+    documents_BT: ArrayLike | None = None,
+) -> Array:
+    """Causal flash attention by our own kernels, which drop weights too, [B, T, H, K].
+
+    Needs an NVIDIA GPU of compute capability 8.0 or newer; the rate may not be traced. The same key
+    drops other weights than in `xla_attention`.
+
+    >>> pallas_attention(q_BTHK, k_BTHK, v_BTHK)  # doctest: +SKIP
+    """
+    from gptjax.model.flash import flash_attention  # Pallas takes a third of a second to import
+
+    q, k, v, documents = _fitting(q_BTHK, k_BTHK, v_BTHK, documents_BT)
+    return flash_attention(q, k, v, probability("rate", rate), key, documents)
+
+
 def auto_attention(
     q_BTHK: ArrayLike,
     k_BTHK: ArrayLike,
@@ -230,6 +251,7 @@ ATTENTIONS: dict[str, Attention] = {
     "xla": xla_attention,
     "blockwise": blockwise_attention,
     "cudnn": cudnn_attention,
+    "pallas": pallas_attention,
 }
 
 
