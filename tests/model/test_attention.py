@@ -166,6 +166,40 @@ def test_bfloat16_is_close_and_stays_bfloat16(name):
         assert distance < 0.01 * np.linalg.norm(other)
 
 
+def autodiff_attention(q_BTHK, k_BTHK, v_BTHK):
+    """`xla_attention` with the gradients of autodiff, which multiplies float32 by narrow factors."""
+    q_BHTK, k_BHTK, v_BHTK = (x.swapaxes(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
+    scores_BHTS = jnp.einsum(
+        "bhtk,bhsk->bhts",
+        q_BHTK * q_BHTK.shape[-1] ** -0.5,
+        k_BHTK,
+        preferred_element_type=jnp.float32,
+    )
+    mask_TS = causal_mask(q_BTHK.shape[1])[None, None]
+    weights_BHTS = jax.nn.softmax(jnp.where(mask_TS, scores_BHTS, -jnp.inf))
+    y_BHTK = jnp.einsum("bhts,bhsk->bhtk", weights_BHTS.astype(v_BHTK.dtype), v_BHTK)
+    return y_BHTK.swapaxes(1, 2)
+
+
+@pytest.mark.parametrize("head_dim", [8, 64])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_products_of_the_backward_pass_are_no_less_exact_than_autodiff(dtype, head_dim):
+    """A GPU rounds the gradient of autodiff's weights as it writes them; a CPU might not."""
+    inputs = [jnp.asarray(x, dtype) for x in causal_inputs(300, head_dim=head_dim)]
+    dy_BTHK = jnp.asarray(normal(2, 300, 3, head_dim, seed=9), dtype)
+    exact = gradients(naive_attention, *(x.astype(jnp.float32) for x in (dy_BTHK, *inputs)))
+    errors = []
+    for attend in (ATTENTIONS["xla"], autodiff_attention):
+        backward = jax.jit(lambda dy, *qkv, attend=attend: jax.vjp(attend, *qkv)[1](dy))
+        rounding = {"xla_allow_excess_precision": False}
+        found = backward.lower(dy_BTHK, *inputs).compile(rounding)(dy_BTHK, *inputs)
+        distances = [np.float64(x) - np.float64(y) for x, y in zip(found, exact, strict=True)]
+        errors.append([np.linalg.norm(distance) for distance in distances])
+    narrow, autodiff = np.array(errors)
+    # which elements are rounded up and which down is chance: a hundredth of the error
+    assert (narrow <= 1.01 * autodiff).all(), errors
+
+
 @cache
 def dropped_weights(name, rate, key_seed=5):
     """What is left of the causal weights of a way of attending: [2, 3, T, T], and all of them."""
