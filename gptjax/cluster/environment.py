@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gptjax.base.errors import UserError
+from gptjax.cluster.plugins import stand_in_for_compilers
 
 FLAGS = "XLA_FLAGS"
 CHOICES = ("jax_platforms", "jax_platform_name", "jax_default_device")
@@ -44,6 +45,7 @@ class DeviceError(UserError):
 
 def import_jax() -> None:
     """Import jax, which reads most of its variables now. Raises `EnvironmentProblem`."""
+    stand_in_for_compilers()
     if "jax" in sys.modules:
         return
     _check_xla_flags()
