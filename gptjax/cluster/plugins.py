@@ -1,8 +1,9 @@
 """jax's CUDA plugin on machines without a GPU, where it only compiles for GPUs elsewhere.
 
-jax loads every plugin that it finds when it looks for devices. Without NVIDIA's libraries that of
-CUDA fails with a stack trace, and if it loads it costs a hundred megabytes. A stand-in that does
-nothing takes its place until somebody compiles for a GPU.
+jax loads parts of every such plugin when it is imported, and the rest when it looks for devices.
+Without NVIDIA's libraries that ends in a stack trace, and even where it does not, it costs a
+hundred megabytes and messages about drivers. So the plugin is hidden from jax until somebody
+compiles for a GPU.
 """
 
 import ctypes
@@ -18,6 +19,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 CUDA_PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
+EXTENSIONS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 LIBRARIES = ("nvidia.cuda_runtime", "nvidia.cu13")  # what the extras cuda12 and cuda13 install
 DRIVER = "libcuda.so.1"
 ERRORS_ONLY = "2"  # XLA's log writes what is more than a warning
@@ -42,35 +44,34 @@ def accelerator_plugins() -> set[str]:
     return found - set(CUDA_PLUGINS) if _compiles_only() else found
 
 
-def stand_in_for_compilers() -> None:
-    """Keep jax from loading a CUDA plugin that can only compile; before jax looks for devices."""
-    for name in CUDA_PLUGINS:
-        if name not in sys.modules and _is_installed(name) and _compiles_only():
-            sys.modules[name] = _StandIn(name)
+def hide_gpu_compiler() -> None:
+    """Keep jax from loading a CUDA plugin that can only compile; call it before importing jax."""
+    found = [n for n in (*CUDA_PLUGINS, *EXTENSIONS) if n not in sys.modules and _is_installed(n)]
+    if found and _compiles_only():
+        # None makes an import fail as if the module were not installed; jax expects that of
+        # extensions, but complains about plugins
+        hidden = {name: _StandIn(name) if name in CUDA_PLUGINS else None for name in found}
+        sys.modules.update(hidden)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def load_gpu_compiler() -> None:
-    """Let jax have its CUDA plugin after all, as a compiler; processors stay its devices.
-
-    Call it with `JAX_PLATFORMS=cpu`, after `import_jax`. From then on XLA writes only errors.
-    """
-    import jax
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", ERRORS_ONLY)
-    with _without_information():
-        for name in CUDA_PLUGINS:
-            stand_in = sys.modules.get(name)
-            if isinstance(stand_in, _StandIn):
-                del sys.modules[name]
-                plugin = importlib.import_module(name)
-                if stand_in.was_asked:  # jax asks only once
-                    plugin.initialize()
-        jax.devices()
+    """Load jax's CUDA plugins, hidden or not. Call it with `JAX_PLATFORMS=cpu`."""
+    for name in EXTENSIONS:
+        if sys.modules.get(name, name) is None:
+            del sys.modules[name]
+    for name in CUDA_PLUGINS:
+        stand_in = sys.modules.get(name)
+        if isinstance(stand_in, _StandIn):
+            del sys.modules[name]
+        if _is_installed(name):
+            plugin = importlib.import_module(name)
+            if isinstance(stand_in, _StandIn) and stand_in.was_asked:  # jax asks only once
+                plugin.initialize()
 
 
 @contextmanager
-def _without_information() -> Iterator[None]:
-    """Leave out what libraries report before they know which messages are wanted.
+def without_reports() -> Iterator[None]:
+    """Leave out what C++ libraries report while they are loaded, but no warning and no error.
 
     They write to the file descriptor; everything but reports follows at the end.
     """
@@ -102,6 +103,8 @@ def _compiles_only() -> bool:
 
 
 def _is_installed(name: str) -> bool:
-    if name in sys.modules:  # perhaps the stand-in, which has no spec
+    if sys.modules.get(name) is not None:  # perhaps a stand-in, which has no spec
         return True
+    if name in sys.modules:
+        return False
     return find_spec(name.partition(".")[0]) is not None and find_spec(name) is not None

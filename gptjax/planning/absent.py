@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from gptjax.base.errors import UserError
-from gptjax.cluster.environment import check_training, import_jax
-from gptjax.cluster.plugins import ERRORS_ONLY, load_gpu_compiler
+from gptjax.cluster.environment import check_training, find_devices, import_jax
+from gptjax.cluster.plugins import ERRORS_ONLY, load_gpu_compiler, without_reports
 from gptjax.planning.layout import Layout
 from gptjax.planning.targets import Target, assembler_directory
 
@@ -27,8 +27,10 @@ def become_compiler() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", ERRORS_ONLY)
     os.environ["JAX_PLATFORMS"] = "cpu"
-    import_jax()
-    load_gpu_compiler()
+    with without_reports():
+        import_jax(compiles_for_gpus=True)
+        load_gpu_compiler()
+        find_devices()
     check_training()
 
 
