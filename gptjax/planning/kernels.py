@@ -33,6 +33,7 @@ MOVES = {
 CONTRACTED = re.compile(r'lhs_contracting_dim(?:ensions|s)"?[:=]\s*[\[{]((?:"?\d+"?,?)*)')
 TARGET = r'custom_call_target="([^"]+)"'
 FORWARD, BACKWARD = 2, 5  # products of queries, keys and values in flash attention
+BACKWARDS = re.compile(r"backward|bwd|dkv|_dq", re.IGNORECASE)
 FLASH = re.compile(r"flash|attention|fmha|mha", re.IGNORECASE)
 
 
@@ -157,7 +158,9 @@ def _is_flash(item: Instruction) -> bool:
 
 
 def _is_backward(item: Instruction) -> bool:
-    return "Backward" in (item.attribute(TARGET) or "") or "transpose(jvp" in item.source
+    """Whether a kernel of flash attention is a backward one; recomputed ones are not."""
+    own_name = item.source.rpartition("/")[2]
+    return bool(BACKWARDS.search(f"{item.attribute(TARGET)} {item.name} {own_name}"))
 
 
 def _flash_flops(item: Instruction) -> float:

@@ -11,7 +11,15 @@ from gptjax.planning.instructions import Instruction
 VIEWS = {"bitcast", "reshape"}
 IN_PLACE = {"dynamic-update-slice", "scatter"}
 TAKES = {"dynamic-slice", "slice", "gather"}
-WHOLE = {"dot", "custom-call", "fusion", "sort", "convolution", "reduce-window", "select-and-scatter"}
+WHOLE = {
+    "dot",
+    "custom-call",
+    "fusion",
+    "sort",
+    "convolution",
+    "reduce-window",
+    "select-and-scatter",
+}
 
 
 def bytes_read(body: list[Instruction], nested: Mapping[str, list[Instruction]]) -> int:

@@ -49,7 +49,9 @@ class Target:
     def source(self) -> str:
         """Where the description comes from, in words."""
         if self.is_approximate:
-            return f"a description written by hand (planning/cards/{self.gpu.name}.txtpb): approximate"
+            return (
+                f"a description written by hand (planning/cards/{self.gpu.name}.txtpb): approximate"
+            )
         return "the description of this card in jax's plugin"
 
     def _number(self, field: str) -> float:
