@@ -70,7 +70,9 @@ def collectives(hlo: str) -> list[Collective]:
             if match := COLLECTIVE.search(line):
                 size = _size(match, line)
                 found.append(
-                    Collective(match["kind"], *size, replica_groups(line), times, is_gated, is_looped)
+                    Collective(
+                        match["kind"], *size, replica_groups(line), times, is_gated, is_looped
+                    )
                 )
             for _, body in LOOP.findall(line):
                 trips = TRIPS.search(line)
