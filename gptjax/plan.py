@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from gptjax.base.errors import ConfigError
 from gptjax.cli import ConfigCommand, main, parse_config
+from gptjax.planning.absent import become_compiler
 from gptjax.planning.advice import advise
 from gptjax.planning.finetuning import without_data
 from gptjax.planning.gpus import find_gpu
@@ -12,6 +13,7 @@ from gptjax.planning.layout import lay_out
 from gptjax.planning.report import Report
 from gptjax.planning.schedule import TYPICAL_MFU, Links, on_other_numbers
 from gptjax.planning.search import USABLE, for_gpu, make_plan
+from gptjax.planning.targets import find_target
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,10 @@ class PlanCommand(ConfigCommand):
     usable: float = USABLE
     """Share of a GPU's memory that a step may use (0 to 1)."""
     compile: bool = False
-    """Compile the step for virtual devices and compare its memory with the plan's."""
+    """Compile the programs for this GPU, which need not be here (`make setup-compile`), and show
+    their memory, kernels, roofline and communication."""
+    compile_for_cpu: bool = False
+    """Compile the step for virtual devices of the CPU and compare its memory with the plan's."""
 
 
 def plan(argv: Sequence[str]) -> int:
@@ -50,6 +55,7 @@ def plan(argv: Sequence[str]) -> int:
         command.gpus_per_node,
     )
     bus, network = command.bus or gpu.bus / 1e9, command.network or gpu.network / 1e9
+    target = find_target(gpu) if command.compile else None
     links = Links(1e9 * bus, 1e9 * network)
     layout = lay_out(wanted, command.gpus, per_node)
     made = make_plan(for_gpu(wanted, gpu), layout, gpu, links, command.mfu, command.usable)
@@ -62,11 +68,16 @@ def plan(argv: Sequence[str]) -> int:
     report.gpus(wanted, layout)
     advice = advise(made, gpu, links, command.mfu, command.usable, per_node)
     report.words(command.config, made, advice)
-    if command.compile:
+    if target is not None:
+        become_compiler()
+        from gptjax.planning.compiled_report import report_programs
+
+        for line in report_programs(target, wanted, made, links):
+            report.say(line)
+    if command.compile_for_cpu:
         from gptjax.planning.compiled import compare, lines
 
-        found = compare(made.config, layout)
-        for line in lines(found, made.config, layout):
+        for line in lines(compare(made.config, layout), made.config, layout):
             report.say(line)
     return 0
 

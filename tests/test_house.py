@@ -27,7 +27,7 @@ WITHOUT_JAX = [
         "planning",
     ],
 ]
-BUT = ["planning.compiled"]
+BUT = [f"planning.{name}" for name in ("compiled", "absent", "elsewhere", "compiled_report")]
 LONGEST_FILE, LONGEST_DOOR = 300, 120
 LARGEST_ROOM = 1 / 4  # of the package's lines
 NO_NAMES = {"utils", "util", "helpers", "misc", "common"}

@@ -10,13 +10,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import jax
 import jax.monitoring
 
 from gptjax.cluster.environment import find_devices
+from gptjax.cluster.plugins import accelerator_plugins
 
 LARGEST_CACHE = 8 * 2**30  # bytes; GPT-2's step on a GPU takes about ten million
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # glibc's malloc.h
@@ -121,13 +121,15 @@ def watching_cache() -> Iterator[CacheUse]:
         jax.monitoring.unregister_event_listener(listener)
 
 
-def compiler_options() -> dict[str, bool | str]:
-    """XLA's options for the devices here, beyond its defaults; see docs/performance.md.
+def compiler_options(platform: str | None = None) -> dict[str, bool | str]:
+    """XLA's options for a platform, or for the devices here, beyond its defaults.
+
+    See docs/performance.md.
 
     On CPUs XLA would reorder operations to run more of them at once, which costs a tenth or more of
     a step's memory and saves no time.
     """
-    if jax.default_backend() != "cpu":
+    if (platform or jax.default_backend()) != "cpu":
         return {}
     return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
 
@@ -174,8 +176,7 @@ def keep_freed_memory(parameters: int) -> bool:
     This works only if steps run on CPUs, with a glibc that accepts thresholds this large (2.35);
     elsewhere it does nothing. Call it before jax starts its threads.
     """
-    has_accelerator = bool(entry_points(group="jax_plugins"))
-    if sys.platform != "linux" or has_accelerator:
+    if sys.platform != "linux" or accelerator_plugins():
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

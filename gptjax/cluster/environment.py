@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gptjax.base.errors import UserError
+from gptjax.cluster.plugins import hide_gpu_compiler
 
 FLAGS = "XLA_FLAGS"
 CHOICES = ("jax_platforms", "jax_platform_name", "jax_default_device")
@@ -42,8 +43,13 @@ class DeviceError(UserError):
     exit_code = 75  # sysexits.h: EX_TEMPFAIL
 
 
-def import_jax() -> None:
-    """Import jax, which reads most of its variables now. Raises `EnvironmentProblem`."""
+def import_jax(compiles_for_gpus: bool = False) -> None:
+    """Import jax, which reads most of its variables now. Raises `EnvironmentProblem`.
+
+    Its compiler for GPUs is hidden where there is none, unless it is asked for.
+    """
+    if not compiles_for_gpus:
+        hide_gpu_compiler()
     if "jax" in sys.modules:
         return
     _check_xla_flags()

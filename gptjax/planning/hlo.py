@@ -49,10 +49,15 @@ class Collective(NamedTuple):
 
     def axes(self, mesh: Mapping[str, int]) -> tuple[str, ...]:
         """The axes of the mesh along which the devices of a group differ."""
-        if not self.groups:
-            return tuple(name for name, size in mesh.items() if size > 1)
-        places = np.unravel_index(self.groups[0], tuple(mesh.values()))
-        return tuple(name for name, where in zip(mesh, places, strict=True) if len(set(where)) > 1)
+        return axes_of(self.groups, mesh)
+
+
+def axes_of(groups: tuple[tuple[int, ...], ...], mesh: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes of the mesh along which the devices of the first group differ."""
+    if not groups:
+        return tuple(name for name, size in mesh.items() if size > 1)
+    places = np.unravel_index(groups[0], tuple(mesh.values()))
+    return tuple(name for name, where in zip(mesh, places, strict=True) if len(set(where)) > 1)
 
 
 def collectives(hlo: str) -> list[Collective]:
@@ -65,7 +70,9 @@ def collectives(hlo: str) -> list[Collective]:
             if match := COLLECTIVE.search(line):
                 size = _size(match, line)
                 found.append(
-                    Collective(match["kind"], *size, _groups(line), times, is_gated, is_looped)
+                    Collective(
+                        match["kind"], *size, replica_groups(line), times, is_gated, is_looped
+                    )
                 )
             for _, body in LOOP.findall(line):
                 trips = TRIPS.search(line)
@@ -117,13 +124,16 @@ def _size(match: re.Match, line: str) -> tuple[int, int]:
         (math.prod(int(d) for d in dims.split(",") if d), WIDTHS[kind])
         for kind, dims in re.findall(r"\b(\w+)\[([\d,]*)\]", match["result"])
     ]
-    groups = _groups(line)
+    groups = replica_groups(line)
     factor = len(groups[0]) if match["kind"] == "reduce-scatter" and groups else 1
     return factor * sum(n for n, _ in parts), factor * sum(n * width for n, width in parts)
 
 
-def _groups(line: str) -> tuple[tuple[int, ...], ...]:
-    """The groups of an instruction. Raises `ValueError` if their notation is unknown."""
+def replica_groups(line: str) -> tuple[tuple[int, ...], ...]:
+    """The devices that an instruction connects, group by group; none if it connects all.
+
+    Raises `ValueError` if their notation is unknown.
+    """
     if listed := LISTED_GROUPS.search(line) or PAIRS.search(line):
         groups = re.findall(r"\{([\d,]+)\}", listed[1])
         return tuple(tuple(map(int, group.split(","))) for group in groups)

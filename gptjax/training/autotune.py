@@ -106,32 +106,40 @@ def memory_needed(compiled: jax.stages.Compiled) -> int:
     )
 
 
-def largest_micro_batch(rows: int, needed: Callable[[int], int], limit: int) -> int:
+def largest_micro_batch(
+    rows: int, needed: Callable[[int], int], limit: int, guess: int | None = None
+) -> int:
     """The largest divisor of `rows` for which `needed` bytes stay within the head-room of `limit`.
 
     `needed` compiles, so it is called rarely: memory grows almost linearly with the micro-batch, so
-    the two smallest candidates tell which larger one to try first. If that one fits, the next ones
-    are tried, because logits stop growing at a full chunk; otherwise the ones below are bisected.
-    Raises `UserError` if not even one row fits.
+    the two smallest candidates tell which larger one to try first, unless there is a `guess`. If
+    that one fits, the next ones are tried, because logits stop growing at a full chunk; otherwise
+    the ones below are bisected. Raises `UserError` if not even one row fits.
     """
     allowed = int(limit * HEADROOM)
     candidates = [m for m in range(1, rows + 1) if rows % m == 0]
-    smallest = needed(1)
-    if smallest > allowed:
-        raise UserError(
-            f"a single sequence needs {gibibytes(smallest)}, but only {gibibytes(allowed)} of "
-            f"{gibibytes(limit)} is available: try --model.remat full, --train.loss-chunk-tokens "
-            "512, a shorter --train.context or a smaller model"
-        )
-    if len(candidates) == 1:
-        return 1
-    second = needed(candidates[1])
-    per_row = max(1, (second - smallest) // (candidates[1] - 1))
-    likely = sum(smallest + (m - 1) * per_row <= allowed for m in candidates)
-    fitting, largest, tried = 0, len(candidates) - 1, max(1, likely - 1)
+    needs: dict[int, int] = {}
+
+    def fits(place: int) -> bool:
+        if place not in needs:
+            needs[place] = needed(candidates[place])
+        return needs[place] <= allowed
+
+    fitting, largest = -1, len(candidates) - 1
+    if guess is not None:
+        tried = max(0, sum(m <= guess for m in candidates) - 1)
+    elif not fits(0):
+        tried = largest = -1
+    elif largest == 0:
+        fitting = tried = 0
+    else:
+        fits(1)
+        per_row = max(1, (needs[1] - needs[0]) // (candidates[1] - 1))
+        likely = sum(needs[0] + (m - 1) * per_row <= allowed for m in candidates)
+        fitting, tried = 0, max(1, likely - 1)
     stride: int | None = 1  # upwards, doubling, until one does not fit
     while fitting < largest:
-        if needed(candidates[tried]) <= allowed:
+        if fits(tried):
             fitting = tried
         else:
             largest, stride = tried - 1, None
@@ -139,4 +147,10 @@ def largest_micro_batch(rows: int, needed: Callable[[int], int], limit: int) -> 
             tried = (fitting + largest + 1) // 2
         else:
             tried, stride = min(fitting + stride, largest), 2 * stride
+    if fitting < 0:
+        raise UserError(
+            f"a single sequence needs {gibibytes(needs[0])}, but only {gibibytes(allowed)} of "
+            f"{gibibytes(limit)} is available: try --model.remat full, --train.loss-chunk-tokens "
+            "512, a shorter --train.context or a smaller model"
+        )
     return candidates[fitting]

@@ -95,6 +95,20 @@ def test_a_row_too_many_for_the_memory_is_an_error_with_ways_out():
         assert word in str(e.value)
 
 
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("guess", [1, 3, 16, 10_000])
+def test_a_guess_leads_to_the_same_number_and_a_good_one_there_at_once(rows, guess):
+    limit, needed = 40, lambda m: 4 + 2 * m
+    compiler = Compiler(needed)
+    chosen = largest_micro_batch(rows, compiler, limit, guess)
+    assert chosen == largest_micro_batch(rows, needed, limit)
+    assert compiler.asked[0] == max(m for m in divisors(rows) if m <= guess)
+    if compiler.asked[0] == chosen:
+        assert len(compiler.asked) <= 2
+    with pytest.raises(UserError, match="a single sequence needs"):
+        largest_micro_batch(rows, lambda m: 41 * m, limit, guess)
+
+
 def test_head_room_is_left():
     assert largest_micro_batch(100, lambda m: m, 100) == 50
     assert largest_micro_batch(90, lambda m: m, 100) == 90
