@@ -11,7 +11,7 @@ from gptjax.planning.finetuning import without_data
 from gptjax.planning.gpus import find_gpu
 from gptjax.planning.layout import lay_out
 from gptjax.planning.report import Report
-from gptjax.planning.schedule import TYPICAL_MFU, Links, on_other_numbers
+from gptjax.planning.schedule import Links, on_other_numbers
 from gptjax.planning.search import USABLE, for_gpu, make_plan
 from gptjax.planning.targets import find_target
 
@@ -21,17 +21,17 @@ class PlanCommand(ConfigCommand):
     """Compute memory, time, communication and price of a run without running it."""
 
     gpu: str = "h100"
-    """Type of GPU: gtx1070ti, t4, v100, rtx3090, rtx4090, a10g, l4, l40s, a100-40, a100, h100,
-    h200 or b200."""
+    """Type of GPU: gtx1070ti, t4, v100, rtx3090, rtx4090, rtx5080, rtx5090, rtxpro6000, a10g, l4,
+    l40s, a100-40, a100, h100, h200, b200, gb200 or b300."""
     gpus: int = 8
     """Total number of GPUs."""
     gpus_per_node: int = 8
     """GPUs in one machine. The bus connects them; the network connects machines."""
     price: float | None = None
     """Price of one GPU for one hour; None leaves the price out of the plan."""
-    mfu: float = TYPICAL_MFU
+    mfu: float | None = None
     """Model FLOPs utilisation: share of the GPU's peak that the model's arithmetic reaches (0 to
-    1)."""
+    1); None is a public figure for the GPU or its nearest relative."""
     bus: float | None = None
     """Bus bandwidth within a machine, GB/s in one direction; None is the usual one of the GPU."""
     network: float | None = None
@@ -57,16 +57,17 @@ def plan(argv: Sequence[str]) -> int:
     bus, network = command.bus or gpu.bus / 1e9, command.network or gpu.network / 1e9
     target = find_target(gpu) if command.compile else None
     links = Links(1e9 * bus, 1e9 * network)
+    mfu = command.mfu or gpu.mfu.share
     layout = lay_out(wanted, command.gpus, per_node)
-    made = make_plan(for_gpu(wanted, gpu), layout, gpu, links, command.mfu, command.usable)
+    made = make_plan(for_gpu(wanted, gpu), layout, gpu, links, mfu, command.usable)
 
-    report = Report(gpu, links, command.mfu, command.usable, command.price)
+    report = Report(gpu, links, mfu, command.usable, command.price)
     report.heading(wanted, made)
     report.memory(made)
     report.step(made)
-    report.scaling(on_other_numbers(made.config, layout, gpu, links, command.mfu))
+    report.scaling(on_other_numbers(made.config, layout, gpu, links, mfu))
     report.gpus(wanted, layout)
-    advice = advise(made, gpu, links, command.mfu, command.usable, per_node)
+    advice = advise(made, gpu, links, mfu, command.usable, per_node)
     report.words(command.config, made, advice)
     if target is not None:
         become_compiler()
@@ -94,7 +95,7 @@ def _check(command: PlanCommand) -> None:
     problems += [
         f"--{name} must be above 0 and at most 1, not {value:g}"
         for name, value in shares.items()
-        if not 0 < value <= 1
+        if value is not None and not 0 < value <= 1
     ]
     try:
         find_gpu(command.gpu)

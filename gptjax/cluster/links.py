@@ -19,7 +19,7 @@ from jax import Array, lax
 from jax.sharding import AxisType, PartitionSpec
 
 from gptjax.base.errors import UserError
-from gptjax.cluster.devices import peak_tokens_per_second
+from gptjax.cluster.devices import peak_tokens_per_second, typical_mfu
 from gptjax.config import Config
 from gptjax.model.size import parameter_count
 
@@ -28,7 +28,6 @@ REPEATS = 5
 LINK_SECONDS = 180.0  # for compiling, connecting and reducing
 SLOW = 20e9  # bytes a second of bus bandwidth: PCIe 4.0 x16 gives some 20, NVLink hundreds
 LARGEST_SHARE = 0.1  # that its one reduction should take of a step's computation
-ASSUMED_MFU = 0.4
 AXIS = "device"
 
 
@@ -147,8 +146,8 @@ def bus_bandwidth(n_bytes: int, repeats: int) -> float:
 def advice(config: Config, kind: str, n: int, bandwidth: float) -> list[str]:
     """Advice for a run in which one reduction of the gradients takes a large share of a step.
 
-    A step's computation is its arithmetic at an assumed 40% of the devices' peak. If the peak is
-    unknown, links below 20 GB/s count as slow.
+    A step's computation is its arithmetic at the utilisation that `typical_mfu` expects. If the
+    peak is unknown, links below 20 GB/s count as slow.
     """
     within = config.mesh.fsdp * config.mesh.tensor
     if within > 1 and bandwidth < SLOW:
@@ -163,8 +162,9 @@ def advice(config: Config, kind: str, n: int, bandwidth: float) -> list[str]:
     peak = peak_tokens_per_second(config, kind, n) if config.model.n_vocab else None
     known = f"the gradients take {reducing * 1e3:,.0f} ms a step"
     if peak is not None:
-        share = reducing / (config.train.batch_tokens / (ASSUMED_MFU * peak))
-        known += f", {share:.0%} of its computation (at an assumed {ASSUMED_MFU:.0%} of the peak)"
+        mfu = typical_mfu(kind).share
+        share = reducing / (config.train.batch_tokens / (mfu * peak))
+        known += f", {share:.0%} of its computation (at an assumed {mfu:.0%} of the peak)"
     if bandwidth >= SLOW and (peak is None or share <= LARGEST_SHARE):
         return []
     if peak is not None and share <= LARGEST_SHARE:

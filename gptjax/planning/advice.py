@@ -30,7 +30,7 @@ def advise(plan: Plan, gpu: Gpu, links: Links, mfu: float, usable: float, per_no
     if plan.fits:
         if found is None or found.layout == plan.layout:
             return Advice("No other mesh would be faster")
-        if found.schedule.seconds * (1 + ALIKE) >= plan.schedule.seconds:
+        if found.schedule.most_seconds * (1 + ALIKE) >= plan.schedule.most_seconds:
             return Advice("No other mesh would be faster by much")
         return Advice(f"Faster would be {flags(found)}", found)
     if found is not None:

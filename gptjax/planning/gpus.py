@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gptjax.base.errors import ConfigError, did_you_mean
-from gptjax.cluster.devices import peak_flops
+from gptjax.cluster.devices import TypicalMfu, peak_flops, typical_mfu
 from gptjax.config import ModelConfig
 from gptjax.config.attention import cudnn_limits, portable
 
@@ -41,6 +41,11 @@ class Gpu:
     def has_bfloat16(self) -> bool:
         """Whether its matrix units take bfloat16 (compute capability 8.0 and newer)."""
         return peak_flops(self.kind, "bfloat16") is not None
+
+    @property
+    def mfu(self) -> TypicalMfu:
+        """The share of its peak that good trainers reached, and the source of that."""
+        return typical_mfu(self.kind)
 
     def dtype(self, wanted: str) -> str:
         """The type to compute in: `wanted`, or float32 if the GPU does not have it."""
@@ -77,6 +82,7 @@ _nvlink = partial(_gpu, "NVLink")
 _direct = partial(_gpu, "PCIe between GPUs")
 _hosted = partial(_gpu, "PCIe through the host's memory, about half of its rate")
 _DESK = "one 10 Gbit/s Ethernet"
+_PRO_6000 = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
 
 GPUS: dict[str, Gpu] = {
     gpu.name: gpu
@@ -86,6 +92,9 @@ GPUS: dict[str, Gpu] = {
         _nvlink("v100", "Tesla V100-SXM2-32GB", 32_768, 150, 50, "DGX-1: 4 x 100 Gbit/s for 8"),
         _hosted("rtx3090", "NVIDIA GeForce RTX 3090", 24_576, 16, 10, _DESK),
         _hosted("rtx4090", "NVIDIA GeForce RTX 4090", 24_564, 16, 10, _DESK),
+        _hosted("rtx5080", "NVIDIA GeForce RTX 5080", 16_303, 32, 10, _DESK),
+        _hosted("rtx5090", "NVIDIA GeForce RTX 5090", 32_607, 32, 10, _DESK),
+        _direct("rtxpro6000", _PRO_6000, 97_887, 64, 200, "AWS g7e.48xlarge: 1600 Gbit/s for 8"),
         _direct("a10g", "NVIDIA A10G", 23_028, 32, 12.5, "AWS g5.48xlarge: 100 Gbit/s for 8"),
         _direct("l4", "NVIDIA L4", 23_034, 16, 12.5, "GCP g2-standard-96: 100 Gbit/s for 8"),
         _direct("l40s", "NVIDIA L40S", 46_068, 32, 50, "AWS g6e.48xlarge: 400 Gbit/s for 8"),
@@ -94,12 +103,18 @@ GPUS: dict[str, Gpu] = {
         _nvlink("h100", "NVIDIA H100 80GB HBM3", 81_559, 450, 400, "DGX H100: 8 x 400 Gbit/s"),
         _nvlink("h200", "NVIDIA H200", 143_771, 450, 400, "DGX H200: 8 x 400 Gbit/s"),
         _nvlink("b200", "NVIDIA B200", 183_359, 900, 400, "DGX B200: 8 x 400 Gbit/s"),
+        _nvlink("gb200", "NVIDIA GB200", 189_471, 900, 400, "NVL72: 72 x 400 Gbit/s for 72"),
+        _nvlink("b300", "NVIDIA B300 SXM6 AC", 275_040, 900, 800, "DGX B300: 8 x 800 Gbit/s"),
     )
 }
 """By name, the smallest and oldest first. Rates of links: half of the sum for both directions in
-NVIDIA's data sheets; PCIe 3.0 x16 has 16 GB/s and 4.0 x16 has 32 GB/s in one direction."""
+NVIDIA's data sheets; PCIe x16 has 16 GB/s in one direction in version 3.0, 32 in 4.0, 64 in 5.0. A
+GB200 shares NVLink with a rack of 72: `--gpus-per-node 72`."""
 
-ALIASES = {"1070ti": "gtx1070ti", "3090": "rtx3090", "4090": "rtx4090", "a10080": "a100"}
+ALIASES = {
+    "1070ti": "gtx1070ti", "3090": "rtx3090", "4090": "rtx4090", "5080": "rtx5080",
+    "5090": "rtx5090", "rtx6000pro": "rtxpro6000", "pro6000": "rtxpro6000", "a10080": "a100",
+}  # fmt: skip
 
 
 def find_gpu(name: str) -> Gpu:

@@ -108,13 +108,20 @@ class Report:
             )
         if plan.config.optim.name == "muon" and layout.fsdp * layout.tensor > 1:
             table.add_row("whole matrices for Muon: not counted, see --compile", *[""] * 5)
-        sync = sum(times.sync.values())
-        table.add_row("communication, not overlapped", "", "", "", "", _seconds(sync))
+        blank = [""] * 4
+        if times.sync:
+            table.add_row("communication beside arithmetic", *blank, _seconds(times.hidden))
+        table.add_row("communication, exposed", *blank, _seconds(times.exposed))
         self._show(table)
         self.say(
-            f"efficiency {times.efficiency:.1%}, {times.best_efficiency:.1%} if all of it "
+            f"efficiency {times.efficiency:.1%}, {times.worst_efficiency:.1%} if nothing "
             f"overlapped: the {times.limit} is the limit"
         )
+        reached = self.gpu.mfu
+        if self.mfu == reached.share:
+            self.say(f"utilisation {self.mfu:.0%}: {reached.source}")
+            if reached.relative:
+                self.say(f"    (of its relative {reached.relative}: none is public for this GPU)")
 
     def scaling(self, scales: list[Scale]) -> None:
         """The run on more and on fewer GPUs, with the same batch."""

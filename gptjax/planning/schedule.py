@@ -1,8 +1,9 @@
 """The time of a step and of a run: arithmetic at a stated utilisation, bytes at a bandwidth.
 
-The plan assumes no overlap: a step does its arithmetic, then its communication, so a trainer that
-hides some communication is faster than planned. Arithmetic is counted as in `gptjax.model.size`,
-without recomputation: state a lower utilisation if blocks are recomputed.
+A step does its arithmetic, then the communication that is exposed: what XLA's schedule does not run
+beside arithmetic (`Transfer.hidden`), and what takes longer than all arithmetic. Whether the two
+slow each other down where they overlap is not known. Arithmetic is counted as in
+`gptjax.model.size`, without recomputation: state a lower utilisation if blocks are recomputed.
 """
 
 from collections.abc import Iterator
@@ -16,9 +17,6 @@ from gptjax.planning.finetuning import training_flops
 from gptjax.planning.gpus import Gpu
 from gptjax.planning.layout import AXES, ROWS, Layout
 from gptjax.planning.traffic import Transfer, transfers
-
-TYPICAL_MFU = 0.4  # good trainers reach it with GPT-2's sizes; ours is not measured
-
 
 ALL = (*AXES, ROWS)
 
@@ -50,27 +48,36 @@ class Schedule:
     """Seconds of arithmetic in a step of the full batch."""
     sync: dict[str, float]
     """Seconds of communication in a step of the full batch, by axis."""
+    exposed: float
+    """Seconds of it that do not run beside arithmetic."""
     sent: float
     """Bytes that a device sends in a step of the full batch."""
     tokens: int
     """Tokens of the whole run."""
     seconds: float
     """The whole run, including smaller batches at its beginning."""
+    most_seconds: float
+    """The same if no communication overlapped with arithmetic."""
+
+    @property
+    def hidden(self) -> float:
+        """Seconds of communication in a step of the full batch that run beside arithmetic."""
+        return sum(self.sync.values()) - self.exposed
 
     @property
     def step(self) -> float:
         """Seconds of a step of the full batch."""
-        return self.compute + sum(self.sync.values())
+        return self.compute + self.exposed
 
     @property
     def efficiency(self) -> float:
-        """Share of the time spent on arithmetic, if nothing overlaps."""
+        """Share of the time spent on arithmetic."""
         return self.compute / self.step
 
     @property
-    def best_efficiency(self) -> float:
-        """The same if as much communication as possible overlapped with arithmetic."""
-        return self.compute / max(self.step - self.compute, self.compute)
+    def worst_efficiency(self) -> float:
+        """The same if no communication overlapped with arithmetic."""
+        return self.compute / (self.compute + sum(self.sync.values()))
 
     @property
     def tokens_per_second(self) -> float:
@@ -104,15 +111,27 @@ def schedule(config: Config, layout: Layout, gpu: Gpu, links: Links, mfu: float)
     # arithmetic and transfers in every micro-step grow with the tokens, other transfers with steps
     once = [transfer for transfer in moved if transfer.micro_steps is None]
     often = [transfer for transfer in moved if transfer.micro_steps is not None]
-    by_token = sum(_seconds(often, layout, links, axis) for axis in ALL)
-    by_step = sum(_seconds(once, layout, links, axis) for axis in ALL)
-    seconds = full_steps * (compute + by_token) + steps * by_step
-    return Schedule(flops, compute, sync, sum(t.sent for t in moved), tokens, seconds)
+
+    def whole_run(hiding: float) -> tuple[float, float]:
+        """Seconds of the run and of a step's exposed communication, behind so much arithmetic."""
+        by_token, by_step = (_exposed(some, layout, links, hiding) for some in (often, once))
+        return full_steps * (compute + by_token) + steps * by_step, by_token + by_step
+
+    (seconds, exposed), (most_seconds, _) = whole_run(compute), whole_run(0.0)
+    sent = sum(transfer.sent for transfer in moved)
+    return Schedule(flops, compute, sync, exposed, sent, tokens, seconds, most_seconds)
 
 
 def _seconds(moved: list[Transfer], layout: Layout, links: Links, axis: str) -> float:
     sent = sum(transfer.sent for transfer in moved if transfer.axis == axis)
     return sent / links.rate(layout, axis)
+
+
+def _exposed(moved: list[Transfer], layout: Layout, links: Links, compute: float) -> float:
+    """Seconds of communication that `compute` seconds of arithmetic do not hide."""
+    seconds = [(t, t.sent / links.rate(layout, t.axis)) for t in moved]
+    hidden = sum(t.hidden * taken for t, taken in seconds)
+    return sum(taken for _, taken in seconds) - min(hidden, compute)
 
 
 @dataclass(frozen=True)
