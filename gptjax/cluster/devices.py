@@ -1,11 +1,12 @@
-"""The peak FLOP/s of each device, from data sheets; nothing here is measured."""
+"""Peak FLOP/s of each device, from data sheets, and shares of its memory; nothing is measured."""
 
 import re
 
 from gptjax.config import Config, ModelConfig
 from gptjax.model.size import flops_per_token
 
-HEADROOM = 0.9  # share of a device's memory that a step may need
+POOL_SHARE = 0.92  # of a GPU's memory, in which jax allocates while it trains
+HEADROOM = 0.9  # share of that pool that a step may need, by the compiler's account
 
 
 def matmul_dtype(cfg: ModelConfig) -> str:
