@@ -63,7 +63,7 @@ class TrainStep:
         traced = self.program.train_step.trace(state, batch, key)
         self.product_flops = product_flops(traced.jaxpr)
         started = time.perf_counter()
-        self._compiled = traced.lower().compile(compiler_options())
+        self._compiled = traced.lower().compile(compiler_options(self.program.mesh))
         self.compile_seconds = time.perf_counter() - started
         self._state: Any = None
 

@@ -11,12 +11,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.monitoring
+from jax.sharding import Mesh
 
 from gptjax.cluster.environment import find_devices
 from gptjax.cluster.plugins import accelerator_plugins
+from gptjax.model.places import FSDP
 
 LARGEST_CACHE = 8 * 2**30  # bytes; GPT-2's step on a GPU takes about ten million
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # glibc's malloc.h
@@ -24,6 +27,7 @@ NEVER = -1  # a threshold in bytes, which glibc reads as the largest there is
 ARENA_BYTES = 2**26  # bytes a glibc pool takes from the kernel at a time, unless it is the main one
 LARGE = 2**24  # parameters; the gradients alone fill a pool then
 REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
+O1 = 19  # the number by which both jax 0.10 and 0.12 take the level as an option of one program
 HIT = "/jax/compilation_cache/cache_hits"
 
 
@@ -121,17 +125,28 @@ def watching_cache() -> Iterator[CacheUse]:
         jax.monitoring.unregister_event_listener(listener)
 
 
-def compiler_options(platform: str | None = None) -> dict[str, bool | str]:
-    """XLA's options for a platform, or for the devices here, beyond its defaults.
+def compiler_options(mesh: Mesh) -> dict[str, Any]:
+    """XLA's options for a step on the devices of a mesh, beyond its defaults: docs/performance.md.
 
-    See docs/performance.md.
+    The devices may be absent ones, for which a program is only compiled.
 
     On CPUs XLA would reorder operations to run more of them at once, which costs a tenth or more of
-    a step's memory and saves no time.
+    a step's memory and saves no time. On GPUs it would compute parts of a step twice once the step
+    needs more than 76% of the memory, although the pool has 92%; `model.remat` chooses such parts
+    better. With `fsdp` over several GPUs it takes level O1, which doubles the loops over layers, so
+    that weights arrive without copies while the layer before computes. A level that the user has
+    set stays.
     """
-    if (platform or jax.default_backend()) != "cpu":
+    kind = mesh.devices.flat[0].platform
+    if kind == "cpu":
+        return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    if kind != "gpu":
         return {}
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+    options: dict[str, Any] = {"xla_disable_hlo_passes": "rematerialization"}
+    level = jax.config.jax_optimization_level  # pyright: ignore[reportAttributeAccessIssue]
+    if mesh.shape[FSDP] > 1 and level == "UNKNOWN":
+        options["optimization_level"] = O1
+    return options
 
 
 def start_devices(cpu_devices: int, parameters: int) -> None:

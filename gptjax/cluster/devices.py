@@ -1,4 +1,4 @@
-"""Peak FLOP/s of each device by data sheets, and the shares of it that trainers reached in public.
+"""Peak FLOP/s of each device by data sheets, shares of it that trainers reached, and of its memory.
 
 Nothing here was measured by this project.
 """
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from gptjax.config import Config, ModelConfig
 from gptjax.model.size import flops_per_token
 
-HEADROOM = 0.9  # share of a device's memory that a step may need
+POOL_SHARE = 0.92  # of a GPU's memory, in which jax allocates while it trains
+HEADROOM = 0.9  # share of that pool that a step may need, by the compiler's account
 
 
 def matmul_dtype(cfg: ModelConfig) -> str:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gptjax.base.errors import UserError
+from gptjax.cluster.devices import POOL_SHARE
 from gptjax.cluster.plugins import hide_gpu_compiler
 
 FLAGS = "XLA_FLAGS"
@@ -20,6 +21,7 @@ CHOICES = ("jax_platforms", "jax_platform_name", "jax_default_device")
 # jax's words about a platform without a driver
 UNKNOWN = ("not in the list of known backends", "no platforms that are instances of")
 READS_FLAGS = "from jaxlib import xla_client; xla_client.CompileOptions()"
+SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # new and old name
 GUARDS = ("jax_transfer_guard", "jax_transfer_guard_host_to_device")
 TRAINING = {
     "jax_disable_jit": False,
@@ -53,6 +55,7 @@ def import_jax(compiles_for_gpus: bool = False) -> None:
     if "jax" in sys.modules:
         return
     _check_xla_flags()
+    _check_memory_share()
     try:
         import jax  # noqa: F401
     except (ImportError, ValueError, RuntimeError) as error:
@@ -69,6 +72,32 @@ def import_jax(compiles_for_gpus: bool = False) -> None:
         ) from error
 
 
+def claim_memory() -> None:
+    """Give jax `POOL_SHARE` of a GPU's memory, unless the user has set a share by either name.
+
+    jax's own share is three quarters. NCCL and the driver allocate from the rest. Training calls
+    this before `import_jax`; other commands need less memory and keep jax's share.
+    """
+    if not any(os.environ.get(name) for name in SHARES):  # jax takes an empty one as not set
+        os.environ[SHARES[0]] = str(POOL_SHARE)
+
+
+def _check_memory_share() -> None:
+    """Refuse shares that jax refuses: it would print a stack trace and go on without a GPU."""
+    given = {name: value for name in SHARES if (value := os.environ.get(name))}
+    asked = " and ".join(f"{name}={value}" for name, value in given.items())
+    if len(given) > 1:
+        raise EnvironmentProblem(f"{asked} are two names of one setting: unset {SHARES[1]}")
+    try:
+        is_share = all(float(value) > 0 for value in given.values())
+    except ValueError:
+        is_share = False
+    if not is_share:
+        raise EnvironmentProblem(
+            f"{asked} is no share of a GPU's memory: give {POOL_SHARE}, say, or unset it"
+        )
+
+
 def _check_xla_flags() -> None:
     """Let another process read the flags: XLA ends a process that reads an unknown flag."""
     if not (flags := os.environ.get(FLAGS)):
@@ -79,7 +108,7 @@ def _check_xla_flags() -> None:
         reason = next((line for line in lines if re.match(r"[EF]\d{4} ", line)), lines[0])
         reason = (reason.partition("] ")[2] or reason).rstrip(".")
         raise EnvironmentProblem(
-            f"XLA does not accept {FLAGS}={flags}: {reason}. Correct {FLAGS}, or unset it"
+            f"XLA does not accept {FLAGS}={flags}: {reason}. Correct {FLAGS} or unset it"
         )
 
 

@@ -123,7 +123,7 @@ class GpuCompiler:
         began, device = time.perf_counter(), self.mesh.devices.flat[0]
         with answering_for(device):
             lowered = function.lower(*arguments)
-        compiled = lowered.compile({**compiler_options(device.platform), **gpu_options()})
+        compiled = lowered.compile({**compiler_options(self.mesh), **gpu_options()})
         memory = compiled.memory_analysis()
         return CompiledProgram(
             name,

@@ -1,14 +1,13 @@
 """The search for plans that fit a GPU: the largest micro-batch of a layout, the fastest layout.
 
-A step cannot use all of a device's memory: XLA's pool takes a share of it (three quarters unless
-XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise), and the trainer's `auto` leaves head-room in the
-pool for memory that the compiler does not see.
+A step cannot use all of a device's memory: jax's pool takes a share of it, which `train` sets, and
+the trainer's `auto` leaves head-room in the pool for memory that the compiler does not see.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from gptjax.cluster.devices import HEADROOM
+from gptjax.cluster.devices import HEADROOM, POOL_SHARE
 from gptjax.config import Config
 from gptjax.config.attention import masking_field
 from gptjax.config.batches import batch_schedule, rows_problem
@@ -17,7 +16,6 @@ from gptjax.planning.layout import Layout
 from gptjax.planning.memory import Memory, memory
 from gptjax.planning.schedule import Links, Schedule, schedule
 
-POOL_SHARE = 0.92  # of the device's memory: launch/env.sh's XLA_PYTHON_CLIENT_MEM_FRACTION
 USABLE = round(POOL_SHARE * HEADROOM, 2)
 ALIKE = 0.02  # share of the time: such arithmetic cannot tell smaller differences
 MOST_TENSOR = 8  # with more devices than a node has, activations would cross the network

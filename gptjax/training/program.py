@@ -109,7 +109,7 @@ class Program:
     def compile(self, layout: BatchLayout, form: Any = None) -> jax.stages.Compiled:
         """The train step for batches of one layout, of examples like `form`."""
         lowered = self.train_step.lower(*self.arguments(layout, form))
-        return lowered.compile(compiler_options(self.mesh.devices.flat[0].platform))
+        return lowered.compile(compiler_options(self.mesh))
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and placement of the state, for restoring into."""

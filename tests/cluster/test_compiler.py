@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from conftest import ROOT
 
 from gptjax.cluster import compiler
-from gptjax.cluster.compiler import enable_compilation_cache, host_tag
+from gptjax.cluster.compiler import compiler_options, enable_compilation_cache, host_tag
 
 SCRIPT = """
 from gptjax.cluster.compiler import enable_compilation_cache, watching_cache
@@ -245,3 +247,25 @@ def test_the_processor_counts_as_several_devices_unless_the_environment_says(
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert result.stdout == f"{found}\n"
+
+
+@pytest.mark.parametrize(
+    ("platform", "fsdp", "level", "names"),
+    [
+        ("gpu", 1, "UNKNOWN", {"xla_disable_hlo_passes"}),
+        ("gpu", 8, "UNKNOWN", {"xla_disable_hlo_passes", "optimization_level"}),
+        ("gpu", 8, "O2", {"xla_disable_hlo_passes"}),
+        ("cpu", 8, "UNKNOWN", {"xla_cpu_enable_concurrency_optimized_scheduler"}),
+        ("tpu", 8, "UNKNOWN", set()),
+    ],
+)
+def test_the_devices_of_the_mesh_decide_the_options(platform, fsdp, level, names):
+    device = SimpleNamespace(platform=platform)
+    mesh = SimpleNamespace(devices=np.full((1, fsdp, 1), device), shape={"fsdp": fsdp})
+    jax.config.update("jax_optimization_level", level)
+    try:
+        options = compiler_options(mesh)  # pyright: ignore[reportArgumentType]
+        jax.jit(lambda x: x + 1).lower(1.0).compile(options)  # this jax knows them all
+    finally:
+        jax.config.update("jax_optimization_level", "UNKNOWN")
+    assert set(options) == names

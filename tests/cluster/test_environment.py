@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 from gptjax.cluster import environment
+from gptjax.cluster.devices import POOL_SHARE
 from gptjax.cluster.environment import (
     DeviceError,
     EnvironmentProblem,
@@ -56,6 +57,11 @@ except UserError as error:
                 bool(entry_points(group="jax_plugins")), reason="there may be"
             ),
         ),
+        (
+            "XLA_CLIENT_MEM_FRACTION=most",
+            "EnvironmentProblem XLA_CLIENT_MEM_FRACTION=most is no share of a GPU's memory",
+        ),
+        ("XLA_PYTHON_CLIENT_MEM_FRACTION=0.5", "1"),
         ("JAX_PLATFORMS=none", "EnvironmentProblem JAX_PLATFORMS=none: jax finds no such device"),
         ("XLA_FLAGS=--xla_force_host_platform_device_count=2", "2"),
         ("CUDA_VISIBLE_DEVICES=", "1"),
@@ -70,6 +76,45 @@ def test_a_variable_works_or_is_named_in_one_line(variable, answer):
     assert (result.returncode, result.stderr) == (0, "")
     (line,) = result.stdout.splitlines()
     assert line.startswith(answer)
+
+
+# what the train verb had set before it checks jax, and what jax's plugin would then take
+SHARE = """
+import importlib, os, sys
+door = importlib.import_module("gptjax.train")
+assert "jax" not in sys.modules
+def checked():
+    from jaxlib.xla_client import generate_pjrt_gpu_plugin_options
+    print(generate_pjrt_gpu_plugin_options()["memory_fraction"])
+    sys.exit(0)
+door.check_training = checked
+sys.argv = ["train", "--config", "tiny"]
+door.main(door.train)
+"""
+NEW, OLD = environment.SHARES
+
+
+@pytest.mark.parametrize(
+    ("given", "share"),
+    [
+        ({}, POOL_SHARE),
+        ({NEW: "", OLD: ""}, POOL_SHARE),
+        ({NEW: "0.5"}, 0.5),
+        ({OLD: "0.6"}, 0.6),
+        ({NEW: "0.5", OLD: "0.6"}, None),
+    ],
+    ids=["none", "empty", "new", "old", "both"],
+)
+def test_training_takes_its_share_of_a_gpu_unless_the_user_says_another(given, share):
+    environ = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **given}
+    words = [sys.executable, "-c", SHARE]
+    result = subprocess.run(words, capture_output=True, text=True, env=environ)
+    if share is None:
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.endswith(f"are two names of one setting: unset {OLD}\n")
+    else:
+        assert (result.returncode, result.stderr) == (0, "")
+        assert float(result.stdout) == share
 
 
 def test_devices_that_do_not_answer_may_answer_another_start(monkeypatch):
