@@ -205,7 +205,7 @@ class Setup:
         attention, reason = self._attention
         inside = "" if masking_field(self.config) is None else ", inside documents"
         say(f"attn     {attention}{inside} ({reason})")
-        chunk = self.program.config.train.loss_chunk_tokens
+        chunk = int(self.program.config.train.loss_chunk_tokens)
         chosen = train.loss_chunk_tokens == "auto" and chunk > SMALLEST
         say(f"batch    {self.layout}{f', loss by {chunk:,} tokens' if chosen else ''}")
         if (memory := self._layout[1]) is not None:
