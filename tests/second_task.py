@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.config import Config
+from gptjax.config.chunks import loss_chunk
 from gptjax.data.examples import Example, Examples, ShuffledExamples, TaskData, ValidationSet
 from gptjax.model.places import ModelSharding
 from gptjax.tokenizers.plain import ByteTokenizer
@@ -83,7 +84,7 @@ class LabelledRows(TaskData):
 
 def losses(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
     """Of the targets that count, and of the label in place of the last."""
-    model = language_modelling(config.model, config.train.loss_chunk_tokens, split, eot_id)
+    model = language_modelling(config.model, loss_chunk(config), split, eot_id)
 
     def labelled(batch: Batch) -> Batch:
         tokens = batch["letters"].at[..., -1].set(batch["label"])

@@ -175,8 +175,9 @@ class TrainConfig:
     """Most steps that one call of the compiled program takes: ten save a tenth of the time if a
     step takes about ten milliseconds. Their rows of metrics.jsonl share one time, and a stop
     request waits for the one or two calls in progress."""
-    loss_chunk_tokens: int = 2048
-    """Tokens whose logits exist at once in training; 0 computes all logits of a micro-batch."""
+    loss_chunk_tokens: int | Literal["auto"] = "auto"
+    """Tokens whose logits exist at once in training; 0 computes all logits of a micro-batch. auto
+    is 2048, or up to 8192 on GPUs with the memory for it."""
     context: int | None = None
     """Tokens in a training window (T); None means model.n_ctx."""
     max_steps: int = 19073

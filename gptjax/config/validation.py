@@ -123,7 +123,7 @@ def _ranges(c: Config) -> Iterator[Problem]:
         "optim.final_lr": o.final_lr, "optim.weight_decay": o.weight_decay,
         "train.eval_every_steps": t.eval_every_steps, "train.save_every_steps": t.save_every_steps,
         "train.sample_every_steps": t.sample_every_steps, "train.seed": t.seed,
-        "train.loss_chunk_tokens": t.loss_chunk_tokens,
+        "train.loss_chunk_tokens": 0 if t.loss_chunk_tokens == "auto" else t.loss_chunk_tokens,
         "train.ramp_steps": t.ramp_steps, "train.stall_seconds": t.stall_seconds,
         "train.evaluate_on_every_steps": t.evaluate_on_every_steps,
     }  # fmt: skip

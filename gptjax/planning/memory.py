@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 
 from gptjax.config import Config, ModelConfig
+from gptjax.config.chunks import loss_chunk
 from gptjax.model.places import Leaf, leaves
 from gptjax.planning.finetuning import (
     blocks_backwards,
@@ -189,7 +190,7 @@ def _temporaries(
 
 def _chunk_tokens(config: Config, micro_batch: int) -> tuple[int, str]:
     """Tokens whose logits exist at once, and the kind of cut, as in `gptjax.model.losses`."""
-    tokens, most = micro_batch * config.context, config.train.loss_chunk_tokens
+    tokens, most = micro_batch * config.context, loss_chunk(config)
     if not most:
         return tokens, "uncut"
     chunks = math.ceil(tokens / most)

@@ -11,6 +11,7 @@ from gptjax.cluster.devices import HEADROOM, POOL_SHARE
 from gptjax.config import Config
 from gptjax.config.attention import masking_field
 from gptjax.config.batches import batch_schedule, rows_problem
+from gptjax.config.chunks import loss_chunk
 from gptjax.planning.gpus import Gpu
 from gptjax.planning.layout import Layout
 from gptjax.planning.memory import Memory, memory
@@ -34,11 +35,12 @@ class Plan:
 
 
 def for_gpu(config: Config, gpu: Gpu) -> Config:
-    """The config as it would run on a GPU, with a type that the GPU has and `auto`'s attention."""
+    """The config as it would run on a GPU: its type, and attention and chunks in place of auto."""
     model = replace(config.model, dtype=gpu.dtype(config.model.dtype))
     attention = gpu.attention(model, config.context, masking_field(config))
-    model = replace(model, attention=attention)
-    return replace(config, model=model)
+    config = replace(config, model=replace(model, attention=attention))
+    train = replace(config.train, loss_chunk_tokens=loss_chunk(config, gpu.memory))
+    return replace(config, train=train)
 
 
 def largest_planned_micro_batch(config: Config, layout: Layout, limit: float) -> int:

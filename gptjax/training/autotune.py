@@ -87,6 +87,12 @@ def memory_limit() -> int | None:
     return available // jax.local_device_count()
 
 
+def gpu_memory() -> int | None:
+    """Bytes that one GPU may use, the same on all processes; None on CPUs, or if unknown."""
+    limit = None if jax.default_backend() == "cpu" else memory_limit()
+    return None if limit is None else int(broadcast_from_0(limit))
+
+
 def memory_needed(compiled: jax.stages.Compiled) -> int:
     """Bytes of memory on each device while a compiled program runs, arguments included.
 

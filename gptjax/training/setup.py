@@ -19,6 +19,7 @@ from gptjax.cluster.mesh import BatchLayout, make_mesh, model_sharding, row_grou
 from gptjax.config import Config
 from gptjax.config.attention import masking_field
 from gptjax.config.batches import batch_schedule
+from gptjax.config.chunks import SMALLEST, loss_chunk
 from gptjax.config.finetuning import from_scratch
 from gptjax.conversion.shapes import read_source
 from gptjax.data.loader import StepSource, evenly_spread
@@ -31,7 +32,7 @@ from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import document_separator, fingerprint, make_tokenizer
-from gptjax.training.autotune import choose_attention, choose_layout
+from gptjax.training.autotune import choose_attention, choose_layout, gpu_memory
 from gptjax.training.feed import Call, Feed, Shape, shape_of
 from gptjax.training.guard import with_loss_scale
 from gptjax.training.optimizer import averaged_parameters, decay_table
@@ -100,8 +101,12 @@ class Setup:
     def program(self) -> Program:
         """The steps of this run, not compiled yet."""
         model = dataclasses.replace(self.config.model, attention=self._attention[0])
+        train = dataclasses.replace(
+            self.config.train, loss_chunk_tokens=loss_chunk(self.config, gpu_memory())
+        )
         eot_id = document_separator(self.tokenizer) if self.config.data.document_mask else 0
-        return assemble(dataclasses.replace(self.config, model=model), self.mesh, eot_id)
+        config = dataclasses.replace(self.config, model=model, train=train)
+        return assemble(config, self.mesh, eot_id)
 
     @cached_property
     def _layout(self) -> tuple[BatchLayout, str | None]:
@@ -200,7 +205,9 @@ class Setup:
         attention, reason = self._attention
         inside = "" if masking_field(self.config) is None else ", inside documents"
         say(f"attn     {attention}{inside} ({reason})")
-        say(f"batch    {self.layout}")
+        chunk = int(self.program.config.train.loss_chunk_tokens)
+        chosen = train.loss_chunk_tokens == "auto" and chunk > SMALLEST
+        say(f"batch    {self.layout}{f', loss by {chunk:,} tokens' if chosen else ''}")
         if (memory := self._layout[1]) is not None:
             say(f"         (auto: the largest that fits: {memory})")
         elif self.layout.micro_batch < int(train.micro_batch):

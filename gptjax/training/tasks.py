@@ -12,6 +12,7 @@ import numpy as np
 
 from gptjax.base.errors import ConfigError, did_you_mean
 from gptjax.config import Config
+from gptjax.config.chunks import loss_chunk
 from gptjax.config.schema import CLASSIFY, INSTRUCT, PRETRAIN
 from gptjax.data.classify import LabelledTexts, form_of_labelled
 from gptjax.data.corpus import Corpus
@@ -62,12 +63,11 @@ class Task(NamedTuple):
 
 
 def _next_tokens(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
-    return language_modelling(config.model, config.train.loss_chunk_tokens, split, eot_id)
+    return language_modelling(config.model, loss_chunk(config), split, eot_id)
 
 
 def _responses(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
-    chunk = config.train.loss_chunk_tokens
-    return language_modelling(config.model, chunk, split, eot_id, sparse=True)
+    return language_modelling(config.model, loss_chunk(config), split, eot_id, sparse=True)
 
 
 def _window(config: Config) -> Example:
@@ -76,7 +76,7 @@ def _window(config: Config) -> Example:
 
 def _labels(config: Config, split: ModelSharding, eot_id: int | None) -> Losses:
     del eot_id
-    return classification(config.model, config.classify, config.train.loss_chunk_tokens, split)
+    return classification(config.model, config.classify, loss_chunk(config), split)
 
 
 def _measure_labels(finished: "Finished") -> Figures | None:
