@@ -32,8 +32,8 @@ ACTIVATIONS = {"gelu_tanh": ops.gelu, "gelu_erf": ops.gelu_erf}  # by `ModelConf
 class LayerNorm(nn.Module):
     """Layer norm with float32 statistics and an optional bias. Shapes: [..., D] to [..., D].
 
-    >>> params = {"scale": jnp.ones(2), "bias": jnp.ones(2)}
-    >>> LayerNorm().apply({"params": params}, jnp.array([[1, 3]])).round(2).tolist()
+    >>> params = {"scale": jax.numpy.ones(2), "bias": jax.numpy.ones(2)}
+    >>> LayerNorm().apply({"params": params}, jax.numpy.array([[1, 3]])).round(2).tolist()
     [[0.0, 2.0]]
     """
 
@@ -57,7 +57,7 @@ class CausalSelfAttention(nn.Module):
     second is the cache with the new tokens. They are one token a row, or prompts for empty rows.
 
     >>> attention = CausalSelfAttention(ModelConfig(n_head=2, n_embd=8))
-    >>> y_BTD, _ = attention.init_with_output(jax.random.key(0), jnp.ones((1, 5, 8)))
+    >>> y_BTD, _ = attention.init_with_output(jax.random.key(0), jax.numpy.ones((1, 5, 8)))
     >>> y_BTD.shape
     (1, 5, 8)
     """
@@ -100,7 +100,7 @@ class MLP(nn.Module):
     """Two projections around a GELU, four times as wide inside. Shapes: [B, T, D] to [B, T, D].
 
     >>> mlp = MLP(ModelConfig(n_embd=12))
-    >>> y_BTD, _ = mlp.init_with_output(jax.random.key(0), jnp.ones((1, 5, 12)))
+    >>> y_BTD, _ = mlp.init_with_output(jax.random.key(0), jax.numpy.ones((1, 5, 12)))
     >>> y_BTD.shape
     (1, 5, 12)
     """
@@ -126,8 +126,8 @@ class Block(nn.Module):
     the attention, and makes the result the same pair as there.
 
     >>> block = Block(ModelConfig(n_head=2, n_embd=8))
-    >>> variables = block.init(jax.random.key(0), jnp.ones((1, 5, 8)))
-    >>> block.apply(variables, jnp.ones((2, 3, 8))).shape
+    >>> variables = block.init(jax.random.key(0), jax.numpy.ones((1, 5, 8)))
+    >>> block.apply(variables, jax.numpy.ones((2, 3, 8))).shape
     (2, 3, 8)
     """
 
@@ -209,8 +209,8 @@ def rematerialised(
     `train` by position.
 
     >>> block = rematerialised(Block, "full")(ModelConfig(n_head=2, n_embd=8))
-    >>> variables = block.init(jax.random.key(0), jnp.ones((1, 5, 8)), False)
-    >>> block.apply(variables, jnp.ones((2, 3, 8)), False).shape
+    >>> variables = block.init(jax.random.key(0), jax.numpy.ones((1, 5, 8)), False)
+    >>> block.apply(variables, jax.numpy.ones((2, 3, 8)), False).shape
     (2, 3, 8)
     """
     if remat == "none" and split.fsdp > 1:

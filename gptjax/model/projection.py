@@ -26,7 +26,7 @@ from gptjax.model.products import (
 )
 
 TRANSPOSED = "kernel_FD"  # the name of a kernel that is stored the other way round
-PRODUCT = "product"  # what a rematerialisation policy may keep: products and sums that end in one
+PRODUCT = "product"  # what a rematerialisation policy may keep: products, or the sums they end in
 INIT_STD = 0.02  # GPT-1 and GPT-2, section "model specifications": N(0, 0.02)
 
 

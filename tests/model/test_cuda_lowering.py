@@ -66,7 +66,8 @@ def test_bfloat16_products_have_bfloat16_factors_and_float32_weight_gradients():
     found = products(lowered("bfloat16", "cudnn"))
     m = MICRO_TOKENS
     assert {
-        f"{m}x{D}xbf16 x {D}x{3 * D}xbf16 -> {m}x{3 * D}xbf16",
+        f"{m}x{D}xbf16 x {D}x{D}xbf16 -> {m}x{D}xbf16",  # query, key and value apart
+        f"{m}x{3 * D}xbf16 x {D}x{3 * D}xbf16 -> {m}x{D}xbf16",  # and their gradients together
         f"{m}x{D}xbf16 x {D}x{F}xbf16 -> {m}x{F}xbf16",
         f"{m}x{D}xbf16 x {m}x{F}xbf16 -> {D}x{F}xf32",
         f"{CHUNK}x{D}xbf16 x {V}x{D}xbf16 -> {CHUNK}x{V}xf32",
@@ -128,7 +129,17 @@ def test_devices_without_tf32_multiply_exactly():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_what_helps_processors_is_not_there(dtype):
-    assert "optimization_barrier" not in lowered(dtype, "xla")
+    """The barriers for GPUs are a norm's, backwards, and that of query, key and value."""
+    found = re.findall(r"(?:%\w+)(:\d)? = stablehlo.optimization_barrier", lowered(dtype, "xla"))
+    assert sorted(found) == ["", "", "", ":3"]  # the norms of the scanned block and the last one
+
+
+def test_biases_and_the_gelu_are_in_the_form_that_cublas_takes_in():
+    """Sums in the type of the product; the GELU of a matrix, from one matrix and constants."""
+    program, m = lowered("bfloat16", "cudnn"), MICRO_TOKENS
+    biases = re.findall(r"stablehlo.convert .*tensor<(\d+)xf32>\) -> tensor<\1xbf16>", program)
+    assert sorted(map(int, biases)) == [D] * 5 + [F]
+    assert re.findall(r"stablehlo.tanh .*: tensor<(\d+x\d+xbf16)>", program) == [f"{m}x{F}xbf16"]
 
 
 def test_no_array_holds_the_logits_of_a_whole_micro_batch():
