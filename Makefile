@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SLOW ?= slow
 
-.PHONY: setup setup-reference quickstart test test-slow lint docs docs-check notebook clean
+.PHONY: setup setup-reference setup-compile quickstart test test-slow lint docs docs-check notebook clean
 
 # If the stamp is older than one of its sources, the environment is updated.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -17,6 +17,10 @@ setup: $(VENV)/installed
 # torch and transformers, for comparisons that are otherwise skipped
 setup-reference: setup
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,reference]'
+
+# the compiler of `gptjax.plan --compile`, for GPUs that need not be here (240 MB to fetch)
+setup-compile: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,compile]'
 
 quickstart: setup
 	$(BIN)/python -m gptjax.train --config quickstart

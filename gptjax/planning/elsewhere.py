@@ -27,12 +27,14 @@ from gptjax.planning.absent import absent_devices, answering_for, gpu_options
 from gptjax.planning.instructions import Module, read_module
 from gptjax.planning.kernels import Kernel, kernels
 from gptjax.planning.layout import Layout
+from gptjax.planning.memory import memory
 from gptjax.planning.search import POOL_SHARE
 from gptjax.planning.targets import Target
 from gptjax.training.autotune import largest_micro_batch, memory_needed
 from gptjax.training.program import assemble
 
 STEP, EVALUATION, DECODING = "train step", "evaluation", "decoding"
+FAR_TOO_LARGE = 1.2  # times what fits, by a planner that is within 10% of the compiler
 SEQUENCES = 1  # that decoding draws at once, as for a sample during training
 
 
@@ -107,14 +109,18 @@ class GpuCompiler:
     def micro_batch(self, config: Config, guess: int) -> int:
         """The largest micro-batch whose step fits the GPU, by compiling; `guess` comes first.
 
-        Raises `UserError` if not even one row fits.
+        Nothing is compiled that the planner finds far too large. Raises `UserError` if not even one
+        row fits.
         """
+        limit = int(POOL_SHARE * self.target.gpu.memory)
 
         def needed(rows: int) -> int:
+            planned = memory(config, self.layout, rows).total
+            if planned > FAR_TOO_LARGE * limit:
+                return planned
             train = replace(config.train, micro_batch=rows)
             return self.step(replace(config, train=train)).needed
 
-        limit = int(POOL_SHARE * self.target.gpu.memory)
         return largest_micro_batch(
             rows_per_device(config, self.layout.groups), needed, limit, guess
         )
@@ -124,12 +130,12 @@ class GpuCompiler:
         with answering_for(device):
             lowered = function.lower(*arguments)
         compiled = lowered.compile({**compiler_options(self.mesh), **gpu_options()})
-        memory = compiled.memory_analysis()
+        found = compiled.memory_analysis()
         return CompiledProgram(
             name,
             time.perf_counter() - began,
-            memory.argument_size_in_bytes,
-            memory.temp_size_in_bytes,
+            found.argument_size_in_bytes,
+            found.temp_size_in_bytes,
             memory_needed(compiled),
             str(compiled.as_text()),
         )

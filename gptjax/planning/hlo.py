@@ -49,10 +49,10 @@ class Collective(NamedTuple):
 
     def axes(self, mesh: Mapping[str, int]) -> tuple[str, ...]:
         """The axes of the mesh along which the devices of a group differ."""
-        return axes_of(self.groups, mesh)
+        return differing_axes(self.groups, mesh)
 
 
-def axes_of(groups: tuple[tuple[int, ...], ...], mesh: Mapping[str, int]) -> tuple[str, ...]:
+def differing_axes(groups: tuple[tuple[int, ...], ...], mesh: Mapping[str, int]) -> tuple[str, ...]:
     """The axes of the mesh along which the devices of the first group differ."""
     if not groups:
         return tuple(name for name, size in mesh.items() if size > 1)

@@ -9,7 +9,7 @@ time here, and computing does not slow them: a bound from the compiled program, 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gptjax.planning.hlo import axes_of, replica_groups
+from gptjax.planning.hlo import differing_axes, replica_groups
 from gptjax.planning.instructions import COLLECTIVE, Instruction, Module
 from gptjax.planning.kernels import COLLECTIVES, Kernel
 from gptjax.planning.layout import AXES, ROWS, Layout
@@ -134,7 +134,7 @@ class _Timeline:
 
     def _axis(self, item: Instruction) -> str:
         mesh = {axis: self._layout.size(axis) for axis in AXES}
-        return " x ".join(axes_of(replica_groups(item.line), mesh)) or AXES[0]
+        return " x ".join(differing_axes(replica_groups(item.line), mesh)) or AXES[0]
 
     def _note(
         self,

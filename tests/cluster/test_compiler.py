@@ -162,6 +162,7 @@ class Libc:
 
 def test_an_older_glibc_keeps_its_adaptive_thresholds(monkeypatch):
     new, old = Libc(2**64 - 1), Libc(2**25)
+    monkeypatch.setattr(compiler, "accelerator_plugins", set)
     monkeypatch.setattr(compiler.sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: new)
     assert compiler.keep_freed_memory(10**6) is True
@@ -180,8 +181,9 @@ def test_only_processors_and_glibc_are_concerned(monkeypatch):
         patch.setattr(compiler.sys, "platform", "darwin")
         assert compiler.keep_freed_memory(10**6) is False
     monkeypatch.setattr(compiler.sys, "platform", "linux")
+    monkeypatch.setattr(compiler, "accelerator_plugins", set)
     with monkeypatch.context() as patch:
-        patch.setattr(compiler, "entry_points", lambda group: ["xla_cuda12"])
+        patch.setattr(compiler, "accelerator_plugins", lambda: {"jax_plugins.xla_cuda12"})
         assert compiler.keep_freed_memory(10**6) is False
     assert libc.taken == []
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from importlib.metadata import entry_points
 
 import jax
 import pytest
@@ -19,6 +18,7 @@ from gptjax.cluster.environment import (
     check_training,
     find_devices,
 )
+from gptjax.cluster.plugins import accelerator_plugins
 from gptjax.cluster.stop import StopRequest
 
 START = """
@@ -53,9 +53,7 @@ except UserError as error:
         pytest.param(
             "JAX_PLATFORMS=cuda",
             "EnvironmentProblem JAX_PLATFORMS=cuda: jax finds no such device",
-            marks=pytest.mark.skipif(
-                bool(entry_points(group="jax_plugins")), reason="there may be"
-            ),
+            marks=pytest.mark.skipif(bool(accelerator_plugins()), reason="there may be"),
         ),
         (
             "XLA_CLIENT_MEM_FRACTION=most",

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from conftest import ROOT, run_verb
@@ -17,6 +18,7 @@ from gptjax.planning.gpus import find_gpu
 from gptjax.planning.layout import Layout
 from gptjax.planning.search import USABLE, for_gpu, largest_planned_micro_batch
 
+IS_INSTALLED = find_spec("jax_plugins") is not None and find_spec("jax_plugins.xla_cuda12")
 ANSWER = ["--config", "gpt2_1558m", "--gpu", "h100", "--gpus", "8", "--price", "2.5"]
 
 
@@ -135,12 +137,42 @@ print(sorted({{"jax", "jaxlib", "flax", "optax", "orbax", "grain", "numpy"}} & s
 
 @pytest.mark.slow
 def test_compiling_prints_both_errors(tmp_path):
-    argv = ("--config", "tiny", "--gpus", "2", "--model.n-vocab", "257", "--compile")
+    argv = ("--config", "tiny", "--gpus", "2", "--model.n-vocab", "257", "--compile-for-cpu")
     result = run_verb("plan", *argv, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert re.search(r"arguments +planned .* GiB, XLA .* GiB: [+-]0\.\d\d%\n", result.stdout)
     assert re.search(r"temporaries +planned .* GiB, XLA .* GiB: [+-]\d+\.\d\d%\n", result.stdout)
     assert re.search(r"data all-reduce +planned .* MB, XLA .* MB: [+-]0\.\d\d%\n", result.stdout)
+
+
+def test_without_the_compiler_the_command_that_installs_it_is_all_that_is_said(tmp_path):
+    if IS_INSTALLED:
+        pytest.skip("jax's CUDA plugin is here")
+    result = run_verb("plan", "--config", "gpt2_124m", "--compile", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith("not installed: make setup-compile")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not IS_INSTALLED, reason="jax's CUDA plugin is not here: make setup-compile")
+def test_compiling_for_a_gpu_prints_what_its_programs_are(tmp_path):
+    shape = ("--model.n-layer", "2", "--model.n-embd", "128", "--model.n-head", "2")
+    batch = ("--train.batch-tokens", "8192", "--train.micro-batch", "auto")
+    argv = ("--config", "gpt2_124m", "--gpu", "l4", "--gpus", "2", *shape, *batch, "--compile")
+    result = run_verb("plan", *argv, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    said = result.stdout.partition("\ncompiled for 2 x l4 by jax ")[2]
+    assert "bounds from the compiled program" in said.splitlines()[0]
+    assert re.search(r"micro-batch +auto: 4 by the compiler, 4 by the planner\n", said)
+    programs = re.findall(r"^(train step|evaluation|decoding), compiled in \d+ s", said, re.M)
+    assert programs == ["train step", "evaluation", "decoding"]
+    assert re.search(r"memory +.* GiB a GPU .*; planned .* GiB: [+-]\d+\.\d%\n", said)
+    assert re.search(r"bfloat16 products +\d+ +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+%\n", said)
+    assert re.search(r"data all-reduce +.* runs, .* MB, .* ms of the links, of which", said)
+    assert re.search(r"ceiling +.* ms a step at least: MFU at most \d+\.\d%", said)
+    assert said.count("approximate") >= 3 or "plugin" in said
 
 
 @pytest.mark.parametrize(
