@@ -25,11 +25,14 @@ class Counts:
     key, value, attended, outputs of c_fc and GELU. dots: the block's input, what attention adds to
     it (on CPUs also what the MLP adds); query, key, value, attended, c_fc's output."""
     saved_keys: Mapping[str, int]
-    """More of them with remat none, by attention: copies of keys and values by segment."""
+    """More of them with remat none, by attention: copies of keys and values by segment. Flash
+    attention has none."""
     twice: int
     """More of them with remat none in a loop over layers: arrays kept in two shapes."""
     transient: Mapping[str, Arrays]
     """Arrays that live while one layer's gradients are formed."""
+    tiles: Mapping[str, int]
+    """More of them, by attention: a tile's scores, and the keys and values that it sees."""
     delayed: Mapping[str, int]
     """More of them for each layer of straight-line code, by micro-steps: the factors of products
     for kernels' gradients that run later."""
@@ -41,6 +44,8 @@ class Counts:
     """Arrays [V, D] while logits exist: gradient, a chunk's part of it, a copy."""
     sets: Mapping[str, int]
     """Arrays like the parameters in the optimizer, by micro-steps."""
+    scattered: Mapping[str, int]
+    """Arrays float32 [V, D] in the end, by micro-steps: gradients of looked-up rows in their place."""
     tables: int
     """Whole tables over `fsdp`, in both types, while gradients are formed."""
     turned: float
@@ -51,14 +56,16 @@ class Counts:
 
 CPU = Counts(
     saved={"none": (4, 12), "dots": (3, 8), "block": (1, 1), "full": (1, 0)},
-    saved_keys={"blockwise": 3, "xla": 0, "cudnn": 0},
+    saved_keys={"blockwise": 3},
     twice=0,
     transient={"none": (8, 20), "dots": (7, 12), "block": (12, 26), "full": (12, 26)},
+    tiles={},
     delayed={"one": 0, "several": 0},  # straight-line code was not counted
     dropped=8,
     logits={"uncut": (3, 0), "one chunk": (2, 0), "chunks": (2, 0)},
     heads={"uncut": (1, 0), "one chunk": (2, 0), "chunks": (3, 0)},
     sets={"one": 2, "several": 3},
+    scattered={"one": 0, "several": 0},
     tables=2,
     turned=0,
     casts_all=False,
@@ -66,14 +73,16 @@ CPU = Counts(
 
 GPU = Counts(
     saved={"none": (4, 12), "dots": (2, 8), "block": (1, 1), "full": (1, 0)},
-    saved_keys={"blockwise": 3, "xla": 0, "cudnn": 0},
+    saved_keys={"blockwise": 3},
     twice=1,  # what was attended, by heads and as one array
     transient={"none": (4, 11), "dots": (5, 15), "block": (7, 17), "full": (8, 17)},
+    tiles={"blockwise": 6},
     delayed={"one": 4, "several": 3},
     dropped=8,
     logits={"uncut": (1, 1), "one chunk": (1, 1), "chunks": (1, 1)},
     heads={"uncut": (1, 1), "one chunk": (1, 1), "chunks": (1, 1)},
-    sets={"one": 2, "several": 3},
+    sets={"one": 1, "several": 2},  # the update writes into its arguments
+    scattered={"one": 1, "several": 2},
     tables=1,
     turned=5 / 12,  # c_fc and the attention's c_proj
     casts_all=True,

@@ -44,7 +44,7 @@ class Memory:
     activations: int
     """Activations kept for the backward pass, and those that one layer needs at once."""
     logits: int
-    """One chunk's logits and probabilities, and the head's gradient while it grows."""
+    """One chunk's logits and their gradient, and gradients of the vocabulary as they grow."""
     buffers: int
     """Weights as they arrive from other devices, gradients as they leave."""
     moment: str
@@ -146,6 +146,7 @@ def _temporaries(
     saved = _saved(config, layout, micro_batch, counts)
     cast = 0 if size == 4 else size  # weights arrive in the compute type and become float32
     tables = _whole_tables(layout, found, cast)
+    table = 4 * config.model.padded_vocab * config.model.n_embd // layout.tensor
     wire = 2 if config.train.wire_dtype == "bfloat16" else 0
     return {
         "loss": {
@@ -163,7 +164,7 @@ def _temporaries(
         "update": {
             "gradients": counts.sets[several] * gradients,
             "activations": 0,
-            "logits": 0,
+            "logits": counts.scattered[several] * table,
             "buffers": wire * gradients // 4 if layout.data > 1 else 0,
         },
     }
@@ -206,7 +207,8 @@ def _saved(config: Config, layout: Layout, micro_batch: int, counts: Counts) -> 
     whole, divided = counts.saved[policy]
     kernels = pairs = 0
     if policy == "none":
-        divided += counts.saved_keys[model.attention] + (0 if model.unroll > 1 else counts.twice)
+        divided += counts.saved_keys.get(model.attention, 0)
+        divided += 0 if model.unroll > 1 else counts.twice
         if layout.tensor > 1:  # the kernel of query, key and value, reordered by heads
             kernels = 4 * 3 * layers * model.n_embd**2 // layout.tensor
         pairs = _pairs(config, layout, micro_batch) * layers
@@ -230,6 +232,7 @@ def _transient(
     """Bytes that live while one layer's gradients are formed."""
     model = config.model
     whole, divided = counts.transient[remat_policy(model, layout)]
+    divided += counts.tiles.get(model.attention, 0)
     if model.unroll > 1:
         divided += counts.delayed[several] * min(model.unroll, blocks_backwards(config))
     if any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)):

@@ -90,7 +90,8 @@ def test_all_weights_of_attention_are_kept_twice():
         for a in ("xla", "blockwise")
     )
     pairs = 16 * 12 * 1024**2 * (4 + 2)
-    assert plain - tiled == (24 + 1) * pairs - 24 * 3 * 16 * 1024 * 768 * 2
+    tiles = 24 * GPU.saved_keys["blockwise"] + GPU.tiles["blockwise"]
+    assert plain - tiled == (24 + 1) * pairs - tiles * 16 * 1024 * 768 * 2
 
 
 def test_one_chunk_of_logits_exists_at_once():
@@ -111,14 +112,21 @@ def test_accumulating_keeps_one_more_set_of_gradients():
     assert often.gradients == 8 * STORED
 
 
-def test_the_optimizer_makes_new_arrays_beside_the_old():
-    once, often = (memory(changed(remat="full"), Layout(), 1, steps) for steps in (1, 2))
+def test_the_optimizer_makes_new_arrays_beside_the_old_on_a_cpu():
+    once, often = (memory(changed(remat="full"), Layout(), 1, steps, CPU) for steps in (1, 2))
     assert once.moment == often.moment == "update"
     assert (once.gradients, often.gradients) == (8 * STORED, 12 * STORED)
     deep = changed(remat="full", n_layer=48)
-    wire = memory(with_train(deep, wire_dtype="bfloat16"), Layout(8), 1, 2)
+    wire = memory(with_train(deep, wire_dtype="bfloat16"), Layout(8), 1, 2, CPU)
     assert wire.buffers == wire.masters // 2
-    assert memory(deep, Layout(8), 1, 2).buffers == 0
+    assert memory(deep, Layout(8), 1, 2, CPU).buffers == 0
+
+
+def test_the_optimizer_writes_into_its_arguments_on_a_gpu():
+    once, often = (memory(changed(remat="full"), Layout(), 1, steps) for steps in (1, 2))
+    assert once.moment == often.moment == "update"
+    assert (once.gradients, often.gradients) == (4 * STORED, 8 * STORED)
+    assert (once.logits, often.logits) == (4 * 50304 * 768, 8 * 50304 * 768)
 
 
 def test_axes_divide_what_they_are_for():
