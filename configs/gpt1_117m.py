@@ -9,8 +9,8 @@ dropout 0.1 at three places, decay 0.01 except for biases and norms. Clipping at
 released fine-tuning code. Its embedding dropout applies to the table, ours to the sum.
 Batch: 64 x 512 = 32,768 tokens. Length: 100 epochs of 1e9 tokens = 3,051,758 steps; BooksCorpus
 has 985M words (Zhu et al. 2015, table 2). `--train.max-steps` fits it to other data.
-Arithmetic: float32, matrices in TF32, which the GPUs of 2018 did not have; 7.3e19 FLOP, 102 hours
-of one H100 at 40% of TF32's peak, by the planner; not measured.
+Arithmetic: float32, matrices in TF32, which the GPUs of 2018 did not have; 7.3e19 FLOP, 113 hours
+of one H100 at 36% of TF32's peak, by the planner; not measured.
 Data: BooksCorpus is no longer distributed. Prepare your own books, one file each; the tokenizer
 needs ftfy: `pip install -e '.[gpt1]'`.
 Expected: the paper's perplexity on BooksCorpus is 18.4 = 2.91 nats a token. Ours is not measured.

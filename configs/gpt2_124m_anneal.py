@@ -7,7 +7,7 @@ as in MiniCPM (Hu et al. 2024). Shares and length are our own choice.
 Tokens: 9.0e9 of FineWeb, 1.0e9 of FineWeb-Edu. A run stopped before the cooldown can be resumed
 with another length: only the cooldown moves.
 Expected: not known; nobody has trained this config. Its last validation losses are those of the new
-mixture. 0.71 hours on 8 H100 at 40% of the peak, by the planner; not measured.
+mixture. 0.79 hours on 8 H100 at 36% of the peak, by the planner; not measured.
 
     FINEWEB=kjj0/fineweb10B-gpt2 EDU=HuggingFaceFW/fineweb-edu:sample-10BT
     python -m gptjax.prepare --config gpt2_124m_anneal --hub $FINEWEB --out data/fineweb_10b

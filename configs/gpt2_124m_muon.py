@@ -11,7 +11,7 @@ before the cooldown shows part of its gain (Hägele et al. 2024).
 Expected: not known; nothing has been measured. Record 7, which also had rotary embeddings, RMSNorm
 and squared ReLU, ended at 3.2755 nats after as many tokens. AdamW with GPT-2's blocks needs four
 times as many for 3.28 (llm.c).
-cuDNN's attention needs `--data.no-document-mask`. 0.19 hours on 8 H100 at 40% of the peak, by the
+cuDNN's attention needs `--data.no-document-mask`. 0.21 hours on 8 H100 at 36% of the peak, by the
 planner, which leaves Newton-Schulz out; not measured.
 
     python -m gptjax.plan --config gpt2_124m_muon --gpu h100 --gpus 8

@@ -4,8 +4,8 @@ The training is that of `gpt2_1558m`, whose docstring gives the sources.
 Mesh: the eight GPUs of a node divide parameters, gradients and moments, because an A100 of 40 GB
 cannot hold them whole. Nodes are groups; only one sum of gradients per step crosses between them.
 It crosses in bfloat16, which halves the bytes; inside a node gradients were summed in float32.
-Four nodes of A100-40 with Ethernet of 100 Gbit/s a node, 1.25 GB/s for each GPU: 26.5 hours
-at 40% of the peak by the planner; float32 on the wire would take 30.5. Not measured.
+Four nodes of A100-40 with Ethernet of 100 Gbit/s a node, 1.25 GB/s for each GPU: 19.6 hours
+at 56% of the peak by the planner; float32 on the wire would take 23.5. Not measured.
 Expected: as `gpt2_1558m`; the effect of bfloat16 on the wire has not been measured.
 
     python -m gptjax.plan --config gpt2_1558m_nodes --gpu a100-40 --gpus 32 --network 1.25

@@ -5,8 +5,8 @@ For the card: float16 with dynamic loss scaling, attention in blocks, blocks rec
 backward pass, logits 512 tokens at a time, and Adafactor (Shazeer and Stern 2018), whose moments
 are row and column means. It has no first moment, and takes AdamW's learning rate here, because each
 direction is clipped to RMS 1. That rate is our own choice.
-Memory: 5.3 GiB by the planner, of 6.6 usable; AdamW needs 7.9.
-Time: 46 seconds a step on a T4, of the same generation, at 40% of its peak, and ten days in all; an
+Memory: 4.6 GiB by the planner, of 6.6 usable; AdamW needs 7.2.
+Time: 33 seconds a step on a T4, of the same generation, at 56% of its peak, and a week in all; an
 RTX 2070 has about half that peak. Not measured. `--train.max-steps` shortens it.
 Expected: not known; nobody has trained this config.
 

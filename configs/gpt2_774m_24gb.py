@@ -5,8 +5,8 @@ Lion (Chen et al. 2023) keeps one moment; in bfloat16 it takes 1.4 GiB, while Ad
 Betas 0.9 and 0.99 are the paper's. The learning rate is a fifth of AdamW's, and the decay is five
 times as large (section 5: 3 to 10 times, so that their product stays): 5e-5 and 0.5. The rate falls
 linearly to 0 (Defazio et al. 2023: no common shape is better).
-Memory: 18.2 GiB with 8 rows by the planner, of 19.9 usable; AdamW has room for 4 rows.
-Time: 207 hours on one RTX 4090 at 40% of its peak, by the planner; not measured.
+Memory: 17.5 GiB with 8 rows by the planner, of 19.9 usable; AdamW has room for 4 rows.
+Time: 148 hours on one RTX 4090 at 56% of its peak, by the planner; not measured.
 Expected: not known; nobody has trained this config. GPT-2 XL does not fit such a card.
 
     python -m gptjax.plan --config gpt2_774m_24gb --gpu 4090

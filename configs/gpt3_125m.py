@@ -10,7 +10,7 @@ clipping at 1.0. The batch grows from a quarter over 4e9 tokens (20,345 steps).
 Length: 584,920 steps = 300e9 tokens.
 Data: OpenAI's was never published. FineWeb's sample of 350 billion tokens (Penedo et al. 2024) is
 one epoch; `configs/gpt3_mixture.py` has the paper's shares of five sources.
-Expected: not known; nobody has trained this config. 22.9 hours on 8 H100 at 40% of the peak, by the
+Expected: not known; nobody has trained this config. 25.4 hours on 8 H100 at 36% of the peak, by the
 planner; not measured.
 
     python -m gptjax.plan --config gpt3_125m --gpu h100 --gpus 8 --price 2.5

@@ -11,7 +11,7 @@ Length: 295,639 steps = 300e9 tokens.
 The table's 24 heads of 128 do not make 2,048: 16 heads, as in EleutherAI's gpt-neox. The backward
 pass recomputes norms, GELUs and sums.
 Data: as `gpt3_125m`.
-Expected: not known; nobody has trained this config. 225.0 hours on 8 H100 at 40% of the peak, by
+Expected: not known; nobody has trained this config. 249.8 hours on 8 H100 at 36% of the peak, by
 the planner; not measured.
 
     python -m gptjax.plan --config gpt3_1300m --gpu h100 --gpus 8 --price 2.5

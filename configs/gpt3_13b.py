@@ -12,7 +12,7 @@ The table's 5,140 is not 40 heads of 128: 5,120, as in EleutherAI's gpt-neox. Me
 node divide parameters, gradients and moments; nodes are groups. The backward pass recomputes all of
 a block but its attention.
 Data: as `gpt3_125m`.
-Expected: not known; nobody has trained this config. 312.8 hours on 64 H100 at 40% of the peak, by
+Expected: not known; nobody has trained this config. 304.1 hours on 64 H100 at 36% of the peak, by
 the planner; not measured.
 
     python -m gptjax.plan --config gpt3_13b --gpu h100 --gpus 64 --price 2.5

@@ -8,10 +8,10 @@ over 260e9 tokens (257,492 steps), warm-up over 375M (1,431), betas 0.9 and 0.95
 clipping at 1.0. The batch grows from a quarter over 6e9 tokens (15,259 steps).
 `gptjax/config/gpt3.py` has the whole table and says what is our own.
 Length: 295,639 steps = 300e9 tokens.
-Mesh: the GPUs of a node divide parameters, gradients and moments, 24 GiB each on eight H100. The
+Mesh: the GPUs of a node divide parameters, gradients and moments, 22 GiB each on eight H100. The
 backward pass recomputes all of a block but its attention.
 Data: as `gpt3_125m`.
-Expected: not known; nobody has trained this config. 460.3 hours on 8 H100 at 40% of the peak, by
+Expected: not known; nobody has trained this config. 494.3 hours on 8 H100 at 36% of the peak, by
 the planner; not measured.
 
     python -m gptjax.plan --config gpt3_2700m --gpu h100 --gpus 8 --price 2.5

@@ -9,7 +9,7 @@ clipping at 1.0. The batch grows from a quarter over 4e9 tokens (20,345 steps).
 `gptjax/config/gpt3.py` has the whole table and says what is our own.
 Length: 584,920 steps = 300e9 tokens.
 Data: as `gpt3_125m`.
-Expected: not known; nobody has trained this config. 64.9 hours on 8 H100 at 40% of the peak, by the
+Expected: not known; nobody has trained this config. 72.0 hours on 8 H100 at 36% of the peak, by the
 planner; not measured.
 
     python -m gptjax.plan --config gpt3_350m --gpu h100 --gpus 8 --price 2.5

@@ -11,7 +11,7 @@ Length: 149,409 steps = 300e9 tokens.
 Mesh: the GPUs of a node divide parameters, gradients and moments; nodes are groups. The backward
 pass recomputes norms, GELUs and sums.
 Data: as `gpt3_125m`.
-Expected: not known; nobody has trained this config. 162.9 hours on 64 H100 at 40% of the peak, by
+Expected: not known; nobody has trained this config. 158.6 hours on 64 H100 at 36% of the peak, by
 the planner; not measured.
 
     python -m gptjax.plan --config gpt3_6700m --gpu h100 --gpus 64 --price 2.5

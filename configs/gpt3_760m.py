@@ -10,7 +10,7 @@ clipping at 1.0. The batch grows from a quarter over 4e9 tokens (20,345 steps).
 Length: 584,920 steps = 300e9 tokens.
 The backward pass recomputes norms, GELUs and sums.
 Data: as `gpt3_125m`.
-Expected: not known; nobody has trained this config. 133.8 hours on 8 H100 at 40% of the peak, by
+Expected: not known; nobody has trained this config. 148.4 hours on 8 H100 at 36% of the peak, by
 the planner; not measured.
 
     python -m gptjax.plan --config gpt3_760m --gpu h100 --gpus 8 --price 2.5

@@ -16,6 +16,7 @@ from gptjax.base.errors import UserError
 from gptjax.base.terminal import gibibytes
 from gptjax.cluster.environment import check_training, import_jax
 from gptjax.config import Config
+from gptjax.planning.counts import CPU
 from gptjax.planning.hlo import bytes_by_axes, collectives
 from gptjax.planning.layout import AXES, Layout
 from gptjax.planning.memory import Memory, memory
@@ -76,7 +77,7 @@ def compare(config: Config, layout: Layout) -> Comparison:
     compiled = compile_step(config, layout)
     found = compiled.memory_analysis()
     return Comparison(
-        memory(config, layout, int(config.train.micro_batch)),
+        memory(config, layout, int(config.train.micro_batch), counts=CPU),
         found.argument_size_in_bytes,
         found.temp_size_in_bytes,
         compare_traffic(config, layout, compiled.as_text()),

@@ -2,9 +2,8 @@
 
 The state stays throughout. Temporaries are counted at three moments, and the largest sum decides:
 while logits exist (`loss`), while the first layers' gradients are formed (`backward`), and while
-the optimizer makes new parameters (`update`). Shapes follow from the model. The number of arrays of
-a shape that live at once was read from XLA's buffer assignment for CPUs (jax 0.10.2), and
-`--compile` checks it. GPUs fuse more and need less.
+the optimizer makes new parameters (`update`). Shapes follow from the model, the number of arrays of
+a shape that live at once from `gptjax.planning.counts`. `--compile` checks the sum.
 
 Letters: D width, F = 4 D, N layers, V vocabulary, T context, H heads.
 """
@@ -16,6 +15,7 @@ from functools import cache
 from gptjax.config import Config, ModelConfig
 from gptjax.config.chunks import loss_chunk
 from gptjax.model.places import Leaf, leaves
+from gptjax.planning.counts import GPU, Counts
 from gptjax.planning.finetuning import (
     blocks_backwards,
     has_logits,
@@ -26,22 +26,6 @@ from gptjax.planning.finetuning import (
 from gptjax.planning.layout import Layout
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-# Arrays [rows, T, D] of a layer kept for the backward pass, as (whole, divided by `tensor`).
-# none: inputs and outputs of both norms; query, key, value, attended, outputs of c_fc and GELU.
-# dots: the block's input and the terms of its two sums; query, key, value, attended, c_fc's output.
-SAVED = {"none": (4, 12), "dots": (3, 8), "block": (1, 1), "full": (1, 0)}
-SAVED_KEYS = {"blockwise": 3, "xla": 0, "cudnn": 0}  # more copies of keys and values, by segment
-
-# Arrays [rows, T, D] that live while one layer's gradients are formed, in the same form.
-TRANSIENT = {"none": (8, 20), "dots": (7, 12), "block": (12, 26), "full": (12, 26)}
-DROPPED = 8  # more such arrays with dropout: masks, and the bits they are made from
-
-# While logits exist: arrays float32 [chunk, V], and arrays float32 [V, D]: the head's gradient, a
-# chunk's part of it and a copy of the head.
-LOGITS = {"uncut": 3, "one chunk": 2, "chunks": 2}
-HEADS = {"uncut": 1, "one chunk": 2, "chunks": 3}
-SETS = {"one": 2, "several": 3}  # arrays like the parameters in the optimizer, by micro-steps
 
 
 @dataclass(frozen=True)
@@ -61,7 +45,7 @@ class Memory:
     activations: int
     """Activations kept for the backward pass, and those that one layer needs at once."""
     logits: int
-    """One chunk's logits and probabilities, and the head's gradient while it grows."""
+    """One chunk's logits and their gradient, and gradients of the vocabulary as they grow."""
     buffers: int
     """Weights as they arrive from other devices, gradients as they leave."""
     moment: str
@@ -94,12 +78,16 @@ def _elements(model: ModelConfig, layout: Layout) -> int:
 
 
 def memory(
-    config: Config, layout: Layout, micro_batch: int, micro_steps: int | None = None
+    config: Config,
+    layout: Layout,
+    micro_batch: int,
+    micro_steps: int | None = None,
+    counts: Counts = GPU,
 ) -> Memory:
     """Bytes of a step with `micro_batch` rows at once on every device.
 
     Without `micro_steps` there are as many as the batch needs. `model.attention` must not be
-    `auto`.
+    `auto`. `counts` are the compiler's.
     """
     found, trained = leaves(config.model), trained_parts(config)
     if micro_steps is None:
@@ -111,7 +99,7 @@ def memory(
         "average": 0 if config.optim.ema_decay is None else own,
         "batch": 4 * micro_steps * rows * (config.context + 1),
     }
-    at_moment = _temporaries(config, layout, rows, micro_steps, found, own)
+    at_moment = _temporaries(config, layout, rows, micro_steps, found, own, counts)
     most = max(at_moment, key=lambda name: sum(at_moment[name].values()))
     return Memory(**state, **at_moment[most], moment=most)
 
@@ -150,42 +138,52 @@ def _temporaries(
     micro_steps: int,
     found: list[Leaf],
     gradients: int,
+    counts: Counts,
 ) -> dict[str, dict[str, int]]:
     """Bytes of temporaries, by part, at each of the three moments; `gradients` of one set."""
-    model = config.model
-    size = DTYPE_BYTES[model.dtype]
+    size = DTYPE_BYTES[config.model.dtype]
     several = "several" if micro_steps > 1 else "one"
     summed = gradients if micro_steps > 1 else 0
-    saved = _saved(config, layout, micro_batch)
-    chunk, cut = _chunk_tokens(config, micro_batch)
-    vocabulary = model.padded_vocab // layout.tensor
-    heads = HEADS[cut] - (layout.fsdp > 1)  # the gathered head serves as the copy
-    heads = heads if head_is_trained(config) else min(1, heads - 1)  # no gradient, but a copy
-    logits = 4 * vocabulary * (LOGITS[cut] * chunk + heads * model.n_embd)
-    logits = logits if has_logits(config) else 0
+    saved = _saved(config, layout, micro_batch, counts)
     cast = 0 if size == 4 else size  # weights arrive in the compute type and become float32
     tables = _whole_tables(layout, found, cast)
+    table = 4 * config.model.padded_vocab * config.model.n_embd // layout.tensor
     wire = 2 if config.train.wire_dtype == "bfloat16" else 0
     return {
         "loss": {
             "gradients": summed,
             "activations": saved,
-            "logits": logits,
+            "logits": _logits(config, layout, micro_batch, counts),
             "buffers": tables,
         },
         "backward": {
             "gradients": summed + gradients,
-            "activations": saved + _transient(config, layout, micro_batch),
+            "activations": saved + _transient(config, layout, micro_batch, several, counts),
             "logits": 0,
-            "buffers": 2 * tables + _whole_layer(layout, found, cast),
+            "buffers": counts.tables * tables + _block_buffers(config, layout, found, cast, counts),
         },
         "update": {
-            "gradients": SETS[several] * gradients,
+            "gradients": counts.sets[several] * gradients,
             "activations": 0,
-            "logits": 0,
+            "logits": counts.scattered[several] * table,
             "buffers": wire * gradients // 4 if layout.data > 1 else 0,
         },
     }
+
+
+def _logits(config: Config, layout: Layout, micro_batch: int, counts: Counts) -> int:
+    """Bytes of one chunk's logits, and of the head's gradient and copy."""
+    if not has_logits(config):
+        return 0
+    model, size = config.model, DTYPE_BYTES[config.model.dtype]
+    chunk, cut = _chunk_tokens(config, micro_batch)
+    (wide, narrow), (wide_heads, narrow_heads) = counts.logits[cut], counts.heads[cut]
+    heads = 4 * wide_heads + size * narrow_heads
+    heads -= size if layout.fsdp > 1 else 0  # the gathered head serves as the copy
+    if not head_is_trained(config):
+        heads = min(size, heads - 4)  # no gradient, but a copy
+    vocabulary = model.padded_vocab // layout.tensor
+    return vocabulary * (chunk * (4 * wide + size * narrow) + heads * model.n_embd)
 
 
 def _chunk_tokens(config: Config, micro_batch: int) -> tuple[int, str]:
@@ -202,15 +200,16 @@ def remat_policy(model: ModelConfig, layout: Layout) -> str:
     return "dots" if model.remat == "none" and layout.fsdp > 1 else model.remat
 
 
-def _saved(config: Config, layout: Layout, micro_batch: int) -> int:
+def _saved(config: Config, layout: Layout, micro_batch: int, counts: Counts) -> int:
     """Bytes that the layers keep through which the backward pass goes."""
     model, size = config.model, DTYPE_BYTES[config.model.dtype]
     layers = blocks_backwards(config)
     policy = remat_policy(model, layout)
-    whole, divided = SAVED[policy]
+    whole, divided = counts.saved[policy]
     kernels = pairs = 0
     if policy == "none":
-        divided += SAVED_KEYS[model.attention]
+        divided += counts.saved_keys.get(model.attention, 0)
+        divided += 0 if model.unroll > 1 else counts.twice
         if layout.tensor > 1:  # the kernel of query, key and value, reordered by heads
             kernels = 4 * 3 * layers * model.n_embd**2 // layout.tensor
         pairs = _pairs(config, layout, micro_batch) * layers
@@ -228,12 +227,17 @@ def _pairs(config: Config, layout: Layout, micro_batch: int) -> int:
     return weights * (4 + DTYPE_BYTES[model.dtype])
 
 
-def _transient(config: Config, layout: Layout, micro_batch: int) -> int:
+def _transient(
+    config: Config, layout: Layout, micro_batch: int, several: str, counts: Counts
+) -> int:
     """Bytes that live while one layer's gradients are formed."""
     model = config.model
-    whole, divided = TRANSIENT[remat_policy(model, layout)]
+    whole, divided = counts.transient[remat_policy(model, layout)]
+    divided += counts.tiles.get(model.attention, 0)
+    if model.unroll > 1:
+        divided += counts.delayed[several] * min(model.unroll, blocks_backwards(config))
     if any((model.embd_pdrop, model.attn_pdrop, model.resid_pdrop)):
-        whole += DROPPED
+        whole += counts.dropped
     width = micro_batch * config.context * model.n_embd
     arrays = DTYPE_BYTES[model.dtype] * (width * whole + width * divided // layout.tensor)
     return arrays + _pairs(config, layout, micro_batch)
@@ -247,10 +251,18 @@ def _whole_tables(layout: Layout, found: list[Leaf], cast: int) -> int:
     return sum(leaf.part(layout, "tensor") for leaf in tables) * (cast + 4)
 
 
-def _whole_layer(layout: Layout, found: list[Leaf], cast: int) -> int:
-    """Bytes of one layer's matrices gathered over `fsdp`, and of their gradients in float32."""
+def _block_buffers(
+    config: Config, layout: Layout, found: list[Leaf], cast: int, counts: Counts
+) -> int:
+    """Bytes of blocks' matrices in other forms than the stored one, and of their gradients.
+
+    Over `fsdp`, these are one layer's matrices and their gradients, whole. Straight-line code may
+    cast all layers' at once.
+    """
+    kernels = [leaf for leaf in found if leaf.is_block_matrix]
     if layout.fsdp == 1:
-        return 0
-    kernels = (leaf for leaf in found if leaf.is_block_matrix)
-    elements = sum(leaf.part(layout, "tensor") // leaf.shape[0] for leaf in kernels)
-    return elements * (cast + 4 + 4)
+        is_cast = counts.casts_all and config.model.unroll > 1
+        return cast * sum(leaf.part(layout) for leaf in kernels) if is_cast else 0
+    whole = sum(leaf.part(layout, "tensor") // leaf.shape[0] for leaf in kernels)
+    turned = counts.turned * sum(leaf.part(layout) for leaf in kernels)
+    return whole * (cast + 4 + 4) + round(4 * turned)

@@ -64,11 +64,6 @@ class Report:
                 f"         ({gpu.name} does not multiply {wanted.model.dtype}: planned in "
                 f"{model.dtype}{other or ''})"
             )
-        if model.unroll > 1:
-            self.say(
-                f"         (memory as in a loop: --model.unroll {model.unroll} has needed a third "
-                "more)"
-            )
         self.say(
             f"batch    {config.train.batch_tokens:,} tokens = {steps} micro-"
             f"{_plural(steps, 'step')} x {layout.groups} {_plural(layout.groups, 'group')} x "

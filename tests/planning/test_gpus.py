@@ -23,10 +23,36 @@ def test_a_gpu_has_a_peak_and_links(gpu):
 
 
 @pytest.mark.parametrize(
+    ("name", "share", "relative"),
+    [
+        ("a100", 0.56, None), ("a100-40", 0.56, None), ("h100", 0.36, None), ("b200", 0.22, None),
+        ("h200", 0.36, "H100"), ("l40s", 0.36, "H100"), ("rtxpro6000", 0.36, "H100"),
+        ("gb200", 0.22, "B200"), ("b300", 0.22, "B200"), ("rtx4090", 0.56, "A100"),
+        ("gtx1070ti", 0.56, "A100"),
+    ],
+)  # fmt: skip
+def test_utilisation_is_a_public_figure_or_a_relative_s(name, share, relative):
+    found = GPUS[name].mfu
+    assert (found.share, found.relative) == (share, relative)
+    assert (relative or name[:4].upper()) in found.source
+
+
+def test_public_rates_are_these_shares_of_the_peak():
+    """Tokens a second on each device, times GPT-2 124M's FLOPs per token, over the peak."""
+    flops = 798.0e6
+    for name, rates in {"a100": [218e3], "h100": [422e3, 468e3], "b200": [621e3]}.items():
+        peak = peak_flops(GPUS[name].kind, "bfloat16") or 0
+        shares = [rate * flops / peak for rate in rates]
+        assert sum(shares) / len(shares) == pytest.approx(GPUS[name].mfu.share, abs=0.005)
+
+
+@pytest.mark.parametrize(
     ("spelling", "name"),
     [
         ("H100", "h100"), ("RTX 4090", "rtx4090"), ("4090", "rtx4090"), ("a100-40GB", "a100-40"),
         ("GTX 1070 Ti", "gtx1070ti"), ("A100-80GB", "a100"), ("nvidia-b200", "b200"),
+        ("RTX 5090", "rtx5090"), ("5080", "rtx5080"), ("RTX PRO 6000", "rtxpro6000"),
+        ("B300", "b300"), ("NVIDIA GB200", "gb200"),
     ],
 )  # fmt: skip
 def test_spelling_does_not_matter(spelling, name):

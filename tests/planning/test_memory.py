@@ -13,9 +13,10 @@ from gptjax.cluster.mesh import make_mesh
 from gptjax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from gptjax.config.presets import load_config
 from gptjax.planning.compiled import as_compiled
+from gptjax.planning.counts import CPU, GPU, Counts
 from gptjax.planning.gpus import GPUS
 from gptjax.planning.layout import Layout
-from gptjax.planning.memory import memory
+from gptjax.planning.memory import Memory, memory
 from gptjax.planning.search import (
     candidates,
     chosen_micro_batch,
@@ -50,26 +51,37 @@ def test_state_is_three_float32_sets_and_the_batch_small():
 
 def test_saved_activations_are_295_kb_a_token():
     """12 layers x 16 arrays of 768 bfloat16, of which attention adds none: the published count."""
-    one, two = (memory(GPT2, Layout(), rows) for rows in (32, 33))
+    one, two = (memory(changed(unroll=12), Layout(), rows) for rows in (32, 33))
     assert one.moment == "backward"
-    transient = 2 * 28 * 768 * 1024
+    transient = 2 * (15 + 12 * GPU.delayed["several"]) * 768 * 1024
     assert two.activations - one.activations == 12 * 16 * 768 * 2 * 1024 + transient
     assert 12 * 16 * 768 * 2 == 294_912
 
 
 @pytest.mark.parametrize(
-    ("remat", "arrays"), [("none", 16), ("dots", 11), ("block", 2), ("full", 1)]
-)
-def test_what_is_kept_depends_on_what_is_recomputed(remat, arrays):
-    found = [memory(changed(remat=remat, n_layer=n), Layout(), 64, 1) for n in (24, 25)]
+    ("compiler", "remat", "arrays"),
+    [
+        (GPU, "none", 17), (GPU, "dots", 10), (GPU, "block", 2), (GPU, "full", 1),
+        (CPU, "none", 16), (CPU, "dots", 11), (CPU, "block", 2), (CPU, "full", 1),
+    ],
+)  # fmt: skip
+def test_what_is_kept_depends_on_what_is_recomputed(compiler, remat, arrays):
+    found = [memory(changed(remat=remat, n_layer=n), Layout(), 64, 1, compiler) for n in (24, 25)]
     per_layer = found[1].activations - found[0].activations
     assert per_layer == 2 * arrays * 64 * 1024 * 768
+
+
+def test_straight_line_code_casts_all_kernels_and_delays_their_gradients():
+    loop, line = (memory(changed(unroll=n), Layout(), 64, 1) for n in (1, 12))
+    arrays = 12 * (GPU.delayed["one"] - 1)  # a loop keeps one more of each layer
+    assert line.activations - loop.activations == 2 * arrays * 64 * 1024 * 768
+    assert line.buffers - loop.buffers == 2 * 12 * 12 * 768**2
 
 
 def test_kernels_put_in_order_by_heads_are_kept():
     found = [memory(changed(n_layer=n), Layout(1, 1, 4), 64, 1) for n in (24, 25)]
     per_layer = found[1].activations - found[0].activations
-    assert per_layer == 2 * (4 + 12 / 4) * 64 * 1024 * 768 + 4 * 3 * 768**2 / 4
+    assert per_layer == 2 * (4 + 13 / 4) * 64 * 1024 * 768 + 4 * 3 * 768**2 / 4
 
 
 def test_all_weights_of_attention_are_kept_twice():
@@ -78,18 +90,20 @@ def test_all_weights_of_attention_are_kept_twice():
         for a in ("xla", "blockwise")
     )
     pairs = 16 * 12 * 1024**2 * (4 + 2)
-    assert plain - tiled == (24 + 1) * pairs - 24 * 3 * 16 * 1024 * 768 * 2
+    tiles = 24 * GPU.saved_keys["blockwise"] + GPU.tiles["blockwise"]
+    assert plain - tiled == (24 + 1) * pairs - tiles * 16 * 1024 * 768 * 2
 
 
 def test_one_chunk_of_logits_exists_at_once():
-    found = {
-        chunk: memory(with_train(changed(remat="full"), loss_chunk_tokens=chunk), Layout(), 16)
-        for chunk in (2048, 8192)
-    }
-    assert found[8192].moment == "loss"
-    assert found[8192].logits == 4 * 50304 * (2 * 8192 + 3 * 768)
-    uncut = memory(with_train(changed(remat="full"), loss_chunk_tokens=0), Layout(), 16)
-    assert uncut.logits == 4 * 50304 * (3 * 16 * 1024 + 768)
+    def found(chunk: int, counts: Counts) -> Memory:
+        config = with_train(changed(remat="full"), loss_chunk_tokens=chunk)
+        return memory(config, Layout(), 16, counts=counts)
+
+    assert found(8192, GPU).moment == found(8192, CPU).moment == "loss"
+    assert found(8192, GPU).logits == (4 + 2) * 50304 * (8192 + 768)
+    assert found(8192, CPU).logits == 4 * 50304 * (2 * 8192 + 3 * 768)
+    assert found(0, GPU).logits == (4 + 2) * 50304 * (16 * 1024 + 768)
+    assert found(0, CPU).logits == 4 * 50304 * (3 * 16 * 1024 + 768)
 
 
 def test_accumulating_keeps_one_more_set_of_gradients():
@@ -98,14 +112,21 @@ def test_accumulating_keeps_one_more_set_of_gradients():
     assert often.gradients == 8 * STORED
 
 
-def test_the_optimizer_makes_new_arrays_beside_the_old():
-    once, often = (memory(changed(remat="full"), Layout(), 1, steps) for steps in (1, 2))
+def test_the_optimizer_makes_new_arrays_beside_the_old_on_a_cpu():
+    once, often = (memory(changed(remat="full"), Layout(), 1, steps, CPU) for steps in (1, 2))
     assert once.moment == often.moment == "update"
     assert (once.gradients, often.gradients) == (8 * STORED, 12 * STORED)
     deep = changed(remat="full", n_layer=48)
-    wire = memory(with_train(deep, wire_dtype="bfloat16"), Layout(8), 1, 2)
+    wire = memory(with_train(deep, wire_dtype="bfloat16"), Layout(8), 1, 2, CPU)
     assert wire.buffers == wire.masters // 2
-    assert memory(deep, Layout(8), 1, 2).buffers == 0
+    assert memory(deep, Layout(8), 1, 2, CPU).buffers == 0
+
+
+def test_the_optimizer_writes_into_its_arguments_on_a_gpu():
+    once, often = (memory(changed(remat="full"), Layout(), 1, steps) for steps in (1, 2))
+    assert once.moment == often.moment == "update"
+    assert (once.gradients, often.gradients) == (4 * STORED, 8 * STORED)
+    assert (once.logits, often.logits) == (4 * 50304 * 768, 8 * 50304 * 768)
 
 
 def test_axes_divide_what_they_are_for():

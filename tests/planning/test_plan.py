@@ -14,8 +14,10 @@ from gptjax.config.batches import batch_schedule
 from gptjax.config.presets import load_config
 from gptjax.model.size import parameter_count
 from gptjax.plan import plan
+from gptjax.planning.finetuning import without_data
 from gptjax.planning.gpus import find_gpu
 from gptjax.planning.layout import Layout
+from gptjax.planning.memory import memory
 from gptjax.planning.search import USABLE, for_gpu, largest_planned_micro_batch
 
 IS_INSTALLED = find_spec("jax_plugins") is not None and find_spec("jax_plugins.xla_cuda12")
@@ -217,7 +219,7 @@ def test_gpt3_grows_its_batch_and_ends_its_cosine_where_the_paper_does():
     assert config.model.head_dim == 128
 
 
-TABLE_ROW = re.compile(r"^\| (gpt2_\w+) \| ([\w-]+) \| (\w+) \| (.*) \|$", re.MULTILINE)
+TABLE_ROW = re.compile(r"^\| (gpt2_\w+) \| ([\w-]+) \| ([a-z]+) \| (.*) \|$", re.MULTILINE)
 
 
 def test_the_table_of_micro_batches_is_what_the_planner_says():
@@ -233,3 +235,23 @@ def test_the_table_of_micro_batches_is_what_the_planner_says():
             found.append(largest_planned_micro_batch(changed, Layout(), 0.92 * gpu.memory))
         assert [int(cell.split("/")[0]) for cell in cells.split(" | ")] == found, (name, gpu_name)
     assert USABLE < 0.92
+
+
+GPU_ROW = re.compile(
+    r"^\| (gpt\w+) \| ([\w-]+) \| (\d) \| (\d) \| (\d+) x (\d+) "
+    r"\| ([\d.]+), ([\d.]+) \| (.*)% \|$",
+    re.MULTILINE,
+)
+
+
+def test_the_table_of_gpu_programs_has_the_planner_s_figures():
+    """The compiler's column is a record; the planner may be 10% above it and 5% below."""
+    rows = GPU_ROW.findall((ROOT / "docs" / "planning.md").read_text())
+    assert len(rows) >= 10
+    for name, gpu, devices, fsdp, micro_batch, micro_steps, planned, compiled, error in rows:
+        config = for_gpu(without_data(load_config(name)), find_gpu(gpu))
+        layout = Layout(int(devices) // int(fsdp), int(fsdp))
+        found = memory(config, layout, int(micro_batch), int(micro_steps)).total / 2**30
+        assert f"{found:.2f}" == planned, (name, gpu)
+        assert -0.05 <= found / float(compiled) - 1 <= 0.10
+        assert f"{found / float(compiled) - 1:+.1%}" == error + "%"

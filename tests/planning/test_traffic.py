@@ -9,7 +9,7 @@ from gptjax.planning.compiled import compare_traffic, compile_step
 from gptjax.planning.gpus import GPUS
 from gptjax.planning.layout import ROWS, Layout
 from gptjax.planning.schedule import Links, on_other_numbers, schedule
-from gptjax.planning.traffic import traffic
+from gptjax.planning.traffic import HIDDEN_FSDP, traffic, transfers
 
 PARAMETERS = 124_439_808 + 47 * 768  # with the rows that pad the vocabulary to 50,304
 GPT2 = Config(
@@ -120,6 +120,30 @@ def test_the_compiled_program_sends_what_was_planned(mesh, remat):
     assert set(found) == set(traffic(config, layout))
     for key, (planned, actual) in found.items():
         assert planned == pytest.approx(actual, rel=1e-3), key
+
+
+def test_fsdp_s_traffic_runs_beside_arithmetic_and_gradients_of_replicas_wait():
+    gpu, links = GPUS["h100"], Links(360e9, 40e9)
+    replicas = schedule(GPT2, Layout(8), gpu, links, 0.36)
+    assert replicas.exposed == sum(replicas.sync.values())
+    assert replicas.hidden == 0
+    divided = schedule(GPT2, Layout(1, 8), gpu, links, 0.36)
+    moved = transfers(GPT2, Layout(1, 8))
+    often = sum(t.sent for t in moved if t.micro_steps) / 360e9
+    assert divided.hidden == pytest.approx(HIDDEN_FSDP * often)
+    assert divided.exposed + divided.hidden == pytest.approx(sum(divided.sync.values()))
+    assert divided.step == divided.compute + divided.exposed
+    assert divided.worst_efficiency < divided.efficiency < 1
+
+
+def test_no_more_is_hidden_than_there_is_arithmetic():
+    gpu, links = GPUS["h100"], Links(bus=1e9, network=1e9)
+    found = schedule(GPT2, Layout(1, 8), gpu, links, 0.36)
+    assert found.hidden == pytest.approx(found.compute)
+    assert found.limit == "network"
+    steps = GPT2.train.max_steps
+    assert found.seconds == pytest.approx(steps * found.step)
+    assert found.most_seconds == pytest.approx(steps * (found.step + found.hidden))
 
 
 def test_a_ring_that_leaves_the_node_goes_through_its_network():

@@ -1,0 +1,89 @@
+"""How many arrays of a shape live at once in a compiled step, by compiler.
+
+XLA reuses the memory of what nobody needs any more, in the order in which it runs kernels. CPUs and
+GPUs differ in that order and in what they fuse, so they have counts of their own. They were read
+from buffer assignments: of CPUs with jax 0.10.2; of GPUs with jax 0.12.0.1 and 0.10.2, for H100,
+A100, B200, RTX 4090 and older cards, which hardly differ. `memory` multiplies them by shapes.
+
+An array is [rows, T, D] in the compute type, unless its shape is given. `Arrays` are (whole,
+divided by `tensor`), `Typed` are (in float32, in the compute type).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Arrays = tuple[int, int]
+Typed = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What lives at once, by remat policy, attention, micro-steps or chunks of the loss."""
+
+    saved: Mapping[str, Arrays]
+    """Arrays of a layer kept for the backward pass. none: inputs and outputs of both norms; query,
+    key, value, attended, outputs of c_fc and GELU. dots: the block's input, what attention adds to
+    it (on CPUs also what the MLP adds); query, key, value, attended, c_fc's output."""
+    saved_keys: Mapping[str, int]
+    """More of them with remat none, by attention: copies of keys and values by segment. Flash
+    attention has none."""
+    twice: int
+    """More of them with remat none in a loop over layers: arrays kept in two shapes."""
+    transient: Mapping[str, Arrays]
+    """Arrays that live while one layer's gradients are formed."""
+    tiles: Mapping[str, int]
+    """More of them, by attention: a tile's scores, and the keys and values that it sees."""
+    delayed: Mapping[str, int]
+    """More of them for each layer of straight-line code, by micro-steps: the factors of products
+    for kernels' gradients that run later."""
+    dropped: int
+    """More of them with dropout: masks, and the bits they are made from."""
+    logits: Mapping[str, Typed]
+    """Arrays [chunk, V], by chunks: logits, probabilities, their gradient."""
+    heads: Mapping[str, Typed]
+    """Arrays [V, D] while logits exist: gradient, a chunk's part of it, a copy."""
+    sets: Mapping[str, int]
+    """Arrays like the parameters in the optimizer, by micro-steps."""
+    scattered: Mapping[str, int]
+    """Arrays float32 [V, D] in the end, by micro-steps: gradients of looked-up rows in their place."""
+    tables: int
+    """Whole tables over `fsdp`, in both types, while gradients are formed."""
+    turned: float
+    """Share of the blocks' gradients that exist once more over `fsdp`, in another order."""
+    casts_all: bool
+    """Whether straight-line code casts all layers' kernels before it begins."""
+
+
+CPU = Counts(
+    saved={"none": (4, 12), "dots": (3, 8), "block": (1, 1), "full": (1, 0)},
+    saved_keys={"blockwise": 3},
+    twice=0,
+    transient={"none": (8, 20), "dots": (7, 12), "block": (12, 26), "full": (12, 26)},
+    tiles={},
+    delayed={"one": 0, "several": 0},  # straight-line code was not counted
+    dropped=8,
+    logits={"uncut": (3, 0), "one chunk": (2, 0), "chunks": (2, 0)},
+    heads={"uncut": (1, 0), "one chunk": (2, 0), "chunks": (3, 0)},
+    sets={"one": 2, "several": 3},
+    scattered={"one": 0, "several": 0},
+    tables=2,
+    turned=0,
+    casts_all=False,
+)
+
+GPU = Counts(
+    saved={"none": (4, 12), "dots": (2, 8), "block": (1, 1), "full": (1, 0)},
+    saved_keys={"blockwise": 3},
+    twice=1,  # what was attended, by heads and as one array
+    transient={"none": (4, 11), "dots": (5, 15), "block": (7, 17), "full": (8, 17)},
+    tiles={"blockwise": 6},
+    delayed={"one": 4, "several": 3},
+    dropped=8,
+    logits={"uncut": (1, 1), "one chunk": (1, 1), "chunks": (1, 1)},
+    heads={"uncut": (1, 1), "one chunk": (1, 1), "chunks": (1, 1)},
+    sets={"one": 1, "several": 2},  # the update writes into its arguments
+    scattered={"one": 1, "several": 2},
+    tables=1,
+    turned=5 / 12,  # c_fc and the attention's c_proj
+    casts_all=True,
+)
