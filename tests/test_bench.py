@@ -119,21 +119,21 @@ def test_a_report_is_a_table_and_a_file(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_counted_products_are_those_of_the_formula():
-    import side
+    import step_side
 
     shape = shapes.Shape(attention="xla", loss_chunk_tokens=0, n_vocab=128, batch=2)
     scanned = shapes.Shape(**{**asdict(shape), "unroll": 1, "micro_steps": 3})
     model = shapes.model_config(shape)
     expected = flops_per_token(model, shape.n_ctx, "full") * shape.tokens
-    assert side.TrainStep(shape).product_flops == expected
-    assert side.TrainStep(scanned).product_flops == 3 * expected
+    assert step_side.TrainStep(shape).product_flops == expected
+    assert step_side.TrainStep(scanned).product_flops == 3 * expected
 
 
 @pytest.mark.slow
 def test_the_step_is_run_and_accounted():
-    import side
+    import step_side
 
-    step = side.TrainStep(shapes.TOY)
+    step = step_side.TrainStep(shapes.TOY)
     assert step.run(2) > 0
     facts = step.facts()
     floats = 3 * parameter_count(shapes.model_config(shapes.TOY))
