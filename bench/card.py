@@ -138,9 +138,9 @@ def beside_torch(plan: Plan) -> None:
 
 
 def startup(plan: Plan) -> None:
-    """From the start of a process to the end of its first step, with no compiled program and all.
+    """From the start of a process to the end of its first step: nothing compiled before, then all.
 
-    The rest of the train command is in `command`.
+    It has made-up tokens; the start of the train command is measured by its own program.
     """
     report = Report(
         "gpu_startup",
