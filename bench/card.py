@@ -86,7 +86,8 @@ def _step_row(
         if "memory" in measured:
             bandwidth = statistics.median(column(measured["memory"], "bandwidth"))
             report.note(f"a copy moves {bandwidth / 1e9:,.1f} GB/s")
-            least = roofline(hlo, bandwidth, {shape.dtype: peak or flops, "float32": flops})
+            plain = peak_flops(account["device"], "float32") or flops
+            least = roofline(hlo, bandwidth, {"float32": plain, shape.dtype: peak or flops})
             if least is None:
                 report.skip("roofline", "this version cannot read the compiled program")
             else:
