@@ -21,7 +21,7 @@ def _side(target: str, shape: Shape, **arguments: Any) -> tuple[str, dict[str, A
     return target, {"shape": asdict(shape), **arguments}
 
 
-def _train(shape: Shape, steps: int, target: str = "side.train", **more: Any):
+def _train(shape: Shape, steps: int, target: str = "step_side.train", **more: Any):
     return _side(target, shape, steps=steps, warm=min(3, steps + 1), **more)
 
 

@@ -88,7 +88,9 @@ def _add_bounds(
     )
 
 
-def engine_side(shape: dict, prompt: int, new_tokens: int) -> tuple[Round, dict]:
+def engine_side(
+    shape: dict, prompt: int, new_tokens: int, dtype: str = "float32"
+) -> tuple[Round, dict]:
     """The engine, in calls of 32 tokens, with as many slots as the batch."""
     import jax
     import numpy as np
@@ -103,7 +105,7 @@ def engine_side(shape: dict, prompt: int, new_tokens: int) -> tuple[Round, dict]
     numbers = np.random.default_rng(0).integers(0, sizes.n_vocab, (sizes.batch, prompt))
     sample = SampleConfig(max_new_tokens=new_tokens, temperature=0.0, top_k=None)
     requests = [GenerationRequest(row, sample, jax.random.key(0)) for row in numbers.tolist()]
-    decoder = Engine(cfg, init_params(cfg, jax.random.key(0)), donate=True)
+    decoder = Engine(cfg, init_params(cfg, jax.random.key(0)), dtype=dtype, donate=True)
 
     def one_round() -> Figures:
         engine = decoder.with_slots(sizes.batch)

@@ -2,90 +2,81 @@
 
     python bench/gpu.py --out figures
     python bench/gpu.py --out figures --text corpus.txt --minutes 8
+    python bench/gpu.py --only torch startup
     python bench/gpu.py --dry-run                       # toy sizes, on a CPU
 
-It measures the step of gpt2_124m (bfloat16, context 1024) with its MFU; flash and other attention;
-the loss in chunks; unrolled and scanned layers; training on real text, with its curve and the
-micro-batch that `auto` takes; cold and warm start; GPT-2 XL; dropout's generators.
+It measures the step of gpt2_124m (bfloat16, context 1024) beside the floor of its matrix products
+and its attention, and beside the roofline of the compiled program; the same step in torch.compile;
+cold and warm start; decoding; GPT-2 355M, 774M and 1558M, as far as they fit; flash and other
+attention, the loss in chunks, unrolled and scanned layers, dropout's generators; and the train
+command on real text, with its curve and the micro-batch that `auto` takes.
 
-These are the programs of run.py with a GPU's shapes, in order of importance, each with a time limit
-and a JSON file. If one fails or runs over its limit, gpu.json says so and the rest go on; a program
-starts only if enough time is left. The text is `--text`, else the source of Python's standard
-library; its tokens are gpt2's if that tokenizer can be loaded, else those of a BPE trained on it.
+Programs run in order of importance, each with a time limit and a JSON file. If one fails or runs
+over its limit, gpu.json says so and the rest go on; a program starts only if enough time is left.
+After each of them gpu.md has all tables so far, ready for bench/RESULTS.md. jax 0.10 to 0.12 with
+flax and optax is enough. Only the last program needs more (Grain, tyro): it prepares `--text`, else
+the source of Python's standard library, by gpt2's tokenizer, or by a BPE trained on it if gpt2's
+cannot be loaded.
 """
 
+import argparse
+import json
 import os
 import shutil
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import trainer
-import tyro
+from card import ROUNDS, beside_torch, decode, startup, step, whole
 from computing import VARIANT_COLUMNS, in_chunks, variants
-from harness import Plan, Report
-from run import Program, report_outcomes, run_programs
-from shapes import TOY, Shape, gpt2
+from harness import Plan, Report, Skipped, machine
+from programs import Program, report_outcomes, run_programs
+from shapes import Shape
 from trainer import own_text, prepare
 
-LIMIT = 180  # seconds of one program
-
-
-@dataclass(frozen=True)
-class Command:
-    """Measure on this machine's first GPU."""
-
-    out: Path = Path("gpu_figures")
-    """Directory for one JSON file a program, and the curve."""
-    text: Path | None = None
-    """UTF-8 text to train on; None takes Python's standard library."""
-    minutes: float = 8.0
-    """Wall time in all."""
-    dry_run: bool = False
-    """Toy sizes: shows on any machine that every program runs."""
-    only: tuple[str, ...] = ()
-    """Programs to run, by name; none means all."""
+LIMIT = 150  # seconds of one program
 
 
 def step_variants(quick: bool) -> dict[str, dict[str, Shape]]:
     """Steps by program and variant; a variant differs from the first one as its name says."""
-    whole = gpt2("124M", 1024, 32, micro_steps=2, dtype="bfloat16")
-    if quick:
-        whole = replace(TOY, micro_steps=2, loss_chunk_tokens=32)
+    shape = replace(whole(quick), micro_steps=2)
     # Half the batch: variants are in memory side by side. Scanned: each variant is compiled.
-    half = replace(whole, batch=whole.batch // 2, unroll=1)
+    half = replace(shape, batch=shape.batch // 2, unroll=1)
     kinds = ["xla", "blockwise"] if quick else ["cudnn", "xla", "blockwise"]
-    tiles = replace(half, attention="blockwise")  # cudnn drops no attention weights
+    tiles = replace(half, attention="blockwise")  # which can drop attention weights everywhere
     generators = ("threefry2x32", "philox2x32", "rbg", "unsafe_rbg")
-    larger: dict[str, Any] = {"dtype": "bfloat16", "remat": "block", "unroll": 1}
-    sizes = {n: gpt2(n, 1024, 8, **larger) for n in ("1558M", "774M", "355M")}
     return {
-        "step": {"as trained": whole},
         "attention": {kind: replace(half, attention=kind) for kind in kinds},
         "loss": in_chunks(half, [16] if quick else [2048, 8192]),
-        "unroll": {"unrolled": whole, "scanned": replace(whole, unroll=1)},
-        "largest": {"toy": replace(TOY, **larger)} if quick else sizes,
+        "unroll": {"unrolled": shape, "scanned": replace(shape, unroll=1)},
         "dropout": {"no dropout": tiles}
         | {name: replace(tiles, dropout=0.1, prng=name) for name in generators},
     }
 
 
-def steps(plan: Plan, name: str) -> None:
-    """The variants of one name in turns; the larger models one after the other."""
+def varied(plan: Plan, name: str) -> None:
+    """The variants of one name in turns."""
     shapes = step_variants(plan.quick)[name]
     title = f"{name}: steps of {next(iter(shapes.values()))} and its variants"
     report = Report(f"gpu_{name}", title, VARIANT_COLUMNS)
-    variants(plan, report, shapes, 4, 2 if plan.quick else 10, together=name != "largest")
+    variants(plan, report, shapes, ROUNDS, 2 if plan.quick else 10)
     report.publish(plan.out)
 
 
-def training(plan: Plan) -> None:
-    """200 steps of the train command on real text, with the largest micro-batch and the curve."""
-    count, words = (6, ["--config", "tiny"]) if plan.quick else (200, ["--config", "gpt2_124m"])
+def command(plan: Plan) -> None:
+    """100 steps of the train command on real text, twice: with an empty cache and with a full one.
+
+    The table is there after the first; the curve and the micro-batch of `auto` come from it.
+    """
+    if missing := [name for name in ("grain", "tyro", "orbax") if find_spec(name) is None]:
+        raise Skipped(f"the train command needs {', '.join(missing)}")
+    count, words = (6, ["--config", "tiny"]) if plan.quick else (100, ["--config", "gpt2_124m"])
     text = ["--input", str(plan.text)] if plan.text else ["--config", "quickstart"]  # its stdlib
     try:
         prepared = own_text("bytes") if plan.quick else [*text, "--tokenizer", "gpt2"]
@@ -97,44 +88,95 @@ def training(plan: Plan) -> None:
     words += ["--train.max-steps", str(count), "--optim.warmup-steps", str(count // 5)]
     words += ["--train.eval-every-steps", str(count // 2), "--train.eval-tokens", str(2**18)]
     words += ["--train.save-every-steps", "0", "--train.sample-every-steps", "0"]
-    run = trainer.train(plan.scratch, words)
-    columns = ("first loss", "last loss", "validation", "tokens/s, median")
-    report = Report(
-        "gpu_training", f"{count} steps on real text", columns, figures={"rows": run.rows}
-    )
-    first, last, rates = run.rows[0], run.rows[-1], [r.get("tokens_per_second") for r in run.rows]
-    losses = [f"{v:.3f}" for v in (first["train_loss"], last["train_loss"], last["val_loss"])]
-    report.rows.append((*losses, f"{statistics.median(filter(None, rates)):,.0f}"))
-    report.notes += [s for s in run.said.splitlines() if s.startswith("batch ") or "(auto" in s]
-    report.publish(plan.out)
-    if plan.out is not None:
-        shutil.copy(plan.scratch / "run" / "loss.png", plan.out / "gpu_training_loss.png")
+    columns = ("start", "to the first step, s", "first loss", "last loss", "validation", "tokens/s")
+    report = Report("gpu_command", f"{count} steps of the train command on real text", columns)
+    for kind in ("cold", "warm"):
+        run = trainer.train(plan.scratch, words)
+        rows, rates = run.rows, [row.get("tokens_per_second") for row in run.rows]
+        losses = rows[0]["train_loss"], rows[-1]["train_loss"], rows[-1]["val_loss"]
+        rate = statistics.median(filter(None, rates))
+        shown = (f"{run.reached:.1f}", *(f"{loss:.3f}" for loss in losses), f"{rate:,.0f}")
+        report.rows.append((kind, *shown))
+        report.figures[kind] = {"rows": rows, "reached": run.reached}
+        for line in run.said.splitlines():
+            if line.startswith("batch ") or "(auto" in line:
+                report.note(line)
+        report.publish(plan.out)
+        if plan.out is not None:
+            shutil.copy(plan.scratch / "run" / "loss.png", plan.out / "gpu_command_loss.png")
 
 
 PROGRAMS: dict[str, Program] = {
-    **{name: partial(steps, name=name) for name in ("step", "attention", "loss", "unroll")},
-    "training": training,
-    "startup": partial(trainer.start, rounds=1),
-    **{name: partial(steps, name=name) for name in ("largest", "dropout")},
+    "124M": partial(step, size="124M"),
+    "torch": beside_torch,
+    "startup": startup,
+    "decode": decode,
+    **{size: partial(step, size=size) for size in ("1558M", "355M", "774M")},
+    **{name: partial(varied, name=name) for name in ("attention", "loss", "unroll")},
+    "command": command,
+    "dropout": partial(varied, name="dropout"),
 }
 
 
-def main(command: Command) -> int:
+def tabulate(out: Path) -> None:
+    """Write gpu.md: the table of every program that has one, in Markdown."""
+    parts, device = [], "unknown"
+    for name in PROGRAMS:
+        path = out / f"gpu_{name}.json"
+        if path.exists():
+            content = json.loads(path.read_text())
+            for figures in content["figures"].values():
+                device = figures.get("device", device) if isinstance(figures, dict) else device
+            cells = [content["columns"], ["---"] * len(content["columns"]), *content["rows"]]
+            table = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+            notes = "".join(f"\n- {note}" for note in content["notes"])
+            parts.append(f"### {content['title']}\n\n{table}\n{notes}\n")
+    here = machine()
+    versions = ", ".join(f"{name} {here[name]}" for name in ("jax", "torch") if here[name])
+    title = f"## {here['date']}, {device}; Python {here['python']}, {versions}"
+    told = " ".join(["python bench/gpu.py", *sys.argv[1:]])
+    (out / "gpu.md").write_text("\n".join([title, "", f"`{told}`", "", *parts]))
+
+
+def tabulated(program: Program) -> Program:
+    """A program after which gpu.md is written, also if it fails."""
+
+    def run(plan: Plan) -> None:
+        try:
+            program(plan)
+        finally:
+            assert plan.out is not None
+            tabulate(plan.out)
+
+    return run
+
+
+def main(words: Sequence[str]) -> int:
     """Run the programs in order; 1 if any failed."""
-    command.out.mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("gpu_figures"), help="directory of files")
+    parser.add_argument("--text", type=Path, help="UTF-8 text to train on")
+    parser.add_argument("--minutes", type=float, default=8.0, help="wall time in all")
+    parser.add_argument("--dry-run", action="store_true", help="toy sizes: does it run?")
+    parser.add_argument("--only", nargs="+", default=[], help="programs to run, by name")
+    given = parser.parse_args(words)
+    given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gptjax-gpu-") as work:
         # programs share a cache of compiled programs; whole trainings have their own caches
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(work) / "cache"))
-        text = command.text.resolve() if command.text else None
-        limit = command.minutes * 60 if command.dry_run else LIMIT
-        plan = Plan(command.dry_run, Path(work), command.out, text)
-        outcomes = run_programs(PROGRAMS, command.only, plan, command.minutes * 60, limit)
+        text = given.text.resolve() if given.text else None
+        limit = given.minutes * 60 if given.dry_run else LIMIT
+        plan = Plan(given.dry_run, Path(work), given.out, text)
+        programs = {name: tabulated(program) for name, program in PROGRAMS.items()}
+        outcomes = run_programs(programs, tuple(given.only), plan, given.minutes * 60, limit)
     report = Report("gpu", "Programs", ("program", "outcome", "seconds"))
     report.rows = [(name, o["outcome"], f"{o['seconds']:.0f}") for name, o in outcomes.items()]
     report.figures = outcomes
-    report.publish(command.out)
+    report.publish(given.out)
     return report_outcomes(outcomes)
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Command, description=__doc__)))
+    sys.exit(main(sys.argv[1:]))

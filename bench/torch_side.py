@@ -96,14 +96,16 @@ def hugging_face(shape: Shape) -> Any:
     return GPT2LMHeadModel(config)
 
 
-def adamw(model: nn.Module, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW, not fused, with decay 0.1 for matrices only."""
+def adamw(
+    model: nn.Module, lr: float, betas: tuple[float, float], fused: bool = False
+) -> torch.optim.AdamW:
+    """AdamW with decay 0.1 for matrices only."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": 0.1},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=False)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
 
 
 def train(shape: dict, steps: int, model: str, warm: int = 3) -> tuple[Round, dict]:
@@ -140,6 +142,59 @@ def train(shape: dict, steps: int, model: str, warm: int = 3) -> tuple[Round, di
 
     one_round(warm)
     return one_round, {"parameters": sum(p.numel() for p in net.parameters())}
+
+
+def train_compiled(shape: dict, steps: int, warm: int = 3) -> tuple[Round, dict]:
+    """`steps` steps a round of `plain` as torch's users train on a GPU.
+
+    torch.compile, autocast to bfloat16, TF32 elsewhere, a fused AdamW, flash attention by
+    `scaled_dot_product_attention`, the vocabulary padded to 128. The loss is fetched a step late.
+    On a CPU nothing is compiled: that only shows that the side runs.
+    """
+    sizes = Shape(**shape)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    padded = replace(sizes, n_vocab=-(-sizes.n_vocab // 128) * 128)
+    net = PlainGPT(padded).to(device).train()
+    model: Any = torch.compile(net) if device == "cuda" else net
+    optimizer = adamw(net, 6e-4, (0.9, 0.95), fused=device == "cuda")
+    size = (sizes.micro_steps, sizes.batch, sizes.n_ctx + 1)
+    numbers = np.random.default_rng(0).integers(0, sizes.n_vocab, size)
+    tokens_ABT = torch.from_numpy(numbers).to(device)
+
+    def step() -> torch.Tensor:
+        total = torch.zeros((), device=device)
+        for tokens in tokens_ABT:
+            with torch.autocast(device, torch.bfloat16):
+                logits = model(tokens[:, :-1])
+                loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            (loss / sizes.micro_steps).backward()
+            total += loss.detach()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def one_round(count: int = steps) -> Figures:
+        started, previous = time.perf_counter(), None
+        for _ in range(count):
+            total = step()
+            if previous is not None:
+                previous.item()
+            previous = total
+        assert previous is not None
+        previous.item()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return {"seconds": time.perf_counter() - started}
+
+    compiled = time.perf_counter()
+    one_round(1)
+    compiled = time.perf_counter() - compiled
+    one_round(warm)
+    facts = {"compile_seconds": compiled, "parameters": sum(p.numel() for p in net.parameters())}
+    return one_round, facts
 
 
 def decode(shape: dict, prompt: int, new_tokens: int) -> tuple[Round, dict]:

@@ -7,8 +7,8 @@ logits 512 tokens at a time, and norms, GELUs and dropout recomputed in the back
 Memory: 3.3 GiB of the 8, by the compiler's report; 1.4 of them are parameters and moments.
 Arithmetic: 855 MFLOP a token; at half of the card's 8.2 TFLOP/s a step takes two minutes and
 the whole run four weeks: `--train.max-steps` shortens it. Not measured on such a card.
-Pins: jax[cuda12] (CUDA 13 has dropped the card) and `nvidia-cudnn-cu12<9.11` (9.10 was the last
-with Pascal); see docs/performance.md.
+Pins: jax[cuda12] (CUDA 13 has dropped the card) and `nvidia-cudnn-cu12==9.10.2.21` (the last with
+Pascal); see docs/performance.md.
 
     python -m gptjax.prepare --config gpt2_124m_8gb
     python -m gptjax.train --config gpt2_124m_8gb

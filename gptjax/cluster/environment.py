@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gptjax.base.errors import UserError
+from gptjax.cluster.cards import package_notes
 from gptjax.cluster.devices import POOL_SHARE
 from gptjax.cluster.plugins import hide_gpu_compiler
 
@@ -115,6 +116,8 @@ def _check_xla_flags() -> None:
 def find_devices() -> Sequence[Any]:
     """The devices that jax finds; a warning of its search becomes a note on standard error.
 
+    So does a library that does not suit a GPU.
+
     Raises `EnvironmentProblem` if it finds none.
     """
     import_jax()
@@ -147,6 +150,8 @@ def find_devices() -> Sequence[Any]:
                 f"{name.upper()} is {_setting(name)}, but every program starts with copies to its "
                 f"devices. Unset {name.upper()}"
             )
+    for note in package_notes(devices):
+        print(f"note: {note}", file=sys.stderr)
     return devices
 
 

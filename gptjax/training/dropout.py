@@ -2,8 +2,8 @@
 
 It is the cheapest of jax's generators that do not depend on the number of devices: it takes a
 quarter of threefry's time on a CPU, and few enough operations to be fused with their user. On
-several devices jax 0.10 cannot compile its own version ("Unable to convert MHLO to StableHLO", of
-mulhi), so there the same bits are computed from products of halves.
+several devices jax (0.10 and 0.12) cannot compile its own version ("Unable to convert MHLO to
+StableHLO", of mulhi), so there the same bits are computed from products of halves.
 """
 
 import math
