@@ -30,7 +30,7 @@ tell() { # KEY VALUE: a line for ssh.sh
 # CODE SAID MESSAGE: fail with what a program said, and with another code if it was about the disk
 fail_because() {
   local reason
-  if reason=$(grep -m 1 -E 'No space left|File too large|quota exceeded|Read-only file system' <<<"$2"); then
+  if reason=$(grep -m 1 -E 'No space left|File too large|Wrote only|quota exceeded|Read-only file system' <<<"$2"); then
     fail "$DISK" "$3: the disk of this machine is full or cannot be written ($reason): make room at $dir, and run the same command again"
   fi
   fail "$1" "$3: $(grep -v '^ *$' <<<"$2" | tail -n 1)"

@@ -168,7 +168,7 @@ connect() {
   "${reach[@]}" "$host" true </dev/null >/dev/null 2>"$tmp/said"
   code=$?
   [ "$code" -eq 0 ] && return
-  said=$(grep -v '^ *$' "$tmp/said" | tail -n 1)
+  said=$(tr -d '\r' <"$tmp/said" | grep -v '^ *$' | tail -n 1)
   [ "$code" -eq 255 ] || fail 77 "$host does not run commands by ssh: $said"
   if grep -q 'IDENTIFICATION HAS CHANGED' "$tmp/said"; then
     fail 77 "the key of $host has changed: if it is a newly rented machine at an old address, run ssh-keygen -R with that address, and connect again"
@@ -238,7 +238,7 @@ put() {
 
 copy_failed() { # MESSAGE
   local reason
-  if reason=$(grep -m 1 -E 'No space left|File too large|quota exceeded|Read-only file system' "$tmp/said"); then
+  if reason=$(grep -m 1 -E 'No space left|File too large|Wrote only|quota exceeded|Read-only file system' "$tmp/said"); then
     fail 74 "$1: a disk is full or cannot be written ($reason): make room, and run the same command again"
   fi
   fail 75 "$1, and nothing was replaced: run the same command again ($(grep -v '^ *$' "$tmp/said" | tail -n 1))"
