@@ -47,10 +47,7 @@ class Box:
         self.tree = self.home / "gptjax"
         self.home.mkdir(parents=True)
         self.bin.mkdir()
-        for directory in ("/usr/bin", "/bin"):
-            for name in os.listdir(directory):
-                if not MISSING.match(name) and not (self.bin / name).exists():
-                    (self.bin / name).symlink_to(Path(directory, name))
+        self.empty()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -66,6 +63,18 @@ class Box:
             "StrictHostKeyChecking yes\n"
         )
         self._sshd: subprocess.Popen | None = None
+
+    def empty(self) -> None:
+        """Make it as bare as a new one, or make a new one."""
+        for path in self.bin.iterdir():
+            if not path.is_symlink() or MISSING.match(path.name):
+                path.unlink()
+        for directory in ("/usr/bin", "/bin"):
+            for name in os.listdir(directory):
+                if not MISSING.match(name) and not (self.bin / name).exists():
+                    (self.bin / name).symlink_to(Path(directory, name))
+        shutil.rmtree(self.home)
+        self.home.mkdir()
 
     def gpu(self, name: str = "NVIDIA H100 80GB HBM3", driver: str = "580.65.06", capability="9.0"):
         """Put a GPU into it."""

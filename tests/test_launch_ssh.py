@@ -37,13 +37,9 @@ def one_box(tmp_path_factory) -> Iterator[Box]:
 @pytest.fixture
 def box(one_box: Box) -> Iterator[Box]:
     """A machine with a GPU; afterwards as bare as it was."""
-    before = set(os.listdir(one_box.bin))
     one_box.gpu()
     yield one_box
-    for name in set(os.listdir(one_box.bin)) - before:
-        (one_box.bin / name).unlink()
-    shutil.rmtree(one_box.home)
-    one_box.home.mkdir()
+    one_box.empty()
 
 
 @pytest.fixture(scope="module")
@@ -384,6 +380,17 @@ def allow(box: Box, steps: int) -> None:
     (box.tree / "allowed.new").rename(box.tree / "allowed")
 
 
+VANISHES = """#!/bin/sh
+# Copies a little, and then ends the connection that it came by.
+{copier} "$@" | {{
+  head -c 2000
+  pid=$$
+  until [ "$(cat /proc/$pid/comm)" = sshd ]; do pid=$(cut -d ' ' -f 4 /proc/$pid/stat); done
+  kill -9 "$pid"
+}}
+"""
+
+
 def options(data: str, steps: int = STEPS) -> list[str]:
     return [
         *("--data.path", data, "--run-dir", "runs/a", "--train.max-steps", str(steps)),
@@ -496,8 +503,7 @@ def test_an_evening_on_rented_machines(supplied, straight, tmp_path, copier):
             wait_until(lambda newest=newest: newest in steps_of(there))
             if newest == 20:
                 before = contents(home)
-                transfer = f'{shutil.which(copier)} "$@" | head -c 2000; kill -9 $PPID'
-                program(first.bin / copier, f"#!/bin/sh\n{transfer}\n")
+                program(first.bin / copier, VANISHES.format(copier=shutil.which(copier)))
                 said = ssh(near, first, "--fetch", first.where, *words, **python)
                 assert said.returncode == 75
                 assert "and nothing was replaced" in refusal(said)
