@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gptjax.config.attention import TILES_FROM, portable
-from gptjax.model.arguments import at_least, check_shapes, floating, integers, probability, wide
+from gptjax.model.arguments import at_least, check_shapes, floating, integers, probability
 from gptjax.model.attention_products import attention_scores, weighted_values
 from gptjax.model.ops import dropout
 

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_reference import causal_inputs, gradients, normal, reference_attention
+from attention_reference import (
+    causal_inputs,
+    distances,
+    gradients,
+    normal,
+    reference_attention,
+    rounding_gradients,
+)
 
 from gptjax.model import attention
 from gptjax.model.attention import ATTENTIONS, causal_mask, cudnn_problem
@@ -167,7 +174,7 @@ def test_bfloat16_is_close_and_stays_bfloat16(name):
 
 
 def autodiff_attention(q_BTHK, k_BTHK, v_BTHK):
-    """`xla_attention` with the gradients of autodiff, which multiplies float32 by narrow factors."""
+    """`xla_attention` with the gradients of autodiff, whose products have a float32 factor."""
     q_BHTK, k_BHTK, v_BHTK = (x.swapaxes(1, 2) for x in (q_BTHK, k_BTHK, v_BTHK))
     scores_BHTS = jnp.einsum(
         "bhtk,bhsk->bhts",
@@ -184,20 +191,15 @@ def autodiff_attention(q_BTHK, k_BTHK, v_BTHK):
 @pytest.mark.parametrize("head_dim", [8, 64])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_products_of_the_backward_pass_are_no_less_exact_than_autodiff(dtype, head_dim):
-    """A GPU rounds the gradient of autodiff's weights as it writes them; a CPU might not."""
     inputs = [jnp.asarray(x, dtype) for x in causal_inputs(300, head_dim=head_dim)]
     dy_BTHK = jnp.asarray(normal(2, 300, 3, head_dim, seed=9), dtype)
     exact = gradients(naive_attention, *(x.astype(jnp.float32) for x in (dy_BTHK, *inputs)))
-    errors = []
-    for attend in (ATTENTIONS["xla"], autodiff_attention):
-        backward = jax.jit(lambda dy, *qkv, attend=attend: jax.vjp(attend, *qkv)[1](dy))
-        rounding = {"xla_allow_excess_precision": False}
-        found = backward.lower(dy_BTHK, *inputs).compile(rounding)(dy_BTHK, *inputs)
-        distances = [np.float64(x) - np.float64(y) for x, y in zip(found, exact, strict=True)]
-        errors.append([np.linalg.norm(distance) for distance in distances])
-    narrow, autodiff = np.array(errors)
+    narrow, autodiff = (
+        distances(rounding_gradients(attend, dy_BTHK, *inputs), exact)
+        for attend in (ATTENTIONS["xla"], autodiff_attention)
+    )
     # which elements are rounded up and which down is chance: a hundredth of the error
-    assert (narrow <= 1.01 * autodiff).all(), errors
+    assert (narrow <= 1.01 * autodiff).all(), (narrow, autodiff)
 
 
 @cache
