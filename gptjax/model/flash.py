@@ -17,10 +17,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from gptjax.model.attention_products import ATTENDED
 from gptjax.model.flash_kernels import backward_kernel, forward_kernel
 
 LEAST = 16  # the smallest side of a product on tensor cores
-KEPT = "attended"
 
 
 def flash_attention(
@@ -83,7 +83,7 @@ def _flash_forward(
     q: Array, k: Array, v: Array, documents: Any, reach: Any, seed: Any, settings: tuple
 ) -> tuple[Array, tuple]:
     y, log_sum = _call_forward(q, k, v, documents, reach, seed, settings)
-    y, log_sum = checkpoint_name(y, KEPT), checkpoint_name(log_sum, KEPT)
+    y, log_sum = checkpoint_name(y, ATTENDED), checkpoint_name(log_sum, ATTENDED)
     return y, (q, k, v, documents, reach, seed, y, log_sum)
 
 

@@ -40,7 +40,10 @@ def forward_kernel(
     scale: float,
     rate: float,
 ) -> None:
-    """Attend from a block of queries; also writes the logarithm of each sum of weights."""
+    """Attend from a block of queries; also writes the logarithm of each sum of weights.
+
+    >>> forward_kernel(*references, tile=64, scale=0.125, rate=0.0)  # doctest: +SKIP
+    """
     q_TK = q_ref[...]
     block = q_TK.shape[0]
     first = pl.program_id(0) * block
@@ -98,7 +101,10 @@ def backward_kernel(
     scale: float,
     rate: float,
 ) -> None:
-    """Gradients of one block of tokens; `mean_ref` has each query's mean gradient of a weight."""
+    """Gradients of one block of tokens; `mean_ref` has each query's mean gradient of a weight.
+
+    >>> backward_kernel(*references, tile=32, scale=0.125, rate=0.0)  # doctest: +SKIP
+    """
     block, length = dq_ref.shape[0], q_ref.shape[0]
     first = pl.program_id(0) * block
     own = pl.ds(first, block)

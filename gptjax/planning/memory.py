@@ -30,7 +30,12 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # none: inputs and outputs of both norms; query, key, value, attended, outputs of c_fc and GELU.
 # dots: the block's input and the terms of its two sums; query, key, value, attended, c_fc's output.
 SAVED = {"none": (4, 12), "dots": (3, 8), "block": (1, 1), "full": (1, 0)}
-SAVED_KEYS = {"blockwise": 3, "xla": 0, "cudnn": 0}  # more copies of keys and values, by segment
+SAVED_KEYS = {
+    "blockwise": 3,
+    "xla": 0,
+    "cudnn": 0,
+    "pallas": 0,
+}  # more copies of keys and values, by segment
 
 # Arrays [rows, T, D] that live while one layer's gradients are formed, in the same form.
 TRANSIENT = {"none": (8, 20), "dots": (7, 12), "block": (12, 26), "full": (12, 26)}
