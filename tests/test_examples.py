@@ -38,8 +38,5 @@ def test_examples_are_true(name):
 @pytest.mark.parametrize("name", [m for m in MODULES if m.startswith("gptjax.model.")])
 def test_every_function_of_the_model_has_an_example(name):
     path = ROOT / (name.replace(".", "/") + ".py")
-    without = ["cudnn_problem"] if name.endswith("attention") else []  # it depends on the machine
     functions = {n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)}
-    assert [
-        w for w, text in public(name).items() if w in functions and ">>>" not in text
-    ] == without
+    assert not [w for w, text in public(name).items() if w in functions and ">>>" not in text]

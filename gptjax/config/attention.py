@@ -1,4 +1,4 @@
-"""The limits of cuDNN's flash attention, and the attention to use instead; loads no jax.
+"""The limits of flash attention, and the attention to use instead; loads no jax.
 
 The same rules check a config, choose attention for a run here, and plan for a GPU elsewhere.
 """
@@ -32,5 +32,5 @@ def cudnn_limits(model: ModelConfig, masked_by: str | None) -> Iterator[tuple[st
 
 
 def portable(context: int) -> str:
-    """The attention to use if cuDNN's does not work."""
+    """The attention to use where no kernel works."""
     return "blockwise" if context >= TILES_FROM else "xla"

@@ -63,7 +63,8 @@ class ModelConfig:
     """How a GPU multiplies float32 matrices: exactly, or several times faster in TF32."""
     attention: Literal["auto", "xla", "blockwise", "cudnn", "pallas"] = "auto"
     """Attention: xla forms all T x T weights; blockwise never holds more than one tile of them;
-    cudnn is flash attention on GPUs; auto takes the fastest that works here and logs its name."""
+    cudnn and pallas are flash attention on GPUs, of which pallas can drop weights and keep
+    documents apart; auto times what works here, takes the fastest, and keeps it with the run."""
     n_special: int = 0
     """Ids after the vocabulary, for GPT-1's start, delimiter and extract; a classification that
     reads the extract token sets it."""

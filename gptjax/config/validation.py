@@ -219,7 +219,7 @@ def _combinations(c: Config) -> Iterator[Problem]:
     for name, reason in cudnn_limits(m, masking_field(c)) if m.attention == "cudnn" else ():
         yield Problem(
             ("model.attention", name),
-            f"model.attention cudnn {reason}: take model.attention blockwise or xla, or change "
+            f"model.attention cudnn {reason}: take model.attention pallas or auto, or change "
             f"{name}",
         )
 

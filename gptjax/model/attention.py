@@ -1,9 +1,10 @@
-"""Causal self-attention three ways, all the same function of (q, k, v).
+"""Causal self-attention four ways, all the same function of (q, k, v).
 
 `xla` forms all weights at once; `blockwise` holds one tile of them and forms it again in the
-backward pass; `cudnn` is flash attention as one kernel. The first two can drop weights, and keep
-attention inside documents if `documents_BT` numbers them. cuDNN's public interface does neither
-without a matrix of all weights, so it is refused then. `attend` is the definition, for any mask.
+backward pass; `cudnn` and `pallas` are flash attention as one kernel each way. All but `cudnn` can
+drop weights, and keep attention inside documents if `documents_BT` numbers them. cuDNN numbers its
+random bits by how often a kernel has run, so what it drops is neither repeatable nor the same in
+the backward pass of a loop; it is refused then. `attend` is the definition, for any mask.
 
 All take q, k and v as [B, T, H, K], then `rate` and `key`. Integers become float32. Scores and
 softmax are float32, or float64 if an input is. Shapes that do not fit raise `ValueError`.
@@ -17,11 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
 from gptjax.config.attention import TILES_FROM, portable
-from gptjax.model.arguments import at_least, check_shapes, floating, integers, probability, wide
-from gptjax.model.attention_products import attention_scores, weighted_values
+from gptjax.model.arguments import at_least, check_shapes, floating, integers, probability
+from gptjax.model.attention_products import ATTENDED, attention_scores, weighted_values
 from gptjax.model.ops import dropout
 
 Attention = Callable[..., Array]
@@ -110,7 +112,8 @@ def xla_attention(
     mask_BTS = causal_mask(q.shape[2])[None]
     if documents is not None:
         mask_BTS &= same_document(documents, documents)
-    return _heads_first(_attend(q, k, v, mask_BTS, probability("rate", rate), key))
+    y_BHTK = _attend(q, k, v, mask_BTS, probability("rate", rate), key)
+    return checkpoint_name(_heads_first(y_BHTK), ATTENDED)
 
 
 def blockwise_attention(
@@ -143,7 +146,7 @@ def blockwise_attention(
         queries = lax.slice_in_dim(q, start, end, axis=2)
         seen = None if documents is None else documents[:, :end]
         outputs.append(_attend_in_blocks(queries, *keys, start, rate, key, seen))
-    return _heads_first(jnp.concatenate(outputs, axis=2))
+    return checkpoint_name(_heads_first(jnp.concatenate(outputs, axis=2)), ATTENDED)
 
 
 def _attend_in_blocks(
@@ -202,9 +205,9 @@ def cudnn_attention(
     q, k, v, documents = _fitting(q_BTHK, k_BTHK, v_BTHK, documents_BT)
     rate = probability("rate", rate)
     if documents is not None:
-        raise ValueError("cuDNN's attention cannot keep documents apart: use xla or blockwise")
+        raise ValueError("cuDNN's attention cannot keep documents apart: use pallas or blockwise")
     if key is not None and not (isinstance(rate, float) and rate == 0.0):
-        raise ValueError("cuDNN's attention cannot drop weights: use xla or blockwise")
+        raise ValueError("cuDNN's attention cannot drop weights: use pallas or blockwise")
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
@@ -294,24 +297,3 @@ def same_document(documents_BT: ArrayLike, documents_BS: ArrayLike) -> Array:
 def _heads_first(x: Array) -> Array:
     """Swap the second and third axis: [B, T, H, K] to [B, H, T, K] and back."""
     return x.swapaxes(1, 2)
-
-
-def cudnn_problem(head_dim: int, time: int, dtype: str) -> str | None:
-    """The reason why cuDNN's attention does not work here; None if it works.
-
-    This runs it forward and backward once on the first device. Nothing else can tell: support
-    depends on the card, the driver, the installed cuDNN and the shape.
-    """
-    if jax.default_backend() != "gpu":
-        return f"it needs an NVIDIA GPU, and this is {jax.default_backend()}"
-    q = jnp.ones((1, time, 1, head_dim), dtype)
-
-    def total(q: Array, k: Array, v: Array) -> Array:
-        return cudnn_attention(q, k, v).astype(jnp.float32).sum()
-
-    try:
-        gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(q, q, q)
-        finite = all(bool(jnp.isfinite(g.astype(jnp.float32)).all()) for g in gradients)
-    except Exception as error:  # any failure has the same remedy: another kind of attention
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
-    return None if finite else "its gradients are not finite"

@@ -18,6 +18,8 @@ from jax.typing import ArrayLike
 from gptjax.model.arguments import check_shapes, floating, wide
 from gptjax.model.products import dot_fp32_sum
 
+ATTENDED = "attended"  # the name of what rematerialisation keeps of attention
+
 
 def attention_scores(q_BHTK: ArrayLike, k_BHSK: ArrayLike) -> Array:
     """Every query times every key, divided by sqrt(K): [B, H, T, S].

@@ -17,10 +17,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from gptjax.model.attention_products import ATTENDED
 from gptjax.model.flash_kernels import backward_kernel, forward_kernel
 
 LEAST = 16  # the smallest side of a product on tensor cores
-KEPT = "attended"
 
 
 def flash_attention(
@@ -83,7 +83,7 @@ def _flash_forward(
     q: Array, k: Array, v: Array, documents: Any, reach: Any, seed: Any, settings: tuple
 ) -> tuple[Array, tuple]:
     y, log_sum = _call_forward(q, k, v, documents, reach, seed, settings)
-    y, log_sum = checkpoint_name(y, KEPT), checkpoint_name(log_sum, KEPT)
+    y, log_sum = checkpoint_name(y, ATTENDED), checkpoint_name(log_sum, ATTENDED)
     return y, (q, k, v, documents, reach, seed, y, log_sum)
 
 
@@ -92,8 +92,8 @@ def _flash_backward(settings: tuple, saved: tuple, dy: Array) -> tuple:
     scale, rate, block, interpret = settings
     # what a softmax takes off the gradient of its weights
     mean_BHT = (y.astype(jnp.float32) * dy.astype(jnp.float32)).sum(-1).swapaxes(1, 2)
-    own, row, number = _specs(q, block)
-    whole, numbers = row, pl.BlockSpec((None, None, q.shape[1]), lambda i, h, b: (b, h, 0))
+    own, whole, _ = _specs(q, block)
+    numbers = pl.BlockSpec((None, None, q.shape[1]), lambda i, h, b: (b, h, 0))
     gradients = pl.pallas_call(
         partial(backward_kernel, tile=min(block, 32), scale=scale, rate=rate),
         grid=_grid(q, block),
@@ -151,7 +151,9 @@ def _specs(q_BTHK: Array, block: int) -> tuple[pl.BlockSpec, pl.BlockSpec, pl.Bl
 def _extra(documents: Any, reach: Any, seed: Any) -> list[pl.BlockSpec | None]:
     """Documents of the row, reach of the block, and the seed; None for each that is not there."""
     return [
-        None if documents is None else pl.BlockSpec((None, documents.shape[1]), lambda i, h, b: (b, 0)),
+        None
+        if documents is None
+        else pl.BlockSpec((None, documents.shape[1]), lambda i, h, b: (b, 0)),
         None if reach is None else pl.BlockSpec((None, None, 2), lambda i, h, b: (b, i, 0)),
         None if seed is None else pl.BlockSpec((2,), lambda i, h, b: (0,)),
     ]

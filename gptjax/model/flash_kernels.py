@@ -40,11 +40,15 @@ def forward_kernel(
     scale: float,
     rate: float,
 ) -> None:
-    """Attend from a block of queries; also writes the logarithm of each sum of weights."""
+    """Attend from a block of queries; also writes the logarithm of each sum of weights.
+
+    >>> forward_kernel(*references, tile=64, scale=0.125, rate=0.0)  # doctest: +SKIP
+    """
     q_TK = q_ref[...]
     block = q_TK.shape[0]
     first = pl.program_id(0) * block
     own_T = None if documents_ref is None else documents_ref[pl.ds(first, block)]
+    seed = _matrix_seed(seed_ref) if rate else None
 
     def meet(j: Array, carry: tuple[Array, Array, Array], diagonal: bool) -> tuple:
         y_TK, highest_T, sum_T = carry
@@ -58,7 +62,8 @@ def forward_kernel(
         weights_TS = jnp.exp2(scores_TS - higher_T[:, None])
         sum_T = sum_T * shrunk_T + weights_TS.sum(1)
         if rate:
-            weights_TS = jnp.where(_kept(seed_ref, first, start, weights_TS.shape, rate), weights_TS, 0)
+            kept_TS = _kept(seed, first, start, weights_TS.shape, rate)
+            weights_TS = jnp.where(kept_TS, weights_TS, 0)
         v_SK = v_ref[keys, :]
         y_TK = y_TK * shrunk_T[:, None] + _dot(weights_TS.astype(v_SK.dtype), v_SK, (1, 0))
         return y_TK, higher_T, sum_T
@@ -96,11 +101,15 @@ def backward_kernel(
     scale: float,
     rate: float,
 ) -> None:
-    """Gradients of one block of tokens; `mean_ref` has each query's mean gradient of a weight."""
+    """Gradients of one block of tokens; `mean_ref` has each query's mean gradient of a weight.
+
+    >>> backward_kernel(*references, tile=32, scale=0.125, rate=0.0)  # doctest: +SKIP
+    """
     block, length = dq_ref.shape[0], q_ref.shape[0]
     first = pl.program_id(0) * block
     own = pl.ds(first, block)
     factor = scale / (1 - rate)
+    seed = _matrix_seed(seed_ref) if rate else None
 
     def weights_and_gradients(
         queries: Any, keys: Any, starts: tuple, arrays: tuple, diagonal: bool
@@ -115,7 +124,7 @@ def backward_kernel(
         weights_TS = jnp.exp2(scores_TS - log_sum_ref[queries][:, None])
         dweights_TS, dropped_TS = _dot(dy_TK, v_SK, (1, 1)), weights_TS
         if rate:
-            kept_TS = _kept(seed_ref, *starts, weights_TS.shape, rate)
+            kept_TS = _kept(seed, *starts, weights_TS.shape, rate)
             dweights_TS = jnp.where(kept_TS, dweights_TS, 0)
             dropped_TS = jnp.where(kept_TS, weights_TS, 0)
         mean_T = mean_ref[queries] * (1 - rate)
@@ -181,17 +190,22 @@ def _masked(
     return scores_TS if allowed_TS is None else jnp.where(allowed_TS, scores_TS, LOWEST)
 
 
-def _kept(seed_ref: Any, first: Any, start: Any, shape: tuple[int, ...], rate: float) -> Array:
+def _matrix_seed(seed_ref: Any) -> Array:
+    """Where the hashes of one row and head begin."""
+    matrix = pl.program_id(2) * pl.num_programs(1) + pl.program_id(1)
+    return seed_ref[0] ^ _hash(seed_ref[1] + matrix.astype(jnp.uint32))
+
+
+def _kept(seed: Any, first: Any, start: Any, shape: tuple[int, ...], rate: float) -> Array:
     """Which weights of a tile dropout keeps, [T, S]; the probability is exact to 2^-32."""
-    matrix = pl.program_id(2) * pl.num_programs(1) + pl.program_id(1)  # of this row and head
-    seed = seed_ref[0] ^ _hash(seed_ref[1] + matrix.astype(jnp.uint32))
-    row_T = _hash(seed + (first + lax.iota(jnp.int32, shape[0])).astype(jnp.uint32))
-    column_S = start + lax.iota(jnp.int32, shape[1])
-    column_S = _hash(_hash(seed ^ COLUMNS) + column_S.astype(jnp.uint32))
-    return _hash(row_T[:, None] + column_S[None, :]) >= np.uint32(round(rate * 2**32))
+    query_T = first + lax.iota(jnp.int32, shape[0])
+    key_S = start + lax.iota(jnp.int32, shape[1])
+    query_T = _hash(seed + query_T.astype(jnp.uint32))
+    key_S = _hash(_hash(seed ^ COLUMNS) + key_S.astype(jnp.uint32))
+    return _hash(query_T[:, None] + key_S[None, :]) >= np.uint32(round(rate * 2**32))
 
 
-def _hash(x: Array) -> Array:
+def _hash(x: Any) -> Array:
     """A word of random bits for every word."""
     x = (x ^ (x >> 16)) * MULTIPLIERS[0]
     x = (x ^ (x >> 15)) * MULTIPLIERS[1]

@@ -19,10 +19,11 @@ from gptjax.config import ModelConfig
 from gptjax.model import ops
 from gptjax.model.arguments import at_least, check_model, check_shapes, floating, integers, wide
 from gptjax.model.heads import ClassificationHead
-from gptjax.model.layers import Block, LayerNorm, gathering_block, rematerialised
+from gptjax.model.layers import Block, LayerNorm, gathering_block
 from gptjax.model.parallel import embedding_lookup
 from gptjax.model.places import UNSHARDED, ModelSharding
 from gptjax.model.projection import INIT_STD
+from gptjax.model.rematerialisation import rematerialised
 
 FROZEN_BLOCKS = "frozen_h"  # in a step: the first blocks' parameters, which are not trained
 PADDING_LOGIT = -1e9  # keeps rows that only pad the table out of every softmax

@@ -25,7 +25,6 @@ from gptjax.model.places import TENSOR, UNSHARDED, ModelSharding
 from gptjax.model.projection import PRODUCT, Projection
 
 Past = tuple[LayerCache, Array]  # a layer's cache, and the tokens in each row of it
-ATTENDED = "attended"  # what a rematerialisation policy may keep, besides `PRODUCT`
 ACTIVATIONS = {"gelu_tanh": ops.gelu, "gelu_erf": ops.gelu_erf}  # by `ModelConfig.activation`
 
 
@@ -91,8 +90,8 @@ class CausalSelfAttention(nn.Module):
         else:
             attend = ATTENTIONS[cfg.attention]
             y_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, cfg.attn_pdrop, key, documents_BT)
-        y_BTD = checkpoint_name(y_BTHK.reshape(batch, time, width), ATTENDED)
-        y_BTD = Projection(cfg, cfg.n_embd, cfg.bias, True, split, name="c_proj")(y_BTD, train)
+        project = Projection(cfg, cfg.n_embd, cfg.bias, True, split, name="c_proj")
+        y_BTD = project(y_BTHK.reshape(batch, time, width), train)
         return y_BTD if cache is None else (y_BTD, cache)
 
 
@@ -195,34 +194,3 @@ def gathering_block(
         return {"params": gathered(variables["params"], split, cfg, prefix="h/")}
 
     return nn.map_variables(block, "params", trans_in_fn=gather)
-
-
-def rematerialised(
-    block: type[nn.Module], remat: str, split: ModelSharding = UNSHARDED
-) -> type[nn.Module]:
-    """`Block` whose backward pass keeps some arrays, by `remat`, and recomputes the others.
-
-    Chen et al. (2016). `none` keeps everything; `dots` keeps the products and the attention's
-    output, so norms, GELUs, dropout and sums are done twice; `block` keeps the block's input and
-    the attention's output; `full` keeps only the block's input. Weights gathered over `fsdp` are
-    never kept, so `none` means `dots` there. Raises `ValueError` for any other `remat`. Pass
-    `train` by position.
-
-    >>> block = rematerialised(Block, "full")(ModelConfig(n_head=2, n_embd=8))
-    >>> variables = block.init(jax.random.key(0), jax.numpy.ones((1, 5, 8)), False)
-    >>> block.apply(variables, jax.numpy.ones((2, 3, 8)), False).shape
-    (2, 3, 8)
-    """
-    if remat == "none" and split.fsdp > 1:
-        remat = "dots"
-    policies = jax.checkpoint_policies
-    kept = {
-        "dots": policies.save_only_these_names(PRODUCT, ATTENDED),
-        "block": policies.save_only_these_names(ATTENDED),
-        "full": policies.nothing_saveable,
-    }
-    if remat == "none":
-        return block
-    if remat not in kept:
-        raise ValueError(f"remat is {remat!r}: expected none, {', '.join(kept)}")
-    return nn.remat(block, policy=kept[remat], static_argnums=(2,), prevent_cse=False)

@@ -215,6 +215,8 @@ class RunDir:
         if not self.config.exists():
             return []
         old, new = _flat(self.read_config()), _flat(config)
+        if config.model.attention == "auto":  # it keeps what an earlier start has found
+            del new["model.attention"]
         return [f"{k} was {old[k]!r}, now {v!r}" for k, v in new.items() if old[k] != v]
 
     def read_config(self) -> Config:

@@ -1,7 +1,7 @@
 """Fit a run to this machine: the attention that works, and the largest micro-batch in its memory.
 
-Both are found by asking, never by failing: cuDNN is tried on a tiny input, and the compiler tells
-how much memory the step needs before any of it is allocated.
+Both are found by asking, never by failing: each attention is tried on a few rows, and the compiler
+tells how much memory the step needs before any of it is allocated.
 """
 
 from collections.abc import Callable
@@ -17,32 +17,69 @@ from gptjax.cluster.devices import HEADROOM
 from gptjax.cluster.mesh import BatchLayout, batch_layout, rows_per_device
 from gptjax.config import Config, ModelConfig
 from gptjax.config.attention import cudnn_limits, portable
-from gptjax.model.attention import cudnn_problem
+from gptjax.model.attention_trial import KERNELS, try_attention
 
+WHOSE = {"cudnn": "cuDNN's", "pallas": "Pallas'"}
 MEMINFO = Path("/proc/meminfo")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 CGROUP_USE = Path("/sys/fs/cgroup/memory.current")
 
 
 def choose_attention(
-    model: ModelConfig, context: int, masked_by: str | None = None
+    model: ModelConfig, context: int, masked_by: str | None = None, kept: str | None = None
 ) -> tuple[str, str]:
     """Choose the attention to train with; returns it, and the reason in words.
 
-    `masked_by` is the `masking_field` of the config. Raises `UserError` if the config insists on
-    cuDNN's attention and it does not work here.
+    On a GPU `auto` times everything that may work, unless what the run has `kept` from its last
+    start still works. All processes take process 0's choice where it works. `masked_by` is the
+    `masking_field` of the config. Raises `UserError` if the config insists on a kernel that does
+    not work here.
     """
-    if model.attention not in ("auto", "cudnn"):
-        return model.attention, "as configured"
-    reasons = [f"it {reason}" for _, reason in cudnn_limits(model, masked_by)]
-    problem = reasons[0] if reasons else cudnn_problem(model.head_dim, context, model.dtype)
-    if problem is None:
-        return "cudnn", "tried forward and backward"
-    if model.attention == "cudnn":
-        raise UserError(
-            f"cuDNN's attention does not work here: {problem}\npass --model.attention blockwise"
-        )
-    return portable(context), f"not cuDNN's: {problem}"
+    asked = model.attention
+    limits = [f"it {reason}" for _, reason in cudnn_limits(model, masked_by)]
+
+    def trial(name: str) -> float | str:
+        if name == "cudnn" and limits:
+            return limits[0]
+        return try_attention(name, model, context, masked_by is not None)
+
+    if asked in KERNELS:
+        if isinstance(result := trial(asked), str):
+            raise UserError(
+                f"{WHOSE[asked]} attention does not work here: {result}\n"
+                "pass --model.attention blockwise"
+            )
+        return asked, f"tried forward and backward: {_milliseconds(result)}"
+    if asked != "auto":
+        return asked, "as configured"
+    names = (*KERNELS, portable(context))
+    if jax.default_backend() != "gpu":
+        chosen, reason = names[-1], f"no NVIDIA GPU: this is {jax.default_backend()}"
+    elif kept in names and not isinstance(result := trial(kept), str):
+        chosen, reason = kept, f"kept from the last start: {_milliseconds(result)}"
+    else:
+        chosen, reason = _fastest({name: trial(name) for name in names})
+    if kept in names and kept != chosen:
+        reason += f"; changed since the last start, when it was {kept}"
+    return chosen, reason
+
+
+def _fastest(trials: dict[str, float | str]) -> tuple[str, str]:
+    """The name of the shortest time of process 0, and all times and problems in words."""
+    names = list(trials)
+    times = {name: t for name, t in trials.items() if not isinstance(t, str)}
+    fastest = min(times, key=times.__getitem__, default=names[-1])
+    told = names[int(broadcast_from_0(names.index(fastest)))]
+    chosen = told if told in times else fastest
+    results = [
+        f"{name} {_milliseconds(t)}" if name in times else f"not {WHOSE.get(name, name)}: {t}"
+        for name, t in trials.items()
+    ]
+    return chosen, f"tried forward and backward: {'; '.join(results)}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.2f} ms"
 
 
 def choose_layout(

@@ -199,7 +199,7 @@ class _Loop:
         if rows[0]["step"] == self._begins:  # a start that trains nothing leaves the run as it is
             self.showing.forget_after(rows[0]["step"] - 1)
             if is_process_0():
-                self.run_dir.begin(self.setup.config, self.setup.tokenizer, self.setup.data.keep)
+                self.run_dir.begin(self.setup.recorded, self.setup.tokenizer, self.setup.data.keep)
         for row in rows:
             self.log.append(row)
         self.display.update(self.log.rows[-len(rows) :])

@@ -49,7 +49,7 @@ class Setup:
     """
 
     def __init__(self, config: Config, run_dir: RunDir | None = None):
-        self.task = task_of(config)
+        self.task, self._begun = task_of(config), run_dir
         unfrozen = from_scratch(config) if config.train.init_from is None else config
         self._trains_all = unfrozen != config  # what was to be frozen is not there
         config = unfrozen
@@ -94,8 +94,15 @@ class Setup:
     @cached_property
     def _attention(self) -> tuple[str, str]:
         """The attention that works here, and the reason for it."""
-        config = self.config
-        return choose_attention(config.model, config.context, masking_field(config))
+        config, begun, kept = self.config, self._begun, None
+        if begun is not None and begun.has_checkpoint:
+            kept = begun.read_config().model.attention
+        return choose_attention(config.model, config.context, masking_field(config), kept)
+
+    @property
+    def recorded(self) -> Config:
+        """The config to keep with the run: on a GPU with the attention that was timed there."""
+        return self.config if jax.default_backend() == "cpu" else self.program.config
 
     @cached_property
     def program(self) -> Program:

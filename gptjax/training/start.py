@@ -27,7 +27,7 @@ from gptjax.training.warm_start import base_of_adapters, warm_state
 
 COURSE = ["peak_lr", "final_lr", "schedule", "warmup_steps", "cooldown_fraction", "rewarm_steps"]
 SAME_ATTENTION = (
-    "cuDNN's attention works on some of them only: check driver and cuDNN versions, or pass "
+    "its kernel works on some of them only: check driver and cuDNN versions, or pass "
     "--model.attention blockwise"
 )
 
