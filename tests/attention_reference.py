@@ -26,3 +26,16 @@ def causal_inputs(time, head_dim=8):
 def gradients(attend_causally, dy_BTHK, *inputs):
     """Gradients in q, k and v, compiled."""
     return jax.jit(lambda dy, *qkv: jax.vjp(attend_causally, *qkv)[1](dy))(dy_BTHK, *inputs)
+
+
+def rounding_gradients(attend_causally, dy_BTHK, *inputs):
+    """The same with every narrow array rounded as it is written, as GPUs do; CPUs might not."""
+    backward = jax.jit(lambda dy, *qkv: jax.vjp(attend_causally, *qkv)[1](dy))
+    options = {"xla_allow_excess_precision": False}
+    return backward.lower(dy_BTHK, *inputs).compile(options)(dy_BTHK, *inputs)
+
+
+def distances(arrays, others):
+    """Norm of the difference of each pair, in float64."""
+    pairs = zip(arrays, others, strict=True)
+    return np.array([np.linalg.norm(np.float64(x) - np.float64(y)) for x, y in pairs])

@@ -61,7 +61,7 @@ class ModelConfig:
     float16 is for GPUs without bfloat16 and brings dynamic loss scaling with it."""
     float32_matmul: Literal["highest", "tf32"] = "highest"
     """How a GPU multiplies float32 matrices: exactly, or several times faster in TF32."""
-    attention: Literal["auto", "xla", "blockwise", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "blockwise", "cudnn", "pallas"] = "auto"
     """Attention: xla forms all T x T weights; blockwise never holds more than one tile of them;
     cudnn is flash attention on GPUs; auto takes the fastest that works here and logs its name."""
     n_special: int = 0

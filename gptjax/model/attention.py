@@ -20,7 +20,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gptjax.config.attention import TILES_FROM, portable
-from gptjax.model.arguments import at_least, check_shapes, floating, integers, probability, wide
+from gptjax.model.arguments import at_least, check_shapes, floating, integers, probability
+from gptjax.model.attention_products import attention_scores, weighted_values
 from gptjax.model.ops import dropout
 
 Attention = Callable[..., Array]
@@ -72,16 +73,10 @@ def _attend(
     q_BHTK: Array, k_BHSK: Array, v_BHSK: Array, mask_BTS: Array, rate: Any, key: Array | None
 ) -> Array:
     """`attend` on checked arrays with the heads first, as the products need them."""
-    scores_BHTS = jnp.einsum(
-        "bhtk,bhsk->bhts",
-        q_BHTK * q_BHTK.shape[-1] ** -0.5,
-        k_BHSK,
-        preferred_element_type=wide(q_BHTK, k_BHSK),
-    )
+    scores_BHTS = attention_scores(q_BHTK, k_BHSK)
     lowest = jnp.finfo(scores_BHTS.dtype).min
     weights_BHTS = jax.nn.softmax(jnp.where(mask_BTS[:, None], scores_BHTS, lowest), axis=-1)
-    weights_BHTS = dropout(weights_BHTS.astype(v_BHSK.dtype), rate, key)
-    return jnp.einsum("bhts,bhsk->bhtk", weights_BHTS, v_BHSK)
+    return weighted_values(dropout(weights_BHTS, rate, key), v_BHSK)
 
 
 def _fitting(q: Any, k: Any, v: Any, documents: Any) -> tuple[Array, Array, Array, Array | None]:
@@ -213,6 +208,27 @@ def cudnn_attention(
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
+def pallas_attention(
+    q_BTHK: ArrayLike,
+    k_BTHK: ArrayLike,
+    v_BTHK: ArrayLike,
+    rate: ArrayLike = 0.0,
+    key: Array | None = None,
+    documents_BT: ArrayLike | None = None,
+) -> Array:
+    """Causal flash attention by our own kernels, which drop weights too, [B, T, H, K].
+
+    Needs an NVIDIA GPU of compute capability 8.0 or newer; the rate may not be traced. The same key
+    drops other weights than in `xla_attention`.
+
+    >>> pallas_attention(q_BTHK, k_BTHK, v_BTHK)  # doctest: +SKIP
+    """
+    from gptjax.model.flash import flash_attention  # Pallas takes a third of a second to import
+
+    q, k, v, documents = _fitting(q_BTHK, k_BTHK, v_BTHK, documents_BT)
+    return flash_attention(q, k, v, probability("rate", rate), key, documents)
+
+
 def auto_attention(
     q_BTHK: ArrayLike,
     k_BTHK: ArrayLike,
@@ -235,6 +251,7 @@ ATTENTIONS: dict[str, Attention] = {
     "xla": xla_attention,
     "blockwise": blockwise_attention,
     "cudnn": cudnn_attention,
+    "pallas": pallas_attention,
 }
 
 

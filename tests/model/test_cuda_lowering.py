@@ -76,6 +76,17 @@ def test_bfloat16_products_have_bfloat16_factors_and_float32_weight_gradients():
     assert all(product.count("bf16") >= 2 for product in found)
 
 
+@pytest.mark.parametrize("attention", ["xla", "blockwise"])
+def test_products_of_attention_have_narrow_factors_forward_and_backward(attention):
+    found = products(lowered("bfloat16", attention))
+    assert all(product.count("bf16") >= 2 for product in found), found
+    b, t, k = LAYOUT.micro_batch, LAYOUT.context, D // 2  # two heads
+    t, s = {"xla": (t, t), "blockwise": (64, t)}[attention]
+    scores, values = f"{b}x2x{t}x{s}", f"{b}x2x{s}x{k}xbf16"
+    assert {f"{b}x2x{t}x{k}xbf16 x {values} -> {scores}xf32",
+            f"{scores}xbf16 x {values} -> {b}x2x{t}x{k}xbf16"} <= found  # fmt: skip
+
+
 def precisions(program: str) -> set[str]:
     """What products ask for: precision of their factors, and an algorithm where one is named."""
     lines = [line for line in program.splitlines() if "dot_general" in line]
