@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import ArrayLike
 
 from gptjax.config import ModelConfig
@@ -38,24 +39,34 @@ def dot_fp32_sum(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array
     """Multiply two matrices over `axes`, one of each, with float32 sums: a result in `dtype`.
 
     GPUs round as they write. XLA for CPUs computes a float32 result that is rounded afterwards,
-    because it uses the processor's bfloat16 instructions only then. Sums of float64 are float64.
+    because it uses the processor's bfloat16 instructions only then, and only if the sum runs along
+    the rows of `a`; otherwise `a` is transposed first. Sums of float64 are float64.
 
     >>> a, b = jax.numpy.ones((2, 300)), jax.numpy.ones((4, 300))
     >>> print(dot_fp32_sum(a, b, (1, 1), "bfloat16")[0, 0])
     300
     """
     sums = wide(a, b)
-    numbers = (((axes[0],), (axes[1],)), ((), ()))
 
-    def rounded_after(a: Array, b: Array) -> Array:
-        return lax.dot_general(a, b, numbers, preferred_element_type=sums).astype(dtype)
-
-    def rounded_within(a: Array, b: Array) -> Array:
+    def product(a: Array, b: Array, axis: int, dtype: Any) -> Array:
+        numbers = (((axis,), (axes[1],)), ((), ()))
         return lax.dot_general(a, b, numbers, preferred_element_type=dtype)
 
-    if dtype == sums:
-        return rounded_within(a, b)
-    return lax.platform_dependent(a, b, cpu=rounded_after, default=rounded_within)
+    def on_cpu(a: Array, b: Array) -> Array:
+        rows = a.T if axes[0] == 0 else a
+        return _by_rows(product(_by_rows(rows), _by_rows(b), 1, sums)).astype(dtype)
+
+    def elsewhere(a: Array, b: Array) -> Array:
+        return product(a, b, axes[0], dtype)
+
+    if a.dtype == sums:
+        return elsewhere(a, b)
+    return lax.platform_dependent(a, b, cpu=on_cpu, default=elsewhere)
+
+
+def _by_rows(x: Array) -> Array:
+    """A matrix that lies in memory row by row, which keeps XLA from undoing its transposition."""
+    return with_layout_constraint(x, Layout((0, 1)))
 
 
 def matmul_precision(cfg: ModelConfig, device: Any) -> str:
