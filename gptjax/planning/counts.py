@@ -17,7 +17,7 @@ Typed = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Counts:
+class ArrayCounts:
     """What lives at once, by remat policy, attention, micro-steps or chunks of the loss."""
 
     saved: Mapping[str, Arrays]
@@ -45,7 +45,7 @@ class Counts:
     sets: Mapping[str, int]
     """Arrays like the parameters in the optimizer, by micro-steps."""
     scattered: Mapping[str, int]
-    """Arrays float32 [V, D] in the end, by micro-steps: gradients of looked-up rows in their place."""
+    """Arrays float32 [V, D] in the end, by micro-steps: gradients of looked-up rows."""
     tables: int
     """Whole tables over `fsdp`, in both types, while gradients are formed."""
     turned: float
@@ -54,7 +54,7 @@ class Counts:
     """Whether straight-line code casts all layers' kernels before it begins."""
 
 
-CPU = Counts(
+CPU = ArrayCounts(
     saved={"none": (4, 12), "dots": (3, 8), "block": (1, 1), "full": (1, 0)},
     saved_keys={"blockwise": 3},
     twice=0,
@@ -71,7 +71,7 @@ CPU = Counts(
     casts_all=False,
 )
 
-GPU = Counts(
+GPU = ArrayCounts(
     saved={"none": (4, 12), "dots": (2, 8), "block": (1, 1), "full": (1, 0)},
     saved_keys={"blockwise": 3},
     twice=1,  # what was attended, by heads and as one array
