@@ -85,6 +85,7 @@ def test_a_name_that_is_not_in_the_table_is_refused(column, name):
     ("expected", "n_layer", "n_head", "n_embd", "others"),
     [
         (124_439_808, 12, 12, 768, {}),
+        (163_037_184, 12, 12, 768, {"tied_head": False}),
         (354_823_168, 24, 16, 1024, {}),
         (774_030_080, 36, 20, 1280, {}),
         (1_557_611_200, 48, 25, 1600, {}),

@@ -58,9 +58,7 @@ def scaled_down(config: Config, data: Manifest, scratch: Path) -> Config:
     return dataclasses.replace(config, model=model, data=given, optim=optim, train=train, mesh=mesh)
 
 
-@pytest.mark.parametrize("name", MARKED)
-def test_a_shipped_config_learns_in_miniature(name, prepared, tmp_path):
-    config = scaled_down(load_config(name), prepared, tmp_path)
+def check_that_it_learns(config: Config) -> None:
     validate(config)
     made = Setup(config)
     state, losses = made.program.initial_state(), []
@@ -70,3 +68,20 @@ def test_a_shipped_config_learns_in_miniature(name, prepared, tmp_path):
         losses.append(float(metrics["loss"]))
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0] - 0.05
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_a_shipped_config_learns_in_miniature(name, prepared, tmp_path):
+    check_that_it_learns(scaled_down(load_config(name), prepared, tmp_path))
+
+
+@pytest.mark.slow
+def test_muon_learns_with_what_no_shipped_config_selects(prepared, tmp_path):
+    """A head of its own, attention inside documents and an average of the parameters, at once."""
+    config = scaled_down(load_config("gpt2_124m_muon"), prepared, tmp_path)
+    assert (config.model.tied_head, config.data.document_mask) == (True, False)
+    assert config.optim.ema_decay is None
+    model = dataclasses.replace(config.model, tied_head=False)
+    data = dataclasses.replace(config.data, document_mask=True)
+    optim = dataclasses.replace(config.optim, ema_decay=0.99)
+    check_that_it_learns(dataclasses.replace(config, model=model, data=data, optim=optim))
