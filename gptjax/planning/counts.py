@@ -1,7 +1,8 @@
 """How many arrays of a shape live at once in a compiled step, by compiler.
 
 XLA reuses the memory of what nobody needs any more, in the order in which it runs kernels. CPUs and
-GPUs differ in that order and in what they fuse, so they have counts of their own. They were read
+GPUs differ in that order and in what they fuse, so they have counts of their own; the scheduler for
+GPUs of jax 0.12 delays more kernels of straight-line code than that of 0.10. They were read
 from buffer assignments: of CPUs with jax 0.10.2; of GPUs with jax 0.12.0.1 and 0.10.2, for H100,
 A100, B200, RTX 4090 and older cards, which hardly differ. `memory` multiplies them by shapes.
 
@@ -10,7 +11,9 @@ divided by `tensor`), `Typed` are (in float32, in the compute type).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 Arrays = tuple[int, int]
 Typed = tuple[int, int]
@@ -45,7 +48,7 @@ class Counts:
     sets: Mapping[str, int]
     """Arrays like the parameters in the optimizer, by micro-steps."""
     scattered: Mapping[str, int]
-    """Arrays float32 [V, D] in the end, by micro-steps: gradients of looked-up rows in their place."""
+    """Arrays float32 [V, D] in the end, by micro-steps: gradients of looked-up rows, spread."""
     tables: int
     """Whole tables over `fsdp`, in both types, while gradients are formed."""
     turned: float
@@ -87,3 +90,14 @@ GPU = Counts(
     turned=5 / 12,  # c_fc and the attention's c_proj
     casts_all=True,
 )
+GPU_BEFORE_0_11 = replace(GPU, delayed={"one": 1, "several": 0})
+
+
+@cache
+def gpu_counts() -> Counts:
+    """The counts for GPUs of the jax that is installed here; of the newest, if none is."""
+    try:
+        major, minor = version("jax").split(".")[:2]
+    except PackageNotFoundError:
+        return GPU
+    return GPU_BEFORE_0_11 if (int(major), int(minor)) < (0, 11) else GPU

@@ -14,7 +14,7 @@ from functools import cache
 
 from gptjax.config import Config, ModelConfig
 from gptjax.model.places import Leaf, leaves
-from gptjax.planning.counts import GPU, Counts
+from gptjax.planning.counts import Counts, gpu_counts
 from gptjax.planning.finetuning import (
     blocks_backwards,
     has_logits,
@@ -81,13 +81,14 @@ def memory(
     layout: Layout,
     micro_batch: int,
     micro_steps: int | None = None,
-    counts: Counts = GPU,
+    counts: Counts | None = None,
 ) -> Memory:
     """Bytes of a step with `micro_batch` rows at once on every device.
 
     Without `micro_steps` there are as many as the batch needs. `model.attention` must not be
-    `auto`. `counts` are the compiler's.
+    `auto`. `counts` are the compiler's; without them, those of the installed jax for GPUs.
     """
+    counts = counts or gpu_counts()
     found, trained = leaves(config.model), trained_parts(config)
     if micro_steps is None:
         micro_steps = -(-config.batch_rows // (layout.groups * micro_batch))

@@ -13,7 +13,7 @@ from gptjax.cluster.mesh import make_mesh
 from gptjax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from gptjax.config.presets import load_config
 from gptjax.planning.compiled import as_compiled
-from gptjax.planning.counts import CPU, GPU, Counts
+from gptjax.planning.counts import CPU, GPU, GPU_BEFORE_0_11, Counts, gpu_counts
 from gptjax.planning.gpus import GPUS
 from gptjax.planning.layout import Layout
 from gptjax.planning.memory import Memory, memory
@@ -53,7 +53,7 @@ def test_saved_activations_are_295_kb_a_token():
     """12 layers x 16 arrays of 768 bfloat16, of which attention adds none: the published count."""
     one, two = (memory(changed(unroll=12), Layout(), rows) for rows in (32, 33))
     assert one.moment == "backward"
-    transient = 2 * (15 + 12 * GPU.delayed["several"]) * 768 * 1024
+    transient = 2 * (15 + 12 * gpu_counts().delayed["several"]) * 768 * 1024
     assert two.activations - one.activations == 12 * 16 * 768 * 2 * 1024 + transient
     assert 12 * 16 * 768 * 2 == 294_912
 
@@ -72,10 +72,17 @@ def test_what_is_kept_depends_on_what_is_recomputed(compiler, remat, arrays):
 
 
 def test_straight_line_code_casts_all_kernels_and_delays_their_gradients():
-    loop, line = (memory(changed(unroll=n), Layout(), 64, 1) for n in (1, 12))
+    loop, line = (memory(changed(unroll=n), Layout(), 64, 1, GPU) for n in (1, 12))
     arrays = 12 * (GPU.delayed["one"] - 1)  # a loop keeps one more of each layer
     assert line.activations - loop.activations == 2 * arrays * 64 * 1024 * 768
     assert line.buffers - loop.buffers == 2 * 12 * 12 * 768**2
+
+
+def test_the_installed_jax_decides_what_is_delayed(monkeypatch):
+    monkeypatch.setattr("gptjax.planning.counts.version", lambda _: "0.10.2")
+    assert gpu_counts.__wrapped__() == GPU_BEFORE_0_11
+    monkeypatch.setattr("gptjax.planning.counts.version", lambda _: "0.12.0.1")
+    assert gpu_counts.__wrapped__() == GPU
 
 
 def test_kernels_put_in_order_by_heads_are_kept():
