@@ -20,7 +20,7 @@ Typed = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Counts:
+class LiveArrays:
     """What lives at once, by remat policy, attention, micro-steps or chunks of the loss."""
 
     saved: Mapping[str, Arrays]
@@ -57,7 +57,7 @@ class Counts:
     """Whether straight-line code casts all layers' kernels before it begins."""
 
 
-CPU = Counts(
+CPU = LiveArrays(
     saved={"none": (4, 12), "dots": (3, 8), "block": (1, 1), "full": (1, 0)},
     saved_keys={"blockwise": 3},
     twice=0,
@@ -74,7 +74,7 @@ CPU = Counts(
     casts_all=False,
 )
 
-GPU = Counts(
+GPU = LiveArrays(
     saved={"none": (4, 12), "dots": (2, 8), "block": (1, 1), "full": (1, 0)},
     saved_keys={"blockwise": 3},
     twice=1,  # what was attended, by heads and as one array
@@ -94,7 +94,7 @@ GPU_BEFORE_0_11 = replace(GPU, delayed={"one": 1, "several": 0})
 
 
 @cache
-def gpu_counts() -> Counts:
+def gpu_counts() -> LiveArrays:
     """The counts for GPUs of the jax that is installed here; of the newest, if none is."""
     try:
         major, minor = version("jax").split(".")[:2]

@@ -14,7 +14,7 @@ from functools import cache
 
 from gptjax.config import Config, ModelConfig
 from gptjax.model.places import Leaf, leaves
-from gptjax.planning.counts import Counts, gpu_counts
+from gptjax.planning.counts import LiveArrays, gpu_counts
 from gptjax.planning.finetuning import (
     blocks_backwards,
     has_logits,
@@ -81,7 +81,7 @@ def memory(
     layout: Layout,
     micro_batch: int,
     micro_steps: int | None = None,
-    counts: Counts | None = None,
+    counts: LiveArrays | None = None,
 ) -> Memory:
     """Bytes of a step with `micro_batch` rows at once on every device.
 
@@ -138,7 +138,7 @@ def _temporaries(
     micro_steps: int,
     found: list[Leaf],
     gradients: int,
-    counts: Counts,
+    counts: LiveArrays,
 ) -> dict[str, dict[str, int]]:
     """Bytes of temporaries, by part, at each of the three moments; `gradients` of one set."""
     size = DTYPE_BYTES[config.model.dtype]
@@ -171,7 +171,7 @@ def _temporaries(
     }
 
 
-def _logits(config: Config, layout: Layout, micro_batch: int, counts: Counts) -> int:
+def _logits(config: Config, layout: Layout, micro_batch: int, counts: LiveArrays) -> int:
     """Bytes of one chunk's logits, and of the head's gradient and copy."""
     if not has_logits(config):
         return 0
@@ -200,7 +200,7 @@ def remat_policy(model: ModelConfig, layout: Layout) -> str:
     return "dots" if model.remat == "none" and layout.fsdp > 1 else model.remat
 
 
-def _saved(config: Config, layout: Layout, micro_batch: int, counts: Counts) -> int:
+def _saved(config: Config, layout: Layout, micro_batch: int, counts: LiveArrays) -> int:
     """Bytes that the layers keep through which the backward pass goes."""
     model, size = config.model, DTYPE_BYTES[config.model.dtype]
     layers = blocks_backwards(config)
@@ -228,7 +228,7 @@ def _pairs(config: Config, layout: Layout, micro_batch: int) -> int:
 
 
 def _transient(
-    config: Config, layout: Layout, micro_batch: int, several: str, counts: Counts
+    config: Config, layout: Layout, micro_batch: int, several: str, counts: LiveArrays
 ) -> int:
     """Bytes that live while one layer's gradients are formed."""
     model = config.model
@@ -252,7 +252,7 @@ def _whole_tables(layout: Layout, found: list[Leaf], cast: int) -> int:
 
 
 def _block_buffers(
-    config: Config, layout: Layout, found: list[Leaf], cast: int, counts: Counts
+    config: Config, layout: Layout, found: list[Leaf], cast: int, counts: LiveArrays
 ) -> int:
     """Bytes of blocks' matrices in other forms than the stored one, and of their gradients.
 

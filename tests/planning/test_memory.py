@@ -13,7 +13,7 @@ from gptjax.cluster.mesh import make_mesh
 from gptjax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from gptjax.config.presets import load_config
 from gptjax.planning.compiled import as_compiled
-from gptjax.planning.counts import CPU, GPU, GPU_BEFORE_0_11, Counts, gpu_counts
+from gptjax.planning.counts import CPU, GPU, GPU_BEFORE_0_11, LiveArrays, gpu_counts
 from gptjax.planning.gpus import GPUS
 from gptjax.planning.layout import Layout
 from gptjax.planning.memory import Memory, memory
@@ -102,7 +102,7 @@ def test_all_weights_of_attention_are_kept_twice():
 
 
 def test_one_chunk_of_logits_exists_at_once():
-    def found(chunk: int, counts: Counts) -> Memory:
+    def found(chunk: int, counts: LiveArrays) -> Memory:
         config = with_train(changed(remat="full"), loss_chunk_tokens=chunk)
         return memory(config, Layout(), 16, counts=counts)
 
