@@ -2,7 +2,8 @@
 
 XLA reuses the memory of what nobody needs any more, in the order in which it runs kernels. CPUs and
 GPUs differ in that order and in what they fuse, so they have counts of their own; the scheduler for
-GPUs of jax 0.12 delays more kernels of straight-line code than that of 0.10. They were read
+GPUs of jax 0.12 delays more kernels of straight-line code than that of 0.10, and needs no place for
+what MultiSteps returns before the last micro-step. They were read
 from buffer assignments: of CPUs with jax 0.10.2; of GPUs with jax 0.12.0.1 and 0.10.2, for H100,
 A100, B200, RTX 4090 and older cards, which hardly differ. `memory` multiplies them by shapes.
 
@@ -45,6 +46,11 @@ class LiveArrays:
     """Arrays [chunk, V], by chunks: logits, probabilities, their gradient."""
     heads: Mapping[str, Typed]
     """Arrays [V, D] while logits exist: gradient, a chunk's part of it, a copy."""
+    outputs: int
+    """Arrays [rows, T, D] between layers and logits while logits exist."""
+    sums: int
+    """Arrays like the parameters that stay during several micro-steps: the sum of gradients, and
+    what MultiSteps returns."""
     sets: Mapping[str, int]
     """Arrays like the parameters in the optimizer, by micro-steps."""
     scattered: Mapping[str, int]
@@ -67,6 +73,8 @@ CPU = LiveArrays(
     dropped=8,
     logits={"uncut": (3, 0), "one chunk": (2, 0), "chunks": (2, 0)},
     heads={"uncut": (1, 0), "one chunk": (2, 0), "chunks": (3, 0)},
+    outputs=0,
+    sums=1,
     sets={"one": 2, "several": 3},
     scattered={"one": 0, "several": 0},
     tables=2,
@@ -84,13 +92,15 @@ GPU = LiveArrays(
     dropped=8,
     logits={"uncut": (1, 1), "one chunk": (1, 1), "chunks": (1, 1)},
     heads={"uncut": (1, 1), "one chunk": (1, 1), "chunks": (1, 1)},
+    outputs=6,
+    sums=1,
     sets={"one": 1, "several": 2},  # the update writes into its arguments
     scattered={"one": 1, "several": 2},
     tables=1,
     turned=5 / 12,  # c_fc and the attention's c_proj
     casts_all=True,
 )
-GPU_BEFORE_0_11 = replace(GPU, delayed={"one": 1, "several": 0})
+GPU_BEFORE_0_11 = replace(GPU, delayed={"one": 1, "several": 0}, sums=2)
 
 
 @cache

@@ -143,7 +143,8 @@ def _temporaries(
     """Bytes of temporaries, by part, at each of the three moments; `gradients` of one set."""
     size = DTYPE_BYTES[config.model.dtype]
     several = "several" if micro_steps > 1 else "one"
-    summed = gradients if micro_steps > 1 else 0
+    summed = counts.sums * gradients if micro_steps > 1 else 0
+    outputs = counts.outputs * size * micro_batch * config.context * config.model.n_embd
     saved = _saved(config, layout, micro_batch, counts)
     cast = 0 if size == 4 else size  # weights arrive in the compute type and become float32
     tables = _whole_tables(layout, found, cast)
@@ -152,7 +153,7 @@ def _temporaries(
     return {
         "loss": {
             "gradients": summed,
-            "activations": saved,
+            "activations": saved + outputs,
             "logits": _logits(config, layout, micro_batch, counts),
             "buffers": tables,
         },
