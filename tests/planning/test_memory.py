@@ -147,7 +147,7 @@ def test_axes_divide_what_they_are_for():
     assert parts.buffers > whole.buffers == 0
     heads = memory(GPT2, Layout(1, 1, 4), 16)
     assert heads.masters < whole.masters / 3.5
-    whole, heads = (memory(GPT2, Layout(1, 1, n), 32, 2, GPU) for n in (1, 4))
+    whole, heads = (memory(GPT2, Layout(1, 1, n), 128, 2, GPU) for n in (1, 4))
     assert whole.moment == heads.moment == "backward"
     assert whole.activations / 4 < heads.activations < whole.activations / 2
 
