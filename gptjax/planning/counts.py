@@ -5,7 +5,7 @@ GPUs differ in that order and in what they fuse, so they have counts of their ow
 GPUs of jax 0.12 delays more kernels of straight-line code than that of 0.10, and needs no place for
 what MultiSteps returns before the last micro-step. They were read
 from buffer assignments: of CPUs with jax 0.10.2; of GPUs with jax 0.12.0.1 and 0.10.2, for H100,
-A100, B200, RTX 4090 and older cards, which hardly differ. `memory` multiplies them by shapes.
+A100, B200 and RTX 4090, which hardly differ. `memory` multiplies them by shapes.
 
 An array is [rows, T, D] in the compute type, unless its shape is given. `Arrays` are (whole,
 divided by `tensor`), `Typed` are (in float32, in the compute type).
