@@ -562,3 +562,29 @@ def test_an_evening_on_rented_machines(supplied, straight, tmp_path, copier):
         said = ssh(near, first, "--fetch", first.where, *words, **python)
         assert said.returncode == 1
         assert f"is at step {STEPS}, and the run on" in refusal(said)
+
+
+def test_what_a_run_needs_is_sent_once_or_named(near, box):
+    with_python(box)
+    asks = r"*needs*) printf 'gptjax:either\tdata/a\ngptjax:or\tb 1.txt\ngptjax:or\tb2.txt\n';;"
+    before = (box.bin / "python3.12").read_text()
+    program(box.bin / "python3.12", f"{before}case $* in {asks} esac\n")
+    (near / "b 1.txt").write_text("a text")
+    said = ssh(near, box, box.where, "tiny")
+    assert said.returncode == 1
+    needed = "the run needs b2.txt, which is neither here nor on"
+    assert needed in said.stderr
+    assert "to make data/a from it" in said.stderr
+    assert (box.tree / "b 1.txt").read_text() == "a text"
+    (near / "b2.txt").write_text("")
+    said = ssh(near, box, box.where, "tiny")  # the stand-in asks for the same for ever
+    assert said.returncode == 1
+    assert "is not what the run needs there" in said.stderr
+    assert (box.tree / "b2.txt").exists()
+    (near / "data").mkdir(exist_ok=True)
+    (near / "data" / "a").mkdir()
+    (near / "data" / "a" / "x.bin").write_bytes(bytes(1000))
+    said = ssh(near, box, box.where, "tiny")
+    assert "b 1.txt" not in said.stdout
+    assert (box.tree / "data" / "a" / "x.bin").read_bytes() == bytes(1000)
+    assert not (box.tree / ".launch" / "pid").exists()  # no run began
