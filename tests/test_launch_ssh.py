@@ -311,6 +311,7 @@ def test_the_driver_decides_what_is_installed(near, box, name, driver, capabilit
     assert ("needs CUDA 13" in said.stderr) == (name == "NVIDIA B200" and driver < "580")
 
 
+@pytest.mark.slow
 def test_what_is_there_is_kept_and_flags_arrive_as_they_are(near, box):
     log = with_python(box)
     flags = ["--sample.prompt", 'it\'s $HOME; "*" `id` \\ \n&', "--data.path", "", "--x=a  b"]
@@ -564,6 +565,7 @@ def test_an_evening_on_rented_machines(supplied, straight, tmp_path, copier):
         assert f"is at step {STEPS}, and the run on" in refusal(said)
 
 
+@pytest.mark.slow
 def test_what_a_run_needs_is_sent_once_or_named(near, box):
     with_python(box)
     asks = r"*needs*) printf 'gptjax:either\tdata/a\ngptjax:or\tb 1.txt\ngptjax:or\tb2.txt\n';;"
