@@ -35,6 +35,7 @@ class Tiles(NamedTuple):
     """Tiles that are on their way from memory."""
 
 
+# XLA's compiler for A100 and H100 spills no registers for these, in bfloat16 and TF32
 FORWARD, BACKWARD = Tiles(128, 64, 8), Tiles(64, 32, 4)
 
 
@@ -76,11 +77,10 @@ def flash_attention(
 
 
 def _fitted(tiles: Tiles, time: int, head_dim: int, dtype: Any) -> Tiles:
-    """Smaller tiles for short texts, and for heads that would not fit into a multiprocessor."""
-    most = max(LEAST, pl.next_power_of_2(time))
-    if head_dim * np.dtype(dtype).itemsize > 128:
-        most = min(most, 64)
-    return tiles._replace(block=min(tiles.block, most), tile=min(tiles.tile, most))
+    """Smaller tiles for short texts, and for heads that would not fit into the registers."""
+    block = tiles.block // 2 if head_dim * np.dtype(dtype).itemsize > 128 else tiles.block
+    block = min(block, max(LEAST, pl.next_power_of_2(time)))
+    return tiles._replace(block=block, tile=min(tiles.tile, block))
 
 
 def _reach(documents_BT: Array, block: int) -> Array:
