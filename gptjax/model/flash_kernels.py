@@ -116,15 +116,16 @@ def backward_kernel(
     ) -> tuple[Array, Array]:
         """Weights after dropout and gradients of the scores, both but for a factor."""
         q_TK, k_SK, v_SK, dy_TK = arrays
+        first_query, first_key = starts
         scores_TS = _dot(q_TK, k_SK, (1, 1)) * (scale * LOG2_E)
-        documents = (None, None)
+        own_T = other_S = None
         if documents_ref is not None:
-            documents = documents_ref[queries], documents_ref[keys]
-        scores_TS = _masked(scores_TS, *starts, *documents, diagonal)
+            own_T, other_S = documents_ref[queries], documents_ref[keys]
+        scores_TS = _masked(scores_TS, first_query, first_key, own_T, other_S, diagonal)
         weights_TS = jnp.exp2(scores_TS - log_sum_ref[queries][:, None])
         dweights_TS, dropped_TS = _dot(dy_TK, v_SK, (1, 1)), weights_TS
         if rate:
-            kept_TS = _kept(seed, *starts, weights_TS.shape, rate)
+            kept_TS = _kept(seed, first_query, first_key, weights_TS.shape, rate)
             dweights_TS = jnp.where(kept_TS, dweights_TS, 0)
             dropped_TS = jnp.where(kept_TS, weights_TS, 0)
         mean_T = mean_ref[queries] * (1 - rate)

@@ -72,7 +72,7 @@ def _fastest(trials: dict[str, float | str]) -> tuple[str, str]:
     told = names[int(broadcast_from_0(names.index(fastest)))]
     chosen = told if told in times else fastest
     results = [
-        f"{name} {_milliseconds(t)}" if name in times else f"not {WHOSE.get(name, name)}: {t}"
+        f"not {WHOSE.get(name, name)}: {t}" if isinstance(t, str) else f"{name} {_milliseconds(t)}"
         for name, t in trials.items()
     ]
     return chosen, f"tried forward and backward: {'; '.join(results)}"
