@@ -2,6 +2,8 @@
 
 import pytest
 
+from gptjax.config import Config, ModelConfig
+from gptjax.planning.findings import findings
 from gptjax.planning.instructions import read_module
 from gptjax.planning.kernels import ATTENTION, COLLECTIVES, FLOAT32, NARROW, REST, TF32, kernels
 from gptjax.planning.layout import Layout
@@ -150,6 +152,44 @@ def test_flash_attention_is_half_of_all_pairs_if_it_is_causal(name, products):
             ATTENTION, "bfloat16", bool(name),
         )  # fmt: skip
         assert kernel.written == 2 * (2 * 3 * 64 * 8) + 4 * (2 * 3 * 64)
+
+
+@pytest.mark.parametrize(("name", "products"), [("forward", 2), ("backward", 7)])
+def test_our_own_flash_attention_counts_what_its_kernels_multiply(name, products):
+    """A Pallas kernel: the backward one forms scores and their gradients twice, to sum them up."""
+    q, rest = "bf16[2,64,3,8]{3,2,1,0}", "f32[2,3,64]{2,1,0}"
+    source = f"transpose(jvp(GPT))/h/attn/flash_attention_{name}/pallas_call"
+    (kernel,) = kernels(
+        program(
+            f"  %q = {q} parameter(0)\n  %s = {rest} parameter(1)\n"
+            f"  ROOT %pallas_call.1 = ({q}, {rest}) custom-call(%q, %q, %q, %s), "
+            f'custom_call_target="__gpu$xla.gpu.triton", metadata={{op_name="{source}"}}'
+        )
+    )
+    assert kernel.flops == products * 2 * 2 * 3 * 64 * 64 * 8 / 2
+    assert (kernel.kind, kernel.dtype) == (ATTENTION, "bfloat16")
+    assert (kernel.operation, kernel.is_backward) == (
+        f"flash_attention_{name}", name == "backward",
+    )  # fmt: skip
+    assert kernel.read == 3 * 2 * (2 * 64 * 3 * 8) + 4 * (2 * 3 * 64)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_kernel_that_runs_twice_is_told_and_its_gradient_is_no_second_run(runs):
+    q = "bf16[2,64,3,8]{3,2,1,0}"
+    names = ["forward"] * runs + ["backward"]
+    calls = "".join(
+        f"  %k{n} = {q} custom-call(%q, %q, %q), "
+        f'custom_call_target="__gpu$xla.gpu.triton", '
+        f'metadata={{op_name="h/attn/flash_attention_{name}/pallas_call"}}\n'
+        for n, name in enumerate(names)
+    )
+    found = kernels(program(f"  %q = {q} parameter(0)\n{calls}  ROOT %n = {q} negate(%q)"))
+    config = Config(model=ModelConfig(n_layer=1, n_head=3, n_embd=24, n_vocab=100))
+    said = findings(found, [], CARD, config, micro_steps=1)
+    assert [sentence.partition(" times")[0] for sentence in said] == (
+        ["flash attention's forward kernel runs 2"] if runs == 2 else []
+    )
 
 
 LOOP = 'backend_config={"known_trip_count":{"n":"4"}}'
