@@ -139,7 +139,7 @@ def _products_with_rows(x_BTD: Array, head_VD: Array) -> Array:
         return jnp.einsum("btd,vd->btv", x_BTD, head_VD, preferred_element_type=sums)
 
     def sum_rows(x_BTD: Array, head_VD: Array) -> Array:
-        return (x_BTD.astype(sums)[..., None, :] * head_VD.astype(sums)).sum(-1)
+        return (x_BTD.astype(sums)[..., None, :] * head_VD.astype(sums)[None, None]).sum(-1)
 
     if x_BTD.dtype == sums or x_BTD.shape[0] * x_BTD.shape[1] > 1:
         return multiply(x_BTD, head_VD)
