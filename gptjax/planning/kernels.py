@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gptjax.planning.instructions import COLLECTIVE, Instruction, Module, read_module
+from gptjax.planning.instructions import COLLECTIVE, Instruction
+from gptjax.planning.module import Module, read_module
 from gptjax.planning.reads import bytes_read, bytes_written
 
 NARROW, FLOAT32, TF32 = "bfloat16 products", "float32 products", "tf32 products"

@@ -4,9 +4,9 @@ import pytest
 
 from gptjax.config import Config, ModelConfig
 from gptjax.planning.findings import findings
-from gptjax.planning.instructions import read_module
 from gptjax.planning.kernels import ATTENTION, COLLECTIVES, FLOAT32, NARROW, REST, TF32, kernels
 from gptjax.planning.layout import Layout
+from gptjax.planning.module import read_module
 from gptjax.planning.overlap import crossings
 from gptjax.planning.roofline import Card, by_class, roofline_seconds
 from gptjax.planning.schedule import Links
@@ -217,6 +217,39 @@ def test_the_costlier_branch_stands_for_a_condition_that_moves_nothing():
     hlo = GATED.replace(" all-reduce(", " negate(")
     assert {kernel.name for kernel in kernels(hlo)} == {"e", "r", "c"}
     assert all(kernel.times == 4 for kernel in kernels(hlo))
+
+
+COUNTED = program(
+    "  %x = f32[1000]{0} parameter(0)\n  %zero = s32[] constant(START)\n"
+    "  %begin = s32[] copy(%zero)\n  %t = (f32[1000]{0}, s32[]) tuple(%x, %begin)\n"
+    "  ROOT %l = (f32[1000]{0}, s32[]) while(%t), condition=%going, body=%step, "
+    'backend_config={"known_induction_variable":{"tuple_index":"1"}}',
+    "more:   %i = s32[] parameter(0)\n  %one = s32[] constant(STEP)\n"
+    "  ROOT %j = s32[] add(%i, %one)",
+    "less:   %i = s32[] parameter(0)\n  %n = s32[] constant(9)\n"
+    "  ROOT %p = pred[] compare(%i, %n), direction=LT",
+    "step:   %s = (f32[1000]{0}, s32[]) parameter(0)\n"
+    "  %x = f32[1000]{0} get-tuple-element(%s), index=0\n"
+    "  %i = s32[] get-tuple-element(%s), index=1\n  %c = s32[] copy(%i)\n"
+    "  %j = s32[] fusion(%c), kind=kLoop, calls=%more\n  %e = f32[1000]{0} exponential(%x)\n"
+    "  ROOT %t = (f32[1000]{0}, s32[]) tuple(%e, %j)",
+    "going:   %s = (f32[1000]{0}, s32[]) parameter(0)\n"
+    "  %i = s32[] get-tuple-element(%s), index=1\n"
+    "  ROOT %p = pred[] fusion(%i), kind=kLoop, calls=%less",
+)
+
+
+@pytest.mark.parametrize(
+    ("start", "step", "trips"), [("0", "1", 9), ("1", "1", 8), ("0", "2", 5), ("1", "2", 4)]
+)
+def test_a_loop_without_a_note_is_counted_by_its_own_counter(start, step, trips):
+    hlo = COUNTED.replace("START", start).replace("STEP", step)
+    assert {k.name: k.times for k in kernels(hlo)}["e"] == trips
+
+
+def test_a_loop_whose_end_depends_on_data_counts_once():
+    hlo = COUNTED.replace("constant(9)", "parameter(0)").replace("START", "0").replace("STEP", "1")
+    assert {k.name: k.times for k in kernels(hlo)}["e"] == 1
 
 
 def test_classes_add_up_to_the_roofline():
