@@ -12,7 +12,7 @@ from functools import cache
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from gptjax.config import ModelConfig
@@ -126,9 +126,26 @@ def logits(x_BTD: ArrayLike, head_VD: ArrayLike, n_vocab: int) -> Array:
     x, head = floating("x_BTD", x_BTD), floating("head_VD", head_VD)
     check_shapes(x_BTD=x, head_VD=head)
     at_least(1, n_vocab=n_vocab)
-    logits_BTV = jnp.einsum("btd,vd->btv", x, head.astype(x.dtype), preferred_element_type=wide(x))
+    logits_BTV = _products_with_rows(x, head.astype(x.dtype))
     is_padding_V = jnp.arange(len(head)) >= n_vocab
     return jnp.where(is_padding_V[None, None], PADDING_LOGIT, logits_BTV)
+
+
+def _products_with_rows(x_BTD: Array, head_VD: Array) -> Array:
+    """Every product of a token and a row, with float32 sums: [B, T, V]."""
+    sums = wide(x_BTD)
+
+    def multiply(x_BTD: Array, head_VD: Array) -> Array:
+        return jnp.einsum("btd,vd->btv", x_BTD, head_VD, preferred_element_type=sums)
+
+    def sum_rows(x_BTD: Array, head_VD: Array) -> Array:
+        return (x_BTD.astype(sums)[..., None, :] * head_VD.astype(sums)[None, None]).sum(-1)
+
+    if x_BTD.dtype == sums or x_BTD.shape[0] * x_BTD.shape[1] > 1:
+        return multiply(x_BTD, head_VD)
+    # XLA for GPUs would write the whole head in float32 before its product with a single token; the
+    # sums of one kernel read it as it is
+    return lax.platform_dependent(x_BTD, head_VD, cpu=multiply, default=sum_rows)
 
 
 def init_params(cfg: ModelConfig, key: Array) -> dict:

@@ -51,7 +51,8 @@ def as_compiled(config: Config, layout: Layout) -> tuple[Config, Layout]:
             "try a smaller --mesh.fsdp, which is estimated in the same way"
         )
     context, micro_batch = config.context, int(config.train.micro_batch)
-    attention = "blockwise" if config.model.attention == "cudnn" else config.model.attention
+    flash = config.model.attention in ("cudnn", "pallas")
+    attention = "blockwise" if flash else config.model.attention
     model = replace(config.model, dtype="float32", attention=attention, unroll=1)
     steps = min(2, config.batch_rows // (layout.groups * micro_batch))
     train = replace(

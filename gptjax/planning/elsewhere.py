@@ -24,10 +24,10 @@ from gptjax.model.decoder import decoder_config
 from gptjax.model.gpt import parameter_shapes
 from gptjax.model.places import ModelSharding
 from gptjax.planning.absent import absent_devices, answering_for, gpu_options
-from gptjax.planning.instructions import Module, read_module
 from gptjax.planning.kernels import Kernel, kernels
 from gptjax.planning.layout import Layout
 from gptjax.planning.memory import memory
+from gptjax.planning.module import Module, read_module
 from gptjax.planning.search import POOL_SHARE
 from gptjax.planning.targets import Target
 from gptjax.training.autotune import largest_micro_batch, memory_needed

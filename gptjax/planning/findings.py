@@ -72,7 +72,7 @@ def _twice(found: list[Kernel], expected: int, card: Card, total: float) -> Iter
     for name, is_backward in (("forward", False), ("backward", True)):
         own = [k for k in found if k.kind == ATTENTION and k.is_backward == is_backward]
         runs = sum(kernel.times for kernel in own)
-        kinds = len({kernel.source.rpartition("/")[2] for kernel in own})
+        kinds = len({kernel.operation for kernel in own})
         if runs > expected * max(1, kinds):
             yield (
                 f"flash attention's {name} kernel runs {runs / expected:.3g} times a layer and "

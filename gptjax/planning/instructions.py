@@ -1,8 +1,7 @@
-"""The instructions of an optimised program, read from its text (HLO), and how often each runs."""
+"""The instructions of an optimised program, read from its text (HLO)."""
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -11,11 +10,9 @@ WIDTHS = {
     **{"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4},
     **{"f32": 4, "s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1},
 }
-HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 NAMED = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = (.*)$")
 OPCODE = re.compile(r"([\w-]+)\(")
 ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
-TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 COLLECTIVE = re.compile(
     r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast)"
     r"(-start|-done)?$"
@@ -100,80 +97,8 @@ def arrays_of(shape: str) -> tuple[ArrayShape, ...]:
     )
 
 
-@dataclass(frozen=True)
-class Module:
-    """The computations of a program by name, each a list of its instructions in order."""
-
-    entry: str
-    computations: dict[str, list[Instruction]]
-
-    def runs(self) -> dict[str, float]:
-        """How often every computation with kernels of its own runs in one call of the program.
-
-        A loop whose trips are unknown counts once. Of a conditional within a loop, a branch that
-        moves something between devices runs once for all trips of the loop, because that is what
-        such branches are for, and the other branch in all other trips. Without such a branch the
-        one with more instructions stands for all.
-        """
-        found: dict[str, float] = {}
-
-        def visit(name: str, times: float, calls: float) -> None:
-            """`calls` is how often the innermost loop around it begins."""
-            found[name] = found.get(name, 0) + times
-            for item in self.computations.get(name, ()):
-                if item.opcode == "while" and (body := item.called("body")):
-                    trips = TRIPS.search(item.line)
-                    visit(body, times * (int(trips[1]) if trips else 1), times)
-                elif item.opcode == "conditional":
-                    for branch, share in self._shares(item.branches(), times, calls):
-                        visit(branch, share, calls)
-                elif item.opcode == "call" and (callee := item.called("to_apply")):
-                    visit(callee, times, calls)
-
-        visit(self.entry, 1, 1)
-        return found
-
-    def _shares(
-        self, branches: list[str], times: float, calls: float
-    ) -> Iterator[tuple[str, float]]:
-        moving = [name for name in branches if self._communicates(name)]
-        if not moving:
-            yield max(branches, key=lambda name: len(self.computations.get(name, ()))), times
-            return
-        for name in branches:
-            share = min(times, calls) if name in moving else times - min(times, calls)
-            if share:
-                yield name, share
-
-    def _communicates(self, name: str) -> bool:
-        for item in self.computations.get(name, ()):
-            if COLLECTIVE.match(item.opcode):
-                return True
-            roles = (item.called(role) for role in ("body", "to_apply", "calls"))
-            inner = [*item.branches(), *(r for r in roles if r and item.opcode != "reduce")]
-            if any(self._communicates(callee) for callee in inner):
-                return True
-        return False
-
-
-def read_module(hlo: str) -> Module:
-    """Parse the text of a compiled program."""
-    entry, name = "", None
-    found: dict[str, list[Instruction]] = {}
-    for line in hlo.splitlines():
-        if name is None:
-            if header := HEADER.match(line):
-                name = header[2]
-                found[name] = []
-                entry = name if header[1] else entry
-        elif line.startswith("}"):
-            name = None
-        elif (item := _instruction(line)) is not None:
-            found[name].append(item)
-    return Module(entry, found)
-
-
-def _instruction(line: str) -> Instruction | None:
+def read_instruction(line: str) -> Instruction | None:
+    """Parse a line; None if it is no instruction."""
     named = NAMED.match(line)
     if named is None:
         return None

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gptjax.planning.hlo import differing_axes, replica_groups
-from gptjax.planning.instructions import COLLECTIVE, Instruction, Module
+from gptjax.planning.instructions import COLLECTIVE, Instruction
 from gptjax.planning.kernels import COLLECTIVES, Kernel
 from gptjax.planning.layout import AXES, ROWS, Layout
+from gptjax.planning.module import Module
 from gptjax.planning.roofline import Card
 from gptjax.planning.schedule import Links
 

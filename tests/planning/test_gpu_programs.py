@@ -17,6 +17,7 @@ from gptjax.model.places import leaves
 from gptjax.planning.absent import become_compiler
 from gptjax.planning.findings import findings, large_copies
 from gptjax.planning.gpus import find_gpu
+from gptjax.planning.instructions import arrays_of
 from gptjax.planning.kernels import ATTENTION, FLOAT32, NARROW, REST, Kernel
 from gptjax.planning.layout import Layout, with_vocabulary
 from gptjax.planning.overlap import Crossing, crossings
@@ -30,6 +31,8 @@ pytestmark = pytest.mark.skipif(
     not IS_INSTALLED, reason="jax's CUDA plugin is not here: make setup-compile"
 )
 LAYERS, WIDTH, CONTEXT, MICRO_STEPS, ROWS = 2, 128, 256, 2, 4
+DROPOUT = {"attn_pdrop": 0.1, "embd_pdrop": 0.1, "resid_pdrop": 0.1}
+GPT1 = {"norm": "post", "final_norm": False, "scale_residual_init": False}
 LINKS = Links(360e9, 40e9)
 ONE = Layout()
 
@@ -77,8 +80,7 @@ def runs_of_attention(found: list[Kernel]) -> dict[str, float]:
     runs: dict[str, float] = {}
     for kernel in found:
         if kernel.kind == ATTENTION:
-            name = kernel.source.rpartition("/")[2]
-            runs[name] = runs.get(name, 0) + kernel.times
+            runs[kernel.operation] = runs.get(kernel.operation, 0) + kernel.times
     return runs
 
 
@@ -99,52 +101,39 @@ def copies_of_weights(found: list[Kernel], model: ModelConfig) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("gpu", ["h100", pytest.param("a100", marks=pytest.mark.slow)])
-def test_a_step_multiplies_narrow_numbers_and_runs_flash_attention_once(gpu):
-    found = step(gpu, small()).kernels
+def float32_activations(found: list[Kernel], elements: int) -> list[str]:
+    """Results within the layers that are float32 and have a number for each of a token's width."""
+    return described(
+        [
+            kernel
+            for kernel in found
+            if kernel.kind == REST
+            and "/h.layer/" in kernel.source
+            and any(a.dtype == "f32" and a.elements >= elements for a in arrays_of(kernel.shape))
+        ]
+    )
+
+
+def check_step(gpu: str, config: Config, layout: Layout = ONE) -> list[Kernel]:
+    """The kernels of a step whose products are narrow and whose flash attention runs once."""
+    found = step(gpu, config, layout).kernels
     assert wide_products(found) == []
     products = sum(kernel.times for kernel in found if kernel.kind == NARROW)
-    assert products >= MICRO_STEPS * (12 * LAYERS + 3 * ROWS)  # four chunks of logits
-    assert set(runs_of_attention(found).values()) == {MICRO_STEPS * LAYERS}
-    assert sum(kernel.kind == ATTENTION and kernel.is_backward for kernel in found) >= 1
+    assert products >= MICRO_STEPS * (12 * LAYERS + 3 * ROWS)  # a chunk of logits for each row
+    runs = runs_of_attention(found)
+    if config.model.attention == "auto":
+        again = 2 if config.model.remat == "full" else 1  # which keeps nothing, and says so
+        assert len(runs) == 2
+        for name, times in runs.items():
+            is_forward = not any(k.is_backward for k in found if k.operation == name)
+            assert times == MICRO_STEPS * LAYERS * (again if is_forward else 1)
+    return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("gpu", ["h100", "a100"])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"document_mask": True}, {"attn_pdrop": 0.1, "embd_pdrop": 0.1, "resid_pdrop": 0.1},
-        {"remat": "dots"}, {"remat": "block"}, {"remat": "full"}, {"attention": "blockwise"},
-        {"attention": "xla"}, {"unroll": LAYERS}, {"tied_head": False}, {"dtype": "float16"},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_no_product_is_float32_in_a_program_of_narrow_numbers(gpu, changes):
-    found = step(gpu, small(**changes)).kernels
-    assert wide_products(found) == []
-    assert any(kernel.kind == NARROW for kernel in found)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", [Layout(fsdp=2), Layout(tensor=2), Layout(2, 2, 2)], ids=str)
-def test_no_product_is_float32_where_the_model_is_divided(layout):
-    assert wide_products(step("h100", small(layout), layout).kernels) == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("remat", ["none", "dots", "block", "full"])
-def test_flash_attention_runs_forward_once_whatever_is_recomputed(remat):
-    runs = runs_of_attention(step("h100", small(remat=remat)).kernels)
-    again = 2 if remat == "full" else 1  # which keeps nothing, and says so
-    assert {n / MICRO_STEPS / LAYERS for n in runs.values()} <= {1, again}
-    assert len(runs) >= 2
-
-
-@pytest.mark.slow
-def test_gradients_cross_once_a_step_and_nothing_else_does():
-    layout = Layout(data=4)
+def test_a_step_multiplies_narrow_numbers_and_its_gradients_cross_once():
+    layout = Layout(data=2)
     config = small(layout)
+    check_step("h100", config, layout)
     found = [c for c in moved("h100", config, layout) if c.payload >= 256]
     assert {(c.kind, c.axis, c.times) for c in found} == {("all-reduce", "data", 1)}
     padded = sum(leaf.elements for leaf in leaves(config.model))
@@ -152,19 +141,66 @@ def test_gradients_cross_once_a_step_and_nothing_else_does():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("gpu", "layout", "changes"),
+    [
+        ("a100", ONE, {}),
+        ("h100", ONE, {"document_mask": True, "remat": "dots", **DROPOUT}),
+        ("a100", ONE, {"document_mask": True, **GPT1, **DROPOUT}),
+        ("h100", ONE, {"attention": "blockwise", **DROPOUT}),
+        ("a100", ONE, {"attention": "xla", "document_mask": True, "dtype": "float16"}),
+        ("h100", Layout(2, 2, 2), {"remat": "block", "tied_head": False}),
+    ],
+    ids=str,
+)
+def test_no_product_is_float32_and_no_kernel_of_attention_runs_twice(gpu, layout, changes):
+    check_step(gpu, small(layout, **changes), layout)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("gpu", ["h100", "a100"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"document_mask": True}, DROPOUT, {"remat": "dots"}, {"remat": "block"}, {"remat": "full"},
+        {"remat": "block", **DROPOUT}, {"remat": "full", **DROPOUT}, {"attention": "blockwise"},
+        {"attention": "xla"}, {"unroll": LAYERS}, {"tied_head": False}, {"dtype": "float16"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_no_change_of_a_model_brings_a_float32_product(gpu, changes):
+    check_step(gpu, small(**changes))
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("layout", [Layout(fsdp=2), Layout(tensor=2)], ids=str)
+def test_no_product_is_float32_where_one_axis_divides_the_model(layout):
+    check_step("h100", small(layout), layout)
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_weight_is_copied_in_float32():
     config = small(unroll=LAYERS)
     assert copies_of_weights(step("h100", config).kernels, config.model) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gpu", ["h100", "a100"])
-def test_evaluation_multiplies_narrow_numbers(gpu):
+@pytest.mark.parametrize("gpu", ["h100", pytest.param("a100", marks=pytest.mark.exhaustive)])
+def test_evaluation_and_decoding_multiply_narrow_numbers(gpu):
     config = for_gpu(small(), find_gpu(gpu))
     assert wide_products(compiler(gpu, ONE).evaluation(config).kernels) == []
+    found = compiler(gpu, ONE).decoding(config).kernels
+    assert wide_products(found) == []
+    # a single token: nothing as large as the head is written
+    head = config.model.padded_vocab * WIDTH
+    assert [k.shape for k in found if any(a.elements >= head for a in arrays_of(k.shape))] == []
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_float32_model_is_compiled_as_such_and_no_fault():
     program = step("h100", small(dtype="float32"))
     assert wide_products(program.kernels) != []
@@ -174,8 +210,14 @@ def test_a_float32_model_is_compiled_as_such_and_no_fault():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gpu", ["h100", "a100"])
-def test_a_step_of_gpt2_is_as_good_as_it_has_been(gpu):
+@pytest.mark.parametrize(
+    ("gpu", "per_token", "rest_per_token", "seconds"),
+    [
+        ("h100", 3.35e6, 1.42e6, 0.66),
+        pytest.param("a100", 3.57e6, 1.65e6, 1.80, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_step_of_gpt2_is_as_good_as_it_has_been(gpu, per_token, rest_per_token, seconds):
     """Half a million tokens in micro-batches of 32, layers unrolled: bounds on bytes and time."""
     config = with_vocabulary(load_config("gpt2_124m"))
     train = dataclasses.replace(config.train, micro_batch=32, updates_per_call=1)
@@ -190,7 +232,8 @@ def test_a_step_of_gpt2_is_as_good_as_it_has_been(gpu):
     assert [k.shape for k in large_copies(found) if "f32" in k.shape] == []
     shares = by_class(found, card)
     assert shares[NARROW].flops == pytest.approx(388.7e12, rel=0.01)
-    assert sum(share.bytes for share in shares.values()) / tokens < 3.65e6
-    assert shares[REST].bytes / tokens < 1.85e6
-    if gpu == "h100":
-        assert roofline_seconds(found, card) < 0.72
+    assert sum(share.bytes for share in shares.values()) / tokens < per_token
+    assert shares[REST].bytes / tokens < rest_per_token
+    assert roofline_seconds(found, card) < seconds
+    if gpu == "h100":  # XLA writes some gradients of norms in float32 for an A100
+        assert float32_activations(found, 32 * config.context * config.model.n_embd) == []

@@ -86,10 +86,13 @@ def test_a_type_that_a_gpu_lacks_becomes_float32(name, wanted, planned):
         ("h100", {}, 1024, "cudnn"),
         ("h100", {"dtype": "float32"}, 1024, "blockwise"),
         ("h100", {"dtype": "float32"}, 255, "xla"),
-        ("h100", {"attn_pdrop": 0.1}, 1024, "blockwise"),
+        ("h100", {"attn_pdrop": 0.1}, 1024, "pallas"),
+        ("h100", {"attn_pdrop": 0.1, "dtype": "float32"}, 1024, "blockwise"),
+        ("h100", {"n_head": 64}, 1024, "pallas"),
         ("h100", {"n_head": 4}, 1024, "blockwise"),
         ("h100", {"attention": "xla"}, 1024, "xla"),
         ("t4", {"dtype": "float16"}, 1024, "blockwise"),
+        ("t4", {"dtype": "float16", "attn_pdrop": 0.1}, 1024, "blockwise"),
         ("t4", {"dtype": "float16", "attention": "cudnn"}, 1024, "blockwise"),
     ],
 )  # fmt: skip
@@ -98,4 +101,6 @@ def test_attention_is_what_the_trainer_would_take(name, changes, context, expect
 
 
 def test_attention_inside_documents_is_not_cudnn_s():
-    assert GPUS["h100"].attention(MODEL, 1024, masked_by="data.document_mask") == "blockwise"
+    for name, expected in (("h100", "pallas"), ("t4", "blockwise")):
+        model = dataclasses.replace(MODEL, dtype=GPUS[name].dtype(MODEL.dtype))
+        assert GPUS[name].attention(model, 1024, masked_by="data.document_mask") == expected

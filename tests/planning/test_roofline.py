@@ -2,9 +2,11 @@
 
 import pytest
 
-from gptjax.planning.instructions import read_module
+from gptjax.config import Config, ModelConfig
+from gptjax.planning.findings import findings
 from gptjax.planning.kernels import ATTENTION, COLLECTIVES, FLOAT32, NARROW, REST, TF32, kernels
 from gptjax.planning.layout import Layout
+from gptjax.planning.module import read_module
 from gptjax.planning.overlap import crossings
 from gptjax.planning.roofline import Card, by_class, roofline_seconds
 from gptjax.planning.schedule import Links
@@ -152,6 +154,44 @@ def test_flash_attention_is_half_of_all_pairs_if_it_is_causal(name, products):
         assert kernel.written == 2 * (2 * 3 * 64 * 8) + 4 * (2 * 3 * 64)
 
 
+@pytest.mark.parametrize(("name", "products"), [("forward", 2), ("backward", 7)])
+def test_our_own_flash_attention_counts_what_its_kernels_multiply(name, products):
+    """A Pallas kernel: the backward one forms scores and their gradients twice, to sum them up."""
+    q, rest = "bf16[2,64,3,8]{3,2,1,0}", "f32[2,3,64]{2,1,0}"
+    source = f"transpose(jvp(GPT))/h/attn/flash_attention_{name}/pallas_call"
+    (kernel,) = kernels(
+        program(
+            f"  %q = {q} parameter(0)\n  %s = {rest} parameter(1)\n"
+            f"  ROOT %pallas_call.1 = ({q}, {rest}) custom-call(%q, %q, %q, %s), "
+            f'custom_call_target="__gpu$xla.gpu.triton", metadata={{op_name="{source}"}}'
+        )
+    )
+    assert kernel.flops == products * 2 * 2 * 3 * 64 * 64 * 8 / 2
+    assert (kernel.kind, kernel.dtype) == (ATTENTION, "bfloat16")
+    assert (kernel.operation, kernel.is_backward) == (
+        f"flash_attention_{name}", name == "backward",
+    )  # fmt: skip
+    assert kernel.read == 3 * 2 * (2 * 64 * 3 * 8) + 4 * (2 * 3 * 64)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_kernel_that_runs_twice_is_told_and_its_gradient_is_no_second_run(runs):
+    q = "bf16[2,64,3,8]{3,2,1,0}"
+    names = ["forward"] * runs + ["backward"]
+    calls = "".join(
+        f"  %k{n} = {q} custom-call(%q, %q, %q), "
+        f'custom_call_target="__gpu$xla.gpu.triton", '
+        f'metadata={{op_name="h/attn/flash_attention_{name}/pallas_call"}}\n'
+        for n, name in enumerate(names)
+    )
+    found = kernels(program(f"  %q = {q} parameter(0)\n{calls}  ROOT %n = {q} negate(%q)"))
+    config = Config(model=ModelConfig(n_layer=1, n_head=3, n_embd=24, n_vocab=100))
+    said = findings(found, [], CARD, config, micro_steps=1)
+    assert [sentence.partition(" times")[0] for sentence in said] == (
+        ["flash attention's forward kernel runs 2"] if runs == 2 else []
+    )
+
+
 LOOP = 'backend_config={"known_trip_count":{"n":"4"}}'
 GATED = program(
     f"  %x = f32[1000]{{0}} parameter(0)\n"
@@ -177,6 +217,39 @@ def test_the_costlier_branch_stands_for_a_condition_that_moves_nothing():
     hlo = GATED.replace(" all-reduce(", " negate(")
     assert {kernel.name for kernel in kernels(hlo)} == {"e", "r", "c"}
     assert all(kernel.times == 4 for kernel in kernels(hlo))
+
+
+COUNTED = program(
+    "  %x = f32[1000]{0} parameter(0)\n  %zero = s32[] constant(START)\n"
+    "  %begin = s32[] copy(%zero)\n  %t = (f32[1000]{0}, s32[]) tuple(%x, %begin)\n"
+    "  ROOT %l = (f32[1000]{0}, s32[]) while(%t), condition=%going, body=%step, "
+    'backend_config={"known_induction_variable":{"tuple_index":"1"}}',
+    "more:   %i = s32[] parameter(0)\n  %one = s32[] constant(STEP)\n"
+    "  ROOT %j = s32[] add(%i, %one)",
+    "less:   %i = s32[] parameter(0)\n  %n = s32[] constant(9)\n"
+    "  ROOT %p = pred[] compare(%i, %n), direction=LT",
+    "step:   %s = (f32[1000]{0}, s32[]) parameter(0)\n"
+    "  %x = f32[1000]{0} get-tuple-element(%s), index=0\n"
+    "  %i = s32[] get-tuple-element(%s), index=1\n  %c = s32[] copy(%i)\n"
+    "  %j = s32[] fusion(%c), kind=kLoop, calls=%more\n  %e = f32[1000]{0} exponential(%x)\n"
+    "  ROOT %t = (f32[1000]{0}, s32[]) tuple(%e, %j)",
+    "going:   %s = (f32[1000]{0}, s32[]) parameter(0)\n"
+    "  %i = s32[] get-tuple-element(%s), index=1\n"
+    "  ROOT %p = pred[] fusion(%i), kind=kLoop, calls=%less",
+)
+
+
+@pytest.mark.parametrize(
+    ("start", "step", "trips"), [("0", "1", 9), ("1", "1", 8), ("0", "2", 5), ("1", "2", 4)]
+)
+def test_a_loop_without_a_note_is_counted_by_its_own_counter(start, step, trips):
+    hlo = COUNTED.replace("START", start).replace("STEP", step)
+    assert {k.name: k.times for k in kernels(hlo)}["e"] == trips
+
+
+def test_a_loop_whose_end_depends_on_data_counts_once():
+    hlo = COUNTED.replace("constant(9)", "parameter(0)").replace("START", "0").replace("STEP", "1")
+    assert {k.name: k.times for k in kernels(hlo)}["e"] == 1
 
 
 def test_classes_add_up_to_the_roofline():
