@@ -115,7 +115,7 @@ GPU_BEFORE_0_11 = replace(
     delayed={"one": 1, "several": 0},
     sums=2,
     early=2,
-    hoisted={"dots": (1, 1)},
+    hoisted={"dots": (2, 1)},
 )
 
 

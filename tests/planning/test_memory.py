@@ -88,7 +88,7 @@ def test_the_installed_jax_decides_what_is_delayed(monkeypatch):
 @pytest.mark.parametrize(
     ("layout", "steps", "arrays", "sets"),
     [
-        (Layout(1, 8), 2, 2, 2), (Layout(1, 8), 1, 0, 2),
+        (Layout(1, 8), 2, 3, 2), (Layout(1, 8), 1, 0, 2),
         (Layout(8), 1, 0, 2), (Layout(8), 2, 0, 0),
     ],
     ids=str,
