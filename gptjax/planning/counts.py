@@ -96,7 +96,7 @@ GPU = LiveArrays(
     twice=1,  # what was attended, by heads and as one array
     transient={"none": (4, 11), "dots": (5, 15), "block": (7, 17), "full": (8, 17)},
     tiles={"blockwise": 6},
-    delayed={"one": 4, "several": 3},
+    delayed={"one": 4, "several": 2},
     dropped=8,
     logits={"uncut": (1, 1), "one chunk": (1, 1), "chunks": (1, 1)},
     heads={"uncut": (1, 1), "one chunk": (1, 1), "chunks": (1, 1)},
@@ -115,7 +115,7 @@ GPU_BEFORE_0_11 = replace(
     delayed={"one": 1, "several": 0},
     sums=2,
     early=2,
-    hoisted={"dots": (2, 1)},
+    hoisted={"dots": (2, 1), "block": (1, 1)},
 )
 
 

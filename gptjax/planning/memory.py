@@ -218,18 +218,19 @@ def _saved(
     layers = blocks_backwards(config)
     policy = remat_policy(model, layout)
     whole, divided = counts.saved[policy]
-    kernels = pairs = 0
+    width = micro_batch * config.context * model.n_embd
+    kernels = pairs = masks = 0
     if policy == "none":
         divided += counts.saved_keys.get(model.attention, 0)
         divided += 0 if model.unroll > 1 else counts.twice
         if layout.tensor > 1:  # the kernel of query, key and value, reordered by heads
             kernels = 4 * 3 * layers * model.n_embd**2 // layout.tensor
         pairs = _pairs(config, layout, micro_batch) * layers
+        masks = 2 * layers * width if model.resid_pdrop else 0  # a byte for each number
     if layout.fsdp > 1 and micro_steps > 1 and policy in counts.hoisted:
         whole, divided = whole + counts.hoisted[policy][0], divided + counts.hoisted[policy][1]
-    width = micro_batch * config.context * model.n_embd
     arrays = size * layers * (width * whole + width * divided // layout.tensor)
-    return arrays + kernels + pairs
+    return arrays + kernels + pairs + masks
 
 
 def _pairs(config: Config, layout: Layout, micro_batch: int) -> int:

@@ -71,6 +71,16 @@ def test_what_is_kept_depends_on_what_is_recomputed(compiler, remat, arrays):
     assert per_layer == 2 * arrays * 64 * 1024 * 768
 
 
+def test_dropout_keeps_two_masks_of_a_layer_unless_they_are_drawn_again():
+    def per_layer(**model) -> int:
+        few, many = (memory(changed(n_layer=n, **model), Layout(), 64, 1, GPU) for n in (24, 25))
+        return many.activations - few.activations
+
+    masks = per_layer(resid_pdrop=0.1) - per_layer()
+    assert masks == 2 * 64 * 1024 * 768
+    assert per_layer(resid_pdrop=0.1, remat="dots") == per_layer(remat="dots")
+
+
 def test_straight_line_code_casts_all_kernels_and_delays_their_gradients():
     loop, line = (memory(changed(unroll=n), Layout(), 64, 1, GPU) for n in (1, 12))
     arrays = 12 * (GPU.delayed["one"] - 1)  # a loop keeps one more of each layer
