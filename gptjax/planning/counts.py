@@ -1,11 +1,11 @@
 """How many arrays of a shape live at once in a compiled step, by compiler.
 
 XLA reuses the memory of what nobody needs any more, in the order in which it runs kernels. CPUs and
-GPUs differ in that order and in what they fuse, so they have counts of their own; the scheduler for
-GPUs of jax 0.12 delays more kernels of straight-line code than that of 0.10, and needs no place for
-what MultiSteps returns before the last micro-step. They were read
-from buffer assignments: of CPUs with jax 0.10.2; of GPUs with jax 0.12.0.1 and 0.10.2, for H100,
-A100, B200 and RTX 4090, which hardly differ. `memory` multiplies them by shapes.
+GPUs differ in that order and in what they fuse, so they have counts of their own. For GPUs, jax
+0.12 delays more kernels of straight-line code than 0.10; but 0.10 fills the arrays that a loop
+over layers begins with early, often before the loop of micro-steps, and keeps them. The counts were
+read from buffer assignments: of CPUs with jax 0.10.2; of GPUs with jax 0.12.0.1 and 0.10.2, for
+H100, A100, B200 and RTX 4090, which hardly differ. `memory` multiplies them by shapes.
 
 An array is [rows, T, D] in the compute type, unless its shape is given. `Arrays` are (whole,
 divided by `tensor`), `Typed` are (in float32, in the compute type).
@@ -50,7 +50,13 @@ class LiveArrays:
     """Arrays [rows, T, D] between layers and logits while logits exist."""
     sums: int
     """Arrays like the parameters that stay during several micro-steps: the sum of gradients, and
-    what MultiSteps returns."""
+    zeros."""
+    early: int
+    """Arrays like the blocks' gradients that are zeros while logits exist, in a loop over layers:
+    of a single micro-step, or over `fsdp`."""
+    hoisted: Mapping[str, Arrays]
+    """Zeros in the shape of saved arrays, for each layer of a loop over `fsdp` and several
+    micro-steps, by remat policy."""
     sets: Mapping[str, int]
     """Arrays like the parameters in the optimizer, by micro-steps."""
     scattered: Mapping[str, int]
@@ -75,6 +81,8 @@ CPU = LiveArrays(
     heads={"uncut": (1, 0), "one chunk": (2, 0), "chunks": (3, 0)},
     outputs=0,
     sums=1,
+    early=0,
+    hoisted={},
     sets={"one": 2, "several": 3},
     scattered={"one": 0, "several": 0},
     tables=2,
@@ -88,19 +96,27 @@ GPU = LiveArrays(
     twice=1,  # what was attended, by heads and as one array
     transient={"none": (4, 11), "dots": (5, 15), "block": (7, 17), "full": (8, 17)},
     tiles={"blockwise": 6},
-    delayed={"one": 4, "several": 3},
+    delayed={"one": 4, "several": 2},
     dropped=8,
     logits={"uncut": (1, 1), "one chunk": (1, 1), "chunks": (1, 1)},
     heads={"uncut": (1, 1), "one chunk": (1, 1), "chunks": (1, 1)},
     outputs=6,
     sums=1,
+    early=0,
+    hoisted={},
     sets={"one": 1, "several": 2},  # the update writes into its arguments
     scattered={"one": 1, "several": 2},
     tables=1,
     turned=5 / 12,  # c_fc and the attention's c_proj
     casts_all=True,
 )
-GPU_BEFORE_0_11 = replace(GPU, delayed={"one": 1, "several": 0}, sums=2)
+GPU_BEFORE_0_11 = replace(
+    GPU,
+    delayed={"one": 1, "several": 0},
+    sums=2,
+    early=2,
+    hoisted={"dots": (2, 1), "block": (1, 1)},
+)
 
 
 @cache

@@ -146,14 +146,14 @@ def _temporaries(
     several = "several" if micro_steps > 1 else "one"
     summed = counts.sums * gradients if micro_steps > 1 else 0
     outputs = counts.outputs * size * micro_batch * config.context * config.model.n_embd
-    saved = _saved(config, layout, micro_batch, counts)
+    saved = _saved(config, layout, micro_batch, micro_steps, counts)
     cast = 0 if size == 4 else size  # weights arrive in the compute type and become float32
     tables = _whole_tables(layout, found, cast)
     table = 4 * config.model.padded_vocab * config.model.n_embd // layout.tensor
     wire = 2 if config.train.wire_dtype == "bfloat16" else 0
     return {
         "loss": {
-            "gradients": summed,
+            "gradients": summed + _early_gradients(config, layout, micro_steps, counts),
             "activations": saved + outputs,
             "logits": _logits(config, layout, micro_batch, counts),
             "buffers": tables,
@@ -202,22 +202,35 @@ def remat_policy(model: ModelConfig, layout: Layout) -> str:
     return "dots" if model.remat == "none" and layout.fsdp > 1 else model.remat
 
 
-def _saved(config: Config, layout: Layout, micro_batch: int, counts: LiveArrays) -> int:
+def _early_gradients(config: Config, layout: Layout, micro_steps: int, counts: LiveArrays) -> int:
+    """Bytes of blocks' gradients that are zeros while logits exist."""
+    if config.model.unroll > 1 or (micro_steps > 1 and layout.fsdp == 1):
+        return 0
+    kernels = (leaf for leaf in trained_parts(config) if leaf.is_block_matrix)
+    return 4 * counts.early * sum(leaf.part(layout) for leaf in kernels)
+
+
+def _saved(
+    config: Config, layout: Layout, micro_batch: int, micro_steps: int, counts: LiveArrays
+) -> int:
     """Bytes that the layers keep through which the backward pass goes."""
     model, size = config.model, DTYPE_BYTES[config.model.dtype]
     layers = blocks_backwards(config)
     policy = remat_policy(model, layout)
     whole, divided = counts.saved[policy]
-    kernels = pairs = 0
+    width = micro_batch * config.context * model.n_embd
+    kernels = pairs = masks = 0
     if policy == "none":
         divided += counts.saved_keys.get(model.attention, 0)
         divided += 0 if model.unroll > 1 else counts.twice
         if layout.tensor > 1:  # the kernel of query, key and value, reordered by heads
             kernels = 4 * 3 * layers * model.n_embd**2 // layout.tensor
         pairs = _pairs(config, layout, micro_batch) * layers
-    width = micro_batch * config.context * model.n_embd
+        masks = 2 * layers * width if model.resid_pdrop else 0  # a byte for each number
+    if layout.fsdp > 1 and micro_steps > 1 and policy in counts.hoisted:
+        whole, divided = whole + counts.hoisted[policy][0], divided + counts.hoisted[policy][1]
     arrays = size * layers * (width * whole + width * divided // layout.tensor)
-    return arrays + kernels + pairs
+    return arrays + kernels + pairs + masks
 
 
 def _pairs(config: Config, layout: Layout, micro_batch: int) -> int:
