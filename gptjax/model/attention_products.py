@@ -95,14 +95,12 @@ _weighted.defvjp(_weighted_forward, _weighted_backward)
 
 
 def _product(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array:
-    """`dot_fp32_sum` of the matrices of each row and head, in its form for CPUs for every type.
+    """`dot_fp32_sum` of the matrices of each row and head.
 
-    That form is faster for many small matrices in float32 as well.
+    Its form for CPUs, which is for narrow factors, is faster for many small wide ones as well.
     """
-    on_cpu = partial(dot_along_rows, axes=axes, dtype=dtype)
-    elsewhere = partial(dot_fp32_sum, axes=axes, dtype=dtype)
-
-    def of_matrices(a: Array, b: Array) -> Array:
-        return lax.platform_dependent(a, b, cpu=on_cpu, default=elsewhere)
-
-    return jax.vmap(jax.vmap(of_matrices))(a, b)
+    multiply = partial(dot_fp32_sum, axes=axes, dtype=dtype)
+    if a.dtype == wide(a, b):
+        on_cpu = partial(dot_along_rows, axes=axes, dtype=dtype)
+        multiply = partial(lax.platform_dependent, cpu=on_cpu, default=multiply)
+    return jax.vmap(jax.vmap(multiply))(a, b)
