@@ -274,25 +274,31 @@ copy_checkout() {
 
 # what the run reads and does not find there
 bring_needs() {
-  local what path either='' rest sent=yes
-  while [ "$sent" = yes ]; do # a model that was missing hides what else is
+  local what path made='' asked sent=''
+  while :; do # a model that was missing hides what else is
     must needs "$config" "$@"
-    rest=$(sed -n 's/^gptjax:\(need\|either\|or\)	/\1	/p' "$tmp/told")
-    sent=no
-    [ -n "$rest" ] || return
+    asked=$(sed -n 's/^gptjax:\(need\|either\|or\)	/\1	/p' "$tmp/told")
+    [ "$asked" != "$sent" ] || [ -z "$sent" ] || fail 1 "what was sent to $host is not what the run needs there: ${asked//	/ }"
+    sent=''
     while IFS='	' read -r what path; do
       case $what in
-        either)
-          either=$path
-          [ ! -e "$path" ] || { put "$path" && sent=yes && either=; }
+        either) # and nothing of what it can be made from
+          made=$path
+          [ -e "$path" ] || continue
+          made=''
           ;;
-        or | need)
-          [ "$what" = need ] || [ -n "$either" ] || continue
-          [ -e "$path" ] || fail 1 "the run needs $path, which is neither here nor on $host${either:+, and there is no $either here either}"
-          put "$path" && sent=yes
+        or)
+          [ -n "$made" ] || continue
+          [ "$path" != "$made" ] || made=''
           ;;
+        need) made='' ;;
+        *) continue ;;
       esac
-    done <<<"$rest"
+      [ -e "$path" ] || fail 1 "the run needs $path, which is neither here nor on $host${made:+, to make $made from it}"
+      put "$path"
+      sent=$asked
+    done <<<"$asked"
+    [ -n "$sent" ] || return 0
   done
 }
 

@@ -35,6 +35,7 @@ from hub_server import Hub, serve
 from gptjax.config import DataConfig
 from gptjax.config.presets import load_config
 from gptjax.data.manifest import Manifest
+from gptjax.planning.counts import GPU
 from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
 from gptjax.runs.directory import RunDir
@@ -165,6 +166,12 @@ def gpt2_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "runs" / name / "checkpoints" / "0").mkdir(parents=True)
         RunDir(tmp_path / "runs" / name).begin(load_config(shape), tokenizer)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def newest_gpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans for the newest jax, whose figures documents give, whatever is installed."""
+    monkeypatch.setattr("gptjax.planning.memory.gpu_counts", lambda: GPU)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from conftest import ROOT, environment_on
@@ -118,7 +118,10 @@ class Box:
                     os.kill(session, signal.SIGKILL)
 
     def switch_off(self) -> None:
-        """End the connections and the sshd."""
+        """End the connections, the sshd and what a failed test has left."""
+        if (left := self.tree / ".launch" / "pid").exists():
+            for process in of_session(int(left.read_text())):
+                os.kill(process, signal.SIGKILL)
         if self._sshd is not None:
             self.cut()
             self._sshd.kill()
@@ -132,6 +135,17 @@ def children(pid: int) -> list[int]:
         return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:
         return []
+
+
+def of_session(first: int) -> list[int]:
+    """All processes of a session, by the process that began it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it may end meanwhile
+            number, _, rest = path.read_text().partition(" ")
+            if int(rest.rpartition(")")[2].split()[3]) == first:
+                found.append(int(number))
+    return found
 
 
 @contextmanager

@@ -289,7 +289,6 @@ def told(log: Path) -> list[list[str]]:
          [".[cuda12,hub,gpt1]", "nvidia-cudnn-cu12==9.10.2.21"]),
         ("NVIDIA B200", "570.86.15", "10.0", [".[cuda12,hub,gpt1]"]),
         ("NVIDIA B200", "580.65.06", "10.0", [".[cuda13,hub,gpt1]"]),
-        ("NVIDIA GeForce RTX 5090", "570.86.15", "12.0", [".[cuda12,hub,gpt1]"]),
         (None, "", "", [".[hub,gpt1]"]),
     ],
 )  # fmt: skip
@@ -312,6 +311,7 @@ def test_the_driver_decides_what_is_installed(near, box, name, driver, capabilit
     assert ("needs CUDA 13" in said.stderr) == (name == "NVIDIA B200" and driver < "580")
 
 
+@pytest.mark.slow
 def test_what_is_there_is_kept_and_flags_arrive_as_they_are(near, box):
     log = with_python(box)
     flags = ["--sample.prompt", 'it\'s $HOME; "*" `id` \\ \n&', "--data.path", "", "--x=a  b"]
@@ -383,7 +383,7 @@ def allow(box: Box, steps: int) -> None:
 VANISHES = """#!/bin/sh
 # Copies a little, and then ends the connection that it came by.
 {copier} "$@" | {{
-  head -c 2000
+  dd bs=1 count=2000 2>/dev/null
   pid=$$
   until [ "$(cat /proc/$pid/comm)" = sshd ]; do pid=$(cut -d ' ' -f 4 /proc/$pid/stat); done
   kill -9 "$pid"
@@ -460,6 +460,8 @@ def assert_at_home(run: Path, step: int) -> None:
 def test_an_evening_on_rented_machines(supplied, straight, tmp_path, copier):
     if copier == "rsync" and shutil.which("rsync") is None:
         pytest.skip("no rsync: apt-get install rsync")
+    if copier == "tar":  # and without git
+        (supplied / ".git").rename(tmp_path / "git")
     near, home, words = supplied, supplied / "runs" / "a", ["patient.py", *options("data/my words")]
     python = {"PYTHON": sys.executable}
     shutil.rmtree(near / "runs", ignore_errors=True)
@@ -561,3 +563,30 @@ def test_an_evening_on_rented_machines(supplied, straight, tmp_path, copier):
         said = ssh(near, first, "--fetch", first.where, *words, **python)
         assert said.returncode == 1
         assert f"is at step {STEPS}, and the run on" in refusal(said)
+
+
+@pytest.mark.slow
+def test_what_a_run_needs_is_sent_once_or_named(near, box):
+    with_python(box)
+    asks = r"*needs*) printf 'gptjax:either\tdata/a\ngptjax:or\tb 1.txt\ngptjax:or\tb2.txt\n';;"
+    before = (box.bin / "python3.12").read_text()
+    program(box.bin / "python3.12", f"{before}case $* in {asks} esac\n")
+    (near / "b 1.txt").write_text("a text")
+    said = ssh(near, box, box.where, "tiny")
+    assert said.returncode == 1
+    needed = "the run needs b2.txt, which is neither here nor on"
+    assert needed in said.stderr
+    assert "to make data/a from it" in said.stderr
+    assert (box.tree / "b 1.txt").read_text() == "a text"
+    (near / "b2.txt").write_text("")
+    said = ssh(near, box, box.where, "tiny")  # the stand-in asks for the same for ever
+    assert said.returncode == 1
+    assert "is not what the run needs there" in said.stderr
+    assert (box.tree / "b2.txt").exists()
+    (near / "data").mkdir(exist_ok=True)
+    (near / "data" / "a").mkdir()
+    (near / "data" / "a" / "x.bin").write_bytes(bytes(1000))
+    said = ssh(near, box, box.where, "tiny")
+    assert "b 1.txt" not in said.stdout
+    assert (box.tree / "data" / "a" / "x.bin").read_bytes() == bytes(1000)
+    assert not (box.tree / ".launch" / "pid").exists()  # no run began

@@ -21,6 +21,7 @@ def rematerialised(
     never kept, so `none` means `dots` there. Raises `ValueError` for any other `remat`. Pass
     `train` by position.
 
+    >>> from jax import numpy as jnp
     >>> from gptjax.config import ModelConfig
     >>> from gptjax.model.layers import Block
     >>> block = rematerialised(Block, "full")(ModelConfig(n_head=2, n_embd=8))

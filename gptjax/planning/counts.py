@@ -1,23 +1,27 @@
 """How many arrays of a shape live at once in a compiled step, by compiler.
 
 XLA reuses the memory of what nobody needs any more, in the order in which it runs kernels. CPUs and
-GPUs differ in that order and in what they fuse, so they have counts of their own. They were read
+GPUs differ in that order and in what they fuse, so they have counts of their own; the scheduler for
+GPUs of jax 0.12 delays more kernels of straight-line code than that of 0.10, and needs no place for
+what MultiSteps returns before the last micro-step. They were read
 from buffer assignments: of CPUs with jax 0.10.2; of GPUs with jax 0.12.0.1 and 0.10.2, for H100,
-A100, B200, RTX 4090 and older cards, which hardly differ. `memory` multiplies them by shapes.
+A100, B200 and RTX 4090, which hardly differ. `memory` multiplies them by shapes.
 
 An array is [rows, T, D] in the compute type, unless its shape is given. `Arrays` are (whole,
 divided by `tensor`), `Typed` are (in float32, in the compute type).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 Arrays = tuple[int, int]
 Typed = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class ArrayCounts:
+class LiveArrays:
     """What lives at once, by remat policy, attention, micro-steps or chunks of the loss."""
 
     saved: Mapping[str, Arrays]
@@ -42,10 +46,15 @@ class ArrayCounts:
     """Arrays [chunk, V], by chunks: logits, probabilities, their gradient."""
     heads: Mapping[str, Typed]
     """Arrays [V, D] while logits exist: gradient, a chunk's part of it, a copy."""
+    outputs: int
+    """Arrays [rows, T, D] between layers and logits while logits exist."""
+    sums: int
+    """Arrays like the parameters that stay during several micro-steps: the sum of gradients, and
+    what MultiSteps returns."""
     sets: Mapping[str, int]
     """Arrays like the parameters in the optimizer, by micro-steps."""
     scattered: Mapping[str, int]
-    """Arrays float32 [V, D] in the end, by micro-steps: gradients of looked-up rows."""
+    """Arrays float32 [V, D] in the end, by micro-steps: gradients of looked-up rows, spread."""
     tables: int
     """Whole tables over `fsdp`, in both types, while gradients are formed."""
     turned: float
@@ -54,7 +63,7 @@ class ArrayCounts:
     """Whether straight-line code casts all layers' kernels before it begins."""
 
 
-CPU = ArrayCounts(
+CPU = LiveArrays(
     saved={"none": (4, 12), "dots": (3, 8), "block": (1, 1), "full": (1, 0)},
     saved_keys={"blockwise": 3},
     twice=0,
@@ -64,6 +73,8 @@ CPU = ArrayCounts(
     dropped=8,
     logits={"uncut": (3, 0), "one chunk": (2, 0), "chunks": (2, 0)},
     heads={"uncut": (1, 0), "one chunk": (2, 0), "chunks": (3, 0)},
+    outputs=0,
+    sums=1,
     sets={"one": 2, "several": 3},
     scattered={"one": 0, "several": 0},
     tables=2,
@@ -71,7 +82,7 @@ CPU = ArrayCounts(
     casts_all=False,
 )
 
-GPU = ArrayCounts(
+GPU = LiveArrays(
     saved={"none": (4, 12), "dots": (2, 8), "block": (1, 1), "full": (1, 0)},
     saved_keys={"blockwise": 3},
     twice=1,  # what was attended, by heads and as one array
@@ -81,9 +92,22 @@ GPU = ArrayCounts(
     dropped=8,
     logits={"uncut": (1, 1), "one chunk": (1, 1), "chunks": (1, 1)},
     heads={"uncut": (1, 1), "one chunk": (1, 1), "chunks": (1, 1)},
+    outputs=6,
+    sums=1,
     sets={"one": 1, "several": 2},  # the update writes into its arguments
     scattered={"one": 1, "several": 2},
     tables=1,
     turned=5 / 12,  # c_fc and the attention's c_proj
     casts_all=True,
 )
+GPU_BEFORE_0_11 = replace(GPU, delayed={"one": 1, "several": 0}, sums=2)
+
+
+@cache
+def gpu_counts() -> LiveArrays:
+    """The counts for GPUs of the jax that is installed here; of the newest, if none is."""
+    try:
+        major, minor = version("jax").split(".")[:2]
+    except PackageNotFoundError:
+        return GPU
+    return GPU_BEFORE_0_11 if (int(major), int(minor)) < (0, 11) else GPU

@@ -15,7 +15,7 @@ from functools import cache
 from gptjax.config import Config, ModelConfig
 from gptjax.config.chunks import loss_chunk
 from gptjax.model.places import Leaf, leaves
-from gptjax.planning.counts import GPU, ArrayCounts
+from gptjax.planning.counts import LiveArrays, gpu_counts
 from gptjax.planning.finetuning import (
     blocks_backwards,
     has_logits,
@@ -82,13 +82,14 @@ def memory(
     layout: Layout,
     micro_batch: int,
     micro_steps: int | None = None,
-    counts: ArrayCounts = GPU,
+    counts: LiveArrays | None = None,
 ) -> Memory:
     """Bytes of a step with `micro_batch` rows at once on every device.
 
     Without `micro_steps` there are as many as the batch needs. `model.attention` must not be
-    `auto`. `counts` are the compiler's.
+    `auto`. `counts` are the compiler's; without them, those of the installed jax for GPUs.
     """
+    counts = counts or gpu_counts()
     found, trained = leaves(config.model), trained_parts(config)
     if micro_steps is None:
         micro_steps = -(-config.batch_rows // (layout.groups * micro_batch))
@@ -138,12 +139,13 @@ def _temporaries(
     micro_steps: int,
     found: list[Leaf],
     gradients: int,
-    counts: ArrayCounts,
+    counts: LiveArrays,
 ) -> dict[str, dict[str, int]]:
     """Bytes of temporaries, by part, at each of the three moments; `gradients` of one set."""
     size = DTYPE_BYTES[config.model.dtype]
     several = "several" if micro_steps > 1 else "one"
-    summed = gradients if micro_steps > 1 else 0
+    summed = counts.sums * gradients if micro_steps > 1 else 0
+    outputs = counts.outputs * size * micro_batch * config.context * config.model.n_embd
     saved = _saved(config, layout, micro_batch, counts)
     cast = 0 if size == 4 else size  # weights arrive in the compute type and become float32
     tables = _whole_tables(layout, found, cast)
@@ -152,7 +154,7 @@ def _temporaries(
     return {
         "loss": {
             "gradients": summed,
-            "activations": saved,
+            "activations": saved + outputs,
             "logits": _logits(config, layout, micro_batch, counts),
             "buffers": tables,
         },
@@ -171,7 +173,7 @@ def _temporaries(
     }
 
 
-def _logits(config: Config, layout: Layout, micro_batch: int, counts: ArrayCounts) -> int:
+def _logits(config: Config, layout: Layout, micro_batch: int, counts: LiveArrays) -> int:
     """Bytes of one chunk's logits, and of the head's gradient and copy."""
     if not has_logits(config):
         return 0
@@ -200,7 +202,7 @@ def remat_policy(model: ModelConfig, layout: Layout) -> str:
     return "dots" if model.remat == "none" and layout.fsdp > 1 else model.remat
 
 
-def _saved(config: Config, layout: Layout, micro_batch: int, counts: ArrayCounts) -> int:
+def _saved(config: Config, layout: Layout, micro_batch: int, counts: LiveArrays) -> int:
     """Bytes that the layers keep through which the backward pass goes."""
     model, size = config.model, DTYPE_BYTES[config.model.dtype]
     layers = blocks_backwards(config)
@@ -228,7 +230,7 @@ def _pairs(config: Config, layout: Layout, micro_batch: int) -> int:
 
 
 def _transient(
-    config: Config, layout: Layout, micro_batch: int, several: str, counts: ArrayCounts
+    config: Config, layout: Layout, micro_batch: int, several: str, counts: LiveArrays
 ) -> int:
     """Bytes that live while one layer's gradients are formed."""
     model = config.model
@@ -252,7 +254,7 @@ def _whole_tables(layout: Layout, found: list[Leaf], cast: int) -> int:
 
 
 def _block_buffers(
-    config: Config, layout: Layout, found: list[Leaf], cast: int, counts: ArrayCounts
+    config: Config, layout: Layout, found: list[Leaf], cast: int, counts: LiveArrays
 ) -> int:
     """Bytes of blocks' matrices in other forms than the stored one, and of their gradients.
 

@@ -2,7 +2,7 @@
 
 The payload is the bytes in the compiled program: the operand of an all-reduce, the result of an
 all-gather, the operand of a reduce-scatter, summed over a step. In a ring each device sends
-`2 (n - 1) / n` of an all-reduce's payload and `(n - 1) / n` of the others'. ArrayCounts, norms and
+`2 (n - 1) / n` of an all-reduce's payload and `(n - 1) / n` of the others'. Counts, norms and
 losses, a few bytes each, are left out.
 
 What runs beside arithmetic was read from XLA's schedules for H100 (jax 0.10.2 and 0.12.0.1, default

@@ -95,6 +95,7 @@ def test_a_model_is_trained_as_published(name):
     assert f"{optim.warmup_steps:,}" in text_of(name)
 
 
+@pytest.mark.usefixtures("newest_gpu_counts")
 @pytest.mark.parametrize("name", sorted(PAPER.keys() - {"gpt3_175b"}))
 def test_a_docstring_promises_the_planner_s_hours(name, capsys):
     promised, gpus = re.findall(r"([\d.]+) hours on (\d+) H100", text_of(name))[0]

@@ -206,6 +206,7 @@ def test_a_variant_differs_where_its_docstring_says(name, like, sections):
     assert after["train"]["batch_tokens"] == before["train"]["batch_tokens"]
 
 
+@pytest.mark.usefixtures("newest_gpu_counts")
 @pytest.mark.parametrize(
     ("name", "gpu", "counted"),
     [

@@ -3,7 +3,9 @@
 Lowering asks for cuDNN's version, so the tests supply one.
 """
 
+import importlib
 import re
+from contextlib import suppress
 from functools import cache
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ import jax
 import pytest
 
 from gptjax.cluster.mesh import BatchLayout, make_mesh
-from gptjax.config import Config, ModelConfig, TrainConfig
+from gptjax.config import Config, DataConfig, ModelConfig, TrainConfig
 from gptjax.model.products import matmul_precision
 from gptjax.training import program as program_module
 from gptjax.training.program import assemble
@@ -24,7 +26,15 @@ GTX1070TI = SimpleNamespace(platform="gpu", compute_capability="6.1")
 
 
 @cache
-def lowered(dtype: str, attention: str, float32_matmul="highest", chunk: int = CHUNK) -> str:
+def lowered(
+    dtype: str,
+    attention: str,
+    float32_matmul="highest",
+    chunk: int = CHUNK,
+    remat: str = "none",
+    attn_pdrop: float = 0.0,
+    documents: bool = False,
+) -> str:
     cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
     answers = {
         "check_cudnn_version": lambda: 91000,
@@ -33,13 +43,17 @@ def lowered(dtype: str, attention: str, float32_matmul="highest", chunk: int = C
     }
     model = ModelConfig(
         2, 2, D, LAYOUT.context, 700, dtype=dtype, attention=attention,
-        float32_matmul=float32_matmul,
+        float32_matmul=float32_matmul, remat=remat, attn_pdrop=attn_pdrop,
     )  # fmt: skip
     train = TrainConfig(max_steps=10, loss_chunk_tokens=chunk)
-    program = assemble(Config(model=model, train=train), make_mesh(8))
+    config = Config(model=model, data=DataConfig(document_mask=documents), train=train)
+    program = assemble(config, make_mesh(8))
     with pytest.MonkeyPatch.context() as patch:
         for name, answer in answers.items():
             patch.setattr(cudnn, name, answer)
+        with suppress(ImportError):  # Pallas asks from jax 0.11 on
+            gpu_info = importlib.import_module("jax._src.pallas.triton.gpu_info")
+            patch.setattr(gpu_info, "get_gpu_info", lambda: SimpleNamespace(compute_capability=80))
         # the mesh here is of processors, whose products are exact
         on_a100 = lambda cfg, _: matmul_precision(cfg, A100)  # noqa: E731
         patch.setattr(program_module, "matmul_precision", on_a100)
@@ -60,6 +74,38 @@ def test_flash_attention_is_one_kernel_forward_and_one_backward():
     kernels = re.findall(r"custom_call @__cudnn\$(\w+)", program)
     assert sorted(kernels) == ["fmhaSoftmax", "fmhaSoftmaxBackward"]
     assert f"x{LAYOUT.context}x{LAYOUT.context}x" not in program  # no T x T weights
+
+
+def used_kernels(program: str) -> list[str]:
+    """Names of the kernels of attention; XLA drops those whose results nobody reads."""
+    found = []
+    for function in program.split("func.func"):
+        for call in re.finditer(
+            r"(%\w+)(?::\d)? = stablehlo.custom_call @__(?:cudnn\$(\w+)|gpu\$xla.gpu.triton)"
+            r'[^\n]*?(?:name = "(\w+)"[^\n]*)?\n',
+            function,
+        ):
+            if re.search(rf"{call[1]}\b", function[call.end() :]):
+                found.append(call[2] or call[3])
+    return found
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "block"])
+@pytest.mark.parametrize("attention", ["cudnn", "pallas"])
+def test_rematerialisation_runs_one_kernel_each_way(attention, remat):
+    """The loops over layers have one body each way, so a call is a kernel a layer."""
+    kernels = used_kernels(lowered("bfloat16", attention, remat=remat))
+    forward, backward = {
+        "cudnn": ("fmhaSoftmax", "fmhaSoftmaxBackward"),
+        "pallas": ("flash_attention_forward", "flash_attention_backward"),
+    }[attention]
+    assert kernels == [forward, backward]
+
+
+def test_dropout_and_documents_are_inside_the_kernels():
+    program = lowered("bfloat16", "pallas", attn_pdrop=0.1, documents=True)
+    assert program.count("custom_call @__gpu$xla.gpu.triton") == 2
+    assert f"{LAYOUT.context}x{LAYOUT.context}x" not in program  # neither weights nor masks
 
 
 def test_bfloat16_products_have_bfloat16_factors_and_float32_weight_gradients():

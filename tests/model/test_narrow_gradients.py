@@ -80,7 +80,7 @@ def test_a_bfloat16_block_is_no_further_from_float32_than_plain_formulas(program
         for dtype in ("bfloat16", "float32")
     )
     shapes = jax.eval_shape(Block(wide).init, jax.random.key(0), jnp.ones((1, 1, D)))["params"]
-    ratios, least = [], 1e-9  # some gradients are exact both ways
+    ratios, least = [], 1e-5  # one gradient is a float32 sum of what is given
     for seed in (0, 100, 200):
         params, x, dy = draws(shapes, seed), normal(8, TIME, D, seed=seed), normal(8, TIME, D)
         x, dy = (jnp.asarray(a, jnp.bfloat16) for a in (x, dy))
