@@ -159,7 +159,7 @@ def _attend_in_blocks(
     documents_BS: Array | None,
 ) -> Array:
     """Attention of queries that begin at position `start`, one block at a time."""
-    time = q.shape[2]
+    time, end = q.shape[2], k.shape[2]
     n_blocks = -(-time // BLOCK)
     filled = n_blocks * BLOCK - time
     q = jnp.pad(q, ((0, 0), (0, 0), (0, filled), (0, 0)))
@@ -169,12 +169,16 @@ def _attend_in_blocks(
         own_BT = jnp.pad(documents_BS[:, start:], ((0, 0), (0, filled)), mode="edge")
         own_blocks = jnp.moveaxis(own_BT.reshape(-1, n_blocks, BLOCK), 1, 0)
 
+    # turned outside of the loop, as the products want them
+    k_BHKS, v_BHKS = k.swapaxes(2, 3), v.swapaxes(2, 3)
+
     @jax.checkpoint
     def block(q_block: Array, first: Array, own_block: Array | None) -> Array:
-        allowed = ((first + jnp.arange(BLOCK))[:, None] >= jnp.arange(k.shape[2])[None])[None]
+        allowed = ((first + jnp.arange(BLOCK))[:, None] >= jnp.arange(end)[None])[None]
         if own_block is not None and documents_BS is not None:
             allowed &= same_document(own_block, documents_BS)
         block_key = None if key is None else jax.random.fold_in(key, first)
+        k, v = k_BHKS.swapaxes(2, 3), v_BHKS.swapaxes(2, 3)
         return _attend(q_block, k, v, allowed, rate, block_key)
 
     firsts = start + BLOCK * jnp.arange(n_blocks)

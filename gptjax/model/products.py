@@ -46,22 +46,29 @@ def dot_fp32_sum(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array
     >>> print(dot_fp32_sum(a, b, (1, 1), "bfloat16")[0, 0])
     300
     """
-    sums = wide(a, b)
-
-    def product(a: Array, b: Array, axis: int, dtype: Any) -> Array:
-        numbers = (((axis,), (axes[1],)), ((), ()))
-        return lax.dot_general(a, b, numbers, preferred_element_type=dtype)
-
-    def on_cpu(a: Array, b: Array) -> Array:
-        rows = a.T if axes[0] == 0 else a
-        return _by_rows(product(_by_rows(rows), _by_rows(b), 1, sums)).astype(dtype)
-
-    def elsewhere(a: Array, b: Array) -> Array:
-        return product(a, b, axes[0], dtype)
-
-    if a.dtype == sums:
+    on_cpu = partial(dot_along_rows, axes=axes, dtype=dtype)
+    elsewhere = partial(_dot, axes=axes, dtype=dtype)
+    if a.dtype == wide(a, b):
         return elsewhere(a, b)
     return lax.platform_dependent(a, b, cpu=on_cpu, default=elsewhere)
+
+
+def dot_along_rows(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array:
+    """`dot_fp32_sum` in the form for CPUs, of matrices that lie in memory row by row.
+
+    If the product sums over the columns of `a`, it is transposed first.
+
+    >>> a, b = jax.numpy.ones((300, 2)), jax.numpy.ones((300, 4))
+    >>> print(dot_along_rows(a, b, (0, 0), "float32")[0, 0])
+    300.0
+    """
+    rows = _by_rows(a.T if axes[0] == 0 else a)
+    return _by_rows(_dot(rows, _by_rows(b), (1, axes[1]), wide(a, b))).astype(dtype)
+
+
+def _dot(a: Array, b: Array, axes: tuple[int, int], dtype: Any) -> Array:
+    numbers = (((axes[0],), (axes[1],)), ((), ()))
+    return lax.dot_general(a, b, numbers, preferred_element_type=dtype)
 
 
 def _by_rows(x: Array) -> Array:
