@@ -114,7 +114,7 @@ def backward_kernel(
     def weights_and_gradients(
         queries: Any, keys: Any, starts: tuple, arrays: tuple, diagonal: bool
     ) -> tuple[Array, Array]:
-        """Weights after dropout and gradients of the scores, both but for a factor."""
+        """Weights after dropout, but for a factor, and gradients of the scores."""
         q_TK, k_SK, v_SK, dy_TK = arrays
         first_query, first_key = starts
         scores_TS = _dot(q_TK, k_SK, (1, 1)) * (scale * LOG2_E)
@@ -129,7 +129,8 @@ def backward_kernel(
             dweights_TS = jnp.where(kept_TS, dweights_TS, 0)
             dropped_TS = jnp.where(kept_TS, weights_TS, 0)
         mean_T = mean_ref[queries] * (1 - rate)
-        return dropped_TS, weights_TS * (dweights_TS - mean_T[:, None])
+        # by the factor now, so that float16 holds all that the gradients of q and k hold
+        return dropped_TS, weights_TS * (dweights_TS - mean_T[:, None]) * factor
 
     k_SK, v_SK = k_ref[own, :], v_ref[own, :]
 
@@ -152,7 +153,7 @@ def backward_kernel(
         diagonal, after, lambda i, carry: as_keys(i, carry, True), (zeros_SK, zeros_SK)
     )
     dk_SK, dv_SK = lax.fori_loop(after, end, lambda i, carry: as_keys(i, carry, False), carry)
-    dk_ref[...] = (dk_SK * factor).astype(dk_ref.dtype)
+    dk_ref[...] = dk_SK.astype(dk_ref.dtype)
     dv_ref[...] = (dv_SK * (1 / (1 - rate))).astype(dv_ref.dtype)
 
     q_TK, dy_TK = q_ref[own, :], dy_ref[own, :]
@@ -167,7 +168,7 @@ def backward_kernel(
     begin = 0 if reach_ref is None else reach_ref[0] // tile
     dq_TK = lax.fori_loop(begin, diagonal, lambda j, dq: as_queries(j, dq, False), zeros_SK)
     dq_TK = lax.fori_loop(diagonal, after, lambda j, dq: as_queries(j, dq, True), dq_TK)
-    dq_ref[...] = (dq_TK * factor).astype(dq_ref.dtype)
+    dq_ref[...] = dq_TK.astype(dq_ref.dtype)
 
 
 def _dot(a: Array, b: Array, axes: tuple[int, int]) -> Array:
@@ -203,7 +204,7 @@ def _kept(seed: Any, first: Any, start: Any, shape: tuple[int, ...], rate: float
     key_S = start + lax.iota(jnp.int32, shape[1])
     query_T = _hash(seed + query_T.astype(jnp.uint32))
     key_S = _hash(_hash(seed ^ COLUMNS) + key_S.astype(jnp.uint32))
-    return _hash(query_T[:, None] + key_S[None, :]) >= np.uint32(round(rate * 2**32))
+    return _hash(query_T[:, None] + key_S[None, :]) >= np.uint32(rate * 2**32)
 
 
 def _hash(x: Any) -> Array:

@@ -55,11 +55,17 @@ def choose_attention(
     names = (*KERNELS, portable(context))
     if jax.default_backend() != "gpu":
         chosen, reason = names[-1], f"no NVIDIA GPU: this is {jax.default_backend()}"
-    elif kept in names and not isinstance(result := trial(kept), str):
-        chosen, reason = kept, f"kept from the last start: {_milliseconds(result)}"
     else:
-        chosen, reason = _fastest({name: trial(name) for name in names})
-    if kept in names and kept != chosen:
+        result = trial(kept) if kept in names else None
+        # process 0's trial decides for all, or some would wait where others do not
+        works = result is not None and broadcast_from_0(not isinstance(result, str))
+        if not works:
+            chosen, reason = _fastest({name: trial(name) for name in names})
+        elif isinstance(result, float):
+            chosen, reason = str(kept), f"kept from the last start: {_milliseconds(result)}"
+        else:
+            chosen, reason = names[-1], f"not {kept}, which works on process 0: {result}"
+    if kept not in (None, "auto", chosen):
         reason += f"; changed since the last start, when it was {kept}"
     return chosen, reason
 

@@ -102,7 +102,10 @@ class Setup:
     @property
     def recorded(self) -> Config:
         """The config to keep with the run: on a GPU with the attention that was timed there."""
-        return self.config if jax.default_backend() == "cpu" else self.program.config
+        if jax.default_backend() == "cpu":
+            return self.config
+        model = dataclasses.replace(self.config.model, attention=self._attention[0])
+        return dataclasses.replace(self.config, model=model)
 
     @cached_property
     def program(self) -> Program:

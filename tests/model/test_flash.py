@@ -42,6 +42,11 @@ def test_values_and_gradients_are_those_of_all_weights_at_once(time, head_dim, i
         np.testing.assert_allclose(gradient, other, rtol=1e-5, atol=1e-5)
 
 
+def test_a_rate_of_almost_one_leaves_nothing():
+    q_BTHK = np.ones((1, 4, 1, 16), np.float32)
+    assert not interpreted(q_BTHK, q_BTHK, q_BTHK, 1 - 1e-12, jax.random.key(0)).any()
+
+
 @cache
 def dropped_weights(time=256, seed=5):
     """What is left of the causal weights, [2, 3, T, T], read off one-hot values; and all."""

@@ -272,6 +272,22 @@ def test_a_run_that_moves_to_processors_says_that_its_attention_has_changed():
     assert why == "no NVIDIA GPU: this is cpu; changed since the last start, when it was cudnn"
 
 
+@pytest.mark.parametrize(("kept", "context"), [("xla", 512), ("blockwise", 128)])
+def test_a_change_from_an_attention_that_auto_never_takes_is_said(kept, context):
+    """A flag chose it; auto has another for this context."""
+    _, why = choose_attention(with_fields(), context, kept=kept)
+    assert why.endswith(f"; changed since the last start, when it was {kept}")
+
+
+def test_a_process_that_cannot_keep_what_process_0_keeps_does_not_wait_alone(trials, monkeypatch):
+    trials[0]["pallas"] = "not on this node"
+    said = []
+    monkeypatch.setattr(autotune, "broadcast_from_0", lambda works: said.append(works) or True)
+    attention, why = choose_attention(with_fields(), 512, kept="pallas")
+    assert (attention, said) == ("blockwise", [False])
+    assert why.startswith("not pallas, which works on process 0: not on this node")
+
+
 def test_all_processes_take_the_choice_of_process_0(trials, monkeypatch):
     monkeypatch.setattr(autotune, "broadcast_from_0", lambda index: 1)
     assert choose_attention(with_fields(), 512)[0] == "pallas"

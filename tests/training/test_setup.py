@@ -3,6 +3,7 @@
 All of it happens in this process, on its eight devices; what a user types is test_train's.
 """
 
+import dataclasses
 import json
 import math
 import shutil
@@ -45,6 +46,16 @@ def saved_state(made: Setup, run: Path) -> TrainState:
     checkpointer.close()
     assert restored is not None
     return state_of(restored.step, restored.items, abstract)
+
+
+def test_a_run_on_a_gpu_records_its_attention_and_nothing_else(prepared, monkeypatch):
+    config = tiny(prepared, {})
+    setup = Setup(config)
+    assert setup.recorded == config
+    setup.__dict__["_attention"] = ("pallas", "timed")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    model = dataclasses.replace(config.model, attention="pallas")
+    assert setup.recorded == dataclasses.replace(config, model=model)
 
 
 BIG = {"train.batch_tokens": 4096, "train.max_steps": 4}  # 8 sequences on each of 8 devices
