@@ -49,8 +49,8 @@ def saved_state(made: Setup, run: Path) -> TrainState:
 
 
 def test_a_run_on_a_gpu_records_its_attention_and_nothing_else(prepared, monkeypatch):
-    config = tiny(prepared, {})
-    setup = Setup(config)
+    setup = Setup(tiny(prepared, {}))
+    config = setup.config
     assert setup.recorded == config
     setup.__dict__["_attention"] = ("pallas", "timed")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
