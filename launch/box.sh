@@ -5,18 +5,23 @@
 #   box.sh ACTION DIRECTORY PYTHON CPU [words of the action]
 #
 # Lines for ssh.sh begin with `gptjax:` on standard output; everything for a person goes to standard
-# error. DIRECTORY/.launch holds what this script knows: the log of the run, its process, how it ended.
-# A run holds the lock on .launch/running as long as any of its processes lives.
+# error. DIRECTORY/.launch holds what this script knows: the log of the run, its process, how it ended,
+# its interpreter. A run holds the lock on .launch/running as long as any of its processes lives.
 set -u
 
-action=$1 python=$3 cpu=$4
+action=$1 cpu=$4
 case $2 in
   /*) dir=$2 ;;
   *) dir=$HOME/$2 ;;
 esac
-shift 4
 state=$dir/.launch
-UNAVAILABLE=69 ABSENT=66 DISK=74 CONFLICT=1
+python=$3
+if [ -z "$python" ]; then # that of the last start, if it is still there
+  python=$(cat "$state/python" 2>/dev/null)
+  [ -x "$(command -v "$python")" ] || python=''
+fi
+shift 4
+UNAVAILABLE=69 ABSENT=66 DISK=74 BUSY=75 CONFLICT=1
 
 fail() { # CODE MESSAGE
   echo "error: $2" >&2
@@ -46,8 +51,8 @@ free_megabytes() {
   }
 }
 
-is_running() {
-  [ -e "$state/running" ] && ! flock -n "$state/running" true
+is_running() { # with a shared lock, so that two who look at once do not see each other
+  [ -e "$state/running" ] && ! flock -s -n "$state/running" true
 }
 
 refuse_while_running() {
@@ -188,6 +193,7 @@ install() { # EXTRAS PINNED PYTHON
   if [ -n "$python" ]; then
     said=$("$python" -c 'import jax, flax, optax, orbax.checkpoint, grain, tyro, tiktoken' 2>&1 </dev/null) ||
       fail_because "$UNAVAILABLE" "$said" "PYTHON=$python lacks what gptjax needs"
+    { echo "$python" >"$state/python"; } 2>/dev/null || fail "$DISK" "cannot write to $state of this machine"
     return
   fi
   sources=$(cat pyproject.toml constraints.txt | cksum)
@@ -277,7 +283,7 @@ make_way() {
 train() {
   local child='' code=0 stopped=0
   exec 9>"$state/running"
-  flock -n 9 || exit "$CONFLICT"
+  flock -w 5 9 || exit "$CONFLICT" # somebody may look whether a run is under way
   echo $$ >"$state/pid"
   cd "$dir" || exit
   interpreter
@@ -375,6 +381,15 @@ stop() {
 }
 
 # What comes back
+
+# one --fetch at a time, as long as lines arrive: a home that is gone falls silent
+hold() {
+  [ -d "$state" ] || fail "$ABSENT" "there is no $dir on this machine: start a run first"
+  { exec 7>"$state/fetching"; } 2>/dev/null || fail "$DISK" "cannot write to $state of this machine"
+  flock -w 2 7 || fail "$BUSY" "another --fetch is under way on this machine, or has lost its connection within a minute: run the same command again when it has ended"
+  tell held yes
+  while read -r -t 60 _; do :; done
+}
 
 send() { # DIRECTORY: as an archive on standard output
   cd "$1" && tar -cf - .

@@ -6,7 +6,7 @@
 #
 # Arithmetic for gpt2_124m: 124,439,808 parameters, 10e9 tokens in 19,073 steps of 2^19. A token takes
 # 6 x 124.4e6 FLOP, and 0.06e9 for causal attention: 0.8e9; all take 8.0e18. One H100 (989 TFLOP/s in
-# bf16) at an assumed 40% needs 5.6 hours, eight 42 minutes; at 2.50 $ a GPU-hour either costs 14 $.
+# bf16) at an assumed 36% needs 6.2 hours, eight 47 minutes; at 2.50 $ a GPU-hour either costs 16 $.
 # No GPU has been measured yet.
 #
 # One process with all devices is the rule, and the fastest way to a small model. Several processes

@@ -8,20 +8,20 @@
 #   launch/ssh.sh --cpu USER@HOST[:PORT] CONFIG [flags]                a machine without a GPU
 #
 # Arithmetic for gpt2_124m: 10e9 tokens take 8.0e18 FLOP, on one H100 (989 TFLOP/s in bf16) at an
-# assumed 40% 5.6 hours, 14 $ at 2.50 $ an hour. A machine that is forgotten for a night costs as much
-# again. No GPU has been measured yet.
+# assumed 36% 6.2 hours, 16 $ at 2.50 $ an hour. A machine that is forgotten for a night costs more than
+# that again. No GPU has been measured yet.
 #
 # The same command again follows a run that is under way, sets up only what has changed, and resumes a
 # run that has stopped. Ctrl-C stops following; the run goes on. Every other word after CONFIG reaches
 # `python -m gptjax.train` as it is.
 #
 # DIRECTORY is the place there (gptjax, in the home directory), PYTHON an interpreter there that has
-# all packages, in place of an environment of our own; PROCESSES, RETRIES and PAUSE are those of
+# all packages, in place of an environment of our own, which the machine remembers; PROCESSES, RETRIES and PAUSE are those of
 # node.sh; SSH is the command to connect with ("ssh -i KEY"). Everything else is ssh's own business
 # (~/.ssh/config). Bash 3.2, of macOS, runs this; the other half is box.sh, which runs there.
 #
 # Exit codes: 0 done; 1 and 2 a mistake; 66 nothing there to bring; 68 no such host; 69 the machine
-# lacks something; 74 a full disk; 75 the connection is lost; 77 ssh is refused; after following, the
+# lacks something; 74 a full disk; 75 the connection is lost, or another --fetch is at work; 77 ssh is refused; after following, the
 # code of the run itself (launch/README.md).
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -117,9 +117,12 @@ reach=(${SSH:-ssh} -o ControlMaster=auto -o "ControlPath=$tmp/c" -o ControlPersi
 command -v "${reach[0]}" >/dev/null || fail 2 "there is no ${reach[0]} here: install OpenSSH's client"
 # shellcheck disable=SC2329 # the trap calls it
 leave() {
+  [ -z "$holder" ] || kill "$holder" 2>/dev/null
   "${reach[@]}" -O exit "$host" 2>/dev/null
   rm -rf "$tmp"
+  [ -z "$home_lock" ] || { rm -f "$home_lock" && rmdir "$(dirname "$home_lock")" 2>/dev/null; }
 }
+holder='' home_lock='' # what `fetch` holds
 trap leave EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -338,8 +341,47 @@ newest_step() { # RUN
   find "$1/checkpoints" -mindepth 1 -maxdepth 1 -name '[0-9]*' ! -name '*[!0-9]*' 2>/dev/null | sed 's:.*/::' | sort -n | tail -n 1
 }
 
+# one --fetch at a time into a directory. The lock is a link to nothing, named after its process: it is
+# made in one step, and without flock, which macOS lacks.
+lock_home() {
+  local lock=$home_run.fetching.lock owner
+  mkdir -p "$(dirname "$home_run")" || fail 74 "cannot make $(dirname "$home_run")"
+  for _ in 1 2 3; do
+    if ln -s "process-$$" "$lock" 2>"$tmp/said"; then
+      home_lock=$lock
+      return
+    fi
+    owner=$(readlink "$lock") || continue # it was released in between, or cannot be made
+    ! kill -0 "${owner#process-}" 2>/dev/null ||
+      fail 75 "another --fetch brings $home_run home (process ${owner#process-}): wait until it has ended, or, if that process is something else, remove $lock"
+    [ "$(readlink "$lock")" != "$owner" ] || rm -f "$lock" # its process has died
+  done
+  fail 74 "cannot make $lock: $(cat "$tmp/said")"
+}
+
+# one --fetch at a time from a machine: a connection of its own holds the lock there, as long as this
+# script lives and its lines arrive
+lock_there() {
+  : >"$tmp/held"
+  {
+    while kill -0 $$ && echo; do sleep 2; done | far hold >"$tmp/held" 2>"$tmp/refused"
+    echo "ended ${PIPESTATUS[1]}" >>"$tmp/held"
+  } >/dev/null 2>&1 </dev/null &
+  holder=$!
+  disown "$holder"
+  until [ -s "$tmp/held" ]; do sleep 0.1; done
+  case $(cat "$tmp/held") in
+    ended*)
+      cat "$tmp/refused" >&2
+      lost_or "$(sed 's/.* //' "$tmp/held")" "waiting for the lock"
+      ;;
+  esac
+}
+
 fetch() {
   local into=$home_run.fetching from steps step name known mine newest ended
+  lock_home
+  lock_there
   if [ -e "$home_run" ] && [ ! -e "$home_run/.fetched" ]; then
     fail 1 "$home_run is a run of this machine, which --fetch would replace: move it away, or choose another --run-dir"
   fi

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_verb, without_speed
+from conftest import EXHAUSTIVE, ROOT, run_verb, without_speed
 from rented_box import SSHD, Box, checkout, program, rented
 
 from gptjax.data.manifest import Manifest
@@ -347,6 +347,79 @@ def test_a_run_that_fails_ends_the_command_with_its_code(near, box):
     assert sum(words[:2] == ["-m", "gptjax.train"] for words in told(log)) == 1
 
 
+# One look at a run does not disturb it
+
+
+def test_a_look_at_the_lock_of_a_run_neither_ends_a_start_nor_looks_like_a_run(tmp_path):
+    state = tmp_path / ".launch"
+    state.mkdir()
+    lock = state / "running"
+    python = program(tmp_path / "python", "#!/bin/sh\ntest $1 != launch/node.sh\n")
+    words = ["bash", SCRIPTS[1]]
+    place = [tmp_path, python, "yes"]
+    looks = subprocess.Popen(["flock", "-s", lock, "-c", "echo; exec sleep 1"], stdout=-1)
+    assert looks.stdout is not None
+    looks.stdout.readline()
+    said = subprocess.run([*words, "stop", *place], capture_output=True, text=True)
+    assert said.stdout == "gptjax:stopped\tno\n"
+    said = subprocess.run([*words, "train", *place, "tiny"], capture_output=True, text=True)
+    looks.wait()
+    assert (state / "code").exists(), said.stderr  # the run began, and has ended
+
+
+# One --fetch at a time
+
+
+def test_a_lock_at_home_is_that_of_a_living_process(near, box):
+    lock = near / "runs" / "tiny.fetching.lock"
+    lock.parent.mkdir()
+    lock.symlink_to(f"process-{os.getpid()}")
+    said = ssh(near, box, "--fetch", box.where, "tiny")
+    assert said.returncode == 75
+    assert f"another --fetch brings runs/tiny home (process {os.getpid()})" in refusal(said)
+    assert lock.is_symlink()
+    lock.unlink()
+    with subprocess.Popen("true") as dead:
+        pass
+    lock.symlink_to(f"process-{dead.pid}")
+    said = ssh(near, box, "--fetch", box.where, "tiny")
+    assert said.returncode == 66
+    assert "there is no" in refusal(said)
+    assert not (near / "runs").exists()
+
+
+@pytest.mark.slow
+def test_fetch_remembers_the_interpreter_and_happens_once_at_a_time(near, box, tmp_path):
+    log = with_python(box)
+    copies = "case $2 in copy) mkdir -p $3/.leaving; echo x >$3/.leaving/x; sleep 5;; esac\n"
+    program(box.bin / "interpreter", (box.bin / "python3.12").read_text() + copies)
+    (box.bin / "python3.12").unlink()
+    said = ssh(near, box, box.where, "tiny", PYTHON=str(box.bin / "interpreter"))
+    assert said.returncode == 0, said.stderr
+    told(log)
+
+    other = checkout(tmp_path / "another home")
+    calls = [command(place, box, "--fetch", box.where, "tiny") for place in (near, near, other)]
+    running = []
+    for call in calls:
+        running.append(subprocess.Popen(**call, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        wait_until(lambda: (near / "runs" / "tiny.fetching.lock").is_symlink())
+        if len(running) == 1:
+            wait_until(lambda: (box.tree / "runs" / "tiny" / ".leaving" / "x").exists())
+    said = [process.communicate(timeout=60) for process in running]
+    assert [process.returncode for process in running] == [0, 75, 75], said
+    assert "another --fetch brings runs/tiny home" in said[1][1]
+    assert "another --fetch is under way on this machine" in said[2][1]
+    assert all(errors.count("\n") == 1 for _, errors in said[1:])
+    assert told(log) == [["launch/box.py", "copy", "runs/tiny"]]
+    assert (near / "runs" / "tiny" / "x").read_text() == "x\n"
+    assert os.listdir(near / "runs") == ["tiny"]
+    assert not (other / "runs").exists()
+    said = ssh(other, box, "--fetch", box.where, "tiny")  # the lock is free again
+    assert said.returncode == 0, said.stderr
+    shutil.rmtree(near / "runs")
+
+
 # A run from the first command to the model at home
 
 PATIENT = """
@@ -456,7 +529,7 @@ def assert_at_home(run: Path, step: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_compilation_for_all")
-@pytest.mark.parametrize("copier", ["rsync", "tar"])
+@pytest.mark.parametrize("copier", ["rsync", pytest.param("tar", marks=EXHAUSTIVE)])
 def test_an_evening_on_rented_machines(supplied, straight, tmp_path, copier):
     if copier == "rsync" and shutil.which("rsync") is None:
         pytest.skip("no rsync: apt-get install rsync")
