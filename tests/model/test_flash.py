@@ -9,8 +9,12 @@ import pytest
 from attention_reference import causal_inputs, distances, gradients, normal, rounding_gradients
 from test_attention import naive_attention
 
+from gptjax.base.tree import named_leaves
+from gptjax.config import ModelConfig
 from gptjax.model.attention import ATTENTIONS, xla_attention
 from gptjax.model.flash import flash_attention
+from gptjax.model.gpt import init_params
+from gptjax.training.objectives import language_modelling
 
 # one block, cut short; several blocks; a wider head; padded heads in smaller blocks
 SHAPES = [(5, 8), (200, 32)]
@@ -117,3 +121,25 @@ def test_gradients_of_narrow_types_are_no_less_exact_than_those_of_blockwise(dty
     assert np.linalg.norm(flash) <= np.linalg.norm(tiles), (flash, tiles)
     # the mean gradient of a query's weights comes from its rounded output
     assert (flash <= 1.1 * every).all(), (flash, every)
+
+
+@pytest.mark.slow
+def test_a_model_has_the_same_gradients_however_much_of_it_is_recomputed(monkeypatch):
+    """With dropout, so the kernels must drop the same weights when they run again."""
+    monkeypatch.setitem(ATTENTIONS, "pallas", interpreted)
+    tokens = np.random.default_rng(0).integers(0, 64, (2, 33), dtype=np.int32)
+    batch = {"tokens": tokens, "weights": np.full((2, 32), 1 / 64, np.float32)}
+    results = {}
+    for remat in ("none", "dots", "block", "full"):
+        cfg = ModelConfig(
+            2, 2, 32, 32, 64, dtype="float32", attn_pdrop=RATE, attention="pallas", remat=remat
+        )
+        params = jax.tree.map(lambda x: 5 * x, init_params(cfg, jax.random.key(0)))
+        loss = language_modelling(cfg).loss
+        value, gradient = jax.jit(jax.value_and_grad(loss))(params, batch, jax.random.key(7))
+        results[remat] = {"loss": value, **named_leaves(gradient)}
+    for remat in ("dots", "block", "full"):
+        for name, found in results[remat].items():
+            np.testing.assert_allclose(
+                found, results["none"][name], rtol=1e-5, atol=1e-6, err_msg=f"{remat} {name}"
+            )
