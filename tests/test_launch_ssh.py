@@ -28,6 +28,11 @@ STEPS = 60
 Said = subprocess.CompletedProcess
 
 
+def slow(*values: object) -> object:
+    """A case like another one: a call by ssh takes about half a second."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def one_box(tmp_path_factory) -> Iterator[Box]:
     with rented(tmp_path_factory.mktemp("box") / "a") as box:
@@ -198,13 +203,13 @@ def beside_a_stranger(box: Box) -> None:
     [
         (without_gpu, 69, "this machine has no NVIDIA GPU"),
         (without_driver, 69, "has an NVIDIA GPU but no driver"),
-        (with_broken_driver, 69, "does not work (nvidia-smi: NVIDIA-SMI has failed)"),
-        (with_empty_slot, 69, "has a driver but no NVIDIA GPU"),
+        slow(with_broken_driver, 69, "does not work (nvidia-smi: NVIDIA-SMI has failed)"),
+        slow(with_empty_slot, 69, "has a driver but no NVIDIA GPU"),
         (with_old_driver, 69, "driver 470.82.01 is too old for NVIDIA H100 80GB HBM3"),
         (lambda box: None, 69, "has no Python 3.11 or newer: sudo apt-get"),
-        (with_old_python, 69, "has no Python 3.11 or newer (python3 is 3.10.12): sudo apt-get"),
-        (without_venv, 69, "python3 of this machine cannot make environments: sudo apt-get "
-         "update && sudo apt-get install -y python3.12-venv"),
+        slow(with_old_python, 69, "has no Python 3.11 or newer (python3 is 3.10.12): sudo apt-get"),
+        slow(without_venv, 69, "python3 of this machine cannot make environments: sudo apt-get "
+             "update && sudo apt-get install -y python3.12-venv"),
         (with_full_disk, 74, "has 2000 MB free at "),
         (beside_a_stranger, 1, "is not empty and was not made by launch/ssh.sh"),
     ],
@@ -230,6 +235,7 @@ def test_nothing_to_bring_and_nothing_to_stop(near, box, mode):
     assert not box.tree.exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_in_the_middle(near, tmp_path):
     """No file may be larger than 64 KiB there, which is enough for an archive to begin."""
     (near / "configs" / "large.py").write_text(f"# {'x' * 100_000}\n")
@@ -282,14 +288,14 @@ def told(log: Path) -> list[list[str]]:
     ("name", "driver", "capability", "packages"),
     [
         ("NVIDIA H100 80GB HBM3", "580.65.06", "9.0", [".[cuda13,hub,gpt1]"]),
-        ("NVIDIA A100-SXM4-80GB", "535.183.01", "8.0", [".[cuda12,hub,gpt1]"]),
+        slow("NVIDIA A100-SXM4-80GB", "535.183.01", "8.0", [".[cuda12,hub,gpt1]"]),
         ("Tesla V100-SXM2-16GB", "580.65.06", "7.0",
          [".[cuda12,hub,gpt1]", "nvidia-cudnn-cu12==9.10.2.21"]),
-        ("NVIDIA GeForce GTX 1070 Ti", "535.183.01", "6.1",
-         [".[cuda12,hub,gpt1]", "nvidia-cudnn-cu12==9.10.2.21"]),
-        ("NVIDIA B200", "570.86.15", "10.0", [".[cuda12,hub,gpt1]"]),
-        ("NVIDIA B200", "580.65.06", "10.0", [".[cuda13,hub,gpt1]"]),
-        (None, "", "", [".[hub,gpt1]"]),
+        slow("NVIDIA GeForce GTX 1070 Ti", "535.183.01", "6.1",
+             [".[cuda12,hub,gpt1]", "nvidia-cudnn-cu12==9.10.2.21"]),
+        slow("NVIDIA B200", "570.86.15", "10.0", [".[cuda12,hub,gpt1]"]),
+        slow("NVIDIA B200", "580.65.06", "10.0", [".[cuda13,hub,gpt1]"]),
+        slow(None, "", "", [".[hub,gpt1]"]),
     ],
 )  # fmt: skip
 def test_the_driver_decides_what_is_installed(near, box, name, driver, capability, packages):
@@ -338,6 +344,7 @@ def test_what_is_there_is_kept_and_flags_arrive_as_they_are(near, box):
     assert [words[:2] for words in told(log)][:2] == [["-m", "venv"], ["-m", "pip"]]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_ends_the_command_with_its_code(near, box):
     log = with_python(box)
     says_no(box, "gptjax.train", "error: a mistake", 2)
