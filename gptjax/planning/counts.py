@@ -52,11 +52,8 @@ class LiveArrays:
     """Arrays like the parameters that stay during several micro-steps: the sum of gradients, and
     zeros."""
     early: int
-    """Arrays like the blocks' gradients that are zeros while logits exist, in a loop over layers:
-    of a single micro-step, or over `fsdp`."""
-    hoisted: Mapping[str, Arrays]
-    """Zeros in the shape of saved arrays, for each layer of a loop over `fsdp` and several
-    micro-steps, by remat policy."""
+    """Arrays like the blocks' gradients that are zeros while logits exist, in a loop over layers
+    of a single micro-step."""
     sets: Mapping[str, int]
     """Arrays like the parameters in the optimizer, by micro-steps."""
     scattered: Mapping[str, int]
@@ -82,7 +79,6 @@ CPU = LiveArrays(
     outputs=0,
     sums=1,
     early=0,
-    hoisted={},
     sets={"one": 2, "several": 3},
     scattered={"one": 0, "several": 0},
     tables=2,
@@ -103,7 +99,6 @@ GPU = LiveArrays(
     outputs=6,
     sums=1,
     early=0,
-    hoisted={},
     sets={"one": 1, "several": 2},  # the update writes into its arguments
     scattered={"one": 1, "several": 2},
     tables=1,
@@ -115,7 +110,6 @@ GPU_BEFORE_0_11 = replace(
     delayed={"one": 1, "several": 0},
     sums=2,
     early=2,
-    hoisted={"dots": (2, 1), "block": (1, 1)},
 )
 
 

@@ -146,7 +146,7 @@ def _temporaries(
     several = "several" if micro_steps > 1 else "one"
     summed = counts.sums * gradients if micro_steps > 1 else 0
     outputs = counts.outputs * size * micro_batch * config.context * config.model.n_embd
-    saved = _saved(config, layout, micro_batch, micro_steps, counts)
+    saved = _saved(config, layout, micro_batch, counts)
     cast = 0 if size == 4 else size  # weights arrive in the compute type and become float32
     tables = _whole_tables(layout, found, cast)
     table = 4 * config.model.padded_vocab * config.model.n_embd // layout.tensor
@@ -204,15 +204,13 @@ def remat_policy(model: ModelConfig, layout: Layout) -> str:
 
 def _early_gradients(config: Config, layout: Layout, micro_steps: int, counts: LiveArrays) -> int:
     """Bytes of blocks' gradients that are zeros while logits exist."""
-    if config.model.unroll > 1 or (micro_steps > 1 and layout.fsdp == 1):
+    if config.model.unroll > 1 or micro_steps > 1:
         return 0
     kernels = (leaf for leaf in trained_parts(config) if leaf.is_block_matrix)
     return 4 * counts.early * sum(leaf.part(layout) for leaf in kernels)
 
 
-def _saved(
-    config: Config, layout: Layout, micro_batch: int, micro_steps: int, counts: LiveArrays
-) -> int:
+def _saved(config: Config, layout: Layout, micro_batch: int, counts: LiveArrays) -> int:
     """Bytes that the layers keep through which the backward pass goes."""
     model, size = config.model, DTYPE_BYTES[config.model.dtype]
     layers = blocks_backwards(config)
@@ -227,8 +225,6 @@ def _saved(
             kernels = 4 * 3 * layers * model.n_embd**2 // layout.tensor
         pairs = _pairs(config, layout, micro_batch) * layers
         masks = 2 * layers * width if model.resid_pdrop else 0  # a byte for each number
-    if layout.fsdp > 1 and micro_steps > 1 and policy in counts.hoisted:
-        whole, divided = whole + counts.hoisted[policy][0], divided + counts.hoisted[policy][1]
     arrays = size * layers * (width * whole + width * divided // layout.tensor)
     return arrays + kernels + pairs + masks
 

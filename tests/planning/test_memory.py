@@ -96,22 +96,19 @@ def test_the_installed_jax_decides_what_is_delayed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("layout", "steps", "arrays", "sets"),
+    ("layout", "steps", "sets"),
     [
-        (Layout(1, 8), 2, 3, 2), (Layout(1, 8), 1, 0, 2),
-        (Layout(8), 1, 0, 2), (Layout(8), 2, 0, 0),
+        (Layout(1, 8), 1, 2), (Layout(8), 1, 2), (Layout(8), 2, 0),
     ],
     ids=str,
 )  # fmt: skip
-def test_before_jax_0_11_zeros_of_loops_wait(layout, steps, arrays, sets):
-    """Compiled for 1558M on 8 H100: 65.7 GiB with them, while 0.12 needs 54.8."""
+def test_before_jax_0_11_zeros_of_loops_wait(layout, steps, sets):
     config = with_train(changed(remat="dots"), loss_chunk_tokens=0)
-    none = dataclasses.replace(GPU_BEFORE_0_11, early=0, hoisted={})
+    none = dataclasses.replace(GPU_BEFORE_0_11, early=0)
     without, found = (
         memory(config, layout, 16, steps, counts) for counts in (none, GPU_BEFORE_0_11)
     )
     assert without.moment == found.moment == "loss"
-    assert found.activations - without.activations == 12 * arrays * 16 * 1024 * 768 * 2
     kernels = 12 * 12 * 768**2 // layout.fsdp
     assert found.gradients - without.gradients == 4 * sets * kernels
 
