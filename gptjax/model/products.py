@@ -86,7 +86,7 @@ def matmul_precision(cfg: ModelConfig, device: Any) -> str:
     'highest'
     """
     if cfg.dtype != "float32":
-        # A few products still have a float32 factor: a gradient of scores or of uncut logits. TF32
+        # A few products still have a float32 factor: a gradient of uncut logits. TF32
         # keeps at least as many of its bits as the compute type; the other factor is narrow.
         return "default"
     # The algorithm by name: jax means to change the alias "tensorfloat32". Processors and older

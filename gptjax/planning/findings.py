@@ -81,7 +81,8 @@ def _twice(found: list[Kernel], expected: int, card: Card, total: float) -> Iter
 
 
 def _count(kernels: list[Kernel]) -> str:
-    return f"{sum(kernel.times for kernel in kernels):,.0f} runs a call"
+    runs = sum(kernel.times for kernel in kernels)
+    return f"{runs:,.0f} run{'s' * (runs != 1)} a call"
 
 
 def _share(kernels: list[Kernel], card: Card, total: float) -> str:
