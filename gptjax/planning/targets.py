@@ -21,7 +21,11 @@ LIBRARY = "xla_cuda_plugin.so"
 CARDS = Path(__file__).parent / "cards"
 BEGINNING = re.compile(rb"gpu_device_info\s*\{")
 KIND = re.compile(r'^device_description_str: "([^"]+)"', re.MULTILINE)
-ALSO_CALLED = {"NVIDIA H200": "NVIDIA H200 141GB HBM3e"}
+ALSO_CALLED = {
+    "NVIDIA H200": "NVIDIA H200 141GB HBM3e",
+    "NVIDIA B300 SXM6 AC": "NVIDIA B300",
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "NVIDIA RTX PRO 6000 Blackwell",
+}
 """Cards whose description in the plugin has another name than jax gives the device."""
 
 
