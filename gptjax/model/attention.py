@@ -1,15 +1,12 @@
 """Causal self-attention four ways, all the same function of (q, k, v).
 
 `xla` forms all weights at once; `blockwise` holds one tile of them and forms it again in the
-backward pass; `cudnn` and `pallas` are flash attention as one kernel each way. All but `cudnn` can
-drop weights, and keep attention inside documents if `documents_BT` numbers them. cuDNN numbers its
-random bits by how often a kernel has run, so what it drops is neither repeatable nor the same in
-the backward pass of a loop; it is refused then. `attend` is the definition, for any mask.
+backward pass; `cudnn` and `pallas` are flash attention as one kernel each way. `cudnn` alone cannot
+drop weights or keep attention inside documents: it numbers its random bits by how often a kernel
+has run, in a loop and its backward pass too. `attend` is the definition, for any mask.
 
-All take q, k and v as [B, T, H, K], then `rate` and `key`. Integers become float32. Scores and
-softmax are float32, or float64 if an input is. Shapes that do not fit raise `ValueError`.
-
-Letters: B batch, T query time, S key time, H heads, K head dim.
+Integers become float32. Scores and softmax are float32, or float64 if an input is. Shapes that do
+not fit raise `ValueError`. Letters: B batch, T query time, S key time, H heads, K head dim.
 """
 
 from collections.abc import Callable
