@@ -234,6 +234,7 @@ def test_every_gpu_program_runs_at_toy_sizes(tmp_path):
 def test_the_first_programs_of_a_gpu_need_neither_grain_nor_tyro_nor_orbax(tmp_path):
     script = (
         "import sys; sys.modules.update(dict.fromkeys(['grain', 'tyro', 'orbax'])); "
+        "from gptjax.cluster.environment import import_jax; import_jax(); "
         "import card, gpu, step_side, floor_side, generating, gptjax.generation.engine"
     )
     paths = {"PYTHONPATH": os.pathsep.join([str(BENCH), str(ROOT)]), "JAX_PLATFORMS": "cpu"}

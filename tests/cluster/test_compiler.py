@@ -16,6 +16,8 @@ from gptjax.cluster import compiler
 from gptjax.cluster.compiler import compiler_options, enable_compilation_cache, host_tag
 
 SCRIPT = """
+from gptjax.cluster.environment import import_jax
+import_jax()
 from gptjax.cluster.compiler import enable_compilation_cache, watching_cache
 directory = enable_compilation_cache()
 import jax

@@ -228,6 +228,8 @@ def test_processes_stop_at_the_same_turn_whichever_had_the_signal(signalled):
 )
 def test_a_process_that_fails_reports_and_leaves_past_everything(raised, code, words):
     script = f"""
+from gptjax.cluster.environment import import_jax
+import_jax()
 import atexit, contextlib, jax
 from gptjax.base.errors import *
 from gptjax.cluster.agreement import *

@@ -10,6 +10,8 @@ from conftest import environment_on
 from gptjax.cluster.watchdog import StallError
 
 SCRIPT = """
+from gptjax.cluster.environment import import_jax
+import_jax()
 import os, signal, subprocess, time, jax
 WAIT = {wait}
 from gptjax.cluster import watchdog

@@ -129,7 +129,7 @@ def test_products_of_attention_have_narrow_factors_forward_and_backward(attentio
     assert all(product.count("bf16") >= 2 for product in found), found
     b, t, k = LAYOUT.micro_batch, LAYOUT.context, D // 2  # two heads
     t, s = {"xla": (t, t), "blockwise": (64, t)}[attention]
-    scores, values = f"{b}x2x{t}x{s}", f"{b}x2x{s}x{k}xbf16"
+    scores, values = f"{b}x2x{t}x{s}", f"{b}x2x{k}x{s}xbf16"
     assert {f"{b}x2x{t}x{k}xbf16 x {values} -> {scores}xf32",
             f"{scores}xbf16 x {values} -> {b}x2x{t}x{k}xbf16"} <= found  # fmt: skip
 
