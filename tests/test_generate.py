@@ -250,6 +250,7 @@ def test_log_probabilities_are_those_of_the_whole_model(run, tmp_path, text):
     assert len(table) == 1 + len(row["tokens"])
 
 
+@pytest.mark.slow
 def test_a_context_that_is_full_is_told_and_slides_on_request(run, text, capsys):
     n_ctx = RunDir(run).read_config().model.n_ctx
     cold = ["--run", run, "--temperature", 0, "--max-new-tokens", 20, "--prompt", "a" * (n_ctx - 6)]

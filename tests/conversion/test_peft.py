@@ -121,6 +121,7 @@ def test_a_head_that_classifies_has_a_file_of_its_own(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_special_tokens_are_refused_in_peft_and_kept_in_an_export(tmp_path):
     cfg = dataclasses.replace(CFG, n_classes=2, n_special=3)
     run = adapted_run(tmp_path, cfg)
@@ -133,6 +134,7 @@ def test_special_tokens_are_refused_in_peft_and_kept_in_an_export(tmp_path):
     np.testing.assert_array_equal(rows, load_run(run).params["wte"]["embedding"][:260])
 
 
+@pytest.mark.slow
 def test_a_merged_run_computes_the_same_and_needs_no_base(tmp_path):
     run = adapted_run(tmp_path)
     before = logits_of(run, TOKENS_BT)

@@ -46,6 +46,7 @@ def spam(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_small_file_is_read_by_the_columns_of_the_training(spam, tmp_path):
     run, _ = loaded(spam, tmp_path)
     few, notes = tmp_path / "few.tsv", []

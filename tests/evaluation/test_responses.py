@@ -61,6 +61,7 @@ def test_end_of_text_ends_a_response():
     assert response.ended
 
 
+@pytest.mark.slow
 def test_a_prompt_beyond_the_context_keeps_its_end():
     params = random_params()
     run = a_run(params)

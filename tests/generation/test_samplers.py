@@ -235,6 +235,7 @@ def test_a_hundred_thousand_draws_have_the_distribution(settings):
     check_distribution(tokens, distribution(logits_V, seen_V, settings))
 
 
+@pytest.mark.slow
 def test_draws_from_a_wide_vocabulary_have_the_distribution():
     logits_V = rows("plain", 700)[0] / 3  # folded three times
     draw = jax.jit(lambda keys: samplers.draw_tokens(jnp.tile(logits_V, (len(keys), 1)), keys))

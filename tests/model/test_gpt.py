@@ -111,6 +111,7 @@ def test_rows_of_a_batch_do_not_see_each_other():
     np.testing.assert_array_equal(before[1], after[1])
 
 
+@pytest.mark.slow
 def test_unrolling_the_layers_changes_no_number():
     one, all_layers = BASE, replace(BASE, unroll=BASE.n_layer)
     logits = [logits_of(cfg, perturbed(BASE), some_tokens()) for cfg in (one, all_layers)]

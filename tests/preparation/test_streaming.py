@@ -210,6 +210,7 @@ def test_sizes_and_disk_are_announced_and_a_small_disk_refused(hub, data, monkey
 
 
 @pytest.mark.usefixtures("texts")
+@pytest.mark.slow
 def test_what_there_is_not_is_named_with_what_there_is(hub, data, monkeypatch):
     def said(tokens: int | None = None, **changes) -> str:
         with pytest.raises(UserError) as caught:

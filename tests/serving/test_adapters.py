@@ -47,6 +47,7 @@ def whole_logprobs(adapters, ids: list[int]) -> np.ndarray:
     return logprobs[np.arange(len(ids) - 1), ids[1:]]
 
 
+@pytest.mark.slow
 def test_an_adapted_engine_computes_the_model_with_adapters():
     ids = TOKENIZER.encode("Once upon a time").tolist()
     found = [[t.logprob for t in adapted_engine(seed).score(ids)] for seed in (0, 1)]

@@ -90,6 +90,7 @@ def test_a_checkpoint_of_adapters_holds_nothing_of_their_base(adapted, base):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_frozen_leaves_are_unchanged_and_have_no_state_in_the_checkpoint(prepared, base, tmp_path):
     run = tmp_path / "run"
     assert loop.fit(config_on(prepared, base, LAST), run) == 0
