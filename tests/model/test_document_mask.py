@@ -200,7 +200,7 @@ def test_a_divided_model_keeps_documents_apart_too():
 
 def test_cudnn_refuses_documents():
     q, k, v = causal_inputs(8)
-    with pytest.raises(ValueError, match="cannot keep documents apart: use xla or blockwise"):
+    with pytest.raises(ValueError, match="cannot keep documents apart: use pallas or blockwise"):
         ATTENTIONS["cudnn"](q, k, v, 0.0, None, DOCUMENTS_BT[:2, :8])
 
 
