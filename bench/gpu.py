@@ -48,8 +48,9 @@ def step_variants(quick: bool) -> dict[str, dict[str, Shape]]:
     shape = replace(whole(quick), micro_steps=2)
     # Half the batch: variants are in memory side by side. Scanned: each variant is compiled.
     half = replace(shape, batch=shape.batch // 2, unroll=1)
-    kinds = ["xla", "blockwise"] if quick else ["cudnn", "xla", "blockwise"]
-    tiles = replace(half, attention="blockwise")  # which can drop attention weights everywhere
+    kinds = ["xla", "blockwise"] if quick else ["cudnn", "pallas", "xla", "blockwise"]
+    # kinds that can drop attention weights
+    tiles = replace(half, attention="blockwise" if quick else "pallas")
     generators = ("threefry2x32", "philox2x32", "rbg", "unsafe_rbg")
     return {
         "attention": {kind: replace(half, attention=kind) for kind in kinds},
