@@ -9,6 +9,7 @@ first one, which is prepared data, or all others, from which it can be made. Pat
 in the checkout are the user's own affair.
 """
 
+# ruff: noqa: E402
 import os
 import shlex
 import shutil
@@ -17,6 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, os.getcwd())  # the checkout, wherever an older gptjax may be installed
+
+from gptjax.cluster.environment import import_jax
+
+import_jax()  # what follows imports it too, but would let it report on drivers
 
 from gptjax.base.errors import UserError
 from gptjax.cli import main, parse_config

@@ -232,7 +232,7 @@ def test_a_run_trains_and_validates_inside_documents(documents):
     mixed, made = (
         Setup(tiny(documents, {**fields, "data.document_mask": mask})) for mask in (False, True)
     )
-    assert "attn     xla, inside documents (not cuDNN's" in announced(made)
+    assert "attn     xla, inside documents (no NVIDIA GPU" in announced(made)
     assert "inside documents" not in announced(mixed)
     losses, state = trained(made, 2)
     assert losses[0] != trained(mixed, 2)[0][0]

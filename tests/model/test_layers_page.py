@@ -123,4 +123,4 @@ def test_float64_gradients_are_those_of_differences():
         check_grads(ops.layer_norm, (x[0], x[1, 0, 0, 0], x[2, 0, 0, 0]), 1, modes=["rev"])
         check_grads(products.mixed_matmul, (x[0, 0, :, 0], x[1, 0, :, 0].T), 1, modes=["rev"])
         for attend in WAYS:
-            check_grads(attend, tuple(x), 1, modes=["fwd", "rev"])
+            check_grads(attend, tuple(x), 1, modes=["rev"])
