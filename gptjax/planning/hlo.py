@@ -12,17 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-COLLECTIVE_KINDS = (
-    r"all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
-)
-COLLECTIVE = re.compile(
-    rf"= (?P<result>.*?) (?P<kind>{COLLECTIVE_KINDS})(-start)?\((?P<operands>[^)]*)\)"
-)
-CALLEE = re.compile(r"\b(?:calls|to_apply)=%?([\w.-]+)")
-LOOP = re.compile(r"\bcondition=%?([\w.-]+), body=%?([\w.-]+)")
-TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-BRANCH = re.compile(r"\b(?:true_computation|false_computation)=%?([\w.-]+)")
-BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+from gptjax.planning.instructions import Instruction
+from gptjax.planning.module import read_module
+from gptjax.planning.trips import loop_trips
+
 LISTED_GROUPS = re.compile(r"replica_groups=\{(\{[\d,{}]*\})\}")
 IOTA_GROUPS = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 MESH_GROUPS = re.compile(
@@ -30,7 +23,6 @@ MESH_GROUPS = re.compile(
     r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{((?:'\w+',? ?)+)\}"
 )
 PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{}]*\})\}")
-WIDTHS = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
 
 
 class Collective(NamedTuple):
@@ -62,28 +54,42 @@ def differing_axes(groups: tuple[tuple[int, ...], ...], mesh: Mapping[str, int])
 
 def collectives(hlo: str) -> list[Collective]:
     """Every collective of a module, compiled or only lowered."""
-    entry, computations = _computations(hlo)
+    module = read_module(hlo)
     found = []
 
     def visit(name: str, times: int, is_gated: bool, is_looped: bool) -> None:
-        for line in computations.get(name, ()):
-            if match := COLLECTIVE.search(line):
-                size = _size(match, line)
-                found.append(
-                    Collective(
-                        match["kind"], *size, replica_groups(line), times, is_gated, is_looped
-                    )
-                )
-            for _, body in LOOP.findall(line):
-                trips = TRIPS.search(line)
-                visit(body, times * (int(trips[1]) if trips else 1), is_gated, True)
-            for callee in CALLEE.findall(line):
-                visit(callee, times, is_gated, is_looped)
-            for branch in _branches(line):
+        for item in module.computations.get(name, ()):
+            if (kind := item.collective) and not item.opcode.endswith("-done"):
+                groups = replica_groups(item.line)
+                size = payload(item, len(groups[0]) if groups else 1)
+                found.append(Collective(kind, *size, groups, times, is_gated, is_looped))
+            if body := item.called("body"):
+                trips = loop_trips(item, name, module.computations)
+                visit(body, times * trips, is_gated, True)
+            for role in ("calls", "to_apply"):
+                if callee := item.called(role):
+                    visit(callee, times, is_gated, is_looped)
+            for branch in item.branches():
                 visit(branch, 1, True, is_looped)
 
-    visit(entry, 1, False, False)
+    visit(module.entry, 1, False, False)
     return found
+
+
+def payload(item: Instruction, devices: int) -> tuple[int, int]:
+    """Elements and bytes: what a device has to be reduced, or the whole that is gathered.
+
+    The result of a reduce-scatter over so many `devices` is one part of its operand.
+    """
+    arrays, parts = item.arrays, 1
+    has_operands = item.opcode.endswith("-start") and len(arrays) > 1  # before the results
+    if item.collective == "all-gather" and has_operands:
+        arrays = arrays[len(arrays) // 2 :]
+    elif item.collective == "reduce-scatter" and has_operands:
+        arrays = arrays[: len(arrays) // 2]
+    elif item.collective == "reduce-scatter":
+        parts = devices
+    return parts * sum(x.elements for x in arrays), parts * sum(x.bytes for x in arrays)
 
 
 def bytes_by_axes(
@@ -98,35 +104,6 @@ def bytes_by_axes(
         if (axes := c.axes(mesh)) and c.elements >= 64:
             total[axes, c.kind] += c.bytes * c.times
     return dict(total)
-
-
-def _computations(hlo: str) -> tuple[str, dict[str, list[str]]]:
-    """The name of the entry computation, and the instructions of each computation."""
-    entry, name, found = "", "", {}
-    for line in hlo.splitlines():
-        if header := re.match(r"(ENTRY )?%?([\w.-]+) (?:\(.*)?\{$", line):
-            name = header[2]
-            found[name] = []
-            entry = name if header[1] else entry
-        elif name:
-            found[name].append(line)
-    return entry, found
-
-
-def _branches(line: str) -> list[str]:
-    listed = [name for names in BRANCHES.findall(line) for name in re.findall(r"[\w.-]+", names)]
-    return BRANCH.findall(line) + listed
-
-
-def _size(match: re.Match, line: str) -> tuple[int, int]:
-    """Elements and bytes; the result of a reduce-scatter is one part of its operand."""
-    parts = [
-        (math.prod(int(d) for d in dims.split(",") if d), WIDTHS[kind])
-        for kind, dims in re.findall(r"\b(\w+)\[([\d,]*)\]", match["result"])
-    ]
-    groups = replica_groups(line)
-    factor = len(groups[0]) if match["kind"] == "reduce-scatter" and groups else 1
-    return factor * sum(n for n, _ in parts), factor * sum(n * width for n, width in parts)
 
 
 def replica_groups(line: str) -> tuple[tuple[int, ...], ...]:

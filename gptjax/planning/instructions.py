@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -64,6 +65,12 @@ class Instruction:
         return max((array.elements for array in self.arrays), default=0)
 
     @property
+    def collective(self) -> str | None:
+        """The kind of collective that it is, or that it starts or ends; None if it is none."""
+        found = COLLECTIVE.match(self.opcode)
+        return found[1] if found else None
+
+    @property
     def source(self) -> str:
         """The operation of the traced function that it comes from."""
         return self.attribute(r'op_name="([^"]*)"') or ""
@@ -95,6 +102,11 @@ def arrays_of(shape: str) -> tuple[ArrayShape, ...]:
         ArrayShape(dtype, tuple(int(d) for d in dims.split(",") if d))
         for dtype, dims in ARRAY.findall(shape)
     )
+
+
+def root_of(computation: Sequence[Instruction]) -> Instruction:
+    """The instruction whose result is that of its computation."""
+    return next((item for item in computation if item.is_root), computation[-1])
 
 
 def read_instruction(line: str) -> Instruction | None:

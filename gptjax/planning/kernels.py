@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gptjax.planning.instructions import COLLECTIVE, Instruction
+from gptjax.planning.instructions import Instruction
 from gptjax.planning.module import Module, read_module
 from gptjax.planning.reads import bytes_read, bytes_written
 
@@ -194,7 +194,7 @@ def _flash_flops(item: Instruction) -> float:
 
 
 def _kind(item: Instruction, products: list[_Product], flash: list[Instruction]) -> str:
-    if COLLECTIVE.match(item.opcode) or item.opcode == "async-start":
+    if item.collective or item.opcode == "async-start":
         return COLLECTIVES
     if flash:
         return ATTENTION

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gptjax.planning.instructions import COLLECTIVE, Instruction, read_instruction
+from gptjax.planning.instructions import Instruction, read_instruction
 from gptjax.planning.trips import loop_trips
 
-HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+HEADER = re.compile(r"^(ENTRY )?%?([\w.-]+) (?:\(.*)?\{$")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Module:
 
     def _communicates(self, name: str) -> bool:
         for item in self.computations.get(name, ()):
-            if COLLECTIVE.match(item.opcode):
+            if item.collective:
                 return True
             roles = (item.called(role) for role in ("body", "to_apply", "calls"))
             inner = [*item.branches(), *(r for r in roles if r and item.opcode != "reduce")]
@@ -67,7 +67,7 @@ class Module:
 
 
 def read_module(hlo: str) -> Module:
-    """Parse the text of a compiled program."""
+    """Parse the text of a program, compiled or only lowered."""
     entry, name = "", None
     found: dict[str, list[Instruction]] = {}
     for line in hlo.splitlines():

@@ -9,8 +9,8 @@ time here, and computing does not slow them: a bound from the compiled program, 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gptjax.planning.hlo import differing_axes, replica_groups
-from gptjax.planning.instructions import COLLECTIVE, Instruction
+from gptjax.planning.hlo import differing_axes, payload, replica_groups
+from gptjax.planning.instructions import Instruction
 from gptjax.planning.kernels import COLLECTIVES, Kernel
 from gptjax.planning.layout import AXES, ROWS, Layout
 from gptjax.planning.module import Module
@@ -104,11 +104,11 @@ class _Timeline:
 
     def _collective(self, item: Instruction) -> Instruction | None:
         """The instruction that says what moves: the item itself, or the one that it wraps."""
-        if COLLECTIVE.match(item.opcode):
+        if item.collective:
             return item
         wrapped = item.called("calls") if item.opcode == "async-start" else None
         inside = self._module.computations.get(wrapped, []) if wrapped else []
-        return next((x for x in inside if COLLECTIVE.match(x.opcode)), None)
+        return next((x for x in inside if x.collective), None)
 
     def _devices(self, item: Instruction) -> int:
         groups = replica_groups(item.line)
@@ -116,22 +116,14 @@ class _Timeline:
 
     def _bus_seconds(self, item: Instruction) -> float:
         """Seconds of a ring; axes that are no ring of the planner's have the slowest one's rate."""
-        rounds = 2 if _kind(item) == "all-reduce" else 1
+        rounds = 2 if item.collective == "all-reduce" else 1
         devices, axis = self._devices(item), self._axis(item)
         sent = self._payload(item) * rounds * (devices - 1) / devices
         rings = [axis] if axis == ROWS else axis.split(" x ")
         return sent / min(self._links.rate(self._layout, ring) for ring in rings)
 
     def _payload(self, item: Instruction) -> int:
-        arrays = item.arrays
-        if _kind(item) == "all-gather" and item.opcode.endswith("-start") and len(arrays) > 1:
-            arrays = arrays[len(arrays) // 2 :]  # operands come first
-        size = sum(array.bytes for array in arrays)
-        if _kind(item) == "reduce-scatter":
-            if item.opcode.endswith("-start") and len(arrays) > 1:
-                return sum(array.bytes for array in arrays[: len(arrays) // 2])
-            return size * self._devices(item)
-        return size
+        return payload(item, self._devices(item))[1]
 
     def _axis(self, item: Instruction) -> str:
         mesh = {axis: self._layout.size(axis) for axis in AXES}
@@ -149,7 +141,7 @@ class _Timeline:
         source = item.source or (done.source if done else "")
         self.found.append(
             Crossing(
-                kind=_kind(item),
+                kind=item.collective or item.opcode,
                 axis=self._axis(item),
                 payload=self._payload(item),
                 times=times,
@@ -159,8 +151,3 @@ class _Timeline:
                 source=source,
             )
         )
-
-
-def _kind(item: Instruction) -> str:
-    found = COLLECTIVE.match(item.opcode)
-    return found[1] if found else item.opcode

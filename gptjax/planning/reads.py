@@ -6,7 +6,7 @@ it gives, a reduction its whole input, a slice or a gather no more than it takes
 
 from collections.abc import Iterable, Mapping
 
-from gptjax.planning.instructions import Instruction
+from gptjax.planning.instructions import Instruction, root_of
 
 VIEWS = {"bitcast", "reshape"}
 IN_PLACE = {"dynamic-update-slice", "scatter"}
@@ -35,7 +35,7 @@ def bytes_read(body: list[Instruction], nested: Mapping[str, list[Instruction]])
 
 def bytes_written(body: list[Instruction]) -> int:
     """Bytes of the results of a fusion; an update in place counts as what it changes."""
-    known, root = {item.name: item for item in body}, _root(body)
+    known, root = {item.name: item for item in body}, root_of(body)
 
     def written(item: Instruction) -> int:
         if item.opcode in VIEWS:
@@ -52,13 +52,9 @@ def bytes_written(body: list[Instruction]) -> int:
     return written(root)
 
 
-def _root(body: list[Instruction]) -> Instruction:
-    return next((item for item in body if item.is_root), body[-1])
-
-
 def _updated_in_place(body: list[Instruction]) -> set[str]:
     """The results that are an operand with a part changed."""
-    known, found, waiting = {item.name: item for item in body}, set(), [_root(body)]
+    known, found, waiting = {item.name: item for item in body}, set(), [root_of(body)]
     while waiting:
         item = waiting.pop()
         if item.opcode in IN_PLACE:
@@ -71,7 +67,7 @@ def _updated_in_place(body: list[Instruction]) -> set[str]:
 def _needs(body: list[Instruction]) -> dict[str, float]:
     """Elements needed of every instruction, by name; definitions come before their uses."""
     known, in_place = {item.name: item for item in body}, _updated_in_place(body)
-    root = _root(body)
+    root = root_of(body)
     needs: dict[str, float] = {root.name: root.elements}
 
     def want(names: Iterable[str], elements: float | None = None) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from gptjax.planning.instructions import Instruction
+from gptjax.planning.instructions import Instruction, root_of
 
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 COUNTER = r'"known_induction_variable":\{"tuple_index":"(\d+)"\}'
@@ -35,15 +35,11 @@ def loop_trips(loop: Instruction, within: str, computations: Computations) -> in
         return 1
     found = _Counter(computations, int(place))
     start = found.element(within, loop.operands[0])
-    step = found.element(body, _root(computations[body]).name)
+    step = found.element(body, root_of(computations[body]).name)
     bound = found.bound(condition)
     if start is None or step is None or bound is None or start.counters or step.counters != 1:
         return 1
     return max(1, -(-(bound - start.constant) // step.constant)) if step.constant > 0 else 1
-
-
-def _root(computation: Sequence[Instruction]) -> Instruction:
-    return next((item for item in computation if item.is_root), computation[-1])
 
 
 class _Counter:
@@ -64,7 +60,7 @@ class _Counter:
         return self._bound(condition, ())
 
     def _bound(self, within: str, given: tuple[_Count | None, ...]) -> int | None:
-        root = _root(self._computations[within])
+        root = root_of(self._computations[within])
         if root.opcode == "fusion" and (callee := root.called("calls")) in self._computations:
             arguments = tuple(self._value(within, x, given) for x in root.operands)
             return self._bound(callee, arguments) if callee else None
@@ -95,7 +91,7 @@ class _Counter:
             return left and right and _Count(*(a + b for a, b in zip(left, right, strict=True)))
         callee = item.called("calls") if item.opcode == "fusion" else None
         if callee in self._computations and callee:
-            return self._value(callee, _root(self._computations[callee]).name, tuple(values))
+            return self._value(callee, root_of(self._computations[callee]).name, tuple(values))
         return None
 
     def _taken(self, within: str, item: Instruction) -> _Count | None:
