@@ -6,6 +6,7 @@ that draws tokens for samples. Nothing is allocated and nothing runs. This modul
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -28,7 +29,6 @@ from gptjax.planning.kernels import Kernel, kernels
 from gptjax.planning.layout import Layout
 from gptjax.planning.memory import memory
 from gptjax.planning.module import Module, read_module
-from gptjax.planning.search import POOL_SHARE
 from gptjax.planning.targets import Target
 from gptjax.training.autotune import largest_micro_batch, memory_needed
 from gptjax.training.program import assemble
@@ -77,7 +77,8 @@ class GpuCompiler:
         if config not in self._steps:
             program = assemble(config, self.mesh)
             rows = batch_layout(config, self.layout.groups, int(config.train.micro_batch))
-            found = self._compiled(STEP, program.train_step, program.arguments(rows))
+            options = compiler_options(self.mesh)
+            found = self._compiled(STEP, program.train_step, program.arguments(rows), options)
             self._steps[config] = found
         return self._steps[config]
 
@@ -112,7 +113,7 @@ class GpuCompiler:
         Nothing is compiled that the planner finds far too large. Raises `UserError` if not even one
         row fits.
         """
-        limit = int(POOL_SHARE * self.target.gpu.memory)
+        limit = self.target.gpu.pool
 
         def needed(rows: int) -> int:
             planned = memory(config, self.layout, rows).total
@@ -125,11 +126,14 @@ class GpuCompiler:
             rows_per_device(config, self.layout.groups), needed, limit, guess
         )
 
-    def _compiled(self, name: str, function: Any, arguments: tuple) -> CompiledProgram:
+    def _compiled(
+        self, name: str, function: Any, arguments: tuple, options: Mapping[str, Any] | None = None
+    ) -> CompiledProgram:
+        """Without `options` as jax compiles what is called: so a run does all but its step."""
         began, device = time.perf_counter(), self.mesh.devices.flat[0]
         with answering_for(device):
             lowered = function.lower(*arguments)
-        compiled = lowered.compile({**compiler_options(self.mesh), **gpu_options()})
+        compiled = lowered.compile({**(options or {}), **gpu_options()})
         found = compiled.memory_analysis()
         return CompiledProgram(
             name,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from gptjax.base.errors import ConfigError, did_you_mean
-from gptjax.cluster.devices import TypicalMfu, peak_flops, typical_mfu
+from gptjax.cluster.devices import POOL_SHARE, TypicalMfu, peak_flops, typical_mfu
 from gptjax.config import ModelConfig
 from gptjax.config.attention import cudnn_limits, portable
 
@@ -41,6 +41,11 @@ class Gpu:
     def has_bfloat16(self) -> bool:
         """Whether its matrix units take bfloat16 (compute capability 8.0 and newer)."""
         return peak_flops(self.kind, "bfloat16") is not None
+
+    @property
+    def pool(self) -> int:
+        """Bytes in which jax allocates while it trains."""
+        return int(POOL_SHARE * self.memory)
 
     @property
     def mfu(self) -> TypicalMfu:

@@ -39,7 +39,7 @@ def for_gpu(config: Config, gpu: Gpu) -> Config:
     model = replace(config.model, dtype=gpu.dtype(config.model.dtype))
     attention = gpu.attention(model, config.context, masking_field(config))
     config = replace(config, model=replace(model, attention=attention))
-    train = replace(config.train, loss_chunk_tokens=loss_chunk(config, gpu.memory))
+    train = replace(config.train, loss_chunk_tokens=loss_chunk(config, gpu.pool))
     return replace(config, train=train)
 
 

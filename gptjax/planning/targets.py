@@ -13,10 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gptjax.base.errors import UserError
+from gptjax.cluster.plugins import CUDA_PLUGINS
 from gptjax.planning.gpus import GPUS, Gpu
 
 INSTALL = "make setup-compile"
-PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
 LIBRARY = "xla_cuda_plugin.so"
 CARDS = Path(__file__).parent / "cards"
 BEGINNING = re.compile(rb"gpu_device_info\s*\{")
@@ -85,7 +85,7 @@ def find_target(gpu: Gpu) -> Target:
 
 def plugin_library() -> Path:
     """The library of jax's CUDA plugin, which has the compiler. Raises `UserError` without it."""
-    for name in PLUGINS:
+    for name in CUDA_PLUGINS:
         spec = find_spec(name) if find_spec(name.partition(".")[0]) else None
         if spec is not None and spec.origin is not None:
             library = Path(spec.origin).parent / LIBRARY

@@ -16,7 +16,7 @@ import jax
 from gptjax.base.errors import UserError
 from gptjax.base.tree import count_bytes
 from gptjax.cluster.mesh import BatchLayout, make_mesh, model_sharding, row_groups, rows_per_device
-from gptjax.config import Config
+from gptjax.config import Config, ModelConfig
 from gptjax.config.attention import masking_field
 from gptjax.config.batches import batch_schedule
 from gptjax.config.chunks import SMALLEST, loss_chunk
@@ -100,22 +100,24 @@ class Setup:
         return choose_attention(config.model, config.context, masking_field(config), kept)
 
     @property
+    def _model(self) -> ModelConfig:
+        return dataclasses.replace(self.config.model, attention=self._attention[0])
+
+    @property
     def recorded(self) -> Config:
         """The config to keep with the run: on a GPU with the attention that was timed there."""
         if jax.default_backend() == "cpu":
             return self.config
-        model = dataclasses.replace(self.config.model, attention=self._attention[0])
-        return dataclasses.replace(self.config, model=model)
+        return dataclasses.replace(self.config, model=self._model)
 
     @cached_property
     def program(self) -> Program:
         """The steps of this run, not compiled yet."""
-        model = dataclasses.replace(self.config.model, attention=self._attention[0])
         train = dataclasses.replace(
             self.config.train, loss_chunk_tokens=loss_chunk(self.config, gpu_memory())
         )
         eot_id = document_separator(self.tokenizer) if self.config.data.document_mask else 0
-        config = dataclasses.replace(self.config, model=model, train=train)
+        config = dataclasses.replace(self.config, model=self._model, train=train)
         return assemble(config, self.mesh, eot_id)
 
     @cached_property
