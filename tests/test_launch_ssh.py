@@ -54,10 +54,11 @@ def near(tmp_path_factory) -> Path:
 
 
 def command(near: Path, box: Box, *words: object, **variables: str) -> dict:
-    """What `subprocess` needs to run launch/ssh.sh."""
+    """What `subprocess` needs to run launch/ssh.sh, which hears PYTHON from `variables` alone."""
+    surroundings = {name: value for name, value in os.environ.items() if name != "PYTHON"}
     return {
         "args": ["bash", str(near / "launch" / "ssh.sh"), *map(str, words)],
-        "env": os.environ | {"SSH": f"ssh -F {box.place}/ssh_config"} | variables,
+        "env": surroundings | {"SSH": f"ssh -F {box.place}/ssh_config"} | variables,
         "stdin": subprocess.DEVNULL,
         "text": True,
     }
