@@ -19,9 +19,10 @@ import tyro
 
 from gptjax.base.errors import ConfigError, StorageError, UserError, did_you_mean
 from gptjax.config import Config, DataConfig
+from gptjax.config.field_types import type_name
 from gptjax.config.origins import Origins, comes_with_model
 from gptjax.config.presets import load_config, preset_names
-from gptjax.config.validation import find_problems, type_name
+from gptjax.config.validation import find_problems
 
 T = TypeVar("T")
 C = TypeVar("C", bound="ConfigCommand")

@@ -74,7 +74,7 @@ def train(argv: Sequence[str]) -> int:
         from gptjax.model.size import parameter_count
         from gptjax.preparation.pipeline import prepare_with_progress, require_own_text
         from gptjax.runs.trace import Startup, process_began
-        from gptjax.training.loop import fit
+        from gptjax.training.fit import fit
         from gptjax.training.tasks import task_of
     if stop:
         return stop.exit_code

@@ -33,9 +33,9 @@ from gptjax.data.manifest import is_prepared
 from gptjax.preparation.pipeline import how_to_prepare
 from gptjax.prepare import prepare
 from gptjax.runs.directory import LOCK, RunDir
-from gptjax.runs.integrity import DAMAGED, signed_content, verify
+from gptjax.runs.integrity import DAMAGED, verify
 from gptjax.runs.naming import read_checkpoint_name
-from gptjax.runs.ranking import Ranking
+from gptjax.runs.ranking import CURSOR_FILE, Ranking
 from gptjax.train import TrainCommand
 from gptjax.training.tasks import task_of
 
@@ -120,12 +120,10 @@ def copy(run: RunDir, known: set[int]) -> list[int]:
     leaving = run.path / LEAVING
     shutil.rmtree(leaving, ignore_errors=True)
     (leaving / "checkpoints").mkdir(parents=True)
-    ranking = Ranking()
-    for step in run.steps():
-        ranking.read(step, signed_content(run.checkpoints / str(step), "cursor/metadata"))
     wanted = [*reversed(run.steps())]
     chosen = [step for step in [_first_good(run, leaving, wanted)] if step is not None]
-    if (best := ranking.best()) not in (None, *chosen):
+    best = Ranking.of(run.checkpoints, run.steps()).best()
+    if best not in (None, *chosen):
         chosen += [step for step in [_first_good(run, leaving, [best])] if step is not None]
     for step in known.intersection(chosen):
         shutil.rmtree(leaving / "checkpoints" / str(step))
@@ -152,7 +150,7 @@ def _first_good(run: RunDir, leaving: Path, steps: Sequence[int]) -> int | None:
         except (OSError, shutil.Error):  # the run has just deleted it
             shutil.rmtree(place, ignore_errors=True)
             continue
-        if (problem := verify(place, needed=("cursor/metadata",))) is None:
+        if (problem := verify(place, needed=(CURSOR_FILE,))) is None:
             return step
         print(f"note: the checkpoint of step {step} is damaged: {problem}", file=sys.stderr)
         shutil.rmtree(place)

@@ -91,7 +91,7 @@ def test_every_step_has_one_row_with_the_promised_numbers(finished_once):
 def test_a_run_directory_holds_what_is_promised(finished_once):
     run = finished_once / "run"
     assert sorted(p.name for p in run.iterdir() if p.name != LOCK) == [
-        "checkpoints", "config.json", "log.txt", "loss.png", "metrics.jsonl", "samples.md",
+        "checkpoints", "config.json", "log.txt", "loss.png", "metrics.jsonl", "ranking.json", "samples.md",
         "tokenizer.json",
     ]  # fmt: skip
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -176,8 +176,8 @@ def test_other_data_is_refused_and_leaves_the_run_as_it_is(finished, text_file, 
 def test_a_bug_keeps_its_traceback_and_has_an_exit_code_of_its_own(prepared, tmp_path):
     """Told from a mistake, which is not worth another attempt."""
     script = (
-        "import sys, gptjax.training.loop as loop, gptjax.train as verb\n"
-        "loop.fit = lambda *_: 1 // 0\n"
+        "import sys, gptjax.training.fit as module, gptjax.train as verb\n"
+        "module.fit = lambda *_: 1 // 0\n"
         "verb.main(verb.train)"
     )
     words = [sys.executable, "-c", script, "--config", "tiny"]

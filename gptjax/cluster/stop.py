@@ -29,6 +29,8 @@ class StopRequest:
         self._noted: signal.Signals | None = None
         self._largest = largest
         self._asked: Callable[[], int] | None = None
+        self.wished = False
+        """Whether a process had a wish at the last call of `agree` that all know of."""
 
     def __bool__(self) -> bool:
         return self.signal is not None
@@ -44,16 +46,21 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def agree(self) -> None:
+    def agree(self, wish: bool = False) -> None:
         """Learn what all processes knew at the last call; tell them what this one knows now.
 
-        All processes must call this equally often. Answers come one call late, so nobody waits.
+        That is a signal, and whether it has the wish that the loop asks about, such as a save that
+        its clock makes due. All processes must call this equally often. Answers come one call late,
+        so nobody waits; a single process has its own answer at once.
         """
         if self._largest is None:
+            self.wished = wish
             return
-        if self._asked is not None and (number := self._asked()):
+        number, wished = divmod(self._asked() if self._asked is not None else 0, 2)
+        self.wished = bool(wished)
+        if number:
             self.signal = signal.Signals(number)
-        self._asked = self._largest(self._noted or 0)
+        self._asked = self._largest((self._noted or 0) * 2 + wish)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self._noted is not None and number == signal.SIGINT:

@@ -30,48 +30,50 @@ class StallError(UserError):
 
 
 class _Wait(NamedTuple):
-    """A wait: what did not happen, since when, and the longest wait of its kind so far."""
+    """A wait: what did not happen, since when, and the least that it may take."""
 
     what: str
     since: float
-    longest: float
+    floor: float
 
 
 class Watchdog:
-    """Ends this process after `seconds` without a heartbeat; never if `seconds` is 0."""
+    """Ends this process after `seconds` without a heartbeat; never if `seconds` is 0.
+
+    It watches only inside `watching`. An action that has taken long before may take ten times as
+    long as its longest wait so far.
+    """
 
     def __init__(self, seconds: int):
-        self._seconds, self._longest = seconds, 0.0
+        self._seconds = seconds
+        self._longest: dict[str, float] = {}  # wait for each action
         self._wait: _Wait | None = None  # replaced as a whole: another thread reads it
         self._closed = threading.Event()
         if seconds:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def heartbeat(self) -> None:
-        """Note that something was finished. The first heartbeat begins the watch."""
+        """Note that a part of the watched action was finished."""
+        if (wait := self._wait) is None:
+            return
         now = time.monotonic()
-        if self._wait is not None:
-            self._longest = max(self._longest, now - self._wait.since)
-        self._wait = _Wait("nothing was finished", now, self._longest)
-
-    def pause(self) -> None:
-        """Stop watching until the next heartbeat, for example while compiling."""
-        self._wait = None
+        self._longest[wait.what] = max(self._longest.get(wait.what, 0.0), now - wait.since)
+        self._wait = wait._replace(since=now)
 
     @contextmanager
-    def watching(self, what: str, longest: float = 0.0) -> Iterator[None]:
-        """Watch one action; `longest` is the longest wait of its kind so far.
+    def watching(self, what: str, floor: float = 0.0) -> Iterator[None]:
+        """Watch one action, which may take `floor` seconds in any case.
 
-        `what` tells the user that it did not happen. Afterwards watching goes on if it did before.
+        `what` tells the user that it did not happen. Afterwards the action around it, if there is
+        one, is watched again.
         """
-        was_watched = self._wait is not None
-        self._wait = _Wait(what, time.monotonic(), longest)
+        around = self._wait
+        self._wait = _Wait(what, time.monotonic(), floor)
         try:
             yield
         finally:
-            self.pause()  # or this would count as a wait for something else
-            if was_watched:
-                self.heartbeat()
+            self.heartbeat()
+            self._wait = None if around is None else around._replace(since=time.monotonic())
 
     def close(self) -> None:
         """Stop watching for good."""
@@ -85,13 +87,16 @@ class Watchdog:
             passed, looked = min(time.monotonic() - looked, 2 * sleep), time.monotonic()
             wait = self._wait
             quiet, seen = (quiet + passed if wait is seen else 0.0), wait
-            if wait is None or quiet <= (allowed := max(self._seconds, PATIENCE * wait.longest)):
+            if wait is None:
+                continue
+            longest = self._longest.get(wait.what, 0.0)
+            if quiet <= (allowed := max(self._seconds, wait.floor, PATIENCE * longest)):
                 continue
             faulthandler.dump_traceback(sys.stderr)
             exit_process(
                 StallError(
                     f"{wait.what} for {allowed:,.0f} s (train.stall_seconds; the longest "
-                    f"wait before took {wait.longest:,.1f} s): a process, a link, a device or a "
+                    f"wait before took {longest:,.1f} s): a process, a link, a device or a "
                     "disk hangs. The stack of each thread of this process is printed above. "
                     "Restart the run, as launch/node.sh does: it continues from its last "
                     "checkpoint"

@@ -43,6 +43,9 @@ class DataConfig:
     run may change entries that have not taken effect yet."""
     document_mask: bool = False
     """Keep attention inside documents; a window may hold several. GPT-2 did not."""
+    verify: Literal["sampled", "full", "off"] = "sampled"
+    """Compare the shards with the hashes of their manifest at the start of a run: a sample of them,
+    all, or none."""
     examples: str | None = None
     """File of labelled texts or instructions to fine-tune on: TSV, CSV, JSON (lines or an array) or
     Parquet."""

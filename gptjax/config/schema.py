@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gptjax.config.examples import ClassifyConfig, DataConfig, InstructConfig
+from gptjax.config.training import TrainConfig
 
 PRETRAIN, CLASSIFY, INSTRUCT = "pretrain", "classify", "instruct"
 TASKS_WITH_SPECIAL_TOKENS = frozenset({CLASSIFY})
@@ -149,79 +150,6 @@ class OptimConfig:
     their values. A fine-tuning reads it if it starts from a model; nothing means all."""
     trainable_layers: int | None = None
     """Number of last blocks whose parameters in trainable are trained; None means all blocks."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Batch, length and cadence of a run. A step is one update of the parameters."""
-
-    batch_tokens: int = 2**19
-    """Tokens per step over all devices and micro-steps."""
-    batch_rows: int | None = None
-    """Examples per step of a fine-tuning, in place of batch_tokens."""
-    micro_batch: int | Literal["auto"] = 16
-    """Most sequences that a device processes at once; the number of micro-steps follows from it.
-    auto takes the largest number that the compiler reports will fit in memory."""
-    cpu_devices: int = 1
-    """Devices into which a CPU is divided; one a core is faster for small models. GPUs ignore
-    it."""
-    ramp_from_tokens: int | None = None
-    """Tokens per step at the start of a ramp, batch_tokens divided by a power of two; None does not
-    ramp."""
-    ramp_steps: int = 0
-    """Steps in which the batch doubles, in equal stages, until it has batch_tokens."""
-    wire_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type in which gradients cross the network between groups of devices, once per step."""
-    updates_per_call: int = 1
-    """Most steps that one call of the compiled program takes: ten save a tenth of the time if a
-    step takes about ten milliseconds. Their rows of metrics.jsonl share one time, and a stop
-    request waits for the one or two calls in progress."""
-    loss_chunk_tokens: int | Literal["auto"] = "auto"
-    """Tokens whose logits exist at once in training; 0 computes all logits of a micro-batch. auto
-    is 2048, or up to 8192 on GPUs with the memory for it."""
-    context: int | None = None
-    """Tokens in a training window (T); None means model.n_ctx."""
-    max_steps: int = 19073
-    """Steps in the whole run; with epochs, the most."""
-    epochs: float | None = None
-    """Epochs over the examples of a fine-tuning, which then decide the number of steps."""
-    eval_every_epochs: float | None = None
-    """Epochs between validations, each with a save, in place of eval_every_steps and
-    save_every_steps."""
-    best_by: Literal["loss", "accuracy", "macro_f1"] = "loss"
-    """Validation measure of the best checkpoint, and of patience; accuracy and macro_f1 are for
-    classification. Of equal values the one with the lower validation loss is better."""
-    patience: int | None = None
-    """Validations without a better value of best_by after which a fine-tuning ends; None never ends
-    early."""
-    eval_every_steps: int = 250
-    """Steps between validation losses; 0 never evaluates."""
-    eval_tokens: int | None = 2**20
-    """Most validation tokens per evaluation; None uses the whole validation set."""
-    save_every_steps: int = 500
-    """Steps between checkpoints; 0 saves only at the end."""
-    keep_latest: int = 2
-    """Number of newest checkpoints to keep; the best one by best_by is kept too."""
-    sample_every_steps: int = 1000
-    """Steps between sampled texts; 0 never samples."""
-    stall_seconds: int = 1800
-    """Seconds without a finished step or save after which a process that hangs ends, to be started
-    again; or ten times the longest wait so far, if that is more; 0 waits for ever."""
-    seed: int = 1337
-    """Seed of initialisation, dropout and data order."""
-    init_from: str | None = None
-    """Model to start from, with a new optimizer: RUN, RUN@best, RUN@latest, RUN@STEP, or a Hugging
-    Face directory. Shape and tokenizer come from there; None draws new parameters."""
-    evaluate_on: tuple[str, ...] = ()
-    """Published tests to measure during the run, each NAME=FILE: perplexity, wikitext, hellaswag,
-    lambada or choices."""
-    evaluate_on_every_steps: int = 0
-    """Steps between measurements of evaluate_on; 0 measures with every validation loss, and once at
-    the end."""
-    evaluate_on_limit: int | None = None
-    """Most items of each file of evaluate_on; None measures all of them."""
-    profile: str | None = None
-    """STEP:COUNT writes a trace of COUNT steps after step STEP into the run's directory."""
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ is read back from JSON is checked here too.
 
 import dataclasses
 import json
-import types
 import typing
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from gptjax.base.errors import ConfigError, did_you_mean
 from gptjax.config.attention import cudnn_limits, masking_field
 from gptjax.config.courses import misfits
+from gptjax.config.field_types import misfits_of_type
 from gptjax.config.finetuning import finetuning_mistakes
 from gptjax.config.names import (
     HUB_FORM,
@@ -73,7 +73,7 @@ def _section(name: str, values: Any) -> Any:
 
 def find_problems(config: Config, is_new: bool = True) -> list[Problem]:
     """Every problem of types, ranges and combinations; for a new run, also of its schedules."""
-    problems = list(_types(config))
+    problems = [Problem((name,), message) for name, message in misfits_of_type(config)]
     for rules in (_ranges, _combinations, _course) if is_new else (_ranges, _combinations):
         broken = {name for problem in problems for name in problem.fields}
         sections = {name.split(".")[0] for name in broken if "." not in name}
@@ -126,6 +126,8 @@ def _ranges(c: Config) -> Iterator[Problem]:
         "train.loss_chunk_tokens": 0 if t.loss_chunk_tokens == "auto" else t.loss_chunk_tokens,
         "train.ramp_steps": t.ramp_steps, "train.stall_seconds": t.stall_seconds,
         "train.evaluate_on_every_steps": t.evaluate_on_every_steps,
+        "train.save_every_minutes": t.save_every_minutes,
+        "train.keep_every_steps": t.keep_every_steps, "train.price": t.price or 0,
     }  # fmt: skip
     probabilities = {
         "model.embd_pdrop": m.embd_pdrop, "model.attn_pdrop": m.attn_pdrop,
@@ -166,6 +168,10 @@ def _ranges(c: Config) -> Iterator[Problem]:
     if t.profile is not None and profile_window(t.profile) is None:
         message = f"train.profile must be STEP:COUNT with a COUNT of 1 or more, not {t.profile!r}"
         yield Problem(("train.profile",), message)
+    for name, value in (("skip", t.skip_zscore), ("rollback", t.rollback_zscore)):
+        if value is not None and not value > 0:
+            message = f"train.{name}_zscore must be above 0, not {value} (None never does it)"
+            yield Problem((f"train.{name}_zscore",), message)
     for message in evaluation_mistakes(t.evaluate_on):
         yield Problem(("train.evaluate_on",), f"train.evaluate_on {message}")
     if d.tokenizer is not None and not is_tokenizer_name(d.tokenizer):
@@ -260,41 +266,3 @@ def _batch(c: Config) -> Iterator[Problem]:
                 f"train.ramp_from_tokens {t.ramp_from_tokens} is not divisible by context x "
                 f"train.micro_batch = {micro_tokens}: take a smaller micro-batch or a larger start",
             )
-
-
-def _types(section: Any, prefix: str = "") -> Iterator[Problem]:
-    """Every field whose value does not have the declared type."""
-    hints = typing.get_type_hints(type(section))
-    for f in dataclasses.fields(section):
-        name, value, expected = prefix + f.name, getattr(section, f.name), hints[f.name]
-        if dataclasses.is_dataclass(expected) and isinstance(value, typing.cast(type, expected)):
-            yield from _types(value, f"{name}.")
-        elif not _fits(value, expected):
-            yield Problem((name,), f"{name} must be {type_name(expected)}, not {value!r}")
-
-
-def _fits(value: Any, expected: Any) -> bool:
-    origin, args = typing.get_origin(expected), typing.get_args(expected)
-    if origin is Literal:
-        return value in args
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, a) for a in args)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
-    if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, expected)
-
-
-def type_name(expected: Any) -> str:
-    """A field's type in words: `int or None`, `one of pre, post`."""
-    origin, args = typing.get_origin(expected), typing.get_args(expected)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(type_name(a) for a in args)
-    if origin is tuple:
-        return f"a list of {type_name(args[0])}"
-    return "None" if expected is type(None) else expected.__name__

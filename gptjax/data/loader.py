@@ -9,7 +9,8 @@ its examples, rows first; the loader does not know them.
 from collections import deque
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from copy import copy
+from typing import Any, Protocol, Self, TypeVar
 
 import grain
 import numpy as np
@@ -55,14 +56,27 @@ class StepSource:
                 f"{processes} processes"
             )
         self._ramp, self._steps = ramp, steps
-        self._process, self._processes = process, processes
+        self._process, self._processes, self._ahead = process, processes, 0
+
+    def continued(self, step: int, rows: int) -> Self:
+        """The source of a run that has read so many rows before `step`.
+
+        They are others than those of its batches if the batch was changed, or data passed over.
+        """
+        source = copy(self)
+        source._ahead = rows - self._ramp.rows_before(step)
+        return source
+
+    def rows_before(self, step: int) -> int:
+        """The place of the first row of `step` in the order of all rows."""
+        return self._ramp.rows_before(step) + self._ahead
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, step: int) -> HostBatch:
         """Rows of `step`, counted from 0."""
-        rows, first = self._ramp.rows(step), self._ramp.rows_before(step)
+        rows, first = self._ramp.rows(step), self.rows_before(step)
         local = rows // self._processes
         start = first + self._process * local
         return self._order.batch(range(start, start + local), range(first, first + rows))

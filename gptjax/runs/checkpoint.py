@@ -16,7 +16,6 @@ run ends: the others would wait for it, and nothing could interrupt them.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,19 +24,18 @@ from typing import NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from gptjax.base.errors import DISK_ERRORS, UserError
+from gptjax.base.errors import UserError
 from gptjax.base.tree import Tree
 from gptjax.cluster.agreement import broadcast_from_0, first_complaint, on_process_0
 from gptjax.runs import integrity
-from gptjax.runs.integrity import SignedStep, sign_own, signed_content, verify
+from gptjax.runs.integrity import SignedStep, sign_own, verify
 from gptjax.runs.naming import ADAPTERS, AVERAGED, PARAMS, no_checkpoint
 from gptjax.runs.quiet import silence_orbax
-from gptjax.runs.ranking import LatestAndBest, Ranking
+from gptjax.runs.ranking import CURSOR_FILE, LatestAndBest, Ranking
+from gptjax.runs.reasons import reason_of, reason_of_save
 
-CURSOR_FILE = "cursor/metadata"
 NO_STEP = -1  # process 0 sends this to the others if there is none
 WRITTEN = "async_write_complete"  # Orbax: each process has written its part of a step
-REASONS = [os.strerror(number) for number in sorted(DISK_ERRORS)]
 Say = Callable[[str], None]
 
 
@@ -91,9 +89,7 @@ class Checkpointer:
             ),
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
-        self.ranking = Ranking()
-        for step in self.steps():
-            self.ranking.read(step, signed_content(self.directory / str(step), CURSOR_FILE))
+        self.ranking = Ranking.of(self.directory, self.steps())
 
     def _sign_and_meet(self, *, key: str, timeout_ms: int) -> None:
         """Wait for the other processes where Orbax does; sign this one's part once it is written.
@@ -136,6 +132,7 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         self.wait()
+        self.ranking.drop(step)  # of an earlier step of this number
         self._policy.keeps_all = keeps_all
         self._begun = step, time.monotonic()
         try:
@@ -152,6 +149,14 @@ class Checkpointer:
             raise self._failed(step, error) from error
         self._saving = step
         self.ranking.add(step, cursor)
+
+    def note(self, step: int, figures: dict) -> None:
+        """Keep the validation of a step, if it was saved; all processes call this."""
+        if step not in self._manager.all_steps():
+            return
+        self.ranking.keep(self.steps())
+        self.ranking.note(step, figures)
+        on_process_0(lambda: self.ranking.write(self.directory.parent))
 
     def poll(self) -> None:
         """Notice that a save has ended; raises `SaveError` if it failed."""
@@ -184,7 +189,7 @@ class Checkpointer:
             self._open()
         return SaveError(
             f"the checkpoint of step {step} could not be written to {self.directory}: "
-            f"{_save_problem(error)}"
+            f"{reason_of_save(error)}"
         )
 
     def restore(self, abstract: dict[str, Tree], say: Say) -> Restored | None:
@@ -254,10 +259,10 @@ class Checkpointer:
             place = self.directory / str(step)
             if not _several():
                 raise UserError(
-                    f"checkpoint {place} is undamaged but cannot be restored: {_reason(error)}"
+                    f"checkpoint {place} is undamaged but cannot be restored: {reason_of(error)}"
                 ) from error
             raise RestoreError(
-                f"checkpoint {place} cannot be restored: {_reason(error)}; if every start ends "
+                f"checkpoint {place} cannot be restored: {reason_of(error)}; if every start ends "
                 "like this, move it away, and training resumes from the one before"
             ) from error
         return Restored(step, {name: items[name] for name in abstract}, items["cursor"])
@@ -275,25 +280,10 @@ class Checkpointer:
                 args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract_params)})
                 return self._manager.restore(step, args=args)[item]
             except Exception as error:
-                problem = _reason(error)
+                problem = reason_of(error)
         raise UserError(f"checkpoint {self.directory / str(step)} is damaged: {problem}")
 
 
 def _several() -> bool:
     """Whether other processes restore and save with this one."""
     return jax.process_count() > 1
-
-
-def _save_problem(error: Exception) -> str:
-    """The reason of a failed save in one line; tensorstore hides it among many file names."""
-    if known := next((text for text in REASONS if text in str(error)), None):
-        return known
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
-    is_unknown = type(error) is OSError and error.errno is None
-    return f"{reason} (is the disk full?)" if is_unknown else reason
-
-
-def _reason(error: Exception) -> str:
-    """Orbax's message, in one line."""
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__} on reading it: {first_line[:200]}"

@@ -3,6 +3,9 @@
 The measure is the loss, or a figure of which more is better, such as the accuracy. The loss of a
 mixture is a weighted mean over its sources. New weights change its meaning, so a checkpoint is
 compared only with those of the same measure under the same weights as the newest one.
+
+A checkpoint is saved before it is validated, so its figures lie beside it, in `ranking.json`.
+Checkpoints that were validated first, by earlier versions, have them in their cursor.
 """
 
 import json
@@ -13,9 +16,13 @@ from typing import Any, NamedTuple, TypeGuard
 
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
+from gptjax.base.files import write_atomically
 from gptjax.runs.holding import held_steps
+from gptjax.runs.integrity import signed_content
 
 LOSS = "loss"
+CURSOR_FILE = "cursor/metadata"
+NOTED = "ranking.json"
 
 
 class _Standing(NamedTuple):
@@ -32,6 +39,27 @@ class Ranking:
     def __init__(self):
         self._known: dict[int, _Standing] = {}
         self._unknown: set[int] = set()
+        self._noted: dict[int, dict[str, Any]] = {}
+
+    @classmethod
+    def of(cls, checkpoints: Path, steps: Iterable[int]) -> "Ranking":
+        """The ranking of checkpoints on disk."""
+        ranking, noted = cls(), _noted_in(checkpoints.parent / NOTED)
+        for step in steps:
+            ranking.read(step, signed_content(checkpoints / str(step), CURSOR_FILE))
+            if str(step) in noted:
+                ranking.note(step, noted[str(step)])
+        return ranking
+
+    def note(self, step: int, figures: dict[str, Any]) -> None:
+        """Take the measure of a checkpoint from figures that are not in its cursor."""
+        self._unknown.discard(step)
+        self._noted[step] = figures
+        self.add(step, figures)
+
+    def write(self, run: Path) -> None:
+        """Keep what was noted, in a run's directory."""
+        write_atomically(run / NOTED, json.dumps(self._noted, indent=2).encode())
 
     def add(self, step: int, cursor: dict[str, Any]) -> None:
         """Take the measure from a checkpoint's cursor, if it has one."""
@@ -61,13 +89,14 @@ class Ranking:
 
     def keep(self, steps: Iterable[int]) -> None:
         """Forget all steps but these."""
-        for step in (self._known.keys() | self._unknown) - set(steps):
+        for step in (self._known.keys() | self._unknown | self._noted.keys()) - set(steps):
             self.drop(step)
 
     def drop(self, step: int) -> None:
         """Forget one step."""
         self._known.pop(step, None)
         self._unknown.discard(step)
+        self._noted.pop(step, None)
 
     def best(self, among: Iterable[int] | None = None) -> int | None:
         """The best step by the measure of the newest, of equal ones the first; None without any."""
@@ -89,6 +118,15 @@ def rank_of(by: str, found: Mapping[str, Any]) -> tuple[float, ...] | None:
     if not (_is_number(loss) and _is_number(value)):
         return None
     return (loss,) if by == LOSS else (-value, loss)
+
+
+def _noted_in(path: Path) -> dict[str, dict[str, Any]]:
+    """The figures in a ranking.json, by step; none if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+        return {step: figures for step, figures in found.items() if isinstance(figures, dict)}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _standing(cursor: dict[str, Any]) -> _Standing | None:

@@ -34,7 +34,7 @@ class Startup:
 
     def __init__(self, began: float):
         """Begin the first phase at `began`, by `time.perf_counter()`."""
-        self._last = began
+        self.began = self._last = began
         self._phases: dict[str, float] = {}
         self._notes: dict[str, str] = {}
         self._is_told = False

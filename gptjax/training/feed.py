@@ -113,6 +113,7 @@ def _cadences(train: TrainConfig) -> list[tuple[str, int]]:
         ("measure", measure if train.evaluate_on else 0),
         ("sample", train.sample_every_steps),
         ("save", train.save_every_steps),
+        ("save", train.keep_every_steps),
     ]
 
 

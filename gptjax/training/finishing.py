@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from gptjax.base.files import write_atomically
 from gptjax.cluster.agreement import on_process_0
+from gptjax.cluster.phases import Phase, Phases
 from gptjax.cluster.stop import StopRequest
-from gptjax.cluster.watchdog import Watchdog
 from gptjax.generation.loaded import LoadedRun
 from gptjax.runs.directory import RunDir
 
@@ -48,7 +48,7 @@ def finish(
     data: Any,
     loss_of: Callable[[int], float | None],
     say: Callable[[str], None],
-    watchdog: Watchdog,
+    phases: Phases,
     stop: StopRequest,
 ) -> None:
     """Write what `measure` finds, unless it was written after the same number of steps.
@@ -61,14 +61,13 @@ def finish(
             return
         from gptjax.conversion.opening import load_run  # a program is compiled without Orbax
 
-        with watchdog.watching(f"no {RESULTS} was written"):
+        with phases.during(Phase.ENDING):
             run = load_run(run_dir.path, alone=True)
-            loss, beat = loss_of(run.step), watchdog.heartbeat
+            loss, beat = loss_of(run.step), phases.heartbeat
             finished = Finished(run, loss, data, run_dir.path, say, beat, stop)
             write_results(measure, finished, steps)
 
-    watchdog.pause()  # the others wait as long as process 0, which is watched, is alive
-    on_process_0(measure_best)
+    on_process_0(measure_best)  # the others wait as long as process 0, which is watched, is alive
 
 
 def has_results(run_dir: RunDir, steps: int) -> bool:

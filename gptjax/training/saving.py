@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import jax
 
 from gptjax.base.errors import UserError
-from gptjax.cluster.watchdog import Watchdog
+from gptjax.cluster.phases import Phase, Phases
 from gptjax.evaluation.perplexity import Validation
 from gptjax.runs.checkpoint import Checkpointer, SaveError
 from gptjax.runs.display import Display
@@ -19,17 +19,15 @@ from gptjax.runs.ranking import LOSS
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, saved_items
 
-NOT_SAVED = "a checkpoint was not saved"
+ROWS = "rows"  # in a cursor: the rows of the data that were read before its step
 
 
 class Saving:
     """Saves one run. `is_owed` is true if the last save failed or was postponed."""
 
-    def __init__(
-        self, setup: Setup, checkpointer: Checkpointer, watchdog: Watchdog, display: Display
-    ):
+    def __init__(self, setup: Setup, checkpointer: Checkpointer, phases: Phases, display: Display):
         self._setup, self._checkpointer = setup, checkpointer
-        self._watchdog, self._display = watchdog, display
+        self._phases, self._display = phases, display
         self._failed = self._is_put_off = False
 
     @property
@@ -42,7 +40,7 @@ class Saving:
         return self._checkpointer.ranking.would_lead(self._measured(validation))
 
     def _measured(self, validation: Validation) -> dict[str, Any]:
-        """What a cursor keeps of a validation: the loss, and what else ranks checkpoints."""
+        """What is kept of a validation: the loss, and what else ranks checkpoints."""
         by = self._setup.config.train.best_by
         kept = {"val_loss": validation.loss, "val_measure": self._setup.data.loss_definition}
         if by == LOSS:
@@ -74,20 +72,16 @@ class Saving:
             f"{what_to_do} a lower --optim.peak-lr"
         )
 
-    def save(
-        self, state: TrainState, validation: Validation | None, keeps_all: bool = False
-    ) -> None:
+    def save(self, state: TrainState, keeps_all: bool = False) -> None:
         """Start saving; after a failed save, wait until this one is safe.
 
         With `keeps_all` no other checkpoint is deleted for this one.
         """
         step, config = int(state.step), dataclasses.asdict(self._setup.config)
         items = saved_items(state, self._setup.program.trained)
-        cursor: dict[str, Any] = {**self._setup.data_identity(step)}
-        if validation is not None and math.isfinite(validation.loss):
-            cursor |= self._measured(validation)
+        cursor = {**self._setup.data_identity(step), ROWS: self._setup.source.rows_before(step)}
         try:
-            with self._watchdog.watching(NOT_SAVED, self._checkpointer.longest_save):
+            with self._phases.during(Phase.SAVING):
                 self._checkpointer.save(step, items, config, cursor, keeps_all)
             if self._failed:
                 self.wait()
@@ -96,9 +90,14 @@ class Saving:
         except SaveError as error:
             self._note_failure(error)
 
+    def note(self, step: int, validation: Validation) -> None:
+        """Keep the figures of a validation with the checkpoint of its step, if there is one."""
+        if math.isfinite(validation.loss):
+            self._checkpointer.note(step, self._measured(validation))
+
     def wait(self) -> None:
         """Block until the last save is on disk."""
-        with self._watchdog.watching(NOT_SAVED, self._checkpointer.longest_save):
+        with self._phases.during(Phase.SAVING):
             self._checkpointer.wait()
 
     def poll(self) -> None:

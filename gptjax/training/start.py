@@ -10,7 +10,7 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.cluster.agreement import on_process_0, require_same, require_shared
-from gptjax.cluster.watchdog import Watchdog
+from gptjax.cluster.phases import Phase, Phases
 from gptjax.config import Config, to_json
 from gptjax.config.courses import schedule_end
 from gptjax.config.origins import as_words, flag_of
@@ -20,6 +20,7 @@ from gptjax.runs.checkpoint import Checkpointer, Restored
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.naming import read_checkpoint_name
+from gptjax.training.saving import ROWS
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, items_of, state_of
@@ -75,7 +76,7 @@ def agree_on_program(setup: Setup) -> None:
 
 
 def restore_or_start(
-    setup: Setup, checkpointer: Checkpointer, run_dir: RunDir, display: Display, watchdog: Watchdog
+    setup: Setup, checkpointer: Checkpointer, run_dir: RunDir, display: Display, phases: Phases
 ) -> tuple[TrainState, int]:
     """The state to train from, and its step, by the first of these ways that is open.
 
@@ -85,12 +86,12 @@ def restore_or_start(
     """
     program = setup.program
     abstract = program.abstract_state()
-    with watchdog.watching("no checkpoint was restored"):
+    with phases.during(Phase.RESTORING):
         restored = checkpointer.restore(items_of(abstract, program.trained), display.say)
     if restored is not None:
         return _resumed(setup, restored, abstract, run_dir, display)
     if (name := setup.config.train.init_from) is not None:
-        with watchdog.watching("no model was read"):
+        with phases.during(Phase.RESTORING):
             base, notes = None, None
             if program.trained.are_adapters:
                 notes = on_process_0(lambda: pin(chosen(find_model(name)), run_dir.path))
@@ -116,6 +117,8 @@ def _resumed(
             f"note: the run began with Grain {cursor['grain']}, but {identity['grain']} is "
             "installed: windows may come in another order from here on"
         )
+    if ROWS in cursor:  # not in one of an earlier version, whose batch could not be changed
+        setup.source = setup.source.continued(step, cursor[ROWS])
     display.say(f"resuming {run_dir.path} after step {step}")
     base = None
     if setup.program.trained.are_adapters:

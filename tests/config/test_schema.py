@@ -9,9 +9,10 @@ import pytest
 
 from gptjax.base.errors import ConfigError
 from gptjax.config import Config, DataConfig, ModelConfig, TrainConfig, to_json
+from gptjax.config.field_types import type_name
 from gptjax.config.names import profile_window
 from gptjax.config.presets import load_config, preset_names
-from gptjax.config.validation import config_from_json, find_problems, type_name, validate
+from gptjax.config.validation import config_from_json, find_problems, validate
 
 FIELDS = {
     f"{section}.{field.name}": typing.get_type_hints(kind)[field.name]
@@ -256,6 +257,7 @@ def test_float_fields_accept_integers(name):
     above_0 = (
         *("optim.eps", "optim.clip_norm", "sample.top_p", "sample.repetition_penalty"),
         *("train.epochs", "train.eval_every_epochs", "model.lora_alpha"),
+        *("train.skip_zscore", "train.rollback_zscore"),
     )
     fields: dict[str, Any] = {name: 1 if name in above_0 else 0}
     config = with_fields(fields)

@@ -18,6 +18,7 @@ from conftest import environment_on, without_speed
 
 from gptjax.base.errors import UserError
 from gptjax.cli import parse_config
+from gptjax.cluster.phases import Phases
 from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config, DataConfig, to_json
 from gptjax.config.batches import batch_schedule
@@ -191,7 +192,7 @@ def test_a_run_goes_on_with_other_weights_to_come_but_not_with_another_past(sour
         checkpointer = SimpleNamespace(restore=lambda *_: Restored(60, items_of(state), cursor))
         said = cast(Any, SimpleNamespace(say=lambda _: None))
         run = RunDir(tmp_path)
-        return restore_or_start(setup, cast(Any, checkpointer), run, said, Watchdog(0))[1]
+        return restore_or_start(setup, cast(Any, checkpointer), run, said, Phases(Watchdog(0)))[1]
 
     now = old.fingerprint_until(60)
     for later in ((), ("60=2,2,2,2,1",), ("70=0,0,0,0,1", "71=1,1,1,1,0")):

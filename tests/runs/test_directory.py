@@ -23,7 +23,7 @@ from gptjax.runs.directory import LOCK, RunDir
 from gptjax.tokenizers.plain import ByteTokenizer
 from gptjax.tokenizers.registry import fingerprint
 from gptjax.train import train
-from gptjax.training import loop
+from gptjax.training import fit
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, saved_items
 
@@ -44,6 +44,10 @@ FIXED = {
     "instruct.template": "chat", "instruct.loss_on": "all", "instruct.lengths": "pad",
 }  # fmt: skip
 FREE = {
+    "data.verify": "off", "train.save_every_minutes": 5.0, "train.keep_every_steps": 50,
+    "train.checkpoint_dir": "elsewhere", "train.preflight": "off", "train.deterministic": True,
+    "train.skip_zscore": 5.0, "train.rollback_zscore": 4.0, "train.price": 2.5,
+    "train.track": ("wandb",),
     "model.embd_pdrop": 0.1, "model.attn_pdrop": 0.1, "model.resid_pdrop": 0.1,
     "model.dtype": "bfloat16", "model.unroll": 2, "model.float32_matmul": "tf32",
     "model.attention": "xla", "model.remat": "full", "data.path": "elsewhere",
@@ -300,7 +304,7 @@ def test_setting_aside_works_or_is_refused_however_the_path_is_spelt(begun, monk
 @pytest.fixture
 def start_afresh(prepared, monkeypatch):
     """`train --fresh` up to where it would train."""
-    monkeypatch.setattr(loop._Loop, "train", lambda self, state, step: 0)
+    monkeypatch.setattr(fit.Loop, "train", lambda self, state, step: 0)
 
     def start(path: Path) -> int:
         flags = ["--data.path", str(prepared.directory), "--run-dir", str(path), "--fresh"]
@@ -361,7 +365,7 @@ def test_a_start_that_other_data_refuse_leaves_the_run_as_it_was(tmp_path):
     checkpointer.close()
     before = contents(run.path)
     with pytest.raises(UserError):
-        loop.fit(configs[1], run.path)
+        fit.fit(configs[1], run.path)
     after = contents(run.path)
     assert {name: after[name] for name in before} == before
 
@@ -385,7 +389,7 @@ def test_a_start_that_other_data_refuse_leaves_the_run_as_it_was(tmp_path):
 def test_another_course_is_told_by_its_rates_and_by_the_flags_that_keep_the_old_one(
     fields, said, prepared, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(loop._Loop, "train", lambda self, state, step: 0)
+    monkeypatch.setattr(fit.Loop, "train", lambda self, state, step: 0)
     same = {
         "data.path": str(prepared.directory), "data.tokenizer": None, "data.mixture": (),
         "train.max_steps": 40, "optim.peak_lr": 1e-3, "optim.final_lr": 0.0,
@@ -398,7 +402,7 @@ def test_another_course_is_told_by_its_rates_and_by_the_flags_that_keep_the_old_
         state = zero_state(setup)._replace(step=np.int32(20))
         checkpointer.save(20, saved_items(state), {}, setup.data_identity(20))
     before = contents(run.path)
-    assert loop.fit(changed(same | fields), run.path) == 0
+    assert fit.fit(changed(same | fields), run.path) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "learning rate" in line]
     assert len(lines) == (said is not None)
     assert all(words in lines[0] for words in said or ())

@@ -24,7 +24,7 @@ from gptjax.model.gpt import init_params
 from gptjax.model.places import ModelSharding
 from gptjax.runs.samples import append_sample, forget_samples_after
 from gptjax.tokenizers.registry import make_tokenizer
-from gptjax.training import loop
+from gptjax.training import fit, loop
 from gptjax.training.feed import due, steps_in_call
 from gptjax.training.setup import Setup
 
@@ -245,7 +245,7 @@ def test_a_run_tells_its_speed_and_looks_at_the_evaluated_parameters(short, tmp_
     monkeypatch.setattr(
         Setup, "evaluated_params", lambda _, state: jax.tree.map(jnp.zeros_like, state.params)
     )
-    assert loop.fit(short, tmp_path / "run") == 0
+    assert fit.fit(short, tmp_path / "run") == 0
     assert events == ["open", "compile 0"]
 
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -15,7 +15,7 @@ from gptjax.config.names import TESTS
 from gptjax.conversion.opening import load_run
 from gptjax.evaluate import evaluate
 from gptjax.evaluation.registry import EVALUATIONS
-from gptjax.training import loop
+from gptjax.training import fit
 from gptjax.training.measuring import Measuring
 from gptjax.training.setup import Setup
 
@@ -120,7 +120,7 @@ def test_the_figures_of_a_run_are_those_of_evaluate(prepared, files, tmp_path):
         "train.evaluate_on": tests, "train.max_steps": 4, "train.evaluate_on_every_steps": 2,
         "train.save_every_steps": 2, "optim.ema_decay": 0.5,
     }  # fmt: skip
-    assert loop.fit(tiny(prepared, {**QUICK, **fields}), tmp_path / "run") == 0
+    assert fit.fit(tiny(prepared, {**QUICK, **fields}), tmp_path / "run") == 0
     rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert ["choices/acc" in row for row in rows] == [False, True, False, True]
     for name, file in files.items():
@@ -139,8 +139,8 @@ def test_the_figures_of_a_run_are_those_of_evaluate(prepared, files, tmp_path):
 def test_a_test_that_was_cut_short_is_done_at_the_next_start(prepared, files, tmp_path):
     tests = tuple(f"{name}={file}" for name, file in files.items())
     fields = {"train.max_steps": 2}
-    assert loop.fit(tiny(prepared, {**QUICK, **fields}), tmp_path / "run") == 0
+    assert fit.fit(tiny(prepared, {**QUICK, **fields}), tmp_path / "run") == 0
     again = {**fields, "train.evaluate_on": tests}
-    assert loop.fit(tiny(prepared, {**QUICK, **again}), tmp_path / "run") == 0
+    assert fit.fit(tiny(prepared, {**QUICK, **again}), tmp_path / "run") == 0
     rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert ["choices/acc" in row for row in rows] == [False, True]

@@ -14,7 +14,7 @@ from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
-from gptjax.training import loop, setup
+from gptjax.training import fit, setup
 from gptjax.training.program import Program
 from gptjax.training.setup import Setup
 from gptjax.training.start import how_to_go_on
@@ -41,9 +41,9 @@ def test_a_directory_that_another_process_holds_is_refused_uncompiled(
     automatic, tmp_path, without_compiler
 ):
     with RunDir(tmp_path).locked(), pytest.raises(UserError, match="another process is training"):
-        loop.fit(automatic, tmp_path)
+        fit.fit(automatic, tmp_path)
     with pytest.raises(AssertionError, match="compiled"):  # what is looked for does happen
-        loop.fit(automatic, tmp_path)
+        fit.fit(automatic, tmp_path)
 
 
 def test_links_are_measured_only_once_the_directory_is_held(
@@ -52,11 +52,11 @@ def test_links_are_measured_only_once_the_directory_is_held(
     def measure(_: Config) -> list[str]:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(loop, "check_links", measure)
+    monkeypatch.setattr(fit, "check_links", measure)
     with RunDir(tmp_path).locked(), pytest.raises(UserError, match="another process is training"):
-        loop.fit(automatic, tmp_path)
+        fit.fit(automatic, tmp_path)
     with pytest.raises(AssertionError, match="measured"):
-        loop.fit(automatic, tmp_path)
+        fit.fit(automatic, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
@@ -65,7 +65,7 @@ def test_a_directory_where_a_file_belongs_is_named(automatic, tmp_path, without_
     run.begin(made.config, made.tokenizer)
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=f"{name} is a directory; expected a file"):
-        loop.fit(automatic, tmp_path)
+        fit.fit(automatic, tmp_path)
 
 
 def test_another_tokenizer_than_that_of_the_run_is_noted(tmp_path):
@@ -81,7 +81,7 @@ def test_another_tokenizer_than_that_of_the_run_is_noted(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_first_step_is_watched_but_no_compilation(automatic, tmp_path, monkeypatch):
+def test_compilations_and_the_first_step_are_watched(automatic, tmp_path, monkeypatch):
     watched = {}
 
     class Noting(Watchdog):
@@ -100,18 +100,18 @@ def test_the_first_step_is_watched_but_no_compilation(automatic, tmp_path, monke
         monkeypatch.setattr(owner, name, noting)
 
     noted: list[Noting] = []
-    monkeypatch.setattr(loop, "Watchdog", Noting)
+    monkeypatch.setattr(fit, "Watchdog", Noting)
     note(Checkpointer, "restore")
     note(Program, "initial_state")
     note(Setup, "compile_steps")
     note(Setup, "train_steps")
     train = dataclasses.replace(automatic.train, micro_batch=1, max_steps=1, save_every_steps=0)
-    assert loop.fit(dataclasses.replace(automatic, train=train), tmp_path) == 0
+    assert fit.fit(dataclasses.replace(automatic, train=train), tmp_path) == 0
     assert watched == {
         "restore": "no checkpoint was restored",
         "initial_state": None,
-        "compile_steps": None,
-        "train_steps": "nothing was finished",
+        "compile_steps": "a program was not compiled",
+        "train_steps": "no step was finished",
     }
 
 
@@ -121,7 +121,7 @@ def test_a_run_of_other_settings_is_refused_uncompiled(automatic, tmp_path, with
     run.begin(made.config, made.tokenizer)
     wider = dataclasses.replace(automatic.model, n_embd=64)
     with pytest.raises(UserError, match=r"model\.n_embd was 32, now 64"):
-        loop.fit(dataclasses.replace(automatic, model=wider), tmp_path)
+        fit.fit(dataclasses.replace(automatic, model=wider), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -145,5 +145,5 @@ def test_an_implicit_copy_inside_the_loop_is_an_error(automatic, tmp_path, monke
     monkeypatch.setattr(Setup, "train_steps", careless)
     train = dataclasses.replace(automatic.train, micro_batch=1, max_steps=2, save_every_steps=0)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-        loop.fit(dataclasses.replace(automatic, train=train), tmp_path)
+        fit.fit(dataclasses.replace(automatic, train=train), tmp_path)
     assert steps == [0, 1]

@@ -1,0 +1,82 @@
+"""The phases of a run: each is timed, for the account of its hours, and watched, for a hang.
+
+Every second of a process belongs to one phase. A phase inside another takes its time from it.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+
+from gptjax.cluster.watchdog import Watchdog
+
+
+class Phase(StrEnum):
+    """What a process may be doing; the values are the names in accounts."""
+
+    START = "start_up"
+    COMPILING = "compiling"
+    PREFLIGHT = "preflight"
+    RESTORING = "restoring"
+    TRAINING = "training"
+    WAITING = "waiting_for_data"
+    EVALUATION = "evaluation"
+    SHOWING = "samples_and_plots"
+    SAVING = "saving"
+    ENDING = "ending"
+
+
+COMPILING_FLOOR = 600.0  # seconds that every compilation may take
+SAID = {
+    Phase.START: "the run's directory was not opened",
+    Phase.COMPILING: "a program was not compiled",
+    Phase.PREFLIGHT: "the preflight did not end",
+    Phase.RESTORING: "no checkpoint was restored",
+    Phase.TRAINING: "no step was finished",
+    Phase.EVALUATION: "no batch was evaluated",
+    Phase.SHOWING: "no sample or plot was made",
+    Phase.SAVING: "a checkpoint was not saved",
+    Phase.ENDING: "the run did not end",
+}
+"""What has not happened if a phase takes too long."""
+
+
+class Phases:
+    """The phase that this process is in, and the seconds of each so far."""
+
+    def __init__(self, watchdog: Watchdog, began: float | None = None):
+        """The first phase is the start, since `began` by `time.perf_counter()`; None means now."""
+        self.seconds = dict.fromkeys(Phase, 0.0)
+        self._watchdog, self._phase = watchdog, Phase.START
+        self._since = time.perf_counter() if began is None else began
+
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Be in a phase, whose time is counted and limited, and then in the one before again."""
+        before = self._enter(phase)
+        floor = COMPILING_FLOOR if phase == Phase.COMPILING else 0.0
+        try:
+            with self._watchdog.watching(SAID[phase], floor):
+                yield
+        finally:
+            self._enter(before)
+
+    def heartbeat(self) -> None:
+        """Note that something was finished in this phase, so that its limit begins again."""
+        self._watchdog.heartbeat()
+
+    def count_as(self, phase: Phase, seconds: float) -> None:
+        """Count so many seconds of the phase that this process is in as those of another."""
+        self.seconds[phase] += seconds
+        self.seconds[self._phase] -= seconds
+
+    def so_far(self) -> dict[Phase, float]:
+        """The seconds of each phase up to now."""
+        self._enter(self._phase)
+        return dict(self.seconds)
+
+    def _enter(self, phase: Phase) -> Phase:
+        now, before = time.perf_counter(), self._phase
+        self.seconds[before] += now - self._since
+        self._phase, self._since = phase, now
+        return before

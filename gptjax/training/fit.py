@@ -1,0 +1,88 @@
+"""A run from start to end: lock its directory, restore or start, train, and measure the result."""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import jax
+
+from gptjax.cluster.agreement import (
+    exit_if_distributed,
+    is_process_0,
+    max_over_processes,
+    on_process_0,
+)
+from gptjax.cluster.links import check_links
+from gptjax.cluster.phases import Phase, Phases
+from gptjax.cluster.stop import StopRequest
+from gptjax.cluster.watchdog import Watchdog
+from gptjax.config import Config
+from gptjax.runs.checkpoint import Checkpointer
+from gptjax.runs.directory import RunDir
+from gptjax.runs.display import Display
+from gptjax.runs.metrics import MetricsLog
+from gptjax.runs.trace import Startup
+from gptjax.training.loop import Loop
+from gptjax.training.measuring import Measuring
+from gptjax.training.setup import Setup
+from gptjax.training.start import agree_on_program, how_to_go_on, open_run, restore_or_start
+
+
+def fit(
+    config: Config,
+    run_path: Path,
+    fresh: bool = False,
+    startup: Startup | None = None,
+    notes: Sequence[str] = (),
+) -> int:
+    """Train until `max_steps`, resuming the run in `run_path`; returns the exit code.
+
+    `fresh` moves an older run aside first; `startup` holds the phases of the start so far; `notes`
+    are shown. The exit code is 0 for a complete run, and 128 + signal number for one that a signal
+    ended, after a save. All processes of a run call this; process 0 writes, prints and decides.
+    """
+    run_dir, startup = RunDir(run_path), startup or Startup(time.perf_counter())
+    with ExitStack() as stack:
+        watchdog = stack.enter_context(closing(Watchdog(config.train.stall_seconds)))
+        phases = Phases(watchdog, startup.began)
+        with phases.during(Phase.START):
+            on_process_0(run_dir.check)
+        stop = stack.enter_context(
+            StopRequest(max_over_processes if jax.process_count() > 1 else None)
+        )
+        setup = Setup(config, None if fresh else run_dir)
+        with phases.during(Phase.START):
+            changes = open_run(setup, run_dir, fresh, stack)
+        links = check_links(config)
+        with phases.during(Phase.COMPILING):
+            agree_on_program(setup)
+        log_path = run_dir.log if is_process_0() else None
+        display = stack.enter_context(closing(Display(log_path, setup.task.unit)))
+        keep_latest = setup.config.train.keep_latest
+        checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
+        stack.push(exit_if_distributed)  # runs before the checkpointer can wait for the others
+        stack.callback(display.stop)
+        for line in [*changes, *links, *notes]:
+            display.say(line)
+        startup.end("setup")
+        measuring = Measuring(setup, stop, phases.heartbeat, display)
+        measuring.rehearse()
+        state, step = restore_or_start(setup, checkpointer, run_dir, display, phases)
+        startup.end("initialisation" if step == 0 else "restoring")
+        metrics_path = run_dir.metrics if is_process_0() else None
+        log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
+        loop = Loop(setup, run_dir, checkpointer, log, display, stop, startup, phases, measuring)
+        loop.boundary.do_what_was_missed(state, step)
+        early = loop.boundary.ended_early(step)
+        if early is not None or step >= setup.config.train.max_steps:
+            if not loop.finish(step):
+                return stop.exit_code
+            how = how_to_go_on(run_dir.read_config(), step, early, setup.data.epochs(step))
+            display.say(f"{run_dir.path} is complete at step {step}: {how}")
+            return 0
+        setup.announce(step, display)
+        if stop:
+            display.say("stopped before the first step")
+            return stop.exit_code
+        return loop.train(state, step)
