@@ -44,16 +44,15 @@ def fit(
     """
     run_dir, startup = RunDir(run_path), startup or Startup(time.perf_counter())
     with ExitStack() as stack:
-        watchdog = stack.enter_context(closing(Watchdog(config.train.stall_seconds)))
+        stall_seconds, several = config.train.stall_seconds, jax.process_count() > 1
+        watchdog = stack.enter_context(closing(Watchdog(stall_seconds, jax.process_index())))
         phases = Phases(watchdog, startup.began)
-        with phases.during(Phase.START):
-            on_process_0(run_dir.check)
-        stop = stack.enter_context(
-            StopRequest(max_over_processes if jax.process_count() > 1 else None)
-        )
+        stack.enter_context(phases.during(Phase.START))  # what is in no other phase hangs too
+        on_process_0(run_dir.check)
+        largest = max_over_processes if several else None
+        stop = stack.enter_context(StopRequest(largest, defers=several))
         setup = Setup(config, None if fresh else run_dir)
-        with phases.during(Phase.START):
-            changes = open_run(setup, run_dir, fresh, stack)
+        changes = open_run(setup, run_dir, fresh, stack)
         links = check_links(config)
         with phases.during(Phase.COMPILING):
             agree_on_program(setup)
@@ -82,7 +81,4 @@ def fit(
             display.say(f"{run_dir.path} is complete at step {step}: {how}")
             return 0
         setup.announce(step, display)
-        if stop:
-            display.say("stopped before the first step")
-            return stop.exit_code
         return loop.train(state, step)

@@ -77,7 +77,12 @@ class Loop:
             compiling = self.phases.during(Phase.COMPILING)
             with compiling, watching_cache() as cache, jax.transfer_guard("allow"):
                 self.setup.compile_steps(step)  # while the thread behind `batches` reads
+                self.stop.defers = True
+                stopping = self.stop.settle()
             self.startup.end("compilation", f"cached: {cache}")
+            if stopping:
+                display.say("stopped before the first step of this start: nothing was lost")
+                return self.stop.exit_code
             display.start(step, train.max_steps, self.setup.ramp.rows_before)
             trace.begin(step, train.max_steps)
             calls = by_call(batches, train, self.setup.ramp, step)
