@@ -14,7 +14,7 @@ from gptjax.runs.curves import plot_curves
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import Row
-from gptjax.runs.samples import append_sample, forget_samples_after
+from gptjax.runs.samples import append_sample, forget_samples_after, has_sample
 from gptjax.tokenizers.plain import Tokenizer
 
 
@@ -37,6 +37,13 @@ class Showing:
         with self._going_on(f"{self._run_dir.samples} was left as it is"):
             if is_process_0():
                 forget_samples_after(self._run_dir.samples, step)
+
+    def has_sample(self, step: int) -> bool:
+        """Whether samples.md has the sample of a step, or cannot be read."""
+        try:
+            return has_sample(self._run_dir.samples, step)
+        except (OSError, ValueError):
+            return True
 
     def sample(
         self,
