@@ -152,7 +152,8 @@ if [ "$1" = -c ]; then exec {python} "$@"; fi
 echo "$* $CUDA_VISIBLE_DEVICES" >> {here}/started
 {{ flock 9; code=$(head -n 1 {here}/codes); sed -i 1d {here}/codes; }} 9>> {here}/lock
 case $code in
-hang) trap 'exit 143' TERM; trap 'exit 130' INT; trap 'exit 129' HUP; trap 'exit 138' USR1; while :; do sleep 0.05; done;;
+hang) trap 'exit 143' TERM; trap 'exit 130' INT; trap 'exit 129' HUP; trap 'exit 138' USR1
+  while :; do sleep 0.05; done;;
 kill) kill -9 $$;;
 *) exit "$code";;
 esac

