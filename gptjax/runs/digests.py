@@ -4,9 +4,9 @@ Checksums of files say that a disk gave back what it was given; a digest says th
 devices again is what was on them: nothing between memory and the disk, neither a device, a host's
 memory nor a library that divides and joins arrays, can change a bit unnoticed.
 
-A digest is a sum, modulo 2^32, of the bits of every element times an odd number that depends on the
-element's place. So a change of one element always changes it, another change all but once in 2^32,
-and it does not depend on how arrays are divided over devices and processes.
+A digest is a sum over elements, modulo 2^32, of a hash of the element's bits and place. For one
+place the hash is one to one, so a change of one element always changes the digest; another change
+does all but once in 2^32. A sum does not depend on how arrays are divided over devices.
 """
 
 import math
@@ -22,7 +22,8 @@ from gptjax.base.tree import Tree, named_leaves
 
 DIGESTS = "digests"  # in a cursor; earlier versions have none there
 _WORD = jnp.uint32
-_MIXING = 0x9E3779B1  # 2^32 over the golden ratio: near places get distant weights
+# odd, so that a product modulo 2^32 loses nothing: 2^32 over the golden ratio, MurmurHash3's
+_APART, _FIRST, _SECOND = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35
 
 
 def tree_digests(items: Mapping[str, Tree]) -> dict[str, int]:
@@ -49,14 +50,15 @@ def _digests(items: dict[str, Tree]) -> dict[str, Array]:
 
 
 def _digest(leaf: Array, name: str) -> Array:
-    """The sum over one leaf, whose name enters the weights, so that leaves cannot be exchanged."""
+    """The sum over one leaf, whose name enters as a place does: leaves cannot be exchanged."""
     place = jnp.full(leaf.shape, zlib.crc32(name.encode()), _WORD)
     for axis in range(leaf.ndim):
         stride = math.prod(leaf.shape[axis + 1 :]) % 2**32
         place += lax.broadcasted_iota(_WORD, leaf.shape, axis) * _WORD(stride)
-    weight = place * _WORD(_MIXING)
-    weight = (weight ^ (weight >> _WORD(16))) | _WORD(1)
-    return jnp.sum(_bits(leaf) * weight, dtype=_WORD)
+    mixed = _bits(leaf) + place * _WORD(_APART)
+    mixed = (mixed ^ mixed >> _WORD(16)) * _WORD(_FIRST)
+    mixed = (mixed ^ mixed >> _WORD(13)) * _WORD(_SECOND)
+    return jnp.sum(mixed, dtype=_WORD)
 
 
 def _bits(leaf: Array) -> Array:

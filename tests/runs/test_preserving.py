@@ -12,8 +12,9 @@ from gptjax.runs.ranking import Ranking
 def kept(run: Path, last: int, **reasons: Any) -> list[int]:
     """The steps that stay, of all from 0 to `last`."""
     given = {"latest": 1, "every_steps": 0, "ranking": Ranking, "keeps_all": lambda: False}
-    steps = [SimpleNamespace(step=step) for step in range(last + 1)]
-    decided = preservation(run=run, **given | reasons).should_preserve(steps, context=None)
+    steps: Any = [SimpleNamespace(step=step) for step in range(last + 1)]
+    policy: Any = preservation(run=run, **given | reasons)
+    decided = policy.should_preserve(steps, context=None)
     return [one.step for one, stays in zip(steps, decided, strict=True) if stays]
 
 
