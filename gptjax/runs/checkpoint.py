@@ -3,7 +3,7 @@
 Orbax commits a step atomically and in the background. But it does not notice a flipped bit, takes a
 half-deleted directory for a step, and reports a failed background save only at the next call. So a
 step is signed before it is committed (`integrity`), restoring walks back from the newest step to
-the first that verifies, and `poll` reports late errors.
+the first that is what was in memory (`digests`), and `poll` reports late errors.
 
 A step holds named trees of arrays, a cursor (step, data fingerprint, validation loss) and the
 config. A run's trees are params, opt_state and, if there is one, averaged: the running average of
@@ -16,9 +16,11 @@ run ends: the others would wait for it, and nothing could interrupt them.
 """
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -53,26 +55,17 @@ class Checkpointer:
     """The checkpoints of one run directory. Call `poll` at every step and `close` at the end."""
 
     def __init__(
-        self,
-        directory: Path,
-        keep_latest: int = 2,
-        keep_every_steps: int = 0,
-        read_only: bool = False,
-        alone: bool = False,
-    ):
+        self, directory: Path, keep_latest: int = 2, keep_every_steps: int = 0,
+        read_only: bool = False, alone: bool = False,
+    ):  # fmt: skip
         silence_orbax()
         self.directory = directory.resolve()
         self.longest_save = 0.0  # seconds from the call of `save` to the commit
         self._read_only = read_only
         self._readers = {0} if alone else None  # processes that Orbax waits for; None: all
         self._keeps_all, self._unverified = False, set[int]()
-        self._policy = preservation(
-            keep_latest,
-            keep_every_steps,
-            lambda: self.ranking,
-            self.directory.parent,
-            lambda: self._keeps_all,
-        )
+        now = (lambda: self.ranking), self.directory.parent, (lambda: self._keeps_all)
+        self._policy = preservation(keep_latest, keep_every_steps, *now)
         self._saving: int | None = None
         self._begun = (NO_STEP, 0.0)  # the last step that was to be saved, and when that began
         self._meet = ocp.multihost.get_barrier_sync_fn()
@@ -161,6 +154,17 @@ class Checkpointer:
         self.ranking.note(step, figures)
         on_process_0(lambda: self.ranking.write(self.directory.parent))
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save has begun whose end nobody has noticed yet."""
+        return self._saving is not None
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes are free where the checkpoints are."""
+        with suppress(OSError):  # what is not there, or no disk, may have room
+            return shutil.disk_usage(self.directory).free >= size
+        return True
+
     def poll(self) -> None:
         """Notice that a save has ended; raises `SaveError` if it failed."""
         if self._saving is not None and not self._manager.is_saving_in_progress():
@@ -215,7 +219,7 @@ class Checkpointer:
                 return restored
             del restored
             self._set_aside(step, changed, say)
-        on_process_0(self._refuse_if_lost)
+        on_process_0(lambda: integrity.refuse_if_lost(self.directory))
         return None
 
     def _sign_earlier(self, say: Say) -> None:
@@ -262,15 +266,6 @@ class Checkpointer:
             return None
         place, share = self.directory / str(step), (jax.process_index(), jax.process_count())
         return verify(place, *share, needed=(own_item(place), CURSOR_FILE))
-
-    def _refuse_if_lost(self) -> None:
-        """Raise `UserError` if there were steps and all of them are set aside."""
-        if (self.directory.parent / integrity.DAMAGED).is_dir():
-            raise UserError(
-                f"none of the checkpoints in {self.directory} can be read; they are in "
-                f"{self.directory.parent / integrity.DAMAGED} now. Copy one back from a backup, "
-                "or start over with --fresh"
-            )
 
     def has_average(self, step: int) -> bool:
         """Whether a step holds a running average of the parameters."""
