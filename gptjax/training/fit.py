@@ -58,8 +58,8 @@ def fit(
             agree_on_program(setup)
         log_path = run_dir.log if is_process_0() else None
         display = stack.enter_context(closing(Display(log_path, setup.task.unit)))
-        keep_latest = setup.config.train.keep_latest
-        checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
+        kept = setup.config.train.keep_latest, setup.config.train.keep_every_steps
+        checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, *kept)))
         stack.push(exit_if_distributed)  # runs before the checkpointer can wait for the others
         stack.callback(display.stop)
         for line in [*changes, *links, *notes]:

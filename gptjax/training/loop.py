@@ -99,19 +99,21 @@ class Loop:
                     if previous is not None:
                         self._write(self._rows(previous), shows=True)
                     previous = dispatched
-                    self.stop.agree()
+                    self.stop.agree(self.saving.clock.wish)
+                    is_late = self.saving.clock.agreed(self.stop.wished)
                     self.saving.poll()
                     if trace.after(step, metrics):  # it waited for the call, and then for a disk
                         previous = previous._replace(interval=UNMEASURED)
                         self.throughput.begin()
-                    now = due(train, step, bool(self.stop), self.saving.is_owed)
+                    is_owed = self.saving.is_owed or is_late
+                    now = due(train, step, bool(self.stop), is_owed)
                     if now:
                         with jax.transfer_guard("allow"):
                             stopping = self._do_what_is_due(now, state, self._rows(previous))
                         previous = None
                         if step == train.max_steps or stopping:
                             break
-        return self._end(step)
+        return self._end(state, step)
 
     def _rows(self, call: Dispatched) -> list[Row]:
         """Wait for a call; its steps as rows of metrics.jsonl."""
@@ -152,10 +154,10 @@ class Loop:
         self.throughput.begin()
         return stopping
 
-    def _end(self, step: int) -> int:
+    def _end(self, state: TrainState, step: int) -> int:
         """Wait for the last save and say how to continue."""
         self.display.stop()
-        self.saving.wait()
+        self.saving.complete(state, self.stop)
         max_steps = self.setup.config.train.max_steps
         early = self.boundary.ended_early(step)
         curves = f"curves in {self.run_dir.curves}; " if self.showing.plot(self.log.rows) else ""

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from gptjax.base.errors import UserError
+from gptjax.base.files import remove_unfinished
 from gptjax.cluster.agreement import on_process_0, require_same, require_shared
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.config import Config, to_json
@@ -46,6 +47,7 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
         refuse_itself(setup.config.train.init_from, run_dir)
         kept = run_dir.set_aside() if fresh else None
         stack.enter_context(run_dir.locked())
+        remove_unfinished(run_dir.path)
         notes = [] if kept is None else [f"the old run is kept in {kept}"]
         return [*notes, *setup.notes()] + [
             f"changed since the last start: {difference}"
