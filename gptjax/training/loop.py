@@ -197,7 +197,8 @@ class Loop:
                 return False
         if self.books.is_kept:
             account = self.books.row()
-            self.log.amend(account)
+            if self.log.rows:
+                self.log.amend(account)
             add_account(run_dir, steps, self.checkpointer.best_step(), loss, account)
             self.books.tell_all(display.say)
         return True
