@@ -20,6 +20,7 @@ from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, saved_items
 
 ROWS = "rows"  # in a cursor: the rows of the data that were read before its step
+BATCHES = "batches"  # in a cursor: the batches of the run until its step, as lists
 
 
 class Saving:
@@ -79,7 +80,11 @@ class Saving:
         """
         step, config = int(state.step), dataclasses.asdict(self._setup.config)
         items = saved_items(state, self._setup.program.trained)
-        cursor = {**self._setup.data_identity(step), ROWS: self._setup.source.rows_before(step)}
+        cursor = {
+            **self._setup.data_identity(step),
+            ROWS: self._setup.source.rows_before(step),
+            BATCHES: self._setup.ramp.as_lists(),
+        }
         try:
             with self._phases.during(Phase.SAVING):
                 self._checkpointer.save(step, items, config, cursor, keeps_all)
