@@ -118,7 +118,8 @@ def _resumed(
         )
     display.say(f"resuming {run_dir.path} after step {step}")
     before = _batches_before(run_dir, step, cursor)
-    setup.follow(before.continued(step, cursor.get(ROWS, before.rows_before(step)), setup.schedule))
+    rows = cursor.get(ROWS, before.rows_before(step))
+    setup.follow(before.continued(step, rows, setup.schedule))
     setup.data.refuse_excess()
     if change := batch_change(before, setup.ramp, setup.config, step):
         display.say(f"changed since step {step}: {change}")
