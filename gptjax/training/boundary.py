@@ -75,6 +75,7 @@ class Boundary:
         """Validate, measure and sample as due at the restored step, if that was cut short."""
         now = due(self._setup.config.train, step, False, False) if step else set()
         last = self._log.rows[-1] if self._log.rows else {}
+        last = last if last.get("step") == step else {}  # its line may have been damaged
         misses = "validate" in now and bool(last) and "val_loss" not in last
         if broadcast_from_0(misses) and (validation := self._validated(state, step)) is not None:
             self._judged(step, validation)

@@ -75,6 +75,8 @@ def fit(
         startup.end("initialisation" if step == 0 else "restoring")
         metrics_path = run_dir.metrics if is_process_0() else None
         log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
+        if log.note is not None:
+            display.say(log.note)
         loop = Loop(
             setup, run_dir, checkpointer, log, display, stop, startup, phases, books, measuring
         )

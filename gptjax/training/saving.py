@@ -26,6 +26,7 @@ from gptjax.training.state import TrainState, saved_items
 
 LOOKS_EVERY = 0.5  # seconds between two looks at a full disk when there is nothing left to train
 ROWS = "rows"  # in a cursor: the rows of the data that were read before its step
+BATCHES = "batches"  # in a cursor: the batches of the run until its step, as lists
 
 
 class Saving:
@@ -94,7 +95,11 @@ class Saving:
     def _start(self, state: TrainState, keeps_all: bool = False) -> None:
         step, config = int(state.step), dataclasses.asdict(self._setup.config)
         items = saved_items(state, self._setup.program.trained)
-        cursor = {**self._setup.data_identity(step), ROWS: self._setup.source.rows_before(step)}
+        cursor = {
+            **self._setup.data_identity(step),
+            ROWS: self._setup.source.rows_before(step),
+            BATCHES: self._setup.ramp.as_lists(),
+        }
         self._bytes, self._is_put_off = count_bytes(items), False
         if self._failure is not None:
             self._failure.tried()
