@@ -20,6 +20,7 @@ from gptjax.runs.checkpoint import Checkpointer, Restored
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.naming import read_checkpoint_name
+from gptjax.training.rolling_back import settle
 from gptjax.training.saving import ROWS
 from gptjax.training.schedules import learning_rate_schedule
 from gptjax.training.setup import Setup
@@ -87,6 +88,7 @@ def restore_or_start(
     program = setup.program
     abstract = program.abstract_state()
     with phases.during(Phase.RESTORING):
+        settle(setup, checkpointer, run_dir, display.say)
         restored = checkpointer.restore(items_of(abstract, program.trained), display.say)
     if restored is not None:
         return _resumed(setup, restored, abstract, run_dir, display)
@@ -117,13 +119,15 @@ def _resumed(
             f"note: the run began with Grain {cursor['grain']}, but {identity['grain']} is "
             "installed: windows may come in another order from here on"
         )
-    if ROWS in cursor:  # not in one of an earlier version, whose batch could not be changed
-        setup.source = setup.source.continued(step, cursor[ROWS])
+    # not in one of an earlier version, whose batch could not be changed
+    rows = cursor.get(ROWS, setup.source.rows_before(step))
+    rows = setup.safeguards.rows_after(step, rows, cursor)
+    setup.source = setup.source.continued(step, rows)
     display.say(f"resuming {run_dir.path} after step {step}")
     base = None
     if setup.program.trained.are_adapters:
         base = base_of_adapters(setup.program, run_dir)
-    state = setup.adapted(state_of(step, items, abstract, base))
+    state = setup.adapted(state_of(step, items, abstract, base), cursor)
     accepted = step - int(state.opt_state.total_notfinite)  # skipped steps do not count
     if change := course_change(run_dir.read_config(), setup.config, step, accepted):
         display.say(f"changed since the last start: {change}")
