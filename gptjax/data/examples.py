@@ -7,11 +7,12 @@ do not have it, and IS_REAL is 0 for padding rows of an evaluation batch.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from gptjax.config import Config
+from gptjax.config.run_batches import RunBatches
 from gptjax.tokenizers.plain import Tokenizer
 
 Example = dict[str, np.ndarray]
@@ -103,6 +104,14 @@ class TaskData(Protocol):
     def forms(self) -> list[Example]:
         """Examples of all shapes that training has, if there are several, the largest last."""
         return []
+
+    def along(self, batches: RunBatches) -> Self:
+        """The same data for a run with these batches, which are not always its config's."""
+        del batches
+        return self
+
+    def refuse_excess(self) -> None:
+        """Raise `UserError` if the run would read some of the data more often than allowed."""
 
     def keep(self, directory: Path) -> None:
         """Write into the directory of a run that begins what it needs to resume without files."""

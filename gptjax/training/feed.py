@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from gptjax.cluster.mesh import BatchLayout, put_everywhere, put_rows
 from gptjax.config import TrainConfig
-from gptjax.config.batches import BatchSchedule
 from gptjax.config.names import profile_window
+from gptjax.config.run_batches import Batches
 from gptjax.data.examples import Examples
 from gptjax.data.loader import HostBatch, validation_batches
 from gptjax.runs.metrics import Row
@@ -78,7 +78,7 @@ class Feed(NamedTuple):
             yield put_rows(self.mesh, batch, axis=0)
 
 
-def steps_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
+def steps_in_call(train: TrainConfig, run: Batches, step: int) -> int:
     """The number of steps in the call after step `step`.
 
     It is `updates_per_call`, but a call ends when something is due (a validation, a sample, a
@@ -89,8 +89,8 @@ def steps_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
     ends = [train.max_steps, first, first + count]
     ends += [(step // n + 1) * n for n in cadences if n]
     end = min(step + train.updates_per_call, *(e for e in ends if e > step))
-    rows = ramp.rows(step)
-    return next((s for s in range(step + 1, end) if ramp.rows(s) != rows), end) - step
+    rows = run.rows(step)
+    return next((s for s in range(step + 1, end) if run.rows(s) != rows), end) - step
 
 
 def due(train: TrainConfig, step: int, stopping: bool, save_owed: bool) -> set[str]:
@@ -119,11 +119,11 @@ def _cadences(train: TrainConfig) -> list[tuple[str, int]]:
 
 
 def by_call(
-    batches: Iterator[HostBatch], train: TrainConfig, ramp: BatchSchedule, step: int
+    batches: Iterator[HostBatch], train: TrainConfig, run: Batches, step: int
 ) -> Iterator[list[HostBatch]]:
     """The batches of the steps after `step`, call by call; all of a call have one shape."""
     while step < train.max_steps:
-        in_call = list(islice(batches, steps_in_call(train, ramp, step)))
+        in_call = list(islice(batches, steps_in_call(train, run, step)))
         for _, alike in groupby(in_call, lambda batch: shape_of(batch, 1)):
             yield list(alike)
         step += len(in_call)

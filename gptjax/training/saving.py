@@ -23,6 +23,7 @@ from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, saved_items
 
 ROWS = "rows"  # in a cursor: the rows of the data that were read before its step
+BATCHES = "batches"  # in a cursor: the batches of the run until its step, as lists
 
 
 class Saving:
@@ -95,6 +96,7 @@ class Saving:
         cursor = {
             **self._setup.data_identity(step),
             ROWS: self._setup.source.rows_before(step),
+            BATCHES: self._setup.ramp.as_lists(),
             **guards.cursor(state),
         }
         try:

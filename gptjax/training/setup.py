@@ -21,6 +21,7 @@ from gptjax.config.attention import masking_field
 from gptjax.config.batches import batch_schedule
 from gptjax.config.chunks import SMALLEST, loss_chunk
 from gptjax.config.finetuning import from_scratch
+from gptjax.config.run_batches import RunBatches
 from gptjax.conversion.shapes import read_source
 from gptjax.data.loader import StepSource, evenly_spread
 from gptjax.evaluation.perplexity import ValidationPart
@@ -69,10 +70,10 @@ class Setup:
         self.mesh = make_mesh(split=split)
         self.safeguards = Safeguards(train, self.mesh)
         rows_per_device(config, row_groups(self.mesh))
-        self.ramp = batch_schedule(config)
-        processes = (jax.process_index(), jax.process_count())
-        self.source = StepSource(self.data, self.ramp, train.max_steps, train.seed, *processes)
-        self._sets = self.data.validation_sets() if train.eval_every_steps else []
+        self.schedule = batch_schedule(config)
+        self.follow(RunBatches.of(self.schedule))
+        if run_dir is None or not run_dir.has_checkpoint:
+            self.data.refuse_excess()  # a run that resumes may have had other batches
         limit = train.eval_tokens
         self._most = None if limit is None else limit // max(1, len(self._sets)) // config.context
         self._set_bytes = [
@@ -83,6 +84,13 @@ class Setup:
         ]
         self._forms = {shape_of(form): form for form in self.data.forms()}
         self._compiled: dict[tuple[BatchLayout, Shape | None], jax.stages.Compiled] = {}
+
+    def follow(self, batches: RunBatches) -> None:
+        """Read the data as a run with these batches does; `StepSource` makes its checks."""
+        train, processes = self.config.train, (jax.process_index(), jax.process_count())
+        self.ramp, self.data = batches, self.data.along(batches)
+        self.source = StepSource(self.data, batches, train.max_steps, train.seed, *processes)
+        self._sets = self.data.validation_sets() if train.eval_every_steps else []
 
     def _require_prompt(self) -> None:
         prompt = self.config.sample.prompt

@@ -67,7 +67,8 @@ class Showing:
     def plot(self, rows: Sequence[Row]) -> bool:
         """Draw the curves of a run so far; returns whether that succeeded."""
         train = self._config.train
-        same = train.ramp_from_tokens is None and train.batch_rows is None
+        sizes = {row["tokens"] for row in rows if "tokens" in row}
+        same = train.batch_rows is None and sizes == {train.batch_tokens}
         tokens = train.batch_tokens if same else None
         with self._going_on(f"{self._run_dir.curves} was not drawn"):
             if is_process_0():
