@@ -4,16 +4,18 @@ Some rows of the data are random bytes that the text does not have.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from conftest import without_speed
+from conftest import EXHAUSTIVE, without_speed
 from small_runs import tiny
 
 from gptjax.base.errors import UserError
+from gptjax.cluster.compiler import enable_compilation_cache
 from gptjax.data.loader import StepSource
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.incidents import INCIDENTS, read_incidents
@@ -21,7 +23,7 @@ from gptjax.runs.metrics import MetricsLog
 from gptjax.training import fit, spikes
 from gptjax.training.saving import Saving
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_compilation_for_all")]
+pytestmark = pytest.mark.slow
 ROWS = 8  # of a step
 FIELDS = {"train.max_steps": 50, "train.save_every_steps": 10, "train.batch_tokens": 512}
 
@@ -39,30 +41,38 @@ def cursor(run: Path, step: int) -> dict:
     return json.loads((run / "checkpoints" / str(step) / "cursor" / "metadata").read_text())
 
 
-@pytest.fixture
-def spoil(monkeypatch) -> Callable[[range], list[int]]:
-    """Make the rows of these steps, as they lie in the data, random; gives the rows read."""
-    monkeypatch.setattr(spikes, "STEPS", 12)
-
-    def spoil(steps: range) -> list[int]:
-        read: list[int] = []
-        whole = StepSource.__getitem__
-
-        def batch(source: StepSource, step: int) -> dict[str, np.ndarray]:
-            found, place = whole(source, step), source.rows_before(step)
-            read.append(place)
-            if place // ROWS + 1 in steps:
-                draw = np.random.default_rng(place)
-                return {"tokens": draw.integers(128, 256, found["tokens"].shape, np.int32)}
-            return found
-
-        monkeypatch.setattr(StepSource, "__getitem__", batch)
-        return read
-
-    return spoil
+spoilt = range(0)  # steps whose rows, as they lie in the data, are random now
+read: list[int] = []  # the place of every batch that was read
 
 
-def test_a_spike_is_refused_and_a_resumed_run_refuses_the_same(prepared, tmp_path, spoil):
+@pytest.fixture(scope="module", autouse=True)
+def spoiling(tmp_path_factory) -> Iterator[None]:
+    whole = StepSource.__getitem__
+
+    def batch(source: StepSource, step: int) -> dict[str, np.ndarray]:
+        found, place = whole(source, step), source.rows_before(step)
+        read.append(place)
+        if place // ROWS + 1 in spoilt:
+            draw = np.random.default_rng(place)
+            return {"tokens": draw.integers(128, 256, found["tokens"].shape, np.int32)}
+        return found
+
+    before = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spikes, "STEPS", 12)
+        patch.setattr(StepSource, "__getitem__", batch)
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        enable_compilation_cache()
+        yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def spoil(steps: range) -> None:
+    global spoilt
+    spoilt = steps
+
+
+def test_a_spike_is_refused_and_a_resumed_run_refuses_the_same(prepared, tmp_path):
     spoil(range(33, 34))
     config, run = tiny(prepared, {**FIELDS, "train.skip_zscore": 4.0}), tmp_path / "run"
     assert fit.fit(config, run) == 0
@@ -91,7 +101,7 @@ def test_a_spike_is_refused_and_a_resumed_run_refuses_the_same(prepared, tmp_pat
     assert cursor(run, 50) == kept
 
 
-def test_the_field_may_be_turned_on_and_off_when_a_run_resumes(prepared, tmp_path, spoil):
+def test_the_field_may_be_turned_on_and_off_when_a_run_resumes(prepared, tmp_path):
     spoil(range(33, 34))
     run = tmp_path / "run"
     for steps, zscore in ((20, None), (40, 4.0), (50, None)):
@@ -104,11 +114,16 @@ def test_the_field_may_be_turned_on_and_off_when_a_run_resumes(prepared, tmp_pat
 ROLLBACK: dict[str, Any] = {**FIELDS, "train.rollback_zscore": 2.0}
 
 
-def test_a_rise_goes_back_and_passes_over_its_data(prepared, tmp_path, spoil):
-    read = spoil(range(33, 39))
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def unbroken(prepared, tmp_path_factory) -> Path:
+    spoil(range(33, 39))
+    run = tmp_path_factory.mktemp("unbroken") / "run"
     assert fit.fit(tiny(prepared, ROLLBACK), run) == 0
-    found = rows(run)
+    return run
+
+
+def test_a_rise_goes_back_and_passes_over_its_data(unbroken):
+    run, found = unbroken, rows(unbroken)
     assert [row["step"] for row in found] == list(range(1, 51))
     (incident,) = read_incidents(run)
     assert (incident["steps"], incident["to"], incident["rows"]) == ([33, 37], 30, 37 * ROWS)
@@ -122,21 +137,13 @@ def test_a_rise_goes_back_and_passes_over_its_data(prepared, tmp_path, spoil):
     assert max(read) >= (49 + 7) * ROWS  # the whole place has moved
 
 
-@pytest.fixture
-def unbroken(prepared, tmp_path, spoil) -> Path:
-    spoil(range(33, 39))
-    run = tmp_path / "unbroken"
-    assert fit.fit(tiny(prepared, ROLLBACK), run) == 0
-    return run
-
-
 @pytest.mark.parametrize(
     ("owner", "name", "before", "call"),
     [
         (Checkpointer, "go_back", True, 1),
-        (Checkpointer, "go_back", False, 1),
+        pytest.param(Checkpointer, "go_back", False, 1, marks=EXHAUSTIVE),
         (MetricsLog, "cut", True, 1),
-        (MetricsLog, "append", True, 38),
+        pytest.param(MetricsLog, "append", True, 38, marks=EXHAUSTIVE),
         (Saving, "save", True, 4),
     ],
     ids=["decided", "set aside", "restored", "first row", "first save"],
@@ -144,6 +151,7 @@ def unbroken(prepared, tmp_path, spoil) -> Path:
 def test_a_run_that_is_killed_while_it_goes_back_ends_as_an_unbroken_one(
     prepared, tmp_path, monkeypatch, unbroken, owner, name, before, call
 ):
+    spoil(range(33, 39))
     whole, calls = getattr(owner, name), 0
 
     def kill(*arguments: Any, **options: Any) -> Any:
@@ -166,7 +174,7 @@ def test_a_run_that_is_killed_while_it_goes_back_ends_as_an_unbroken_one(
     assert cursor(run, 50) == cursor(unbroken, 50)
 
 
-def test_a_run_goes_back_three_times_at_most(prepared, tmp_path, spoil):
+def test_a_run_goes_back_three_times_at_most(prepared, tmp_path):
     spoil(range(33, 90))
     run, config = tmp_path / "run", tiny(prepared, ROLLBACK)
     with pytest.raises(UserError, match="went back 3 times already") as caught:
@@ -179,7 +187,7 @@ def test_a_run_goes_back_three_times_at_most(prepared, tmp_path, spoil):
         fit.fit(config, run)
 
 
-def test_without_a_checkpoint_from_before_the_run_goes_on(prepared, tmp_path, spoil):
+def test_without_a_checkpoint_from_before_the_run_goes_on(prepared, tmp_path):
     spoil(range(33, 39))
     run = tmp_path / "run"
     assert fit.fit(tiny(prepared, {**ROLLBACK, "train.save_every_steps": 0}), run) == 0
