@@ -5,10 +5,11 @@ from typing import Any
 from jax.sharding import Mesh
 
 from gptjax.config import TrainConfig
+from gptjax.runs.naming import ROLLBACKS
 from gptjax.training.spikes import RiseWatch, as_numbers, from_numbers, placed_statistics
 from gptjax.training.state import TrainState
 
-LOSSES, RISING, ROLLBACKS = "losses", "rising", "rollbacks"  # in a cursor
+LOSSES, RISING = "losses", "rising"  # in a cursor
 
 
 class Safeguards:

@@ -18,12 +18,10 @@ from gptjax.evaluation.perplexity import Validation
 from gptjax.runs.checkpoint import Checkpointer, SaveError
 from gptjax.runs.display import Display
 from gptjax.runs.incidents import INCIDENTS, NOT_FINITE, Incident, note_incident
+from gptjax.runs.naming import BATCHES, ROWS
 from gptjax.runs.ranking import LOSS
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, saved_items
-
-ROWS = "rows"  # in a cursor: the rows of the data that were read before its step
-BATCHES = "batches"  # in a cursor: the batches of the run until its step, as lists
 
 
 class Saving:

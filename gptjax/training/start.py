@@ -19,11 +19,10 @@ from gptjax.conversion.pinned import chosen, pin, pinned_base
 from gptjax.runs.checkpoint import Checkpointer, Restored
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
-from gptjax.runs.naming import read_checkpoint_name
+from gptjax.runs.naming import BATCHES, ROWS, read_checkpoint_name
 from gptjax.runs.resuming import in_columns
 from gptjax.training.consequences import batch_change, course_change
 from gptjax.training.rolling_back import settle
-from gptjax.training.saving import BATCHES, ROWS
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, items_of, state_of
 from gptjax.training.warm_start import base_of_adapters, warm_state

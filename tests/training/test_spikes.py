@@ -1,6 +1,7 @@
 """Statistics of losses against NumPy, what they refuse, and when a rise is one."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ NOISE = np.random.default_rng(0).normal(3.0, 0.1, 400).astype(np.float32)
 
 
 @jax.jit
-def after(statistics: LossStatistics, loss: float) -> tuple[LossStatistics, jax.Array]:
+def after(statistics: LossStatistics, loss: Any) -> tuple[LossStatistics, jax.Array]:
     refused = is_spike(statistics, jnp.float32(loss), 6.0)
     finite = jnp.isfinite(loss)
     return with_loss(statistics, loss, refused & finite, finite & ~refused), refused
