@@ -27,6 +27,7 @@ from gptjax.training.dropout import dropout_generator
 from gptjax.training.objectives import Losses
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
+from gptjax.training.spikes import abstract_statistics, placed_statistics
 from gptjax.training.state import TrainState, abstract_state, initial_state
 from gptjax.training.step import (
     StepFunction,
@@ -80,6 +81,7 @@ class Program:
             precision=self.precision,
             wire_dtype=train.wire_dtype,
             trained=self.trained,
+            skip_zscore=train.skip_zscore,
         )
 
     @cached_property
@@ -113,13 +115,19 @@ class Program:
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and placement of the state, for restoring into."""
-        return abstract_state(self.config.model, self.optimizer, self.mesh, self.trained)
+        state = abstract_state(self.config.model, self.optimizer, self.mesh, self.trained)
+        if self.config.train.skip_zscore is None:
+            return state
+        return state._replace(losses=abstract_statistics(self.mesh))
 
     def initial_state(self) -> TrainState:
         """Freshly drawn parameters, and a new optimizer's state."""
         config = self.config
         seed = config.train.seed
-        return initial_state(config.model, self.optimizer, seed, self.mesh, self.trained)
+        state = initial_state(config.model, self.optimizer, seed, self.mesh, self.trained)
+        if config.train.skip_zscore is None:
+            return state
+        return state._replace(losses=placed_statistics(self.mesh))
 
     def key(self) -> Array:
         """The run's key, from which dropout is drawn."""

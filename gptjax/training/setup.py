@@ -38,6 +38,7 @@ from gptjax.training.feed import Call, Feed, Shape, shape_of
 from gptjax.training.guard import with_loss_scale
 from gptjax.training.optimizer import averaged_parameters, decay_table
 from gptjax.training.program import Program, assemble
+from gptjax.training.safeguards import Safeguards
 from gptjax.training.state import TrainState
 from gptjax.training.step import Metrics
 from gptjax.training.tasks import Given, task_of
@@ -67,6 +68,7 @@ class Setup:
         split = model_sharding(config.mesh, jax.device_count(), jax.local_device_count())
         split.check(config.model)
         self.mesh = make_mesh(split=split)
+        self.safeguards = Safeguards(train, self.mesh)
         rows_per_device(config, row_groups(self.mesh))
         self.schedule = batch_schedule(config)
         self.follow(RunBatches.of(self.schedule))
@@ -171,10 +173,10 @@ class Setup:
         compiled = self._compile(call.layout, call.shape)
         return compiled(state, call.batch, self.key, *call.count)
 
-    def adapted(self, state: TrainState) -> TrainState:
-        """A restored state with the loss scale that the type of this start needs."""
+    def adapted(self, state: TrainState, cursor: dict[str, Any]) -> TrainState:
+        """A restored state with the loss scale and the statistics that this start needs."""
         opt_state = with_loss_scale(state.opt_state, self.config.model.dtype == "float16")
-        return state._replace(opt_state=opt_state)
+        return self.safeguards.restored(state._replace(opt_state=opt_state), cursor)
 
     def evaluated_params(self, state: TrainState) -> Any:
         """The parameters to validate and sample with: their running average, if there is one."""
