@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from gptjax.config import Config
+from gptjax.data.manifest import Manifest
 from gptjax.tokenizers.plain import Tokenizer
 
 Example = dict[str, np.ndarray]
@@ -62,6 +63,8 @@ class TaskData(Protocol):
     """The data of a config, opened and checked. Methods with a body here are optional."""
 
     tokenizer: Tokenizer
+    manifests: tuple[Manifest, ...] = ()
+    """Those of the shards that are read, if the data are shards."""
 
     def resolved(self, config: Config) -> Config:
         """The config with the tokenizer and vocabulary of the data. Raises `UserError`."""

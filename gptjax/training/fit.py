@@ -13,7 +13,7 @@ from gptjax.cluster.agreement import (
     max_over_processes,
     on_process_0,
 )
-from gptjax.cluster.links import check_links
+from gptjax.cluster.links import check_links, connect
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.cluster.stop import StopRequest
 from gptjax.cluster.watchdog import Watchdog
@@ -25,6 +25,7 @@ from gptjax.runs.metrics import MetricsLog
 from gptjax.runs.trace import Startup
 from gptjax.training.loop import Loop
 from gptjax.training.measuring import Measuring
+from gptjax.training.preflight import Preflight
 from gptjax.training.setup import Setup
 from gptjax.training.start import agree_on_program, how_to_go_on, open_run, restore_or_start
 
@@ -47,6 +48,8 @@ def fit(
         watchdog = stack.enter_context(closing(Watchdog(config.train.stall_seconds)))
         phases = Phases(watchdog, startup.began)
         with phases.during(Phase.START):
+            if jax.process_count() > 1:
+                connect()  # else all that the processes agree on would wait for ever
             on_process_0(run_dir.check)
         stop = stack.enter_context(
             StopRequest(max_over_processes if jax.process_count() > 1 else None)
@@ -68,6 +71,9 @@ def fit(
         startup.end("setup")
         measuring = Measuring(setup, stop, phases.heartbeat, display)
         measuring.rehearse()
+        checks = setup, run_dir, checkpointer, measuring, display, stop, phases, startup
+        if not Preflight(*checks).passed():
+            return stop.exit_code
         state, step = restore_or_start(setup, checkpointer, run_dir, display, phases)
         startup.end("initialisation" if step == 0 else "restoring")
         metrics_path = run_dir.metrics if is_process_0() else None

@@ -11,7 +11,6 @@ from contextlib import closing
 import jax
 
 from gptjax.cluster.agreement import is_process_0
-from gptjax.cluster.compiler import watching_cache
 from gptjax.cluster.devices import peak_tokens_per_second
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.cluster.stop import StopRequest
@@ -22,6 +21,7 @@ from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog, Row
 from gptjax.runs.trace import Startup, StepTrace
 from gptjax.training.boundary import Boundary
+from gptjax.training.compiling import compile_missing
 from gptjax.training.feed import by_call, due, rows_of_call
 from gptjax.training.finishing import RESULTS, finish, has_results
 from gptjax.training.measuring import Measuring
@@ -72,12 +72,9 @@ class Loop:
         # an implicit copy would slow down every step: feeding and fetching are explicit
         unasked = jax.transfer_guard("disallow")
         with batches_from(self.setup.source, step) as batches, closing(trace), unasked:
-            display.say("compiling the train step ...")
             self.startup.end("setup")
-            compiling = self.phases.during(Phase.COMPILING)
-            with compiling, watching_cache() as cache, jax.transfer_guard("allow"):
-                self.setup.compile_steps(step)  # while the thread behind `batches` reads
-            self.startup.end("compilation", f"cached: {cache}")
+            # while the thread behind `batches` reads
+            compile_missing(self.setup, step, display, self.startup, self.phases)
             display.start(step, train.max_steps, self.setup.ramp.rows_before)
             trace.begin(step, train.max_steps)
             calls = by_call(batches, train, self.setup.ramp, step)

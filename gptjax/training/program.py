@@ -4,6 +4,7 @@ The trainer, `plan --compile`, the benches and the tests all compile their progr
 is allocated, and nothing is run, so the mesh may consist of virtual or absent devices.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,7 +28,7 @@ from gptjax.training.dropout import dropout_generator
 from gptjax.training.objectives import Losses
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
-from gptjax.training.state import TrainState, abstract_state, initial_state
+from gptjax.training.state import TrainState, abstract_state, drawing
 from gptjax.training.step import (
     StepFunction,
     make_eval_step,
@@ -117,9 +118,12 @@ class Program:
 
     def initial_state(self) -> TrainState:
         """Freshly drawn parameters, and a new optimizer's state."""
-        config = self.config
-        seed = config.train.seed
-        return initial_state(config.model, self.optimizer, seed, self.mesh, self.trained)
+        return self._drawing(jax.random.key(self.config.train.seed))
+
+    @cached_property
+    def _drawing(self) -> Callable[[Array], TrainState]:
+        """Draws a state; a second time it is not compiled again."""
+        return drawing(self.config.model, self.optimizer, self.mesh, self.trained)
 
     def key(self) -> Array:
         """The run's key, from which dropout is drawn."""
