@@ -54,7 +54,7 @@ class Phases:
     def during(self, phase: Phase) -> Iterator[None]:
         """Be in a phase, whose time is counted and limited, and then in the one before again."""
         before = self._enter(phase)
-        floor = COMPILING_FLOOR if phase == Phase.COMPILING else 0.0
+        floor = COMPILING_FLOOR if phase in (Phase.COMPILING, Phase.PREFLIGHT) else 0.0
         try:
             with self._watchdog.watching(SAID[phase], floor):
                 yield

@@ -1,4 +1,4 @@
-"""Shards compared with the hashes of their manifest: a flipped bit in one changes losses in silence.
+"""Shards compared with the hashes of their manifest: a flipped bit changes losses in silence.
 
 Reading a manifest checks the size and the header of every shard, which costs nothing. Only reading
 all of a shard tells whether its tokens are still those that were prepared.
@@ -60,7 +60,7 @@ def fault_of(shard: StoredShard, progress: Callable[[int], None]) -> str | None:
     if found == shard.sha256:
         return None
     return (
-        f"shard {shard.path} is not the one that its manifest lists: its sha256 is {found[:16]}..., "
+        f"shard {shard.path} is not the one that its manifest lists: sha256 {found[:16]}..., "
         f"expected {shard.sha256[:16]}...: it was changed or damaged. Look at the others with "
         f"--data.verify full, and {again}"
     )

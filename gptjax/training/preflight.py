@@ -14,6 +14,7 @@ from gptjax.base.errors import StorageError, UserError
 from gptjax.base.terminal import bytes_in_words
 from gptjax.base.tree import count_bytes
 from gptjax.cluster.agreement import (
+    Followed,
     broadcast_from_0,
     first_complaint,
     is_process_0,
@@ -30,7 +31,6 @@ from gptjax.runs.display import Display
 from gptjax.runs.space import check_space, planned_checkpoints
 from gptjax.runs.trace import Startup
 from gptjax.tokenizers.registry import fingerprint
-from gptjax.training.compiling import compile_missing
 from gptjax.training.measuring import Measuring
 from gptjax.training.setup import Setup
 from gptjax.training.showing import Showing
@@ -39,10 +39,13 @@ from gptjax.training.trial import Check, Trial, remove_scratch, scratch_beside
 
 LINE_SECONDS = 10.0  # between two lines about the hashes of the data
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED", "out of memory", "Out of memory"
+SMALLER_STEP = (
+    "a lower --train.micro-batch (or auto, the largest that fits), --model.remat full, a smaller "
+    "--train.loss-chunk-tokens or --train.context, or the model divided by --mesh.fsdp"
+)
 LESS_MEMORY = {
-    "train step": "a lower --train.micro-batch (or auto, the largest that fits), --model.remat "
-    "full, a smaller --train.loss-chunk-tokens or --train.context, or the model divided by "
-    "--mesh.fsdp",
+    "compilation": SMALLER_STEP,
+    "train step": SMALLER_STEP,
     "validation": "a lower --train.micro-batch, of which a validation batch has as many rows, or "
     "--train.eval-every-steps 0, which never validates",
     "evaluate-on": "no --train.evaluate-on, for which one device holds the whole model, and "
@@ -103,12 +106,10 @@ class Preflight:
         setup, display = self._setup, self._display
         showing = Showing(setup.config, setup.tokenizer, self._run_dir, display, setup.task.unit)
         checkpoints = self._checkpointer.directory
-        trial = Trial(setup, checkpoints, self._measuring, showing, self._stop, self._phases)
-        self._startup.end("preflight")
-        with self._explained("train step"):
-            compile_missing(setup, 0, display, self._startup, self._phases)
+        how = display, self._stop, self._phases, self._startup
+        trial = Trial(setup, checkpoints, self._measuring, showing, *how)
         with trial.opened():
-            return not self._is_stopped() and self._make(trial.checks())
+            return self._make(trial.checks())
 
     def _make(self, checks: list[Check]) -> bool:
         """Make checks one by one; False if a stop request came meanwhile."""
@@ -187,7 +188,7 @@ class Preflight:
         try:
             yield
         except UserError as error:
-            if isinstance(error, PreflightError) or not str(error):
+            if isinstance(error, Followed):  # process 0 says it
                 raise
             raise PreflightError(f"preflight, {check}: {error}", error.exit_code) from error
         except Exception as error:

@@ -114,6 +114,10 @@ class Program:
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and placement of the state, for restoring into."""
+        return self._abstract
+
+    @cached_property
+    def _abstract(self) -> TrainState:
         return abstract_state(self.config.model, self.optimizer, self.mesh, self.trained)
 
     def initial_state(self) -> TrainState:

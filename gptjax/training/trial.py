@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gptjax.base.errors import UserError
+from gptjax.base.errors import StorageError, UserError
 from gptjax.base.terminal import bytes_in_words
 from gptjax.base.tree import Tree, count_bytes
 from gptjax.cluster.agreement import is_process_0, on_process_0
@@ -21,6 +21,9 @@ from gptjax.cluster.phases import Phases
 from gptjax.cluster.stop import StopRequest
 from gptjax.data.loader import HostBatch
 from gptjax.runs.checkpoint import Checkpointer
+from gptjax.runs.display import Display
+from gptjax.runs.trace import Startup
+from gptjax.training.compiling import compile_missing
 from gptjax.training.feed import by_call
 from gptjax.training.measuring import Measuring
 from gptjax.training.saving import ROWS
@@ -43,10 +46,13 @@ class Trial:
         checkpoints: Path,
         measuring: Measuring,
         showing: Showing,
+        display: Display,
         stop: StopRequest,
         phases: Phases,
+        startup: Startup,
     ):
         self._setup, self._measuring, self._showing = setup, measuring, showing
+        self._display, self._startup = display, startup
         self._validating = Validating(setup, stop, phases.heartbeat)
         self._stop, self._phases = stop, phases
         self._scratch = scratch_beside(checkpoints)
@@ -54,14 +60,15 @@ class Trial:
         self._checkpointer: Checkpointer | None = None
 
     def checks(self) -> list[Check]:
-        """What the run will do, in an order in which memory is never held twice."""
+        """What the run will do: first what needs no device, last what needs no other memory."""
         train = self._setup.config.train
         wanted: list[tuple[bool | int, str, Callable[[], str]]] = [
+            (True, "plot", self._plot),
+            (True, "compilation", self._compile),
             (True, "train step", self._step),
             (train.eval_every_steps, "validation", self._validate),
             (bool(train.evaluate_on), "evaluate-on", self._measure),
             (train.sample_every_steps, "sample", self._sample),
-            (True, "plot", self._plot),
             (True, "save", self._save),
             (True, "restore", self._restore),
         ]
@@ -86,6 +93,11 @@ class Trial:
             with suppress(UserError):
                 self._checkpointer.close()
         on_process_0(lambda: remove_scratch(self._scratch))
+
+    def _compile(self) -> str:
+        self._startup.end("preflight")
+        compile_missing(self._setup, 0, self._display, self._startup, self._phases)
+        return "the train step"
 
     def _step(self) -> str:
         setup, train = self._setup, self._setup.config.train
@@ -123,17 +135,20 @@ class Trial:
         return f"{FEW_TOKENS} tokens"
 
     def _plot(self) -> str:
-        def plot() -> None:
-            for file in self._showing.files:
-                if file.is_dir():
-                    raise UserError(f"{file} is a directory; expected a file: move it away")
-                if file.exists():
-                    file.open("ab").close()
+        on_process_0(self._write_shown)
+        return ", ".join(file.name for file in self._showing.files)
+
+    def _write_shown(self) -> None:
+        for file in self._showing.files:
+            if file.is_dir():
+                raise UserError(f"{file} is a directory; expected a file: move it away")
+        try:
+            for file in filter(Path.exists, self._showing.files):
+                file.open("ab").close()
             self._scratch.mkdir(exist_ok=True)
             self._showing.rehearse_plot(self._scratch)
-
-        on_process_0(plot)
-        return ", ".join(file.name for file in self._showing.files)
+        except OSError as error:
+            raise StorageError.of(error) or error from error
 
     def _save(self) -> str:
         assert self._state is not None
