@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from small_runs import tiny_on
 
+from gptjax.base.errors import StorageError, UserError
 from gptjax.data.manifest import Manifest
 from gptjax.runs.metrics import MetricsLog
 from gptjax.training.fit import fit
@@ -55,3 +56,15 @@ def crashed(data: Manifest, cwd: Path, step: int) -> Path:
     with pytest.raises(Crash):
         train_here(data, cwd, {step: crash})
     return cwd
+
+
+def ending(*args: Any, **options: Any) -> tuple[int, str]:
+    """The exit code and the last words of `train_here`, as the command would give them."""
+    try:
+        return train_here(*args, **options), ""
+    except UserError as error:
+        return error.exit_code, str(error)
+    except OSError as error:
+        if (known := StorageError.of(error)) is None:
+            raise
+        return known.exit_code, str(known)
