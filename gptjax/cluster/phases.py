@@ -61,7 +61,7 @@ class Phases:
         """Be in a phase, whose time is counted and limited, and then in the one before again."""
         before = self._enter(phase)
         floor = LONG.get(phase, 1) * self._watchdog.seconds
-        if phase == Phase.COMPILING:
+        if phase in (Phase.COMPILING, Phase.PREFLIGHT):
             floor = max(floor, COMPILING_SECONDS)
         try:
             with self._watchdog.watching(SAID[phase], floor, FIRST * self._watchdog.seconds):

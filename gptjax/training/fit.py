@@ -13,7 +13,7 @@ from gptjax.cluster.agreement import (
     max_over_processes,
     on_process_0,
 )
-from gptjax.cluster.links import check_links
+from gptjax.cluster.links import check_links, connect
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.cluster.stop import StopRequest
 from gptjax.cluster.watchdog import Watchdog
@@ -26,6 +26,7 @@ from gptjax.runs.metrics import MetricsLog
 from gptjax.runs.trace import Startup
 from gptjax.training.loop import Loop
 from gptjax.training.measuring import Measuring
+from gptjax.training.preflight import Preflight
 from gptjax.training.setup import Setup
 from gptjax.training.start import agree_on_program, how_to_go_on, open_run, restore_or_start
 
@@ -49,6 +50,8 @@ def fit(
         watchdog = stack.enter_context(closing(Watchdog(stall_seconds, jax.process_index())))
         phases = Phases(watchdog, startup.began)
         stack.enter_context(phases.during(Phase.START))  # what is in no other phase hangs too
+        if several:
+            connect()  # else all that the processes agree on would wait for ever
         on_process_0(run_dir.check)
         largest = max_over_processes if several else None
         stop = stack.enter_context(StopRequest(largest, defers=several))
@@ -71,6 +74,9 @@ def fit(
         startup.end("setup")
         measuring = Measuring(setup, stop, phases.heartbeat, display)
         measuring.rehearse()
+        checks = setup, run_dir, checkpointer, measuring, display, stop, phases, startup
+        if not Preflight(*checks).passed():
+            return books.end(stop.exit_code)
         state, step = restore_or_start(setup, checkpointer, run_dir, display, phases)
         startup.end("initialisation" if step == 0 else "restoring")
         metrics_path = run_dir.metrics if is_process_0() else None

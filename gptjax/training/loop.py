@@ -11,7 +11,6 @@ from contextlib import closing
 import jax
 
 from gptjax.cluster.agreement import is_process_0
-from gptjax.cluster.compiler import watching_cache
 from gptjax.cluster.devices import peak_tokens_per_second
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.cluster.stop import StopRequest
@@ -23,6 +22,7 @@ from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog, Row
 from gptjax.runs.trace import Startup, StepTrace
 from gptjax.training.boundary import Boundary
+from gptjax.training.compiling import compile_missing
 from gptjax.training.feed import by_call, due, rows_of_call
 from gptjax.training.finishing import RESULTS, add_account, finish, has_results
 from gptjax.training.measuring import Measuring
@@ -73,7 +73,6 @@ class Loop:
         If the loss rises for good, the run goes back and on with other data, where that is asked
         for.
         """
-        self.display.say("compiling the train step ...")
         reached = self._train_from(state, step)
         while reached is not None and self.setup.safeguards.watch.found is not None:
             self.display.stop()
@@ -101,13 +100,10 @@ class Loop:
         unasked = jax.transfer_guard("disallow")
         with batches_from(self.setup.source, step) as batches, closing(trace), unasked:
             self.startup.end("setup")
-            compiling = self.phases.during(Phase.COMPILING)
-            with compiling, watching_cache() as cache, jax.transfer_guard("allow"):
-                self.setup.compile_steps(step)  # while the thread behind `batches` reads
-                self.stop.defers = True
-                stopping = self.stop.settle()
-            self.startup.end("compilation", f"cached: {cache}")
-            if stopping:
+            # while the thread behind `batches` reads
+            compile_missing(self.setup, step, display, self.startup, self.phases)
+            self.stop.defers = True
+            if self.stop.settle():
                 return None
             display.start(step, train.max_steps, self.setup.ramp.rows_before)
             trace.begin(step, train.max_steps)

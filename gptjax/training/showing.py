@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 
@@ -17,6 +19,10 @@ from gptjax.runs.metrics import Row
 from gptjax.runs.samples import append_sample, forget_samples_after, has_sample
 from gptjax.tokenizers.plain import Tokenizer
 
+MADE_UP: list[Row] = [
+    {"step": step, "train_loss": 9.0, "val_loss": 9.0, "learning_rate": 1e-3} for step in (1, 2)
+]
+
 
 class Showing:
     """samples.md and loss.png of one run; one line names each that fails."""
@@ -31,6 +37,25 @@ class Showing:
     ):
         self._config, self._tokenizer, self._unit = config, tokenizer, unit
         self._run_dir, self._display = run_dir, display
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that a run writes to show itself, whether or not they are there."""
+        samples = [self._run_dir.samples] if self._config.train.sample_every_steps else []
+        return [*samples, self._run_dir.curves]
+
+    def rehearse_sample(
+        self, params: Tree, stop: StopRequest, heartbeat: Callable[[], None], tokens: int
+    ) -> None:
+        """Draw a few tokens by the programs of a sample, and keep none; raises whatever fails."""
+        sample = self._config.sample
+        fewer = replace(sample, max_new_tokens=min(tokens, sample.max_new_tokens))
+        config = replace(self._config, sample=fewer)
+        sample_after(0, config, params, self._tokenizer, stop, heartbeat)
+
+    def rehearse_plot(self, directory: Path) -> None:
+        """Draw the curves of two made-up steps in another directory; raises whatever fails."""
+        self._draw(MADE_UP, directory / self._run_dir.curves.name)
 
     def forget_after(self, step: int) -> None:
         """Drop the samples of steps that will run again."""
@@ -73,16 +98,18 @@ class Showing:
 
     def plot(self, rows: Sequence[Row]) -> bool:
         """Draw the curves of a run so far; returns whether that succeeded."""
+        with self._going_on(f"{self._run_dir.curves} was not drawn"):
+            if is_process_0():
+                self._draw(rows, self._run_dir.curves)
+            return True
+        return False
+
+    def _draw(self, rows: Sequence[Row], path: Path) -> None:
         train = self._config.train
         sizes = {row["tokens"] for row in rows if "tokens" in row}
         same = train.batch_rows is None and sizes == {train.batch_tokens}
         tokens = train.batch_tokens if same else None
-        with self._going_on(f"{self._run_dir.curves} was not drawn"):
-            if is_process_0():
-                title, path = self._run_dir.path.name, self._run_dir.curves
-                plot_curves(rows, tokens, title, path, self._unit)
-            return True
-        return False
+        plot_curves(rows, tokens, self._run_dir.path.name, path, self._unit)
 
     @contextmanager
     def _going_on(self, failure: str) -> Iterator[None]:

@@ -46,6 +46,10 @@ def unbroken(prepared, tmp_path_factory) -> Path:
     return directory
 
 
+def newest(cwd: Path) -> int:
+    return max(checkpoints(cwd), default=0)
+
+
 def resumed_after(said: str) -> int:
     found = re.search(r"resuming run after step (\d+)", said)
     return int(found[1]) if found else 0
@@ -57,14 +61,11 @@ def test_kills_at_random_moments_of_saves_lose_nothing(
     chance, during, most, lost = random.Random(7), 0, 0, 0
     kills = max(KILLS, request.config.getoption("--soak"))
     for number in range(kills):
-        before = max(checkpoints(tmp_path), default=0)
+        before = newest(tmp_path)
         process = start(options(prepared), tmp_path)
         if number % 5 < 4:  # let some saves of this start end, and kill in one
             further = min(STEPS - 20, before + 3 * chance.randint(1, 3))
-            wait_until(
-                lambda: max(checkpoints(tmp_path), default=0) >= further and is_saving(tmp_path),
-                process,
-            )
+            wait_until(lambda n=further: newest(tmp_path) >= n and is_saving(tmp_path), process)
             time.sleep(chance.uniform(0, 0.05))
         else:
             time.sleep(chance.uniform(0, 6))
@@ -73,7 +74,7 @@ def test_kills_at_random_moments_of_saves_lose_nothing(
         assert process.returncode == -signal.SIGKILL, said
         assert resumed_after(said) in (0, before)
         during += is_saving(tmp_path)
-        undone = written(tmp_path) - max(checkpoints(tmp_path), default=0)
+        undone = written(tmp_path) - newest(tmp_path)
         most, lost = max(most, undone), lost + undone
     said = trained(options(prepared), tmp_path)
     assert resumed_after(said) == max(before, resumed_after(said)) > 0
@@ -115,10 +116,10 @@ def test_a_kill_at_each_rename_of_a_save(prepared, tmp_path, unbroken, report, m
     dies = DIES_AT.format(pattern=pattern, early=early, nth=4)
     code, said = ended(start(options(prepared), tmp_path, 1, dies))
     assert code == -signal.SIGKILL, said
-    newest = max(checkpoints(tmp_path))
+    saved = newest(tmp_path)
     assert is_saving(tmp_path) == (moment != "after the commit")
     for step in checkpoints(tmp_path):
         assert (tmp_path / "run" / "checkpoints" / str(step) / "INTEGRITY.json").is_file()
-    assert resumed_after(trained(options(prepared), tmp_path)) == newest
+    assert resumed_after(trained(options(prepared), tmp_path)) == saved
     assert_same_run(tmp_path, unbroken)
     report(f"kill -9 {moment}", 1, 1, 0)
