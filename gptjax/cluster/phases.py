@@ -3,6 +3,7 @@
 Every second of a process belongs to one phase. A phase inside another takes its time from it.
 """
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ class Phases:
         """The first phase is the start, since `began` by `time.perf_counter()`; None means now."""
         self.seconds = dict.fromkeys(Phase, 0.0)
         self._watchdog, self._phase = watchdog, Phase.START
+        self._lock = threading.Lock()  # the account is written by a thread of its own
         self._since = time.perf_counter() if began is None else began
 
     @contextmanager
@@ -67,16 +69,20 @@ class Phases:
 
     def count_as(self, phase: Phase, seconds: float) -> None:
         """Count so many seconds of the phase that this process is in as those of another."""
-        self.seconds[phase] += seconds
-        self.seconds[self._phase] -= seconds
+        with self._lock:
+            self.seconds[phase] += seconds
+            self.seconds[self._phase] -= seconds
 
     def so_far(self) -> dict[Phase, float]:
-        """The seconds of each phase up to now."""
-        self._enter(self._phase)
-        return dict(self.seconds)
+        """The seconds of each phase up to now; any thread may ask."""
+        with self._lock:
+            so_far = dict(self.seconds)
+            so_far[self._phase] += time.perf_counter() - self._since
+        return so_far
 
     def _enter(self, phase: Phase) -> Phase:
-        now, before = time.perf_counter(), self._phase
-        self.seconds[before] += now - self._since
-        self._phase, self._since = phase, now
+        with self._lock:
+            now, before = time.perf_counter(), self._phase
+            self.seconds[before] += now - self._since
+            self._phase, self._since = phase, now
         return before

@@ -25,6 +25,7 @@ from gptjax.tokenizers.registry import tokenizer_from_json
 
 LOCK = ".lock"
 BASE = "base.json"
+ACCOUNTS = "accounts.json"
 CONVERTED = "0"  # the only step of a converted run; training saves from step 1 on
 # Fields that may differ when a run resumes: places of data, speed, and output.
 FREE = (
@@ -91,6 +92,11 @@ class RunDir:
         return self.path / "samples.md"
 
     @property
+    def accounts(self) -> Path:
+        """Where the hours of all starts went."""
+        return self.path / ACCOUNTS
+
+    @property
     def log(self) -> Path:
         """Every message."""
         return self.path / "log.txt"
@@ -151,6 +157,7 @@ class RunDir:
             LOCK,
             BASE,
             PINNED,
+            ACCOUNTS,
             "profile",
             *(p.name for p in (self.log, self.checkpoints, self.tokenizer)),
         }
