@@ -1,8 +1,12 @@
-"""Measure a model: `python -m gptjax.evaluate --run RUN --on perplexity --data FILE`."""
+"""Measure a model: `python -m gptjax.evaluate --run RUN --on perplexity --data FILE`.
+
+`--compare RUN RUN ...` shows runs side by side.
+"""
 
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gptjax.cli import main, parse
@@ -24,6 +28,8 @@ def evaluate(argv: Sequence[str]) -> int:
     command, words = parse(EvaluateCommand, argv[:at], "python -m gptjax.evaluate"), argv[at + 1 :]
     is_harness = at < len(argv)
     check_flags(command, is_harness)
+    if command.compare:
+        return _compare(command)
     evaluation = EVALUATIONS[command.on]
     if idle := " and ".join(map(flag_of, idle_flags(command))):
         print(f"note: {command.on} does not read {idle}, which has no effect", file=sys.stderr)
@@ -53,6 +59,19 @@ def evaluate(argv: Sequence[str]) -> int:
     print(as_table(figures, evaluation.scored))
     if command.json is not None:
         write_json(command.json, figures, conditions(setting, command.on, seconds))
+    return 0
+
+
+def _compare(command: EvaluateCommand) -> int:
+    """Print a table of runs, and write the page that shows them side by side."""
+    from gptjax.runs.comparing import HEADER, SEEDS_HEADER, as_text, compare
+
+    comparison, path = compare(command.compare), command.out or Path("compare.html")
+    print(as_text(HEADER, comparison.table()))
+    if seeds := comparison.seeds():
+        print(f"\n{as_text(SEEDS_HEADER, seeds)}")
+    comparison.write(path)
+    print(f"\ncurves side by side in {path}")
     return 0
 
 

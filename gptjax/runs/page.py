@@ -46,17 +46,16 @@ def as_script(value: Any) -> str:
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def curves_of(runs: Sequence[Recorded], panels: list[dict[str, Any]], starts: Sequence[list[int]]):
-    """What the script of the page draws: panels, and for each run its tokens and its marks.
-
-    `starts` are the steps after which each run was started again.
-    """
+def curves_of(
+    runs: Sequence[Recorded], names: Sequence[str], panels: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the script of the page draws: panels, and for each run its tokens and its marks."""
     about = []
-    for run, again in zip(runs, starts, strict=True):
+    for run, name in zip(runs, names, strict=True):
         steps, tokens = tokens_by_step(run.rows)
         about.append(
-            {"name": run.name, "steps": steps, "tokens": tokens, "unit": f"{run.unit}s",
-             "starts": few(again), "skipped": few(run.skipped)}
+            {"name": name, "steps": steps, "tokens": tokens, "unit": f"{run.unit}s",
+             "starts": few(run.restarts), "skipped": few(run.skipped)}
         )  # fmt: skip
     return {"runs": about, "panels": panels}
 
@@ -121,23 +120,31 @@ def links(names: Iterable[str]) -> str:
     return f"<ul class='links'>{''.join(items)}</ul>" if items else ""
 
 
-def bar(shares: Sequence[tuple[str, float, str]]) -> str:
-    """One bar of several parts, each with its name, its share (0 to 1) and its value in words."""
-    parts = [
-        f"<i class='part{i % 10}' style='flex-grow:{share:.5f}' title='{html.escape(name)}: "
-        f"{html.escape(words)}'></i>"
-        for i, (name, share, words) in enumerate(shares)
-        if share > 0
-    ]
-    keys = [
-        f"<li><i class='part{i % 10}'></i>{html.escape(name)}"
-        f"<b>{html.escape(words)}</b><span>{share:.1%}</span></li>"
-        for i, (name, share, words) in enumerate(shares)
-        if share > 0
-    ]
-    if not parts:
+def bar(parts: Sequence[tuple[str, str, float, str]]) -> str:
+    """One bar of several parts: class, name, share (0 to 1) and value in words of each."""
+    pieces, keys = [], []
+    for look, name, share, words in parts:
+        if share > 0:
+            shown, value = html.escape(name), html.escape(words)
+            pieces.append(
+                f"<i class='{look}' style='flex-grow:{share:.5f}' title='{shown}: {value}'></i>"
+            )
+            keys.append(
+                f"<li><i class='{look}'></i>{shown}<b>{value}</b><span>{share:.1%}</span></li>"
+            )
+    if not pieces:
         return ""
-    return f"<div class='bar'>{''.join(parts)}</div><ul class='keys'>{''.join(keys)}</ul>"
+    return f"<div class='bar'>{''.join(pieces)}</div><ul class='keys'>{''.join(keys)}</ul>"
+
+
+def pairs(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Names and values in columns, each with a few soft words."""
+    items = [
+        f"<li><span>{html.escape(name)}</span><b>{html.escape(value)}</b>"
+        f"<small>{html.escape(words)}</small></li>"
+        for name, value, words in rows
+    ]
+    return f"<ul class='pairs'>{''.join(items)}</ul>" if items else ""
 
 
 def count(n: float) -> str:

@@ -5,6 +5,7 @@ Nothing here needs a checkpoint, jax or the machine that trained.
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 from gptjax.config import Config
 from gptjax.config.schema import CLASSIFY
+from gptjax.runs.accounts import DamagedError, Start, read_accounts
+from gptjax.runs.curves import smoothed
 from gptjax.runs.directory import RunDir
 from gptjax.runs.metrics import Row, read_rows
 from gptjax.runs.ranking import rank_of
@@ -20,7 +23,7 @@ SAMPLE = re.compile(
     r"^## step (\d+)\n\n~~~text\n(.*?)\n~~~\n\n(?=## step |\Z)", re.MULTILINE | re.DOTALL
 )
 SAID = re.compile(r"\S+ \S+  (model|data|devices|attn|batch|steps|links|trained) +(.*)")
-RESULTS = "results.json"
+_RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Recorded:
 
     directory: RunDir
     config: Config
-    rows: list[Row]
+    rows: Sequence[Row]
 
     @property
     def name(self) -> str:
@@ -71,9 +74,28 @@ class Recorded:
         return sum(row["tokens"] for row in timed) / seconds if seconds else None
 
     @property
+    def training_loss(self) -> float | None:
+        """The mean training loss of the last fiftieth of its steps."""
+        losses = [row["train_loss"] for row in self.rows if "train_loss" in row]
+        return smoothed(losses)[-1] if losses else None
+
+    @property
     def skipped(self) -> list[int]:
         """The steps that changed no parameter."""
         return [r["step"] for r in self.rows if "learning_rate" in r and "grad_norm" not in r]
+
+    @cached_property
+    def starts(self) -> list[Start]:
+        """The account of its starts; none if there is no account that can be read."""
+        try:
+            return read_accounts(self.directory.path)
+        except (DamagedError, OSError):
+            return []
+
+    @property
+    def restarts(self) -> list[int]:
+        """The steps after which it was started again."""
+        return [start.from_step for start in self.starts[1:] if start.from_step]
 
     def samples(self) -> list[tuple[int, str]]:
         """Every sampled text with its step, in the order of the file."""
@@ -86,7 +108,7 @@ class Recorded:
     def results(self) -> dict[str, Any]:
         """The figures in results.json; none if there is no such file."""
         try:
-            found = json.loads((self.directory.path / RESULTS).read_bytes())
+            found = json.loads((self.directory.path / _RESULTS).read_bytes())
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}

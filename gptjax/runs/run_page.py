@@ -1,17 +1,24 @@
 """report.html of one run: figures, curves, hours, samples, starts, config and files."""
 
 import dataclasses
+import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from typing import Any
 
+from gptjax.cluster.phases import Phase
 from gptjax.config import Config
 from gptjax.config.names import TESTS
+from gptjax.runs.accounts import BETWEEN, LOST, SPENT_ON, Start, goodput, seconds_by_kind, spent
 from gptjax.runs.page import (
+    bar,
     clock,
     count,
     curves_of,
     folded,
     links,
+    pairs,
     section,
     table,
     text_block,
@@ -22,39 +29,41 @@ from gptjax.runs.recorded import Recorded
 from gptjax.runs.report import Privacy
 from gptjax.runs.thinning import drawn_alone
 
-REPORT = "report.html"
 MOST_SAMPLES = 12
 LONGEST_SAMPLE = 6000  # characters
-CURVES = '<div id="curves"></div>'
+CURVES = "<div id='plots'></div>"
+LOOKS = {Phase.TRAINING.value: "c2", LOST: "c1", BETWEEN: "c10"}
+FURTHER = ("c7", "c8", "c9", "c5", "c3", "c4", "c6", "c0")  # of the other kinds of seconds
 Hide = Callable[[str], str]
 
 
-def write_run_page(run: Recorded, environment: Sequence[str]) -> None:
-    """Write report.html into the directory of a run; `environment` are lines to show in it."""
+def write_run_page(run: Recorded) -> None:
+    """Write report.html into the directory of a run."""
     hide = Privacy.of_this_process()
     step, last = run.step, run.config.train.max_steps
     lead = f"{step:,} of {last:,} steps"
-    starts: list[int] = []
     sections = [
         tiles(figures_of(run)),
         section("Curves", CURVES),
         section("Results", _results(run)),
+        section("Hours", _hours(run.starts), note=_goodput(run.starts)),
         section("Samples", *_samples(run)),
-        section("Config", *config_parts(run.config, hide)),
-        section("Environment", *_environment(run, environment, hide)),
+        section("Starts", _starts(run.starts)),
+        section("Config", *config_parts(run.config, hide), note="what differs from the defaults"),
+        section("Environment", _environment(run, hide)),
         section("Files", links(_files(run))),
     ]
-    curves = curves_of([run], drawn_alone(run), [starts])
-    write_page(run.directory.path / REPORT, run.name, lead, sections, curves)
+    curves = curves_of([run], [run.name], drawn_alone(run))
+    write_page(run.directory.report, run.name, lead, sections, curves)
 
 
 def figures_of(run: Recorded) -> Iterator[tuple[str, str, str]]:
     """The figures that matter, each with its name and a few words."""
     best, last = run.best, run.validated[-1] if run.validated else None
     if best is not None and last is not None:
-        yield "Best validation loss", f"{best['val_loss']:.4f}", _at(best, run)
+        yield "Best validation loss", f"{best['val_loss']:.4f}", _at(best)
         if best is not last:
-            yield "Last validation loss", f"{last['val_loss']:.4f}", _at(last, run)
+            yield "Last validation loss", f"{last['val_loss']:.4f}", _at(last)
         for field, name, form in (
             ("val_accuracy", "Accuracy", ".1%"),
             ("val_macro_f1", "Macro F1", ".3f"),
@@ -62,13 +71,14 @@ def figures_of(run: Recorded) -> Iterator[tuple[str, str, str]]:
         ):
             if field in best:
                 yield name, f"{best[field]:{form}}", f"step {best['step']:,}"
-    trained = [row["train_loss"] for row in run.rows if "train_loss" in row]
-    if trained:
-        tail = trained[-max(1, len(trained) // 50) :]
-        words = f"mean of the last {len(tail):,} steps" if len(tail) > 1 else "last step"
-        yield "Training loss", f"{sum(tail) / len(tail):.4f}", words
+    if (trained := run.training_loss) is not None:
+        yield "Training loss", f"{trained:.4f}", "mean of the last 2% of steps"
     for field, row in _newest_tests(run).items():
-        yield field.replace("/", " ").replace("_", " "), f"{row[field]:.4f}", f"step {row['step']:,}"
+        yield (
+            field.replace("/", " ").replace("_", " "),
+            f"{row[field]:.4f}",
+            f"step {row['step']:,}",
+        )
     if run.tokens:
         yield f"{run.unit.capitalize()}s", count(run.tokens), f"{run.step:,} steps"
     if (rate := run.rate) is not None:
@@ -79,10 +89,9 @@ def figures_of(run: Recorded) -> Iterator[tuple[str, str, str]]:
         yield "Skipped steps", f"{len(run.skipped):,}", f"the last was {run.skipped[-1]:,}"
 
 
-def _at(row: dict[str, Any], run: Recorded) -> str:
+def _at(row: dict[str, Any]) -> str:
     error = f"± {row['val_stderr']:.4f}, " if row.get("val_stderr") else ""
-    newest = ", the newest" if row is run.validated[-1] and len(run.validated) > 1 else ""
-    return f"{error}step {row['step']:,}{newest}"
+    return f"{error}step {row['step']:,}"
 
 
 def _newest_tests(run: Recorded) -> dict[str, dict[str, Any]]:
@@ -117,26 +126,24 @@ def _samples(run: Recorded) -> Iterator[str]:
 
 
 def config_parts(config: Config, hide: Hide) -> Iterator[str]:
-    """What differs from the defaults as a table, and every section folded."""
-    default = Config()
-    changed: list[tuple[str, str, str]] = []
-    parts: list[str] = []
-    for part in dataclasses.fields(config):
-        value, usual = getattr(config, part.name), getattr(default, part.name)
-        if not dataclasses.is_dataclass(value):
-            changed += [(part.name, hide(str(value)), str(usual))] if value != usual else []
-            continue
-        rows = [
-            (f"{part.name}.{f.name}", _words(getattr(value, f.name)), _words(getattr(usual, f.name)))
-            for f in dataclasses.fields(value)
-        ]
-        rows = [(name, hide(now), hide(before)) for name, now, before in rows]
-        changed += [row for row in rows if row[1] != row[2]]
-        content = table(("field", "value"), [row[:2] for row in rows], numbers=False)
-        parts.append(folded(part.name, content))
-    header = ("differs from the default", "value", "default")
-    yield table(header, changed, numbers=False)
-    yield f"<div class='folds'>{''.join(parts)}</div>"
+    """What differs from the defaults, and everything folded."""
+    default = flat(Config())
+    given = {name: hide(value) for name, value in flat(config).items()}
+    yield pairs(
+        (name, value, f"default {default[name]}")
+        for name, value in given.items()
+        if value != default[name]
+    )
+    yield folded("all settings", pairs((name, value, "") for name, value in given.items()))
+
+
+def flat(config: Config) -> dict[str, str]:
+    """Every field under its dotted name, in words."""
+    found: dict[str, str] = {}
+    for name, value in dataclasses.asdict(config).items():
+        parts = value.items() if isinstance(value, dict) else ()
+        found |= {f"{name}.{field}": _words(x) for field, x in parts} or {name: _words(value)}
+    return found
 
 
 def _words(value: Any) -> str:
@@ -145,10 +152,69 @@ def _words(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _environment(run: Recorded, lines: Sequence[str], hide: Hide) -> Iterator[str]:
+def _goodput(starts: Sequence[Start]) -> str:
+    """The share of the time that trained, in words."""
+    if not starts:
+        return ""
+    seconds = seconds_by_kind(starts)
+    words = (
+        f"Goodput {goodput(seconds):.1%}: the share of {clock(sum(seconds.values()))} in "
+        f"{len(starts):,} start{'s' * (len(starts) > 1)} that trained steps, and kept them."
+    )
+    price = next((start.price for start in reversed(starts) if start.price is not None), None)
+    if price is not None:
+        words += f" Price so far {spent(starts, price):,.2f}, at {price:g} per GPU and hour."
+    return words
+
+
+def _hours(starts: Sequence[Start]) -> str:
+    """The seconds of all starts by kind, training first."""
+    seconds = seconds_by_kind(starts)
+    total = sum(seconds.values()) or 1.0
+    others = [kind for kind in SPENT_ON if kind not in LOOKS]
+    looks = LOOKS | dict(zip(others, cycle(FURTHER), strict=False))
+    parts = [
+        (looks[kind], kind.replace("_", " "), seconds[kind] / total, clock(seconds[kind]))
+        for kind in SPENT_ON
+    ]
+    return bar(sorted(parts, key=lambda part: part[1] != Phase.TRAINING))
+
+
+def _starts(starts: Sequence[Start]) -> str:
+    """A table of the starts; the last one may still be alive."""
+    rows = []
+    for number, start in enumerate(starts, 1):
+        steps = "none" if start.to_step is None else f"{start.from_step:,} to {start.to_step:,}"
+        how = "still running" if number == len(starts) else "killed"
+        rows.append((
+            str(number), time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(start.began)), steps,
+            clock(start.life), clock(start.gap) if start.gap else "", clock(start.lost)
+            if start.lost else "", f"{start.devices} x {start.device}",
+            how if start.exit is None else exit_in_words(start.exit),
+        ))  # fmt: skip
+    header = ("", "began (UTC)", "steps", "lived", "idle before", "lost", "devices", "end")
+    return table(header, rows)
+
+
+def exit_in_words(code: int) -> str:
+    """What an exit code says.
+
+    >>> exit_in_words(0), exit_in_words(143), exit_in_words(75)
+    ('complete', 'SIGTERM', 'exit code 75')
+    """
+    if code == 0:
+        return "complete"
+    known = {128 + number: number.name for number in signal.Signals}
+    return known.get(code, f"exit code {code}")
+
+
+def _environment(run: Recorded, hide: Hide) -> str:
+    """The lines of the last start, and its versions."""
     said = [(name, hide(words)) for name, words in run.said().items()]
-    yield table(("at the last start", ""), said, numbers=False)
-    yield text_block("\n".join(lines)) if lines else ""
+    if run.starts:
+        versions = ", ".join(f"{name} {number}" for name, number in run.starts[-1].versions.items())
+        said.append(("versions", hide(versions)))
+    return table(("at the last start", ""), said, numbers=False)
 
 
 def _files(run: Recorded) -> list[str]:

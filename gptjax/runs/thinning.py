@@ -80,7 +80,7 @@ def drawn_alone(run: Recorded) -> list[dict[str, Any]]:
     ]
 
 
-def drawn_together(runs: Sequence[Recorded]) -> list[dict[str, Any]]:
+def drawn_together(runs: Sequence[Recorded], names: Sequence[str]) -> list[dict[str, Any]]:
     """The panels of several runs: a panel for every curve, in which each run has a line."""
     buckets, panels = max(FEWEST, 2 * BUCKETS // (1 + len(runs))), {}
     for run in runs:
@@ -93,7 +93,7 @@ def drawn_together(runs: Sequence[Recorded]) -> list[dict[str, Any]]:
     order = sorted(panels.values(), key=lambda pair: not pair[0].is_wide)
     return [
         _drawn(
-            panel, [(curve._replace(label=r.name), r, i) for i, r in enumerate(runs)], buckets
+            panel, [(curve._replace(label=names[i]), r, i) for i, r in enumerate(runs)], buckets
         )
         for panel, curve in order
     ]  # fmt: skip

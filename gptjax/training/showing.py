@@ -14,12 +14,14 @@ from gptjax.runs.curves import plot_curves
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import Row
+from gptjax.runs.recorded import Recorded
+from gptjax.runs.run_page import write_run_page
 from gptjax.runs.samples import append_sample, forget_samples_after
 from gptjax.tokenizers.plain import Tokenizer
 
 
 class Showing:
-    """samples.md and loss.png of one run; one line names each that fails."""
+    """samples.md, loss.png and report.html of one run; one line names each that fails."""
 
     def __init__(
         self,
@@ -65,7 +67,10 @@ class Showing:
                 self._display.say(f"sample after step {step}:\n{text}")
 
     def plot(self, rows: Sequence[Row]) -> bool:
-        """Draw the curves of a run so far; returns whether that succeeded."""
+        """Draw the curves of a run so far and write its page; returns whether it has curves."""
+        with self._going_on(f"{self._run_dir.report} was not written"):
+            if is_process_0():
+                write_run_page(Recorded(self._run_dir, self._config, rows))
         train = self._config.train
         same = train.ramp_from_tokens is None and train.batch_rows is None
         tokens = train.batch_tokens if same else None
