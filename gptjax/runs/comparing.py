@@ -68,9 +68,9 @@ class Comparison(NamedTuple):
         """Write the page."""
         together = f"{len(self.runs)} runs" if len(self.runs) > 1 else "1 run"
         sections = [
-            section("Runs", table(HEADER, self.table())),
+            section("Runs", table(*filled(HEADER, self.table()))),
             section(
-                "Seeds", table(SEEDS_HEADER, self.seeds()),
+                "Seeds", table(*filled(SEEDS_HEADER, self.seeds())),
                 note="Runs that differ only in their seed: mean and sample standard deviation.",
             ),
             section("Curves", CURVES),
@@ -139,21 +139,26 @@ def _mean(values: Sequence[float]) -> tuple[str, str]:
     return f"{statistics.fmean(values):.4f}", spread
 
 
+def filled(header: Cells, rows: Sequence[Cells]) -> tuple[Cells, list[Cells]]:
+    """A table without the columns in which no row has a value."""
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    first, *rest = [tuple(row[i] for i in kept) for row in (header, *rows)]
+    return first, rest
+
+
 def as_text(header: Cells, rows: Sequence[Cells]) -> str:
-    """A table for a terminal; columns without any value are left out.
+    """A table for a terminal, without empty columns.
 
     >>> print(as_text(("run", "loss", "time"), [("a", "3.1", ""), ("long", "2.95", "")]))
     run   loss
     a      3.1
     long  2.95
     """
-    columns = [
-        column for column in zip(header, *rows, strict=True) if any(column[1:]) or not rows
-    ]  # fmt: skip
-    widths = [max(map(len, column)) for column in columns]
+    header, rows = filled(header, rows)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = []
-    for line in zip(*columns, strict=True):
-        first, *rest = zip(line, widths, strict=True)
-        cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]
-        lines.append("  ".join(cells).rstrip())
+    for line in (header, *rows):
+        cells = zip(line[1:], widths[1:], strict=True)
+        first = line[0].ljust(widths[0])
+        lines.append("  ".join([first, *(cell.rjust(width) for cell, width in cells)]))
     return "\n".join(lines)

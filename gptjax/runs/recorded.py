@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ class Recorded:
     def unit(self) -> str:
         """What losses are means over, and what speed counts."""
         return "example" if self.config.task == CLASSIFY else "token"
+
+    @cached_property
+    def fields(self) -> dict[str, None]:
+        """The names of all values in its rows, in the order of their first row."""
+        return dict.fromkeys(chain.from_iterable(self.rows))
 
     @property
     def step(self) -> int:

@@ -97,12 +97,8 @@ def _at(row: dict[str, Any]) -> str:
 def _newest_tests(run: Recorded) -> dict[str, dict[str, Any]]:
     """The last row with each main figure of the published tests."""
     main = ("acc", "acc_norm", "perplexity", "word_perplexity")
-    return {
-        field: row
-        for row in run.rows
-        for field in row
-        if field.split("/")[0] in TESTS and field.split("/", 1)[1] in main
-    }
+    fields = [f for f in run.fields if f.split("/")[0] in TESTS and f.split("/", 1)[1] in main]
+    return {field: next(row for row in reversed(run.rows) if field in row) for field in fields}
 
 
 def _results(run: Recorded) -> str:

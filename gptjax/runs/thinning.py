@@ -37,9 +37,9 @@ class Panel(NamedTuple):
     """How values are written: `number`, `share`, `count` or `small`."""
 
 
-def panels_of(rows: Sequence[Row], unit: str) -> list[Panel]:
-    """The panels that these rows have values for, in the order of a page."""
-    fields = dict.fromkeys(field for row in rows for field in row)
+def panels_of(run: Recorded) -> list[Panel]:
+    """The panels that a run has values for, in the order of a page."""
+    fields, unit = run.fields, run.unit
     sources = [f for f in fields if f.startswith("val_loss/")]
     shares = {"val_accuracy": "accuracy", "val_macro_f1": "macro F1", "val_f1": "F1"}
     tests = [f for f in fields if f.split("/")[0] in TESTS]
@@ -54,7 +54,7 @@ def panels_of(rows: Sequence[Row], unit: str) -> list[Panel]:
             [Curve(f.split("/", 1)[1], f, DOTS) for f in sources], True,
         ),
         Panel(
-            "Validation, classified", "share",
+            "Accuracy and F1", "validation",
             [Curve(name, f, DOTS) for f, name in shares.items()], True, "share",
         ),
         *[
@@ -76,7 +76,7 @@ def drawn_alone(run: Recorded) -> list[dict[str, Any]]:
     """The panels of one run: titles, and the points of each curve."""
     return [
         _drawn(panel, [(curve, run, 0) for curve in panel.curves], BUCKETS)
-        for panel in panels_of(run.rows, run.unit)
+        for panel in panels_of(run)
     ]
 
 
@@ -84,7 +84,7 @@ def drawn_together(runs: Sequence[Recorded], names: Sequence[str]) -> list[dict[
     """The panels of several runs: a panel for every curve, in which each run has a line."""
     buckets, panels = max(FEWEST, 2 * BUCKETS // (1 + len(runs))), {}
     for run in runs:
-        for panel in panels_of(run.rows, run.unit):
+        for panel in panels_of(run):
             for curve in panel.curves:
                 if curve.looks != FAINT:
                     alone = len(panel.curves) == 1
@@ -105,8 +105,8 @@ def _drawn(
     lines = []
     for curve, run, index in curves:
         field = "train_loss" if curve.field == MEAN else curve.field
-        points = [(row["step"], row[field]) for row in run.rows if field in row]
-        steps, values = map(list, zip(*points, strict=True)) if points else ([], [])
+        rows = [row for row in run.rows if field in row]
+        steps, values = [row["step"] for row in rows], [row[field] for row in rows]
         if curve.field == MEAN:
             values = smoothed(values)
         steps, values = thinned(steps, values, buckets)
