@@ -18,6 +18,7 @@ from gptjax.cluster.phases import Phase, Phases
 from gptjax.cluster.stop import StopRequest
 from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config
+from gptjax.runs.bookkeeping import Bookkeeper
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
@@ -54,6 +55,8 @@ def fit(
         setup = Setup(config, None if fresh else run_dir)
         with phases.during(Phase.START):
             changes = open_run(setup, run_dir, fresh, stack)
+        accounts = run_dir.accounts if is_process_0() else None
+        books = stack.enter_context(closing(Bookkeeper(accounts, phases, config.train.price)))
         links = check_links(config)
         with phases.during(Phase.COMPILING):
             agree_on_program(setup)
@@ -62,8 +65,9 @@ def fit(
         keep_latest = setup.config.train.keep_latest
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
         stack.push(exit_if_distributed)  # runs before the checkpointer can wait for the others
+        stack.push(books.failed)
         stack.callback(display.stop)
-        for line in [*changes, *links, *notes]:
+        for line in [*changes, *books.notes, *links, *notes]:
             display.say(line)
         startup.end("setup")
         measuring = Measuring(setup, stop, phases.heartbeat, display)
@@ -72,17 +76,20 @@ def fit(
         startup.end("initialisation" if step == 0 else "restoring")
         metrics_path = run_dir.metrics if is_process_0() else None
         log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
-        loop = Loop(setup, run_dir, checkpointer, log, display, stop, startup, phases, measuring)
+        loop = Loop(
+            setup, run_dir, checkpointer, log, display, stop, startup, phases, books, measuring
+        )
         loop.boundary.do_what_was_missed(state, step)
         early = loop.boundary.ended_early(step)
         if early is not None or step >= setup.config.train.max_steps:
             if not loop.finish(step):
-                return stop.exit_code
+                return books.end(stop.exit_code)
             how = how_to_go_on(run_dir.read_config(), step, early, setup.data.epochs(step))
             display.say(f"{run_dir.path} is complete at step {step}: {how}")
-            return 0
+            return books.end(0)
+        books.begin(step, log.rows[-1] if log.rows else {})
         setup.announce(step, display)
         if stop:
             display.say("stopped before the first step")
-            return stop.exit_code
-        return loop.train(state, step)
+            return books.end(stop.exit_code)
+        return books.end(loop.train(state, step))

@@ -16,6 +16,7 @@ from gptjax.cluster.devices import peak_tokens_per_second
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.cluster.stop import StopRequest
 from gptjax.data.loader import batches_from, read_ahead
+from gptjax.runs.bookkeeping import Bookkeeper
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
@@ -23,9 +24,9 @@ from gptjax.runs.metrics import MetricsLog, Row
 from gptjax.runs.trace import Startup, StepTrace
 from gptjax.training.boundary import Boundary
 from gptjax.training.feed import by_call, due, rows_of_call
-from gptjax.training.finishing import RESULTS, finish, has_results
+from gptjax.training.finishing import RESULTS, add_account, finish, has_results
 from gptjax.training.measuring import Measuring
-from gptjax.training.pace import UNMEASURED, Dispatched, Throughput, with_waits
+from gptjax.training.pace import UNMEASURED, Dispatched, Throughput, is_idle, with_waits
 from gptjax.training.saving import Saving
 from gptjax.training.setup import Setup
 from gptjax.training.showing import Showing
@@ -47,11 +48,12 @@ class Loop:
         stop: StopRequest,
         startup: Startup,
         phases: Phases,
+        books: Bookkeeper,
         measuring: Measuring,
     ):
         self.setup, self.run_dir, self.checkpointer = setup, run_dir, checkpointer
         self.log, self.display, self.stop, self.startup = log, display, stop, startup
-        self.phases = phases
+        self.phases, self.books = phases, books
         config, unit = setup.config, setup.task.unit
         self.showing = Showing(config, setup.tokenizer, run_dir, display, unit)
         kind, count = jax.devices()[0].device_kind, jax.device_count()
@@ -85,7 +87,8 @@ class Loop:
             with self.phases.during(Phase.TRAINING):
                 for call, wait in with_waits(read_ahead(calls, self.setup.feed.training)):
                     self.throughput.wait(wait)
-                    self.phases.count_as(Phase.WAITING, wait)
+                    if is_idle(previous):
+                        self.phases.count_as(Phase.WAITING, wait)
                     with trace.annotate(step + 1):
                         state, metrics = self.setup.train_steps(state, call)
                     step += call.steps
@@ -136,25 +139,30 @@ class Loop:
                 self.run_dir.begin(self.setup.recorded, self.setup.tokenizer, self.setup.data.keep)
         for row in rows:
             self.log.append(row)
+        self.books.reached(rows[-1]["step"])
         if shows:
             self.display.update(self.log.rows[-len(rows) :])
 
     def _do_what_is_due(self, now: set[str], state: TrainState, rows: list[Row]) -> bool:
         """Write the rows and do what is due; returns whether the run ends here."""
-        rows[-1] |= self.setup.data.progress(rows[-1]["step"])
+        rows[-1] |= self.setup.data.progress(rows[-1]["step"]) | self.books.row()
         self._write(rows, shows=False)
         stopping = self.boundary.work(now, state, len(rows), self._is_skipping)
+        ramp, max_steps = self.setup.ramp, self.setup.config.train.max_steps
+        self.books.tell(self.display.say, ramp.rows_before, max_steps)
         self.throughput.begin()
         return stopping
 
     def _end(self, step: int) -> int:
         """Wait for the last save and say how to continue."""
         self.display.stop()
-        self.saving.wait()
+        with self.phases.during(Phase.ENDING):
+            self.saving.wait()
         max_steps = self.setup.config.train.max_steps
         early = self.boundary.ended_early(step)
         curves = f"curves in {self.run_dir.curves}; " if self.showing.plot(self.log.rows) else ""
         if step < max_steps and early is None:
+            self._settle()
             name = self.stop.signal.name if self.stop.signal else "a stop request"
             self.display.say(
                 f"stopped by {name} after step {step}. Everything is saved in "
@@ -173,13 +181,27 @@ class Loop:
         return 0
 
     def finish(self, steps: int) -> bool:
-        """Measure the best checkpoint on the test split; False if a stop request cut that short."""
+        """Write results.json, with the best checkpoint measured on the test split if there is one.
+
+        False if a stop request cut that short.
+        """
         setup, run_dir, display = self.setup, self.run_dir, self.display
-        if (measure := setup.task.results) is None:
-            return True
-        loss = self.checkpointer.ranking.loss
-        finish(measure, run_dir, steps, setup.data, loss, display.say, self.phases, self.stop)
-        if self.stop and not has_results(run_dir, steps):
-            display.say(f"stopped before {RESULTS}: rerun the same command to write it")
-            return False
+        loss, measure = self.checkpointer.ranking.loss, setup.task.results
+        if measure is not None:
+            data, say = setup.data, display.say
+            finish(measure, run_dir, steps, data, loss, say, self.phases, self.stop)
+            if self.stop and not has_results(run_dir, steps):
+                display.say(f"stopped before {RESULTS}: rerun the same command to write it")
+                self._settle()
+                return False
+        if self.books.is_kept:
+            best = self.checkpointer.best_step()
+            add_account(run_dir, steps, best, loss, self.books.row())
+        self._settle()
         return True
+
+    def _settle(self) -> None:
+        """Write the account of the run with its last row, and say it."""
+        if self.books.is_kept:
+            self.log.amend(self.books.row())
+            self.books.tell_all(self.display.say)
