@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gptjax.base.errors import ConfigError, UserError
-from gptjax.runs.accounts import goodput, seconds_by_kind
+from gptjax.runs.accounts import goodput
 from gptjax.runs.page import clock, count, curves_of, section, table, write_page
 from gptjax.runs.recorded import Recorded, read_run
 from gptjax.runs.report import Privacy
@@ -116,7 +116,7 @@ def _names(runs: Sequence[Recorded]) -> Iterator[str]:
 def _figures(run: Recorded, name: str) -> Cells:
     best, last = run.best, run.validated[-1] if run.validated else None
     trained = run.training_loss
-    seconds = seconds_by_kind(run.starts)
+    seconds = run.seconds
     return (
         name,
         str(run.config.train.seed),

@@ -14,7 +14,7 @@ from typing import Any
 
 from gptjax.config import Config
 from gptjax.config.schema import CLASSIFY
-from gptjax.runs.accounts import DamagedError, Start, read_accounts
+from gptjax.runs.accounts import SPENT_ON, DamagedError, Start, read_accounts, seconds_by_kind
 from gptjax.runs.curves import smoothed
 from gptjax.runs.directory import RunDir
 from gptjax.runs.metrics import Row, read_rows
@@ -97,6 +97,13 @@ class Recorded:
             return read_accounts(self.directory.path)
         except (DamagedError, OSError):
             return []
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds of all starts by kind; its last row may know of more than its account."""
+        of_rows = (row["seconds"] for row in reversed(self.rows) if "seconds" in row)
+        found = [seconds_by_kind(self.starts), dict.fromkeys(SPENT_ON, 0.0) | next(of_rows, {})]
+        return max(found, key=lambda seconds: sum(seconds.values()))
 
     @property
     def restarts(self) -> list[int]:

@@ -3,14 +3,15 @@
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
 from gptjax.cluster.phases import Phase
 from gptjax.config import Config
+from gptjax.config.batches import batch_schedule
 from gptjax.config.names import TESTS
-from gptjax.runs.accounts import BETWEEN, LOST, SPENT_ON, Start, goodput, seconds_by_kind, spent
+from gptjax.runs.accounts import BETWEEN, LOST, SPENT_ON, Start, goodput, spent, to_go
 from gptjax.runs.page import (
     bar,
     clock,
@@ -34,6 +35,7 @@ LONGEST_SAMPLE = 6000  # characters
 CURVES = "<div id='plots'></div>"
 LOOKS = {Phase.TRAINING.value: "c2", LOST: "c1", BETWEEN: "c10"}
 FURTHER = ("c7", "c8", "c9", "c5", "c3", "c4", "c6", "c0")  # of the other kinds of seconds
+ELSEWHERE = ("step", "trained_steps", "val_loss", "goodput", "spent")  # figures of results.json
 Hide = Callable[[str], str]
 
 
@@ -46,7 +48,7 @@ def write_run_page(run: Recorded) -> None:
         tiles(figures_of(run)),
         section("Curves", CURVES),
         section("Results", _results(run)),
-        section("Hours", _hours(run.starts), note=_goodput(run.starts)),
+        section("Hours", _hours(run.seconds), note=_goodput(run)),
         section("Samples", *_samples(run)),
         section("Starts", _starts(run.starts)),
         section("Config", *config_parts(run.config, hide), note="what differs from the defaults"),
@@ -106,7 +108,7 @@ def _results(run: Recorded) -> str:
     rows = [
         (name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:,.4f}")
         for name, value in run.results().items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        if name not in ELSEWHERE and isinstance(value, int | float) and not isinstance(value, bool)
     ]
     return table(("figure", "value"), rows)
 
@@ -148,24 +150,27 @@ def _words(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _goodput(starts: Sequence[Start]) -> str:
-    """The share of the time that trained, in words."""
-    if not starts:
+def _goodput(run: Recorded) -> str:
+    """The share of the time that trained, and the price, in words."""
+    if not run.starts:
         return ""
-    seconds = seconds_by_kind(starts)
+    starts, seconds = run.starts, run.seconds
     words = (
         f"Goodput {goodput(seconds):.1%}: the share of {clock(sum(seconds.values()))} in "
         f"{len(starts):,} start{'s' * (len(starts) > 1)} that trained steps, and kept them."
     )
     price = next((start.price for start in reversed(starts) if start.price is not None), None)
-    if price is not None:
-        words += f" Price so far {spent(starts, price):,.2f}, at {price:g} per GPU and hour."
-    return words
+    if price is None:
+        return words
+    work, end = batch_schedule(run.config).rows_before, run.config.train.max_steps
+    left = to_go(starts, price, work, end)
+    words += f" Price so far {spent(starts, price):,.2f}"
+    words += f", about {left:,.2f} to go" if left > 0 else ""
+    return f"{words} ({price:g} per GPU and hour)."
 
 
-def _hours(starts: Sequence[Start]) -> str:
+def _hours(seconds: Mapping[str, float]) -> str:
     """The seconds of all starts by kind, training first."""
-    seconds = seconds_by_kind(starts)
     total = sum(seconds.values()) or 1.0
     others = [kind for kind in SPENT_ON if kind not in LOOKS]
     looks = LOOKS | dict(zip(others, cycle(FURTHER), strict=False))

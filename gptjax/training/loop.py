@@ -201,7 +201,8 @@ class Loop:
         return True
 
     def _settle(self) -> None:
-        """Write the account of the run with its last row, and say it."""
+        """Write the account of the run with its last row and its page, and say it."""
         if self.books.is_kept:
             self.log.amend(self.books.row())
             self.books.tell_all(self.display.say)
+        self.showing.report(self.log.rows)

@@ -68,9 +68,7 @@ class Showing:
 
     def plot(self, rows: Sequence[Row]) -> bool:
         """Draw the curves of a run so far and write its page; returns whether it has curves."""
-        with self._going_on(f"{self._run_dir.report} was not written"):
-            if is_process_0():
-                write_run_page(Recorded(self._run_dir, self._config, rows))
+        self.report(rows)
         train = self._config.train
         same = train.ramp_from_tokens is None and train.batch_rows is None
         tokens = train.batch_tokens if same else None
@@ -80,6 +78,12 @@ class Showing:
                 plot_curves(rows, tokens, title, path, self._unit)
             return True
         return False
+
+    def report(self, rows: Sequence[Row]) -> None:
+        """Write report.html, the page about a run so far."""
+        with self._going_on(f"{self._run_dir.report} was not written"):
+            if is_process_0():
+                write_run_page(Recorded(self._run_dir, self._config, rows))
 
     @contextmanager
     def _going_on(self, failure: str) -> Iterator[None]:

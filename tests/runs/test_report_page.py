@@ -12,6 +12,7 @@ from chromium import contrast, opened_browser  # noqa: F401 - a fixture
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.config import Config, ModelConfig, TrainConfig, to_json
+from gptjax.evaluate import evaluate
 from gptjax.runs.accounts import Start, as_json
 from gptjax.runs.comparing import HEADER, SEEDS_HEADER, as_text, compare
 from gptjax.runs.page import TEMPLATE
@@ -102,7 +103,7 @@ def test_a_page_tells_of_figures_hours_starts_settings_and_files(tmp_path):
         "mine", "100 of 100 steps", "2.2000", "± 0.0100, step 70", "3.0000", "51.2 k",
         "Skipped steps", "the last was 30",
         "Goodput 56.2%: the share of 2 min 40 s in 2 starts",
-        "Price so far 0.53", "lost progress", "between starts",
+        "Price so far 0.53 (2 per GPU and hour)", "lost progress", "between starts",
         "SIGTERM", "killed", "40 to 100", "8 x NVIDIA H100", "jax 0.10.2", "8 x H100",
         "Once upon", "a time\n~~~\n", "0.2500",
         "train.max_steps", "default 19073", "metrics.jsonl", "results.json",
@@ -247,6 +248,29 @@ def test_a_comparison_groups_seeds_and_lists_differences(tmp_path):
     assert titles[:2] == ["Loss: training, mean", "Loss: validation"]
     assert all(len(panel["lines"]) == 3 for panel in outline.numbers["panels"])
     assert "train.save_every_steps" in outline.text
+
+
+def test_the_verb_prints_the_tables_and_writes_the_page(tmp_path, capsys, monkeypatch):
+    for seed in (1, 2):
+        make_run(tmp_path / f"run{seed}", config=seeded(seed))
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(["--compare", "run1", "run2"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:2] for line in out.splitlines()[1:3]] == [["run1", "1"], ["run2", "2"]]
+    assert "run1, run2  2   1, 2" in out
+    assert out.endswith("curves side by side in compare.html\n")
+    assert (tmp_path / "compare.html").is_file()
+    assert evaluate(["--compare", "run1", "--out", "one.html"]) == 0
+    assert Outline((tmp_path / "one.html").read_text()).numbers["together"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--compare", "a", "--data", "x"], ["--compare", "a", "--on", "labels"],
+              ["--data", "x", "--out", "y.html"], ["--compare", "a", "--out", "/"]],
+)  # fmt: skip
+def test_flags_that_do_not_go_with_a_comparison_are_refused(words):
+    with pytest.raises(ConfigError, match=rf"{words[2]} "):
+        evaluate(words)
 
 
 def test_paths_that_are_no_runs_are_named_at_once(tmp_path):
