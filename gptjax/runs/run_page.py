@@ -74,7 +74,7 @@ def figures_of(run: Recorded) -> Iterator[tuple[str, str, str]]:
             if field in best:
                 yield name, f"{best[field]:{form}}", f"step {best['step']:,}"
     if (trained := run.training_loss) is not None:
-        yield "Training loss", f"{trained:.4f}", "mean of the last 2% of steps"
+        yield "Training loss", f"{trained:.4f}", "mean of the last 2%"
     for field, row in _newest_tests(run).items():
         yield (
             field.replace("/", " ").replace("_", " "),
@@ -87,6 +87,9 @@ def figures_of(run: Recorded) -> Iterator[tuple[str, str, str]]:
         used = [row["mfu"] for row in run.rows if "mfu" in row]
         words = f"{sum(used) / len(used):.1%} MFU" if used else "while training"
         yield f"{run.unit.capitalize()}s a second", f"{rate:,.0f}", words
+    if run.starts:
+        seconds = run.seconds
+        yield "Goodput", f"{goodput(seconds):.1%}", f"of {clock(sum(seconds.values()))}"
     if run.skipped:
         yield "Skipped steps", f"{len(run.skipped):,}", f"the last was {run.skipped[-1]:,}"
 
@@ -193,7 +196,7 @@ def _starts(starts: Sequence[Start]) -> str:
             if start.lost else "", f"{start.devices} x {start.device}",
             how if start.exit is None else exit_in_words(start.exit),
         ))  # fmt: skip
-    header = ("", "began (UTC)", "steps", "lived", "idle before", "lost", "devices", "end")
+    header = ("start", "began (UTC)", "steps", "lived", "idle before", "lost", "devices", "end")
     return table(header, rows)
 
 
