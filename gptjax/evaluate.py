@@ -64,9 +64,9 @@ def evaluate(argv: Sequence[str]) -> int:
 
 def _compare(command: EvaluateCommand) -> int:
     """Print a table of runs, and write the page that shows them side by side."""
-    from gptjax.runs.comparing import HEADER, SEEDS_HEADER, as_text, compare
+    from gptjax.runs.comparing import HEADER, SEEDS_HEADER, as_text, read_side_by_side
 
-    comparison, path = compare(command.compare), command.out or Path("compare.html")
+    comparison, path = read_side_by_side(command.compare), command.out or Path("compare.html")
     print(as_text(HEADER, comparison.table()))
     if seeds := comparison.seeds():
         print(f"\n{as_text(SEEDS_HEADER, seeds)}")

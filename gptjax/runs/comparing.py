@@ -27,7 +27,7 @@ SEEDS_HEADER = ("runs", "n", "seeds", "steps", "best loss", "deviation", "last l
 Cells = tuple[str, ...]
 
 
-class Comparison(NamedTuple):
+class SideBySide(NamedTuple):
     """Several runs, each with the name that it has among them."""
 
     runs: list[Recorded]
@@ -84,7 +84,7 @@ class Comparison(NamedTuple):
         write_page(path, together, lead, sections, {**curves, "together": True})
 
 
-def compare(paths: Sequence[str]) -> Comparison:
+def read_side_by_side(paths: Sequence[str]) -> SideBySide:
     """Read runs; raises one `ConfigError` that names every path that is no run.
 
     A run needs no checkpoint, but its config and a row.
@@ -99,7 +99,7 @@ def compare(paths: Sequence[str]) -> Comparison:
             problems += error.problems if isinstance(error, ConfigError) else [str(error)]
     if problems:
         raise ConfigError(problems)
-    return Comparison(runs, list(_names(runs)))
+    return SideBySide(runs, list(_names(runs)))
 
 
 def _names(runs: Sequence[Recorded]) -> Iterator[str]:

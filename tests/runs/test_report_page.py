@@ -14,7 +14,7 @@ from gptjax.base.errors import ConfigError, UserError
 from gptjax.config import Config, ModelConfig, TrainConfig, to_json
 from gptjax.evaluate import evaluate
 from gptjax.runs.accounts import Start, as_json
-from gptjax.runs.comparing import HEADER, SEEDS_HEADER, as_text, compare
+from gptjax.runs.comparing import HEADER, SEEDS_HEADER, as_text, read_side_by_side
 from gptjax.runs.page import TEMPLATE
 from gptjax.runs.recorded import read_run
 from gptjax.runs.run_page import write_run_page
@@ -229,7 +229,7 @@ def test_a_comparison_groups_seeds_and_lists_differences(tmp_path):
     make_run(tmp_path / "x/a", rows, seeded(1), starts=[])
     make_run(tmp_path / "y/a", better, seeded(2), starts=[])
     make_run(tmp_path / "b", rows, seeded(1, save_every_steps=7), starts=[])
-    comparison = compare([str(tmp_path / name) for name in ("x/a", "y/a", "b")])
+    comparison = read_side_by_side([str(tmp_path / name) for name in ("x/a", "y/a", "b")])
     assert comparison.names == ["x/a", "y/a", "b"]
     assert comparison.seeds() == [
         ("x/a, y/a", "2", "1, 2", "50", "2.5000", "0.7071", "2.5000", "0.7071")
@@ -276,13 +276,13 @@ def test_flags_that_do_not_go_with_a_comparison_are_refused(words):
 def test_paths_that_are_no_runs_are_named_at_once(tmp_path):
     fresh = make_run(tmp_path / "fresh", ())
     with pytest.raises(ConfigError) as raised:
-        compare([str(tmp_path / "none"), str(fresh), str(make_run(tmp_path / "good"))])
+        read_side_by_side([str(tmp_path / "none"), str(fresh), str(make_run(tmp_path / "good"))])
     first, second = raised.value.problems
     assert f"{tmp_path / 'none'} is not a run" in first
     assert f"{fresh} has no step yet" in second
     (fresh / "metrics.jsonl").write_text("{\n")
     with pytest.raises(UserError, match="damaged in line 1"):
-        compare([str(fresh)])
+        read_side_by_side([str(fresh)])
 
 
 @pytest.fixture(name="look")
@@ -372,7 +372,7 @@ def test_a_page_fits_a_phone_and_can_be_read(scheme, look, tmp_path):
 @pytest.mark.slow
 def test_runs_are_hidden_and_shown_together(look, tmp_path):
     paths = [str(make_run(tmp_path / name, config=seeded(i))) for i, name in enumerate("abc")]
-    compare(paths).write(tmp_path / "compare.html")
+    read_side_by_side(paths).write(tmp_path / "compare.html")
     page = look(tmp_path / "compare.html", viewport={"width": 900, "height": 900})
     curves = page.locator(".plot path.curve")
     before = curves.count()
