@@ -108,7 +108,7 @@ class Recorded:
     @property
     def restarts(self) -> list[int]:
         """The steps after which it was started again."""
-        return [start.from_step for start in self.starts[1:] if start.from_step]
+        return [start.from_step for start in self.starts if start.from_step]
 
     def samples(self) -> list[tuple[int, str]]:
         """Every sampled text with its step, in the order of the file."""
