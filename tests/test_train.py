@@ -76,7 +76,7 @@ def test_every_step_has_one_row_with_the_promised_numbers(finished_once):
     for row in found:
         assert {"train_loss", "learning_rate", "grad_norm"} <= set(row)
         assert ("val_loss" in row) == (row["step"] in (5, 10, STEPS))
-        assert all(math.isfinite(value) for value in row.values())
+        assert all(map(math.isfinite, [*row.pop("seconds", {}).values(), *row.values()]))
     for row in found[4], found[9], found[11]:
         assert row["val_stderr"] > 0
         # a token is a byte here, and end-of-text is no byte of text
@@ -91,8 +91,8 @@ def test_every_step_has_one_row_with_the_promised_numbers(finished_once):
 def test_a_run_directory_holds_what_is_promised(finished_once):
     run = finished_once / "run"
     assert sorted(p.name for p in run.iterdir() if p.name != LOCK) == [
-        "checkpoints", "config.json", "log.txt", "loss.png", "metrics.jsonl", "ranking.json",
-        "report.html", "samples.md", "tokenizer.json",
+        "accounts.json", "checkpoints", "config.json", "log.txt", "loss.png", "metrics.jsonl",
+        "ranking.json", "report.html", "results.json", "samples.md", "tokenizer.json",
     ]  # fmt: skip
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     picture = matplotlib.image.imread(run / "loss.png")

@@ -156,13 +156,14 @@ class Loop:
     def _end(self, step: int) -> int:
         """Wait for the last save and say how to continue."""
         self.display.stop()
-        with self.phases.during(Phase.ENDING):
-            self.saving.wait()
+        self.saving.wait()
         max_steps = self.setup.config.train.max_steps
         early = self.boundary.ended_early(step)
-        curves = f"curves in {self.run_dir.curves}; " if self.showing.plot(self.log.rows) else ""
+        with self.phases.during(Phase.SHOWING):
+            is_plotted = self.showing.plot(self.log.rows)
+        curves = f"curves in {self.run_dir.curves}; " if is_plotted else ""
         if step < max_steps and early is None:
-            self._settle()
+            self.books.tell_all(self.display.say)
             name = self.stop.signal.name if self.stop.signal else "a stop request"
             self.display.say(
                 f"stopped by {name} after step {step}. Everything is saved in "
@@ -191,18 +192,14 @@ class Loop:
             data, say = setup.data, display.say
             finish(measure, run_dir, steps, data, loss, say, self.phases, self.stop)
             if self.stop and not has_results(run_dir, steps):
+                self.books.tell_all(display.say)
                 display.say(f"stopped before {RESULTS}: rerun the same command to write it")
-                self._settle()
                 return False
         if self.books.is_kept:
-            best = self.checkpointer.best_step()
-            add_account(run_dir, steps, best, loss, self.books.row())
-        self._settle()
+            account = self.books.row()
+            if self.log.rows:
+                self.log.amend(account)
+            add_account(run_dir, steps, self.checkpointer.best_step(), loss, account)
+            self.books.tell_all(display.say)
+            self.showing.report(self.log.rows)
         return True
-
-    def _settle(self) -> None:
-        """Write the account of the run with its last row and its page, and say it."""
-        if self.books.is_kept:
-            self.log.amend(self.books.row())
-            self.books.tell_all(self.display.say)
-        self.showing.report(self.log.rows)

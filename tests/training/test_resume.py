@@ -24,8 +24,10 @@ from gptjax.base.tree import named_leaves
 from gptjax.cluster.mesh import make_mesh
 from gptjax.conversion.opening import load_run
 from gptjax.data.manifest import Manifest
+from gptjax.runs.accounts import read_accounts
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
+from gptjax.training.finishing import RESULTS
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.state import TrainState, abstract_state, items_of, state_of
 
@@ -102,6 +104,18 @@ def assert_same_run(broken: Path, unbroken: Path) -> None:
         np.testing.assert_array_equal(leaf, expected[name], strict=True, err_msg=name)
 
 
+def assert_accounted_for(cwd: Path, began: float) -> None:
+    """The seconds of all starts add up to the wall clock since then, and say what was lost."""
+    results = json.loads((cwd / "run" / RESULTS).read_bytes())
+    last = json.loads((cwd / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    wall = (cwd / "run" / RESULTS).stat().st_mtime - began
+    assert sum(results["seconds"].values()) == pytest.approx(wall, rel=0.01)
+    assert sum(last["seconds"].values()) == pytest.approx(wall, rel=0.01)
+    assert 0 < results["goodput"] < 1
+    assert min(results["seconds"][name] for name in ("lost_progress", "between_starts")) > 0
+    assert [s.exit for s in read_accounts(cwd / "run")] == [None] * 5 + [0]
+
+
 @pytest.fixture(scope="module")
 def dropout(request) -> float:
     """Given by each test."""
@@ -144,7 +158,7 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
         (lambda: has_new_rows(tmp_path, 0), 1.0),  # restored, and compiling
         (lambda: has_new_rows(tmp_path, 250), 0.1),
     ]
-    delays = random.Random(0)
+    delays, began = random.Random(0), time.time()
     for moment, longest_delay in moments:
         happened = moment()
         process = start(options(prepared, dropout), tmp_path)
@@ -160,6 +174,7 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
     assert result.returncode == 0, result.stderr
     assert "resuming run after step" in result.stdout
     assert_same_run(tmp_path, unbroken)
+    assert_accounted_for(tmp_path, began)
 
 
 @pytest.mark.parametrize("dropout", [0.1], indirect=True)
