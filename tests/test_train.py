@@ -92,7 +92,7 @@ def test_a_run_directory_holds_what_is_promised(finished_once):
     run = finished_once / "run"
     assert sorted(p.name for p in run.iterdir() if p.name != LOCK) == [
         "accounts.json", "checkpoints", "config.json", "log.txt", "loss.png", "metrics.jsonl",
-        "ranking.json", "results.json", "samples.md", "tokenizer.json",
+        "ranking.json", "report.html", "results.json", "samples.md", "tokenizer.json",
     ]  # fmt: skip
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     picture = matplotlib.image.imread(run / "loss.png")

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from gptjax.cluster.watchdog import Watchdog
+if TYPE_CHECKING:  # whoever reads an account needs no jax
+    from gptjax.cluster.watchdog import Watchdog
 
 
 class Phase(StrEnum):
@@ -49,7 +51,7 @@ SAID = {
 class Phases:
     """The phase that this process is in, and the seconds of each so far."""
 
-    def __init__(self, watchdog: Watchdog, began: float | None = None):
+    def __init__(self, watchdog: "Watchdog", began: float | None = None):
         """The first phase is the start, since `began` by `time.perf_counter()`; None means now."""
         self.seconds = dict.fromkeys(Phase, 0.0)
         self._watchdog, self._phase = watchdog, Phase.START

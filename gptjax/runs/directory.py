@@ -1,4 +1,4 @@
-"""A run's directory: config, tokenizer, checkpoints, metrics.jsonl, loss.png, samples.md, log.
+"""A run's directory: config, tokenizer, checkpoints, metrics.jsonl, plots, samples.md, log.
 
 Starting a run again in the same directory resumes it, with settings as `resuming` allows.
 """
@@ -64,6 +64,11 @@ class RunDir:
     def curves(self) -> Path:
         """The plotted curves."""
         return self.path / "loss.png"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
 
     @property
     def samples(self) -> Path:

@@ -243,4 +243,5 @@ class Loop:
                 self.log.amend(account)
             add_account(run_dir, steps, self.checkpointer.best_step(), loss, account)
             self.books.tell_all(display.say)
+            self.showing.report(self.log.rows)
         return True

@@ -66,6 +66,12 @@ def test_curves_that_cannot_be_drawn_are_named_in_one_line(shown, tmp_path):
     assert "loss.png was not drawn: " in log(tmp_path).splitlines()[-1]
 
 
+def test_a_page_that_cannot_be_written_is_named_in_one_line(shown, tmp_path):
+    (tmp_path / "report.html").mkdir()
+    assert shown.plot([{"step": 1, "train_loss": 3.0}])
+    assert "report.html was not written: " in log(tmp_path).splitlines()[-1]
+
+
 def test_a_process_of_several_that_fails_in_a_common_sample_saves_and_leaves(shown, monkeypatch):
     """The others wait for it in the middle of a text, so that it can agree on nothing with them."""
 
@@ -108,13 +114,14 @@ def rows(run: Path) -> list[dict]:
 def test_curves_that_are_drawn_are_told(shown, tmp_path):
     assert shown.plot([{"step": 1, "train_loss": 3.0}])
     assert (tmp_path / "loss.png").is_file()
+    assert (tmp_path / "report.html").is_file()
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_without_samples_and_curves(short, tmp_path, monkeypatch):
     plain, broken = tmp_path / "plain", tmp_path / "broken"
     assert loop.fit(short, plain) == 0
-    for name in ("samples.md", "loss.png"):
+    for name in ("samples.md", "loss.png", "report.html"):
         (broken / name).mkdir(parents=True)
     shutil.copy(plain / "config.json", broken)
     texts = iter(["first", "second"])
