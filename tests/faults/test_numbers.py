@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from faulty_runs import STEPS, crashed, train_here
 from killed_runs import assert_same_run, final_state, rows
-from runs_here import STEPS, crashed, train_here
 
 from gptjax.base.tree import named_leaves
 from gptjax.data.loader import StepSource
