@@ -25,6 +25,7 @@ from gptjax.tokenizers.registry import tokenizer_from_json
 
 LOCK = ".lock"
 BASE = "base.json"
+STORE = "store.json"  # the object store of its checkpoints, if it has one
 CONVERTED = "0"  # the only step of a converted run; training saves from step 1 on
 # Fields that may differ when a run resumes: places of data, speed, and output.
 FREE = (
@@ -151,6 +152,7 @@ class RunDir:
             LOCK,
             BASE,
             PINNED,
+            STORE,
             "profile",
             *(p.name for p in (self.log, self.checkpoints, self.tokenizer)),
         }

@@ -22,6 +22,7 @@ from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog
+from gptjax.runs.mirror import mirror_of
 from gptjax.runs.trace import Startup
 from gptjax.training.loop import Loop
 from gptjax.training.measuring import Measuring
@@ -51,6 +52,9 @@ def fit(
         stop = stack.enter_context(
             StopRequest(max_over_processes if jax.process_count() > 1 else None)
         )
+        mirror = mirror_of(config.train, run_dir)
+        with phases.during(Phase.RESTORING):
+            brought = on_process_0(lambda: mirror.open(fresh)) if mirror is not None else None
         setup = Setup(config, None if fresh else run_dir)
         with phases.during(Phase.START):
             changes = open_run(setup, run_dir, fresh, stack)
@@ -59,11 +63,13 @@ def fit(
             agree_on_program(setup)
         log_path = run_dir.log if is_process_0() else None
         display = stack.enter_context(closing(Display(log_path, setup.task.unit)))
+        if mirror is not None:
+            stack.enter_context(mirror.copying(display.say, phases))
         keep_latest = setup.config.train.keep_latest
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, keep_latest)))
         stack.push(exit_if_distributed)  # runs before the checkpointer can wait for the others
         stack.callback(display.stop)
-        for line in [*changes, *links, *notes]:
+        for line in [*(brought or []), *changes, *links, *notes]:
             display.say(line)
         startup.end("setup")
         measuring = Measuring(setup, stop, phases.heartbeat, display)
