@@ -127,7 +127,8 @@ def test_another_machine_takes_over_and_the_first_stops_copying(tmp_path, url):
     other = RunDir(tmp_path / "other")
     notes = Mirror(url, other).open(fresh=False)
     assert notes == [
-        f"checkpoint of step 15 in {url} is damaged: params/d/data has changed since it was written",
+        f"checkpoint of step 15 in {url} is damaged: params/d/data has changed since it was "
+        "written",
         f"step 10 was brought from {url}",
     ]
     assert other.steps() == [5, 10]  # the best as well
@@ -162,12 +163,14 @@ def test_a_store_that_fails_is_said_once_and_the_end_waits_in_vain(tmp_path, url
     monkeypatch.setattr(Store, "put_step", broken)
     monkeypatch.setattr(mirror_module, "LONGEST_PAUSE", 0.02)
     saved(run, 5)
-    with (
-        pytest.raises(StoreError, match="no answer. All checkpoints are in .*: rerun the same"),
-        mirror.copying(said.append, Phases(Watchdog(0))),
-    ):
-        while not said:
-            pass
+
+    def run_on() -> None:
+        with mirror.copying(said.append, Phases(Watchdog(0))):
+            while not said:
+                pass
+
+    with pytest.raises(StoreError, match=r"no answer\. All checkpoints are in .*: rerun the same"):
+        run_on()
     assert said == ["no answer. The run goes on, and tries again"]
     assert run.steps() == [5]
 
