@@ -26,6 +26,7 @@ from gptjax.tokenizers.registry import tokenizer_from_json
 LOCK = ".lock"
 BASE = "base.json"
 ACCOUNTS = "accounts.json"
+STORE = "store.json"  # the object store of its checkpoints, if it has one
 CONVERTED = "0"  # the only step of a converted run; training saves from step 1 on
 
 
@@ -142,6 +143,7 @@ class RunDir:
             BASE,
             PINNED,
             ACCOUNTS,
+            STORE,
             "profile",
             *(p.name for p in (self.log, self.checkpoints, self.tokenizer)),
         }

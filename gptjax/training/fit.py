@@ -23,6 +23,7 @@ from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog
+from gptjax.runs.mirror import mirror_of
 from gptjax.runs.trace import Startup
 from gptjax.training.loop import Loop
 from gptjax.training.measuring import Measuring
@@ -55,6 +56,9 @@ def fit(
         on_process_0(run_dir.check)
         largest = max_over_processes if several else None
         stop = stack.enter_context(StopRequest(largest, defers=several))
+        mirror = mirror_of(config.train, run_dir)
+        with phases.during(Phase.RESTORING):
+            brought = on_process_0(lambda: mirror.open(fresh)) if mirror is not None else None
         setup = Setup(config, None if fresh else run_dir)
         changes = open_run(setup, run_dir, fresh, stack)
         accounts = run_dir.accounts if is_process_0() else None
@@ -64,12 +68,14 @@ def fit(
             agree_on_program(setup)
         log_path = run_dir.log if is_process_0() else None
         display = stack.enter_context(closing(Display(log_path, setup.task.unit)))
+        if mirror is not None:
+            stack.enter_context(mirror.copying(display.say, phases))
         kept = setup.config.train.keep_latest, setup.config.train.keep_every_steps
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, *kept)))
         stack.push(exit_if_distributed)  # runs before the checkpointer can wait for the others
         stack.push(books.failed)
         stack.callback(display.stop)
-        for line in [*changes, *books.notes, *links, *notes]:
+        for line in [*(brought or []), *changes, *books.notes, *links, *notes]:
             display.say(line)
         startup.end("setup")
         measuring = Measuring(setup, stop, phases.heartbeat, display)
