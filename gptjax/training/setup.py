@@ -97,9 +97,8 @@ class Setup:
         try:
             self.tokenizer.encode(prompt)
         except UserError as error:
-            raise UserError(
-                f"sample.prompt {prompt!r} is not text of this data: {error}"
-            ) from error
+            message = f"sample.prompt {prompt!r} is not text of this data: {error}"
+            raise UserError(message) from error
 
     @cached_property
     def _attention(self) -> tuple[str, str]:
@@ -166,7 +165,7 @@ class Setup:
         return [(self.layout.of_rows(n), form) for n in sizes for form in self._forms or [None]]
 
     def has_compiled(self, step: int) -> bool:
-        """Whether the steps from `step` on, counted from 0, have all of their programs."""
+        """Whether the steps from `step` on have all of their programs."""
         return "key" in vars(self) and self._compiled.keys() >= set(self._needed(step))
 
     def compile_steps(self, step: int) -> None:
