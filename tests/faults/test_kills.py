@@ -33,7 +33,7 @@ def options(data: Manifest, steps: int) -> list[str]:
     values = [
         *("--config", "tiny", "--run-dir", "run", "--data.path", data.directory),
         *("--model.unroll", 1, "--model.embd-pdrop", 0.1, "--optim.warmup-steps", 10),
-        *("--train.max-steps", steps, "--train.save-every-steps", 3),
+        *("--train.max-steps", steps, "--train.save-every-steps", 3, "--train.preflight", "off"),
         *("--train.eval-every-steps", 20, "--train.eval-tokens", 512),
     ]
     return [str(value) for value in values]
