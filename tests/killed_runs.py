@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def trained(args: list[str], cwd: Path, *before: str) -> str:
     return said
 
 
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
+def wait_until(happened: Callable[[], object], process: subprocess.Popen) -> None:
     """Look often; a process that ends meanwhile ends the waiting as well."""
     while not happened() and process.poll() is None:
         time.sleep(0.001)
@@ -77,9 +78,13 @@ def checkpoints(cwd: Path) -> set[int]:
     return {int(p.name) for p in path.iterdir() if p.name.isdigit()} if path.exists() else set()
 
 
-def is_saving(cwd: Path) -> bool:
-    """Whether a step lies there that is begun and not committed."""
-    return any((cwd / "run" / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+def unfinished(cwd: Path) -> set[tuple[str, int]]:
+    """Names and inodes of the steps that are begun and not committed, of whichever start."""
+    found = set()
+    for path in (cwd / "run" / "checkpoints").glob("*.orbax-checkpoint-tmp*"):
+        with suppress(FileNotFoundError):  # it was committed meanwhile
+            found.add((path.name, path.stat().st_ino))
+    return found
 
 
 def final_state(cwd: Path) -> TrainState:

@@ -27,7 +27,7 @@ from gptjax.tokenizers.plain import ByteTokenizer, collect_characters
 VERBS = ["train", "prepare", "generate"]
 CONFIG_SOURCE = [
     node
-    for name in ("examples", "schema")
+    for name in ("examples", "schema", "training")
     for node in ast.parse((ROOT / "gptjax" / "config" / f"{name}.py").read_text()).body
 ]
 

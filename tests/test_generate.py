@@ -20,10 +20,10 @@ from gptjax.convert import convert
 from gptjax.generate import generate
 from gptjax.generation.engine import Engine
 from gptjax.model.gpt import GPT, parameter_shapes
-from gptjax.runs.checkpoint import CURSOR_FILE, Checkpointer
+from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
-from gptjax.runs.integrity import INTEGRITY, sign
 from gptjax.runs.metrics import read_rows
+from gptjax.runs.ranking import Ranking
 
 STEPS = [10, 20]
 PROMPT = "def f\u00fcr("
@@ -132,11 +132,10 @@ def test_latest_and_best_are_names_of_checkpoints(run, text, tmp_path):
 
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
+    ranking = Ranking()
     for step, loss in ((10, 0.5), (20, 0.6)):
-        cursor = copy / "checkpoints" / str(step) / CURSOR_FILE
-        cursor.write_text(json.dumps(json.loads(cursor.read_text()) | {"val_loss": loss}))
-        (copy / "checkpoints" / str(step) / INTEGRITY).unlink()
-        sign(copy / "checkpoints" / str(step))
+        ranking.note(step, {"val_loss": loss})
+    ranking.write(copy)
     assert text("--run", copy, *hot) == by_step[10]
 
 

@@ -1,7 +1,6 @@
 """launch/box.py: what a run asks for on a rented machine, and which checkpoint goes home."""
 
 import importlib.util
-import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from conftest import ROOT
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.data.manifest import Manifest
 from gptjax.runs.directory import RunDir
-from gptjax.runs.integrity import INTEGRITY, sign, verify
+from gptjax.runs.integrity import INTEGRITY, verify
+from gptjax.runs.ranking import Ranking
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +78,9 @@ def run(trained_run: Path, tmp_path) -> RunDir:
 
 
 def test_the_newest_and_the_best_checkpoint_go_home(box, run: RunDir):
-    older = run.checkpoints / "10"
-    cursor = json.loads((older / "cursor" / "metadata").read_text())
-    (older / "cursor" / "metadata").write_text(json.dumps(cursor | {"val_loss": 0.1}))
-    sign(older)
+    ranking = Ranking.of(run.checkpoints, run.steps())
+    ranking.note(10, {"val_loss": 0.1})
+    ranking.write(run.path)
     assert box.copy(run, set()) == [20, 10]
     leaving = run.path / box.LEAVING
     assert {p.name for p in (leaving / "checkpoints").iterdir()} == {"10", "20"}

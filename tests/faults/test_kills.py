@@ -15,9 +15,9 @@ from killed_runs import (
     assert_same_run,
     checkpoints,
     ended,
-    is_saving,
     start,
     trained,
+    unfinished,
     wait_until,
     written,
 )
@@ -33,7 +33,7 @@ def options(data: Manifest, steps: int) -> list[str]:
     values = [
         *("--config", "tiny", "--run-dir", "run", "--data.path", data.directory),
         *("--model.unroll", 1, "--model.embd-pdrop", 0.1, "--optim.warmup-steps", 10),
-        *("--train.max-steps", steps, "--train.save-every-steps", 3),
+        *("--train.max-steps", steps, "--train.save-every-steps", 3, "--train.preflight", "off"),
         *("--train.eval-every-steps", 20, "--train.eval-tokens", 512),
     ]
     return [str(value) for value in values]
@@ -63,10 +63,10 @@ def test_kills_at_random_moments_of_saves_lose_nothing(prepared, tmp_path, repor
     cwd, words = tmp_path / "broken", options(prepared, steps)
     chance, during, most, before = random.Random(7), 0, 0, 0
     for number in range(kills):
-        process = start(words, cwd)
+        left, process = unfinished(cwd), start(words, cwd)
         if number % 5 < 4:  # let some saves of this start end, and kill in one
             further = min(steps - 20, before + 3 * chance.randint(1, 3))
-            wait_until(lambda n=further: newest(cwd) >= n and is_saving(cwd), process)
+            wait_until(lambda n=further, o=left: newest(cwd) >= n and unfinished(cwd) - o, process)
             time.sleep(chance.uniform(0, 0.05))
         else:
             time.sleep(chance.uniform(0, 4))
@@ -74,12 +74,12 @@ def test_kills_at_random_moments_of_saves_lose_nothing(prepared, tmp_path, repor
         _, said = ended(process)
         assert process.returncode == -signal.SIGKILL, said
         assert resumed_after(said) in (0, before)  # 0: it did not get so far
-        during += is_saving(cwd)
+        during += bool(unfinished(cwd) - left)
         before = newest(cwd)
         most = max(most, written(cwd) - before)
     assert resumed_after(trained(words, cwd)) == before > 0
     assert not (cwd / "run" / "damaged").exists()
-    assert not is_saving(cwd)
+    assert not unfinished(cwd)
     trained(words, tmp_path / "whole")
     assert_same_run(cwd, tmp_path / "whole")
     assert 2 * during >= kills
@@ -118,7 +118,7 @@ def test_a_kill_at_each_rename_of_a_save(prepared, tmp_path, short, report, mome
     code, said = ended(start(options(prepared, SHORT), tmp_path, 1, dies))
     assert code == -signal.SIGKILL, said
     saved = newest(tmp_path)
-    assert is_saving(tmp_path) == (moment != "after the commit")
+    assert bool(unfinished(tmp_path)) == (moment != "after the commit")
     for step in checkpoints(tmp_path):
         assert (tmp_path / "run" / "checkpoints" / str(step) / "INTEGRITY.json").is_file()
     assert resumed_after(trained(options(prepared, SHORT), tmp_path)) == saved
