@@ -94,12 +94,14 @@ def test_three_killed_starts_and_a_last_one_add_up_to_the_wall_clock(tmp_path, c
     assert rows[-1]["goodput"] == pytest.approx(40.0 / (sum(seconds.values()) - 0.5), abs=1e-5)
 
 
-def test_a_start_that_goes_back_loses_what_it_trained_since(clocks):
-    life, rows = Life(None, clocks), []
+def test_a_start_that_goes_back_loses_what_it_trained_since(tmp_path, clocks):
+    life, rows = Life(tmp_path / ACCOUNTS, clocks), []
     life.train(rows, 18)
     life.train(rows, 12)
     seconds = life.books.row()["seconds"]
     assert (seconds["training"], seconds["lost_progress"]) == (12.0, 8.0)
+    life.write()
+    assert read_accounts(tmp_path)[0].from_step == 0
 
 
 def test_a_row_of_an_earlier_version_loses_nothing(clocks):
@@ -162,6 +164,7 @@ def test_an_account_that_cannot_be_written_is_told_once_and_ends_nothing(tmp_pat
     life.write()
     for _ in range(2):
         life.books.tell(said.append, lambda step: step, 20)
+        life.write()
     assert [line for line in said if "cannot be written" in line] == said[:1]
     assert not path.exists()
     obstacle.rmdir()
