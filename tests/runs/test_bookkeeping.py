@@ -172,6 +172,19 @@ def test_an_account_that_cannot_be_written_is_told_once_and_ends_nothing(tmp_pat
     assert len(read_accounts(tmp_path)) == 1
 
 
+def test_a_full_disk_is_left_as_it_is(tmp_path, clocks, monkeypatch):
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    life = Life(tmp_path / ACCOUNTS, clocks)
+    life.write()
+    before = (tmp_path / ACCOUNTS).read_bytes()
+    monkeypatch.setattr("os.fsync", fail)
+    life.spend(Phase.TRAINING, 5.0)
+    life.books.end(74)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
 def test_the_account_is_written_without_being_asked(tmp_path):
     phases = Phases(Watchdog(0))
     books = Bookkeeper(tmp_path / ACCOUNTS, phases, None)
