@@ -207,8 +207,11 @@ class Bookkeeper:
             return
         if isinstance(error, OSError):
             error = StorageError.of(error) or error
-        otherwise = 130 if isinstance(error, KeyboardInterrupt) else BUG
-        self.end(getattr(error, "exit_code", otherwise))
+        if isinstance(error, SystemExit) and isinstance(error.code, int):
+            self.end(error.code)
+        else:
+            otherwise = 130 if isinstance(error, KeyboardInterrupt) else BUG
+            self.end(getattr(error, "exit_code", otherwise))
 
     def end(self, exit_code: int) -> int:
         """Write this start's last lines, the exit code among them, and return that."""

@@ -222,7 +222,8 @@ def test_a_complete_run_keeps_its_account_until_it_goes_on(tmp_path, clocks):
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (UserError("no"), 1), (KeyboardInterrupt(), 130), (ValueError("bug"), 70),
+        (UserError("no"), 1), (KeyboardInterrupt(), 130), (SystemExit(143), 143),
+        (ValueError("bug"), 70),
         (OSError(28, "No space left on device"), 74), (OSError(2, "No such file"), 70),
         (None, None),
     ],
