@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -189,6 +190,8 @@ class Bookkeeper:
             temporary.replace(path)
             self._problem = None
         except OSError as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             if self._problem is None:
                 self._problem = (
                     f"{path} cannot be written: {error.strerror}. The run goes on; if it is "
@@ -204,8 +207,11 @@ class Bookkeeper:
             return
         if isinstance(error, OSError):
             error = StorageError.of(error) or error
-        otherwise = 130 if isinstance(error, KeyboardInterrupt) else BUG
-        self.end(getattr(error, "exit_code", otherwise))
+        if isinstance(error, SystemExit) and isinstance(error.code, int):
+            self.end(error.code)
+        else:
+            otherwise = 130 if isinstance(error, KeyboardInterrupt) else BUG
+            self.end(getattr(error, "exit_code", otherwise))
 
     def end(self, exit_code: int) -> int:
         """Write this start's last lines, the exit code among them, and return that."""

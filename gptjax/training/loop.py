@@ -80,6 +80,7 @@ class Loop:
                 self.setup, self.checkpointer, self.run_dir, self.display, self.phases
             )
             self.log.cut(step)
+            self.books.begin(step, self.log.rows[-1] if self.log.rows else {})
             reached = self._train_from(state, step)
         if reached is None:
             self.display.say("stopped before the first step of this start: nothing was lost")

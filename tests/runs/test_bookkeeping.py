@@ -94,12 +94,14 @@ def test_three_killed_starts_and_a_last_one_add_up_to_the_wall_clock(tmp_path, c
     assert rows[-1]["goodput"] == pytest.approx(40.0 / (sum(seconds.values()) - 0.5), abs=1e-5)
 
 
-def test_a_start_that_goes_back_loses_what_it_trained_since(clocks):
-    life, rows = Life(None, clocks), []
+def test_a_start_that_goes_back_loses_what_it_trained_since(tmp_path, clocks):
+    life, rows = Life(tmp_path / ACCOUNTS, clocks), []
     life.train(rows, 18)
     life.train(rows, 12)
     seconds = life.books.row()["seconds"]
     assert (seconds["training"], seconds["lost_progress"]) == (12.0, 8.0)
+    life.write()
+    assert read_accounts(tmp_path)[0].from_step == 0
 
 
 def test_a_row_of_an_earlier_version_loses_nothing(clocks):
@@ -162,11 +164,25 @@ def test_an_account_that_cannot_be_written_is_told_once_and_ends_nothing(tmp_pat
     life.write()
     for _ in range(2):
         life.books.tell(said.append, lambda step: step, 20)
+        life.write()
     assert [line for line in said if "cannot be written" in line] == said[:1]
     assert not path.exists()
     obstacle.rmdir()
     life.books.end(0)
     assert len(read_accounts(tmp_path)) == 1
+
+
+def test_a_full_disk_is_left_as_it_is(tmp_path, clocks, monkeypatch):
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    life = Life(tmp_path / ACCOUNTS, clocks)
+    life.write()
+    before = (tmp_path / ACCOUNTS).read_bytes()
+    monkeypatch.setattr("os.fsync", fail)
+    life.spend(Phase.TRAINING, 5.0)
+    life.books.end(74)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
 
 
 def test_the_account_is_written_without_being_asked(tmp_path):
@@ -206,7 +222,8 @@ def test_a_complete_run_keeps_its_account_until_it_goes_on(tmp_path, clocks):
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (UserError("no"), 1), (KeyboardInterrupt(), 130), (ValueError("bug"), 70),
+        (UserError("no"), 1), (KeyboardInterrupt(), 130), (SystemExit(143), 143),
+        (ValueError("bug"), 70),
         (OSError(28, "No space left on device"), 74), (OSError(2, "No such file"), 70),
         (None, None),
     ],

@@ -43,14 +43,14 @@ def options(data: Manifest, dropout: float) -> list[str]:
 
 
 def assert_accounted_for(cwd: Path, began: float) -> None:
-    """The seconds of all starts add up to the wall clock since then, and say what was lost."""
+    """The seconds of all starts, and of none, add up to the wall clock since then."""
     results = json.loads((cwd / "run" / RESULTS).read_bytes())
     last = json.loads((cwd / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     wall = (cwd / "run" / RESULTS).stat().st_mtime - began
     assert sum(results["seconds"].values()) == pytest.approx(wall, rel=0.01)
     assert sum(last["seconds"].values()) == pytest.approx(wall, rel=0.01)
     assert 0 < results["goodput"] < 1
-    assert min(results["seconds"][name] for name in ("lost_progress", "between_starts")) > 0
+    assert results["seconds"]["between_starts"] > 0
     assert [s.exit for s in read_accounts(cwd / "run")] == [None] * 5 + [0]
 
 

@@ -135,6 +135,8 @@ def test_a_rise_goes_back_and_passes_over_its_data(unbroken):
     assert log.count("compiling the train step") == 1
     assert max(row["train_loss"] for row in found[32:]) < found[28]["train_loss"] + 0.5
     assert max(read) >= (49 + 7) * ROWS  # the whole place has moved
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["seconds"]["lost_progress"] > 0
 
 
 @pytest.mark.parametrize(
