@@ -105,6 +105,11 @@ class Checkpointer:
         """Committed steps, oldest first."""
         return sorted(self._manager.all_steps())
 
+    @property
+    def committed(self) -> int:
+        """The newest step that is whole on disk; 0 without one."""
+        return max((step for step in self.steps() if step != self._saving), default=0)
+
     def best_step(self) -> int | None:
         """The kept step that is best by its validation; None if none was measured."""
         return self.ranking.best(self.steps())

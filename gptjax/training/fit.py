@@ -23,6 +23,7 @@ from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog
 from gptjax.runs.trace import Startup
+from gptjax.runs.trackers import Trackers, require_installed
 from gptjax.training.loop import Loop
 from gptjax.training.measuring import Measuring
 from gptjax.training.setup import Setup
@@ -51,6 +52,7 @@ def fit(
         stop = stack.enter_context(
             StopRequest(max_over_processes if jax.process_count() > 1 else None)
         )
+        on_process_0(lambda: require_installed(config.train.track))
         setup = Setup(config, None if fresh else run_dir)
         with phases.during(Phase.START):
             changes = open_run(setup, run_dir, fresh, stack)
@@ -74,7 +76,12 @@ def fit(
         log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
         if log.note is not None:
             display.say(log.note)
-        loop = Loop(setup, run_dir, checkpointer, log, display, stop, startup, phases, measuring)
+        names = config.train.track if is_process_0() else ()
+        trackers = Trackers(names, run_path, log, checkpointer, display.say)
+        stack.enter_context(closing(trackers))
+        loop = Loop(
+            setup, run_dir, checkpointer, log, display, stop, startup, phases, measuring, trackers
+        )
         loop.boundary.do_what_was_missed(state, step)
         early = loop.boundary.ended_early(step)
         if early is not None or step >= setup.config.train.max_steps:
@@ -82,9 +89,9 @@ def fit(
                 return stop.exit_code
             how = how_to_go_on(run_dir.read_config(), step, early, setup.data.epochs(step))
             display.say(f"{run_dir.path} is complete at step {step}: {how}")
-            return 0
+            return trackers.end(0)
         setup.announce(step, display)
         if stop:
             display.say("stopped before the first step")
             return stop.exit_code
-        return loop.train(state, step)
+        return trackers.end(loop.train(state, step))
