@@ -18,12 +18,14 @@ from gptjax.runs.metrics import Row
 from gptjax.runs.row_numbers import numbers_of
 
 PROJECT = "gptjax"
+_SESSION = ".wandb-session-"
 
 
 class _Given:
-    """What a tracker has of a run: `id`, its name there; `sent`, its last step; `open`, a session.
+    """What a tracker has of a run: `id`, its name there, and `sent`, its last step.
 
-    The file lies in the run directory.
+    The file lies in the run directory. `whole` is a session of W&B that ended but is not yet in its
+    place.
     """
 
     def __init__(self, run: Path, tracker: str):
@@ -31,26 +33,29 @@ class _Given:
         known = json.loads(self._file.read_text()) if self._file.exists() else {}
         self.id: str = known.get("id") or secrets.token_hex(4)
         self.sent: int = known.get("sent", 0)
-        self.open: str | None = known.get("open")
+        self.whole: str | None = known.get("whole")
         self.keep()
 
     def keep(self) -> None:
         """Write the file."""
-        values = {"id": self.id, "sent": self.sent, "open": self.open}
+        values = {"id": self.id, "sent": self.sent, "whole": self.whole}
         write_atomically(self._file, json.dumps(values).encode())
 
 
 def give_wandb(run: Path, config: str, rows: list[Row]) -> None:
-    """Send the rows to W&B, or write them for `wandb sync` if it is offline (WANDB_MODE)."""
+    """Send the rows to W&B, or write them for `wandb sync` if it is offline (WANDB_MODE).
+
+    A session writes its files elsewhere, and they come to RUN/wandb once it is whole: W&B's own
+    process may go on writing when this one is killed.
+    """
     import wandb
 
     given = _Given(run, "wandb")
-    if given.open is not None:  # offline, and cut short: its rows are given again
-        shutil.rmtree(given.open, ignore_errors=True)
-        given.open = None
-        given.keep()
+    _put_in_place(run, given)
     if not (missing := [row for row in rows if row["step"] > given.sent]):
         return
+    elsewhere = run / f"{_SESSION}{secrets.token_hex(4)}"
+    elsewhere.mkdir()
     quiet = wandb.Settings(
         silent=True, console="off", x_disable_stats=True, disable_git=True, save_code=False
     )
@@ -58,22 +63,34 @@ def give_wandb(run: Path, config: str, rows: list[Row]) -> None:
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         name=run.name,
         id=given.id,
-        dir=str(run),
+        dir=str(elsewhere),
         config=json.loads(config),
         resume="allow",
         settings=quiet,
     )
-    if session.offline:
-        given.open = session.sync_dir
-        given.keep()
     session.define_metric("train_step")
     session.define_metric("*", step_metric="train_step")
     for row in missing:
         if row["step"] >= session.starting_step:  # online, a session may have been cut short
             session.log({**numbers_of(row), "train_step": row["step"]}, step=row["step"])
     session.finish()
-    given.sent, given.open = missing[-1]["step"], None
+    given.sent, given.whole = missing[-1]["step"], elsewhere.name
     given.keep()
+    _put_in_place(run, given)
+
+
+def _put_in_place(run: Path, given: _Given) -> None:
+    """Move the files of a whole session to RUN/wandb, and drop those of sessions that are not."""
+    place = run / "wandb"
+    if given.whole is not None:
+        place.mkdir(exist_ok=True)
+        for part in (run / given.whole / "wandb").glob("*run-*"):
+            if not part.is_symlink():
+                part.replace(place / part.name)
+        given.whole = None
+        given.keep()
+    for session in run.glob(f"{_SESSION}*"):
+        shutil.rmtree(session, ignore_errors=True)
 
 
 def give_trackio(run: Path, config: str, rows: list[Row]) -> None:

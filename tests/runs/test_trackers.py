@@ -1,11 +1,9 @@
 """Trackers have every row of metrics.jsonl once, however often what hands them over is killed."""
 
-import importlib
 import json
 import os
+import random
 import signal
-import sqlite3
-import struct
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from tracker_readers import READERS, Given, in_tensorboard
 
 from gptjax.base.errors import UserError
 from gptjax.config import Config, to_json
@@ -24,7 +23,6 @@ from gptjax.runs.trackers import Trackers, require_installed, settled
 
 ROWS = [{"step": step, "train_loss": 1 / step, "tokens": 512} for step in range(1, 31)]
 ROWS[9]["val_loss"] = 0.5
-Given = dict[int, dict[str, float]]  # by step
 
 
 def begun(run: Path, rows: list[dict]) -> Path:
@@ -32,69 +30,6 @@ def begun(run: Path, rows: list[dict]) -> Path:
     (run / "config.json").write_text(to_json(Config()))
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return run
-
-
-def in_tensorboard(run: Path) -> Given:
-    reader = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
-    found = reader.EventAccumulator(str(run / "tensorboard"))
-    found.Reload()
-    assert [event.step for event in found.Tensors("config")] == [0]
-    given: Given = {}
-    for name in found.Tags()["scalars"]:
-        for event in found.Scalars(name):
-            assert name not in given.setdefault(event.step, {}), "twice"
-            given[event.step][name] = event.value
-    return given
-
-
-def records(file: Path) -> list[bytes]:
-    """The records of a file of W&B: a log of LevelDB, in blocks of 32 KiB, after 7 bytes."""
-    raw, place, parts, found = file.read_bytes(), 7, b"", []
-    while place + 7 <= len(raw):
-        if (left := 2**15 - place % 2**15) < 7:
-            place += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", raw, place)
-        parts += raw[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            found.append(parts)
-            parts = b""
-    return found
-
-
-def in_wandb(run: Path) -> Given:
-    proto: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    given: Given = {}
-    files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
-    assert len({file.name for file in files}) == 1  # one run, in several parts
-    for file in files:
-        for raw in records(file):
-            record = proto.Record.FromString(raw)
-            if record.WhichOneof("record_type") != "history":
-                continue
-            items = {"/".join(i.nested_key) or i.key: i.value_json for i in record.history.item}
-            step = json.loads(items["train_step"])
-            assert json.loads(items["_step"]) == step
-            assert step not in given, "twice"
-            given[step] = {k: json.loads(v) for k, v in items.items() if k[0] != "_"}
-            del given[step]["train_step"]
-    return given
-
-
-def in_trackio(run: Path) -> Given:
-    (file,) = Path(os.environ["TRACKIO_DIR"]).glob("*.db")
-    given: Given = {}
-    with sqlite3.connect(file) as database:
-        rows = database.execute("SELECT run_name, step, metrics FROM metrics").fetchall()
-    assert len({name for name, _, _ in rows}) == 1
-    for _, step, text in rows:
-        assert step not in given, "twice"
-        given[step] = {k: v for k, v in json.loads(text).items() if k != "train_step"}
-    return given
-
-
-READERS = {"tensorboard": in_tensorboard, "wandb": in_wandb, "trackio": in_trackio}
 
 
 @pytest.fixture(params=READERS)
@@ -125,13 +60,19 @@ def expected(rows: list[dict]) -> Given:
 def test_a_tracker_has_every_row_once_however_it_is_given_and_killed(name, tmp_path):
     run = begun(tmp_path / "run", ROWS)
     given_to(name, run, 10)
-    for moment in (0.4, 0.8, 1.2, 1.6):
-        process = give(name, run, 20)
-        time.sleep(moment)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    for step in (20, 20, 30):
-        given_to(name, run, step)
+    state = run / f".{name}.json"
+    before = state.read_bytes() if state.exists() else None
+    given_to(name, run, 20)
+    if before is not None:  # as if it was killed after all rows, before it could note that
+        state.write_bytes(before)
+        for session in sorted(run.glob("wandb/offline-run-*"))[1:]:
+            (run / ".wandb-session-x" / "wandb").mkdir(parents=True)
+            session.replace(run / ".wandb-session-x" / "wandb" / session.name)
+    process = give(name, run, 30)
+    time.sleep(random.Random(name).uniform(0, 2))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    given_to(name, run, 30)
     assert READERS[name](run) == expected(ROWS)
 
 
