@@ -53,6 +53,11 @@ class MetricsLog:
         self.close()
         self._rewrite()
 
+    def cut(self, step: int) -> None:
+        """Forget the rows after `step`; the file changes with the next row."""
+        self.close()
+        self.rows, self._file = [row for row in self.rows if row["step"] <= step], None
+
     def sync(self) -> None:
         """Force the rows to the disk: called before a checkpoint that relies on them."""
         if self._path is not None and self._file is not None:

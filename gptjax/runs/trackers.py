@@ -82,7 +82,9 @@ class Trackers:
         """Give every tracker that is not busy the rows that a checkpoint has come to cover."""
         if not self._names:
             return
-        step = settled(self._log.rows, self._checkpointer.committed, self._is_complete)
+        steps = self._checkpointer.steps()
+        whole = steps[:-1] if self._checkpointer.is_saving else steps
+        step = settled(self._log.rows, whole[-1] if whole else 0, self._is_complete)
         for name in self._names:
             self._notice_end(name)
             if name not in self._giving and 0 < step != self._given[name]:

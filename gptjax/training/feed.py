@@ -22,6 +22,7 @@ from gptjax.data.examples import Examples
 from gptjax.data.loader import HostBatch, validation_batches
 from gptjax.runs.metrics import Row
 
+NOT_FINITE, REFUSED = "not finite", "spike"  # reasons why a step was skipped
 Shape = tuple[tuple[str, tuple[int, ...]], ...]  # of an example, field by field
 
 
@@ -129,20 +130,26 @@ def by_call(
 
 
 def rows_of_call(step: int, steps: int, metrics: Mapping[str, np.ndarray]) -> list[Row]:
-    """The rows of metrics.jsonl of a call that ends after `step`, each with `skipped` as well.
+    """The rows of metrics.jsonl of a call that ends after `step`.
 
-    A program of one step returns a number for each of `metrics`; a program of several returns
-    arrays, of which the first `steps` items count.
+    A row has the reason as `skipped` if its step was skipped, and as `in_a_row` the number of steps
+    so far that were because of gradients. A program of one step returns a number for each of
+    `metrics`; a program of several returns arrays, of which the first `steps` items count.
     """
     values = {name: np.atleast_1d(x)[:steps] for name, x in metrics.items()}
+    reasons = [
+        NOT_FINITE if many else REFUSED if is_refused else None
+        for many, is_refused in zip(values["not_finite"], values["refused"], strict=True)
+    ]
     return [
         {
             "step": step - steps + 1 + i,
             "train_loss": float(values["loss"][i]),
             "learning_rate": float(values["learning_rate"][i]),
-            "grad_norm": None if values["skipped"][i] else float(values["grad_norm"][i]),
+            "grad_norm": None if reasons[i] else float(values["grad_norm"][i]),
             "tokens": int(values["tokens"][i]),
-            "skipped": int(values["skipped"][i]),
+            "skipped": reasons[i],
+            "in_a_row": int(values["not_finite"][i]),
         }
         for i in range(steps)
     ]

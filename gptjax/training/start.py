@@ -6,6 +6,7 @@ With several processes, process 0 manages the directory, and all of them must se
 from contextlib import ExitStack
 
 from gptjax.base.errors import UserError
+from gptjax.base.files import remove_unfinished
 from gptjax.cluster.agreement import on_process_0, require_same, require_shared
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.config import Config, to_json
@@ -19,10 +20,10 @@ from gptjax.conversion.pinned import chosen, pin, pinned_base
 from gptjax.runs.checkpoint import Checkpointer, Restored
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
-from gptjax.runs.naming import read_checkpoint_name
+from gptjax.runs.naming import BATCHES, ROWS, read_checkpoint_name
 from gptjax.runs.resuming import in_columns
 from gptjax.training.consequences import batch_change, course_change
-from gptjax.training.saving import BATCHES, ROWS
+from gptjax.training.rolling_back import settle
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, items_of, state_of
 from gptjax.training.warm_start import base_of_adapters, warm_state
@@ -46,6 +47,7 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
         refuse_itself(setup.config.train.init_from, run_dir)
         kept = run_dir.set_aside() if fresh else None
         stack.enter_context(run_dir.locked())
+        remove_unfinished(run_dir.path)
         notes = [] if kept is None else [f"the old run is kept in {kept}"]
         if changes := run_dir.compare(setup.config):
             notes.append(f"changed since the last start:{in_columns(changes)}")
@@ -86,6 +88,7 @@ def restore_or_start(
     program = setup.program
     abstract = program.abstract_state()
     with phases.during(Phase.RESTORING):
+        settle(setup, checkpointer, run_dir, display.say)
         restored = checkpointer.restore(items_of(abstract, program.trained), display.say)
     if restored is not None:
         return _resumed(setup, restored, abstract, run_dir, display)
@@ -119,6 +122,7 @@ def _resumed(
     display.say(f"resuming {run_dir.path} after step {step}")
     before = _batches_before(run_dir, step, cursor)
     rows = cursor.get(ROWS, before.rows_before(step))
+    rows = setup.safeguards.rows_after(step, rows, cursor)
     setup.follow(before.continued(step, rows, setup.schedule))
     setup.data.refuse_excess()
     if change := batch_change(before, setup.ramp, setup.config, step):
@@ -126,7 +130,7 @@ def _resumed(
     base = None
     if setup.program.trained.are_adapters:
         base = base_of_adapters(setup.program, run_dir)
-    state = setup.adapted(state_of(step, items, abstract, base))
+    state = setup.adapted(state_of(step, items, abstract, base), cursor)
     accepted = step - int(state.opt_state.total_notfinite)  # skipped steps do not count
     if change := course_change(run_dir.read_config(), setup.config, step, accepted):
         display.say(f"changed since the last start: {change}")

@@ -104,7 +104,10 @@ def test_trackers_that_are_not_installed_are_named_with_what_installs_them(monke
 
 def test_a_tracker_that_fails_is_said_and_passed_over(tmp_path):
     said: list[str] = []
-    log, saved = SimpleNamespace(rows=ROWS), SimpleNamespace(committed=20)
+    log, saved = (
+        SimpleNamespace(rows=ROWS),
+        SimpleNamespace(steps=lambda: [10, 20, 30], is_saving=True),
+    )
     run = begun(tmp_path / "run", [])
     (run / "metrics.jsonl").write_text("damaged\n")
     tracked = Trackers(["tensorboard"], run, cast(Any, log), cast(Any, saved), said.append)
