@@ -25,6 +25,7 @@ from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog
 from gptjax.runs.mirror import mirror_of
 from gptjax.runs.trace import Startup
+from gptjax.runs.trackers import Trackers, require_installed
 from gptjax.training.loop import Loop
 from gptjax.training.measuring import Measuring
 from gptjax.training.preflight import Preflight
@@ -54,6 +55,7 @@ def fit(
         if several:
             connect()  # else all that the processes agree on would wait for ever
         on_process_0(run_dir.check)
+        on_process_0(lambda: require_installed(config.train.track))
         largest = max_over_processes if several else None
         stop = stack.enter_context(StopRequest(largest, defers=several))
         mirror = mirror_of(config.train, run_dir)
@@ -89,8 +91,21 @@ def fit(
         log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
         if log.note is not None:
             display.say(log.note)
+        names = config.train.track if is_process_0() else ()
+        trackers = Trackers(names, run_path, log, checkpointer, display.say)
+        stack.enter_context(closing(trackers))
         loop = Loop(
-            setup, run_dir, checkpointer, log, display, stop, startup, phases, books, measuring
+            setup,
+            run_dir,
+            checkpointer,
+            log,
+            display,
+            stop,
+            startup,
+            phases,
+            books,
+            measuring,
+            trackers,
         )
         loop.boundary.do_what_was_missed(state, step)
         early = loop.boundary.ended_early(step)
@@ -99,7 +114,7 @@ def fit(
                 return books.end(stop.exit_code)
             how = how_to_go_on(run_dir.read_config(), step, early, setup.data.epochs(step))
             display.say(f"{run_dir.path} is complete at step {step}: {how}")
-            return books.end(0)
+            return trackers.end(books.end(0))
         books.begin(step, log.rows[-1] if log.rows else {})
         setup.announce(step, display)
-        return books.end(loop.train(state, step))
+        return trackers.end(books.end(loop.train(state, step)))

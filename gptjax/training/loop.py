@@ -21,6 +21,7 @@ from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog, Row
 from gptjax.runs.trace import Startup, StepTrace
+from gptjax.runs.trackers import Trackers
 from gptjax.training.boundary import Boundary
 from gptjax.training.compiling import compile_missing
 from gptjax.training.feed import by_call, due, rows_of_call
@@ -53,10 +54,11 @@ class Loop:
         phases: Phases,
         books: Bookkeeper,
         measuring: Measuring,
+        trackers: Trackers,
     ):
         self.setup, self.run_dir, self.checkpointer = setup, run_dir, checkpointer
         self.log, self.display, self.stop, self.startup = log, display, stop, startup
-        self.phases, self.books = phases, books
+        self.phases, self.books, self.trackers = phases, books, trackers
         config, unit = setup.config, setup.task.unit
         self.showing = Showing(config, setup.tokenizer, run_dir, display, unit)
         kind, count = jax.devices()[0].device_kind, jax.device_count()
@@ -128,6 +130,7 @@ class Loop:
                     self.stop.agree(self.saving.clock.wish)
                     is_late = self.saving.clock.agreed(self.stop.wished)
                     self.saving.poll()
+                    self.trackers.look()
                     if trace.after(step, metrics):  # it waited for the call, and then for a disk
                         previous = previous._replace(interval=UNMEASURED)
                         self.throughput.begin()

@@ -18,11 +18,14 @@ import numpy as np
 import pytest
 from conftest import run_verb
 from killed_runs import assert_same_run, checkpoints, rows, start, wait_until, written
+from tracker_readers import READERS
 
 from gptjax.base.tree import named_leaves
 from gptjax.conversion.opening import load_run
 from gptjax.data.manifest import Manifest
 from gptjax.runs.accounts import read_accounts
+from gptjax.runs.metrics import read_rows
+from gptjax.runs.row_numbers import numbers_of
 from gptjax.training.finishing import RESULTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_compilation_for_all")]
@@ -180,6 +183,29 @@ def test_a_ramp_that_is_killed_goes_on_with_the_same_batches(prepared, tmp_path)
     assert tokens == [128] * 50 + [256] * 50 + [512] * 60
     losses = [row["train_loss"] for row in rows(unbroken)]
     assert sum(losses[-5:]) / 5 < losses[0] - 1
+
+
+def test_trackers_of_a_run_that_is_killed_have_every_row_once(prepared, tmp_path, monkeypatch):
+    """Killed twice with rows beyond its checkpoint, which are trained again."""
+    names = ["tensorboard", "wandb"]
+    for name in names:
+        pytest.importorskip(name, reason=f"the extra {name}")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracked = [*options(prepared, 0.0), "--train.max-steps", "120", "--train.track", *names]
+    tracked += ["--train.save-every-steps", "20", "--train.sample-every-steps", "0"]
+    for more in (30, 50):
+        happened = has_new_rows(tmp_path, more)
+        process = start(tracked, tmp_path)
+        wait_until(happened, process)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    assert run_verb("train", *tracked, cwd=tmp_path).returncode == 0
+    written = read_rows(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in written] == list(range(1, 121))
+    expected = {row["step"]: pytest.approx(numbers_of(row)) for row in written}
+    for name in names:
+        assert READERS[name](tmp_path / "run") == expected
 
 
 def test_adapters_that_are_killed_go_on_though_their_base_is_trained_on(
