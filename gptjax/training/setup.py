@@ -107,7 +107,8 @@ class Setup:
         config, begun, kept = self.config, self._begun, None
         if begun is not None and begun.has_checkpoint:
             kept = begun.read_config().model.attention
-        return choose_attention(config.model, config.context, masking_field(config), kept)
+        masked_by, same_bits = masking_field(config), config.train.deterministic
+        return choose_attention(config.model, config.context, masked_by, kept, same_bits)
 
     @property
     def _model(self) -> ModelConfig:
