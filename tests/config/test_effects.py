@@ -65,12 +65,15 @@ ALWAYS = ANYWHERE | set(f"{EXAMPLES} {CLASSES} {INSTRUCTIONS}".split())  # when 
          {"data.mixture_changes"}),
         ({"data__mixture": ("a=1",), "data__mixture_changes": ("19072=2",)}, set()),
         ({"train__cpu_devices": 2}, {"train.cpu_devices"}),
-        ({"here": GPU}, {"train.cpu_devices"}),
         ({"here": HERE._replace(is_prepared=True)}, set(PREPARING.split())),
     ],
 )  # fmt: skip
 def test_what_has_no_effect_is_noted(fields, noted):
     assert flags(**fields) == ALWAYS | noted
+
+
+def test_a_gpu_has_its_own_fields():
+    assert flags(GPU) == ALWAYS - {"train.deterministic"} | {"train.cpu_devices"}
 
 
 def test_each_task_reads_its_own_fields():
