@@ -1,9 +1,13 @@
-"""Measure a model: `python -m gptjax.evaluate --run RUN --on perplexity --data FILE`."""
+"""Measure a model: `python -m gptjax.evaluate --run RUN --on perplexity --data FILE`.
+
+`--compare RUN RUN ...` shows runs side by side.
+"""
 
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gptjax.cli import main, parse
@@ -25,6 +29,8 @@ def evaluate(argv: Sequence[str]) -> int:
     command, words = parse(EvaluateCommand, argv[:at], "python -m gptjax.evaluate"), argv[at + 1 :]
     is_harness = at < len(argv)
     check_flags(command, is_harness)
+    if command.compare:
+        return _compare(command)
     evaluation = EVALUATIONS[command.on]
     if command.replay is None and (idle := " and ".join(map(flag_of, idle_flags(command)))):
         print(f"note: {command.on} does not read {idle}, which has no effect", file=sys.stderr)
@@ -71,6 +77,19 @@ def _replay(run: Any, step: int, command: EvaluateCommand) -> int:
     print("\n".join(as_lines(rows[: command.limit], width)))
     if command.json is not None:
         write_replay(command.json, step, run.origin, rows)
+    return 0
+
+
+def _compare(command: EvaluateCommand) -> int:
+    """Print a table of runs, and write the page that shows them side by side."""
+    from gptjax.runs.comparing import HEADER, SEEDS_HEADER, as_text, read_side_by_side
+
+    comparison, path = read_side_by_side(command.compare), command.out or Path("compare.html")
+    print(as_text(HEADER, comparison.table()))
+    if seeds := comparison.seeds():
+        print(f"\n{as_text(SEEDS_HEADER, seeds)}")
+    comparison.write(path)
+    print(f"\ncurves side by side in {path}")
     return 0
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from gptjax.config import Config
 from gptjax.config.run_batches import RunBatches
+from gptjax.data.manifest import Manifest
 from gptjax.tokenizers.plain import Tokenizer
 
 Example = dict[str, np.ndarray]
@@ -72,6 +73,8 @@ class TaskData(Protocol):
     """The data of a config, opened and checked. Methods with a body here are optional."""
 
     tokenizer: Tokenizer
+    manifests: tuple[Manifest, ...] = ()
+    """Those of the shards that are read, if the data are shards."""
 
     def resolved(self, config: Config) -> Config:
         """The config with the tokenizer and vocabulary of the data. Raises `UserError`."""

@@ -17,6 +17,7 @@ NOT_REPLAY = (
     "on", "data", "stride", "context", "style", "split", "text_field", "markdown", "judge",
     "judge_model",
 )  # fmt: skip
+NOT_COMPARE = (*NOT_LM_EVAL, "run", "data", "batch", "context", "dtype", "averaged")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class EvaluateCommand:
     model grades the responses. They are sent there, with the key in OPENAI_API_KEY if it is set."""
     judge_model: str | None = None
     """Name of the model that grades."""
+    compare: tuple[str, ...] = ()
+    """Runs to show side by side, in place of a measurement: RUN RUN ..."""
+    out: Path | None = None
+    """Page to write with --compare; the default is compare.html."""
 
 
 def idle_flags(command: EvaluateCommand) -> list[str]:
@@ -86,16 +91,22 @@ def check_flags(command: EvaluateCommand, is_harness: bool) -> None:
     for name in NOT_REPLAY if command.replay is not None else ():
         if getattr(command, name) != getattr(EvaluateCommand(), name):
             problems.append(f"{flag_of(name)} is not for --replay: leave it out")
+    for name in NOT_COMPARE if command.compare else ():
+        if getattr(command, name) != getattr(EvaluateCommand(), name):
+            problems.append(f"{flag_of(name)} is not for --compare: leave it out")
+    if command.out is not None and not command.compare:
+        problems.append("--out is for --compare: leave it out, or see --json")
     if command.on not in EVALUATIONS:
         near = did_you_mean(command.on, EVALUATIONS)
         problems.append(f"--on must be one of {', '.join(EVALUATIONS)}, not {command.on}{near}")
-    if not command.data and not is_harness and command.replay is None:
+    needs_data = not is_harness and command.replay is None and not command.compare
+    if not command.data and needs_data:
         problems.append("--data is missing: give a file, a directory or a data set of the hub")
     for name in ("replay", "stride", "limit", "batch", "context"):
         value = getattr(command, name)
         if value is not None and value < 1:
             problems.append(f"{flag_of(name)} must be at least 1, not {value}")
-    for name in ("json", "markdown"):
+    for name in ("json", "markdown", "out"):
         out = None if getattr(command, name) is None else Path(getattr(command, name))
         if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
             problems.append(

@@ -99,10 +99,10 @@ def documents_of(example: Example, tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.decode(part.tolist()) for part in parts]
 
 
-def in_words(origin: Origin) -> str:
+def origin_in_words(origin: Origin) -> str:
     """Where a row comes from, for people.
 
-    >>> in_words({"shard": "data/x/train_000003.bin", "offset": 12345})
+    >>> origin_in_words({"shard": "data/x/train_000003.bin", "offset": 12345})
     'data/x/train_000003.bin, token 12,345'
     """
     if "shard" in origin:
@@ -116,7 +116,7 @@ def as_lines(rows: Sequence[ReplayedRow], width: int) -> list[str]:
     """Rows in this order, with the beginning of each document, cut to a width in characters."""
     lines = []
     for row in rows:
-        lines.append(f"loss {row.loss:.4f}  row {row.row:,}  {in_words(row.origin)}")
+        lines.append(f"loss {row.loss:.4f}  row {row.row:,}  {origin_in_words(row.origin)}")
         lines += [INDENT + _cut(repr(text)[1:-1], width - len(INDENT)) for text in row.documents]
     return lines
 

@@ -1,4 +1,4 @@
-"""A run's directory: config, tokenizer, checkpoints, metrics.jsonl, loss.png, samples.md, log.
+"""A run's directory: config, tokenizer, checkpoints, metrics.jsonl, plots, samples.md, log.
 
 Starting a run again in the same directory resumes it, with settings as `resuming` allows.
 """
@@ -25,6 +25,8 @@ from gptjax.tokenizers.registry import tokenizer_from_json
 
 LOCK = ".lock"
 BASE = "base.json"
+ACCOUNTS = "accounts.json"
+STORE = "store.json"  # the object store of its checkpoints, if it has one
 CONVERTED = "0"  # the only step of a converted run; training saves from step 1 on
 
 
@@ -65,9 +67,19 @@ class RunDir:
         return self.path / "loss.png"
 
     @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
+    @property
     def samples(self) -> Path:
         """Texts sampled while training."""
         return self.path / "samples.md"
+
+    @property
+    def accounts(self) -> Path:
+        """Where the hours of all starts went."""
+        return self.path / ACCOUNTS
 
     @property
     def log(self) -> Path:
@@ -130,6 +142,8 @@ class RunDir:
             LOCK,
             BASE,
             PINNED,
+            ACCOUNTS,
+            STORE,
             "profile",
             *(p.name for p in (self.log, self.checkpoints, self.tokenizer)),
         }

@@ -97,9 +97,8 @@ class Setup:
         try:
             self.tokenizer.encode(prompt)
         except UserError as error:
-            raise UserError(
-                f"sample.prompt {prompt!r} is not text of this data: {error}"
-            ) from error
+            message = f"sample.prompt {prompt!r} is not text of this data: {error}"
+            raise UserError(message) from error
 
     @cached_property
     def _attention(self) -> tuple[str, str]:
@@ -161,18 +160,28 @@ class Setup:
             self._compiled[layout, shape] = self.program.compile(layout, form)
         return self._compiled[layout, shape]
 
+    def _needed(self, step: int) -> list[tuple[BatchLayout, Shape | None]]:
+        """The layout and the shape of each program for the steps from `step` on, from 0."""
+        sizes = [rows for rows in self.ramp.sizes() if rows >= self.ramp.rows(step)]
+        return [(self.layout.of_rows(n), form) for n in sizes for form in self._forms or [None]]
+
+    def has_compiled(self, step: int) -> bool:
+        """Whether the steps from `step` on have all of their programs."""
+        return "key" in vars(self) and self._compiled.keys() >= set(self._needed(step))
+
     def compile_steps(self, step: int) -> None:
         """Compile all missing programs for the steps from `step` on, counted from 0."""
         _ = self.key  # making it compiles a small program
-        for rows in self.ramp.sizes():
-            if rows >= self.ramp.rows(step):
-                for shape in self._forms or [None]:
-                    self._compile(self.layout.of_rows(rows), shape)
+        for layout, shape in self._needed(step):
+            self._compile(layout, shape)
 
     def train_steps(self, state: TrainState, call: Call) -> tuple[TrainState, Metrics]:
         """The steps of one call, by the program for batches of their size; metrics are arrays."""
-        compiled = self._compile(call.layout, call.shape)
-        return compiled(state, call.batch, self.key, *call.count)
+        return self.steps_of(call)(state, call.batch, self.key, *call.count)
+
+    def steps_of(self, call: Call) -> jax.stages.Compiled:
+        """The program for the batches of a call."""
+        return self._compile(call.layout, call.shape)
 
     def adapted(self, state: TrainState, cursor: dict[str, Any]) -> TrainState:
         """A restored state with the loss scale and the statistics that this start needs."""

@@ -6,6 +6,7 @@ With several processes, process 0 manages the directory, and all of them must se
 from contextlib import ExitStack
 
 from gptjax.base.errors import UserError
+from gptjax.base.files import remove_unfinished
 from gptjax.cluster.agreement import on_process_0, require_same, require_shared
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.config import Config, to_json
@@ -46,6 +47,7 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
         refuse_itself(setup.config.train.init_from, run_dir)
         kept = run_dir.set_aside() if fresh else None
         stack.enter_context(run_dir.locked())
+        remove_unfinished(run_dir.path)
         notes = [] if kept is None else [f"the old run is kept in {kept}"]
         if changes := run_dir.compare(setup.config):
             notes.append(f"changed since the last start:{in_columns(changes)}")

@@ -5,6 +5,7 @@ stored; accumulated gradients live inside one step only. Hence nothing here depe
 of devices or micro-steps.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -58,6 +59,16 @@ def initial_state(
     trained: Trained = EVERYTHING,
 ) -> TrainState:
     """Draw parameters and zero the optimizer; each device makes only its own part."""
+    return drawing(cfg, optimizer, mesh, trained)(jax.random.key(seed))
+
+
+def drawing(
+    cfg: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    trained: Trained = EVERYTHING,
+) -> Callable[[Array], TrainState]:
+    """What draws an initial state from a key, compiled once."""
 
     def draw(key: Array) -> TrainState:
         params = init_params(cfg, key)
@@ -65,7 +76,7 @@ def initial_state(
 
     places = jax.tree.map(lambda x: x.sharding, abstract_state(cfg, optimizer, mesh, trained))
     # the key is an argument: with a constant key XLA would draw the parameters while it compiles
-    return jax.jit(draw, out_shardings=places)(jax.random.key(seed))
+    return jax.jit(draw, out_shardings=places)
 
 
 def items_of(state: TrainState, trained: Trained = EVERYTHING) -> dict[str, Tree]:

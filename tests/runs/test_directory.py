@@ -424,14 +424,15 @@ def test_another_course_is_told_by_its_rates_and_by_the_flags_that_keep_the_old_
         run.begin(setup.config, setup.tokenizer)
     with contextlib.closing(Checkpointer(run.checkpoints)) as checkpointer:
         state = zero_state(setup)._replace(step=np.int32(20))
-        checkpointer.save(20, saved_items(state), {}, setup.data_identity(20))
+        config = dataclasses.asdict(setup.config)
+        checkpointer.save(20, saved_items(state), config, setup.data_identity(20))
     before = contents(run.path)
     assert fit.fit(changed(same | fields), run.path) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "learning rate" in line]
     assert len(lines) == (said is not None)
     assert all(words in lines[0] for words in said or ())
     after = contents(run.path)
-    assert {name for name in after if after[name] != before.get(name)} == {"log.txt"}
+    assert {name for name in after if after[name] != before.get(name)} == {"log.txt", "accounts.json"}
 
 
 def test_what_a_run_killed_while_it_started_left_is_no_obstacle(tmp_path):

@@ -19,9 +19,9 @@ from gptjax.config.batches import BatchSchedule, batch_schedule
 from gptjax.config.run_batches import RunBatches
 from gptjax.runs.checkpoint import Checkpointer, Restored
 from gptjax.runs.directory import RunDir
+from gptjax.runs.naming import BATCHES, ROWS
 from gptjax.training.consequences import batch_change, course_change
 from gptjax.training.fit import fit
-from gptjax.training.saving import BATCHES, ROWS
 from gptjax.training.setup import Setup
 from gptjax.training.start import restore_or_start
 from gptjax.training.state import items_of, state_of

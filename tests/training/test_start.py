@@ -105,7 +105,8 @@ def test_compilations_and_the_first_step_are_watched(automatic, tmp_path, monkey
     note(Program, "initial_state")
     note(Setup, "compile_steps")
     note(Setup, "train_steps")
-    train = dataclasses.replace(automatic.train, micro_batch=1, max_steps=1, save_every_steps=0)
+    fields = {"micro_batch": 1, "max_steps": 1, "save_every_steps": 0, "preflight": "off"}
+    train = dataclasses.replace(automatic.train, **fields)
     assert fit.fit(dataclasses.replace(automatic, train=train), tmp_path) == 0
     assert watched == {
         "restore": "no checkpoint was restored",
