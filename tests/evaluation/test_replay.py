@@ -1,6 +1,7 @@
 """A replayed step has the rows that the step read, with the losses that it recorded."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.config.batches import BatchSchedule
+from gptjax.config.names import MixtureSource
 from gptjax.config.run_batches import RunBatches
+from gptjax.data.mixture import MixedWindows, Mixture
 from gptjax.data.packing import Item, packed_row
 from gptjax.data.shards import open_shard
+from gptjax.data.windows import TokenWindows
 from gptjax.evaluate import evaluate
 from gptjax.evaluation import replay
 from gptjax.evaluation.options import EvaluateCommand, check_flags
@@ -52,6 +56,26 @@ def test_lines_are_cut_to_a_width_and_stay_single_lines():
     assert len(second) == 40
     assert second.startswith("    a\\nba")
     assert third == "    short"
+
+
+def test_a_row_of_a_mixture_comes_from_the_shard_of_its_own_source(prepared):
+    sources = [MixtureSource(str(n), Fraction(n), None) for n in (3, 1)]
+    windows = [TokenWindows(prepared, split, 40) for split in ("train", "val")]
+    order = MixedWindows(windows, Mixture(sources, [], lambda step: step)).shuffled(7)
+    seen = set()
+    for row in range(60):
+        origin = order.origin(row)
+        seen.add(Path(origin["shard"]).name.split("_")[0])
+        info = next(
+            s
+            for split in prepared.splits.values()
+            for s in split.shards
+            if s.name in origin["shard"]
+        )
+        tokens = open_shard(Path(origin["shard"]), info.tokens, prepared.dtype)
+        here = tokens[origin["offset"] :][:41]
+        np.testing.assert_array_equal(here, order[row]["tokens"][: len(here)])
+    assert seen == {"train", "val"}
 
 
 def replayed(run: object, step: int, out: Path) -> dict:
