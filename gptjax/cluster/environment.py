@@ -18,6 +18,7 @@ from gptjax.cluster.devices import POOL_SHARE
 from gptjax.cluster.plugins import hide_gpu_compiler
 
 FLAGS = "XLA_FLAGS"
+DETERMINISTIC = "xla_gpu_deterministic_ops"
 CHOICES = ("jax_platforms", "jax_platform_name", "jax_default_device")
 # jax's words about a platform without a driver
 UNKNOWN = ("not in the list of known backends", "no platforms that are instances of")
@@ -81,6 +82,19 @@ def claim_memory() -> None:
     """
     if not any(os.environ.get(name) for name in SHARES):  # jax takes an empty one as not set
         os.environ[SHARES[0]] = str(POOL_SHARE)
+
+
+def compute_deterministically() -> None:
+    """Make XLA leave out GPU kernels whose sums come in another order each time.
+
+    The flag stands for two things (openxla/xla, pull request 12520): operations without such
+    kernels, and the same kernels at every compilation, since nothing is timed to choose them. jax
+    0.10 and 0.12 read it before they find devices; training calls this before `import_jax`. A flag
+    that the user has set stays.
+    """
+    given = os.environ.get(FLAGS, "")
+    if DETERMINISTIC not in given:
+        os.environ[FLAGS] = f"{given} --{DETERMINISTIC}=true".strip()
 
 
 def _check_memory_share() -> None:

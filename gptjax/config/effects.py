@@ -105,6 +105,7 @@ def note_without_effect(c: Config, typed: Collection[str], here: Surroundings) -
         ("train.cpu_devices", here.devices != t.cpu_devices or here.platform != "cpu", on),
         ("model.float32_matmul", c.model.dtype != "float32", f"model.dtype is {c.model.dtype}"),
         ("model.float32_matmul", here.platform == "cpu", "it is for GPUs"),
+        ("train.deterministic", here.platform == "cpu", "a CPU computes the same bits anyway"),
     ]
     reasons: dict[str, str] = {}
     for names, applies, reason in table:

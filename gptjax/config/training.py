@@ -72,7 +72,8 @@ class TrainConfig:
     """Try everything that the run will do (step, validation, sample, checkpoint, disk, links) once
     before its first step."""
     deterministic: bool = False
-    """Let a GPU compute the same bits in every run, with slower kernels; a CPU always does."""
+    """Let a GPU compute the same bits in every run; a CPU always does. It costs speed: no kernel is
+    chosen by its time, neither XLA's nor attention's, and sums by atomic operations are sorted."""
     skip_zscore: float | None = None
     """Skip a step whose loss is so many standard deviations above the mean of the last steps; None
     skips none."""

@@ -30,6 +30,11 @@ def read_incidents(run: Path) -> list[Incident]:
         ) from error
 
 
+def kept_step(incident: Incident) -> int | None:
+    """The newest checkpoint that was kept; None if there was none, or it is not decided yet."""
+    return incident["to"] if incident["kind"] == ROLLBACK else incident["checkpoint"]
+
+
 def write_incidents(run: Path, incidents: list[Incident]) -> None:
     """Replace what a run has noted, atomically."""
     write_atomically(run / INCIDENTS, (json.dumps(incidents, indent=2) + "\n").encode())

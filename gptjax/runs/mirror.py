@@ -25,11 +25,13 @@ from gptjax.cluster.agreement import is_process_0, on_process_0
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.config import TrainConfig
 from gptjax.runs.directory import LOCK, STORE, RunDir
+from gptjax.runs.incidents import kept_step, read_incidents
 from gptjax.runs.integrity import INTEGRITY
 from gptjax.runs.ranking import Ranking
 from gptjax.runs.store import Store, StoreError
 
 OWNER = "owner"  # in the store: the run that writes there
+INCIDENTS_KNOWN = "incidents_known"  # in the store: incidents after which it was cleaned
 LEAVING = ".leaving-for-store"  # links to a step on its way, which the run may delete meanwhile
 STAYS = {LOCK, STORE, "log.txt"}
 PICTURES = {".png", ".html", ".tmp"}
@@ -46,6 +48,7 @@ class Mirror:
         """Raises `UserError` for an address that is none, or without the package for it."""
         self._store, self._run, self._keep_every = Store(url), run_dir, keep_every_steps
         self._there: set[int] | None = None  # steps in the store, once it has answered
+        self._incidents: int | None = None  # that the store knows of, once it was asked
         self._closed = threading.Event()
         self._beat: Callable[[], None] = lambda: None
 
@@ -65,6 +68,7 @@ class Mirror:
                     "address, or delete them there"
                 )
             else:
+                self._forget_abandoned()
                 return self._take_over(theirs.decode() != mine)
         return []
 
@@ -161,11 +165,32 @@ class Mirror:
                     say(f"checkpoints are copied to {self._store.url} again")
                 pause, has_failed = LOOK_SECONDS, False
 
+    def _forget_abandoned(self) -> None:
+        """Delete the steps from which the run went back, before others take their numbers.
+
+        The store counts the incidents that it knows, so each is dealt with once.
+        """
+        incidents = [i for i in read_incidents(self._run.path) if kept_step(i) is not None]
+        if incidents and self._incidents is None:
+            self._incidents = int(self._store.read(INCIDENTS_KNOWN) or b"0")
+        if not (new := incidents[self._incidents or 0 :]):
+            return
+        self._require_ownership()
+        last = min(step for i in new if (step := kept_step(i)) is not None)
+        for step in [step for step in self._store.steps() if step > last]:
+            self._store.delete_step(step)
+            self._there = self._there and self._there - {step}
+        self._store.write(INCIDENTS_KNOWN, str(len(incidents)).encode())
+        self._incidents = len(incidents)
+
     def _copy_all(self, ends: Callable[[], bool]) -> None:
         """Copy the steps that are not there, newest first, and delete those that are not wanted."""
         if self._there is None:
             self._there = set(self._store.steps())
-        while not ends() and (missing := set(self._committed()) - self._there):
+        while not ends():
+            self._forget_abandoned()
+            if not (missing := set(self._committed()) - self._there):
+                return
             step = max(missing)
             leaving = self._run.path / LEAVING / str(step)
             shutil.rmtree(leaving, ignore_errors=True)

@@ -26,14 +26,19 @@ CGROUP_USE = Path("/sys/fs/cgroup/memory.current")
 
 
 def choose_attention(
-    model: ModelConfig, context: int, masked_by: str | None = None, kept: str | None = None
+    model: ModelConfig,
+    context: int,
+    masked_by: str | None = None,
+    kept: str | None = None,
+    deterministic: bool = False,
 ) -> tuple[str, str]:
     """Choose the attention to train with; returns it, and the reason in words.
 
     On a GPU `auto` times everything that may work, unless what the run has `kept` from its last
     start still works. All processes take process 0's choice where it works. `masked_by` is the
-    `masking_field` of the config. Raises `UserError` if the config insists on a kernel that does
-    not work here.
+    `masking_field` of the config. `deterministic` takes Pallas' attention if it works, and times
+    nothing: times are others at every start, and cuDNN may add up in any order. Raises `UserError`
+    if the config insists on a kernel that does not work here.
     """
     asked = model.attention
     limits = [f"it {reason}" for _, reason in cudnn_limits(model, masked_by)]
@@ -55,6 +60,11 @@ def choose_attention(
     names = (*KERNELS, portable(context))
     if jax.default_backend() != "gpu":
         chosen, reason = names[-1], f"no NVIDIA GPU: this is {jax.default_backend()}"
+    elif deterministic:
+        result = trial("pallas")
+        works = broadcast_from_0(not isinstance(result, str)) and not isinstance(result, str)
+        chosen = "pallas" if works else names[-1]
+        reason = "train.deterministic, which times nothing"
     else:
         result = trial(kept) if kept in names else None
         # process 0's trial decides for all, or some would wait where others do not

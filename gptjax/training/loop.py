@@ -78,6 +78,7 @@ class Loop:
         reached = self._train_from(state, step)
         while reached is not None and self.setup.safeguards.watch.found is not None:
             self.display.stop()
+            del state, reached  # or memory would have to hold two states
             state, step = restore_or_start(
                 self.setup, self.checkpointer, self.run_dir, self.display, self.phases
             )

@@ -103,10 +103,10 @@ class Setup:
     @cached_property
     def _attention(self) -> tuple[str, str]:
         """The attention that works here, and the reason for it."""
-        config, begun, kept = self.config, self._begun, None
-        if begun is not None and begun.has_checkpoint:
-            kept = begun.read_config().model.attention
-        return choose_attention(config.model, config.context, masking_field(config), kept)
+        config, begun = self.config, self._begun
+        kept = begun.read_config().model.attention if begun and begun.has_checkpoint else None
+        masked_by, same_bits = masking_field(config), config.train.deterministic
+        return choose_attention(config.model, config.context, masked_by, kept, same_bits)
 
     @property
     def _model(self) -> ModelConfig:

@@ -16,6 +16,7 @@ from gptjax.cluster.environment import (
     DeviceError,
     EnvironmentProblem,
     check_training,
+    compute_deterministically,
     find_devices,
 )
 from gptjax.cluster.plugins import accelerator_plugins
@@ -189,3 +190,24 @@ def test_flags_are_read_by_another_process_only_where_there_are_any(monkeypatch)
     monkeypatch.setattr(subprocess, "run", never)
     environment._check_xla_flags()
     assert "XLA_FLAGS" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("given", "after"),
+    [
+        ("", "--xla_gpu_deterministic_ops=true"),
+        ("--a=1", "--a=1 --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
+    ],
+)
+def test_a_deterministic_run_asks_xla_unless_the_user_has(monkeypatch, given, after):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    compute_deterministically()
+    assert os.environ["XLA_FLAGS"] == after
+
+
+@pytest.mark.slow
+def test_this_jax_knows_the_flag(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_gpu_deterministic_ops=true")
+    found = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True)
+    assert found.stdout.strip() == "8", found.stderr

@@ -46,6 +46,7 @@ def flags(here: Surroundings = HERE, task: str = "pretrain", **fields: Any) -> s
 
 # of AdamW on a cosine in bfloat16
 ANYWHERE = {"optim.muon_momentum", "optim.cooldown_fraction", "model.float32_matmul"}
+ANYWHERE |= {"train.deterministic"}  # on a CPU
 ANYWHERE |= set(FROZEN.split())  # without a model to start from
 ALWAYS = ANYWHERE | set(f"{EXAMPLES} {CLASSES} {INSTRUCTIONS}".split())  # when pretraining
 
@@ -64,12 +65,15 @@ ALWAYS = ANYWHERE | set(f"{EXAMPLES} {CLASSES} {INSTRUCTIONS}".split())  # when 
          {"data.mixture_changes"}),
         ({"data__mixture": ("a=1",), "data__mixture_changes": ("19072=2",)}, set()),
         ({"train__cpu_devices": 2}, {"train.cpu_devices"}),
-        ({"here": GPU}, {"train.cpu_devices"}),
         ({"here": HERE._replace(is_prepared=True)}, set(PREPARING.split())),
     ],
 )  # fmt: skip
 def test_what_has_no_effect_is_noted(fields, noted):
     assert flags(**fields) == ALWAYS | noted
+
+
+def test_a_gpu_has_its_own_fields():
+    assert flags(GPU) == ALWAYS - {"train.deterministic"} | {"train.cpu_devices"}
 
 
 def test_each_task_reads_its_own_fields():
@@ -110,9 +114,8 @@ def test_a_flat_schedule_has_no_end():
         "optim.decay_steps",
     }
     assert flags(optim__schedule="wsd") == ALWAYS - {"optim.cooldown_fraction"}
-    assert flags(GPU, model__dtype="float32") == ALWAYS - {"model.float32_matmul"} | {
-        "train.cpu_devices"
-    }
+    on_cpus = {"model.float32_matmul", "train.deterministic"}
+    assert flags(GPU, model__dtype="float32") == ALWAYS - on_cpus | {"train.cpu_devices"}
 
 
 def test_what_was_not_typed_is_not_noted():

@@ -1,6 +1,7 @@
 """A replayed step has the rows that the step read, with the losses that it recorded."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.config.batches import BatchSchedule
+from gptjax.config.names import MixtureSource
 from gptjax.config.run_batches import RunBatches
+from gptjax.data.mixture import MixedWindows, Mixture
 from gptjax.data.packing import Item, packed_row
 from gptjax.data.shards import open_shard
+from gptjax.data.windows import TokenWindows
 from gptjax.evaluate import evaluate
 from gptjax.evaluation import replay
 from gptjax.evaluation.options import EvaluateCommand, check_flags
@@ -33,13 +37,16 @@ def test_documents_of_a_window_begin_at_the_end_of_text():
 
 
 def test_documents_of_packed_and_padded_rows_and_of_pairs_have_no_padding():
-    items = [Item(ids("first"), np.float32([0, 1, 1, 1])), Item(ids("two"), np.float32([1, 1]))]
+    items = [
+        Item(ids("first"), np.array([0, 1, 1, 1], np.float32)),
+        Item(ids("two"), np.ones(2, np.float32)),
+    ]
     assert documents_of(packed_row(items, 12), BYTES) == ["first", "two"]
     padded = {"tokens": np.zeros(9, np.int32), "weights": np.zeros(8, np.float32)}
     padded["tokens"][:3], padded["weights"][1] = ids("abc"), 1.0
     assert documents_of(padded, BYTES) == ["abc"]
     pair = {"tokens": np.stack([ids("abc"), ids("xyz")]), "lengths": np.array([2, 3])}
-    assert documents_of({**pair, "weights": np.float32(1)}, BYTES) == ["ab", "xyz"]
+    assert documents_of({**pair, "weights": np.ones((), np.float32)}, BYTES) == ["ab", "xyz"]
 
 
 def test_lines_are_cut_to_a_width_and_stay_single_lines():
@@ -49,6 +56,26 @@ def test_lines_are_cut_to_a_width_and_stay_single_lines():
     assert len(second) == 40
     assert second.startswith("    a\\nba")
     assert third == "    short"
+
+
+def test_a_row_of_a_mixture_comes_from_the_shard_of_its_own_source(prepared):
+    sources = [MixtureSource(str(n), Fraction(n), None) for n in (3, 1)]
+    windows = [TokenWindows(prepared, split, 40) for split in ("train", "val")]
+    order = MixedWindows(windows, Mixture(sources, [], lambda step: step)).shuffled(7)
+    seen = set()
+    for row in range(60):
+        origin = order.origin(row)
+        seen.add(Path(origin["shard"]).name.split("_")[0])
+        info = next(
+            s
+            for split in prepared.splits.values()
+            for s in split.shards
+            if s.name in origin["shard"]
+        )
+        tokens = open_shard(Path(origin["shard"]), info.tokens, prepared.dtype)
+        here = tokens[origin["offset"] :][:41]
+        np.testing.assert_array_equal(here, order[row]["tokens"][: len(here)])
+    assert seen == {"train", "val"}
 
 
 def replayed(run: object, step: int, out: Path) -> dict:
@@ -104,5 +131,5 @@ def test_rows_are_those_after_a_change_of_batch_and_after_data_that_was_passed_o
     found, _ = batches_of(run, None, 15)  # pyright: ignore[reportArgumentType]
     assert (found.rows_before(19), found.rows_before(20)) == (132, 500)
     monkeypatch.setattr(replay, "signed_content", lambda *_: None)
-    with pytest.raises(UserError, match=r"no checkpoint of .* can be read"):
+    with pytest.raises(UserError, match="nothing knows which data step 15 had"):
         batches_of(run, None, 15)  # pyright: ignore[reportArgumentType]

@@ -11,6 +11,7 @@ from gptjax.cluster.phases import Phases
 from gptjax.cluster.watchdog import Watchdog
 from gptjax.runs import mirror as mirror_module
 from gptjax.runs.directory import STORE, RunDir
+from gptjax.runs.incidents import write_incidents
 from gptjax.runs.integrity import INTEGRITY, sign
 from gptjax.runs.mirror import Mirror
 from gptjax.runs.ranking import Ranking
@@ -139,6 +140,34 @@ def test_another_machine_takes_over_and_the_first_stops_copying(tmp_path, url):
     with pytest.raises(UserError, match="another process has taken over"):
         copy(mirror, said)
     assert 20 not in Store(url).steps()
+
+
+def test_steps_from_which_a_run_went_back_leave_the_store_and_do_not_return(tmp_path, url):
+    run, said = run_in(tmp_path / "run"), []
+    mirror = Mirror(url, run)
+    mirror.open(fresh=False)
+    for step in (5, 10, 15):
+        saved(run, step)
+    copy(mirror, said)
+    undecided = {"kind": "rollback", "steps": [9, 13], "before": 8, "rows": 130, "to": None}
+    write_incidents(run.path, [undecided])
+    for step in (10, 15):
+        (run.checkpoints / str(step)).rename(run.path / f"aside{step}")
+    mirror._closed.clear()
+    copy(mirror, said)
+    assert Store(url).steps() == [5, 10, 15]
+    write_incidents(run.path, [undecided | {"to": 5}])
+    assert Mirror(url, run).open(fresh=False) == []
+    assert Store(url).steps() == [5]
+    place = saved(run, 10)
+    (place / "params" / "d" / "data").write_bytes(b"other")
+    sign(place)
+    again = Mirror(url, run)
+    assert again.open(fresh=False) == []
+    copy(again, said)
+    assert Store(url).steps() == [5, 10]
+    assert (Path(url) / "checkpoints/10/params/d/data").read_bytes() == b"other"
+    assert said == []
 
 
 @pytest.mark.parametrize("fresh", [True, False])

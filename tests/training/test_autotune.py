@@ -237,6 +237,18 @@ def test_on_a_gpu_the_fastest_that_works_is_taken(trials):
     assert "not cuDNN's: no kernel fits; pallas 1.00 ms" in why
 
 
+def test_a_deterministic_run_times_nothing(trials):
+    results, tried = trials
+    for works, expected in (("0.003", "pallas"), ("it is gone", "blockwise")):
+        results["pallas"] = works if works.startswith("it") else float(works)
+        for kept in (None, "cudnn"):
+            attention, why = choose_attention(with_fields(), 512, kept=kept, deterministic=True)
+            assert attention == expected
+    assert {name for name, *_ in tried} == {"pallas"}
+    assert why.startswith("train.deterministic, which times nothing")
+    assert "when it was cudnn" in why
+
+
 @pytest.mark.parametrize(
     ("fields", "masked_by", "problem"),
     [

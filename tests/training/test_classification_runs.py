@@ -20,6 +20,7 @@ from gptjax.conversion.opening import load_run
 from gptjax.evaluation.labels import Classifier
 from gptjax.runs.ranking import Ranking
 from gptjax.training.patience import early_end
+from gptjax.training.replaying import replay
 
 TEXTS = ["win a free prize 3", "call me later 5 ok ok ok ok ok ok ok", "x"]
 
@@ -220,3 +221,17 @@ def test_of_equal_accuracies_the_lower_loss_is_the_best_and_losses_are_apart():
     assert not found.would_lead(cursor(0.9, 0.4))
     found.add(5, {"val_loss": 0.6})  # the run goes on by the loss
     assert found.best() == 5
+
+
+@pytest.mark.slow
+def test_replayed_steps_of_an_epoch_have_every_training_example_once(messages, whole):
+    run = load_run(whole)
+    found = [row for step in range(1, 7) for row in replay(run, step, 8, "float32")]
+    examples = sorted(row.origin["example"] for row in found)
+    assert examples == list(range(len(examples)))
+    texts = {line.split("\t")[1] for line in messages.read_text().splitlines()}
+    assert {text for row in found for text in row.documents} <= {
+        text[:47] for text in texts
+    } | texts
+    recorded = sum(row["tokens"] for row in rows_of(whole)[:6])
+    assert len(found) == sum(row.weight for row in found) == recorded

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import environment_on, run_verb, without_speed
 
+from gptjax.conversion.opening import load_run
+from gptjax.evaluation.replay import mean_loss
 from gptjax.generate import generate
 from gptjax.runs.directory import RunDir
 from gptjax.runs.metrics import read_rows
 from gptjax.training.answering import PAGE
 from gptjax.training.finishing import RESULTS
+from gptjax.training.replaying import replay
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_compilation_for_all")]
 NAMES = ("Ann", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hal", "Ida", "Jan", "Kim", "Leo")
@@ -104,3 +107,14 @@ def test_a_complete_run_without_results_gets_them(unbroken, options, tmp_path):
     result = run_verb("train", *options, "--instruct.test-responses=1", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads((copy / RESULTS).read_text())["responses"] == 1
+
+
+def test_a_replayed_step_has_its_conversations_and_its_loss(unbroken):
+    run = load_run(f"{unbroken}@latest", averaged=False)
+    recorded = read_rows(RunDir(unbroken).metrics)[run.step - 1]
+    found = replay(run, run.step, 4, "float32")
+    assert sum(row.weight for row in found) == recorded["tokens"]
+    documents = [text for row in found for text in row.documents]
+    assert all("Greet " in text and text.endswith(ANSWER) for text in documents)
+    assert {len(row.documents) for row in found} == {len(row.origin["examples"]) for row in found}
+    assert mean_loss(found) < recorded["train_loss"] * 1.5
