@@ -297,7 +297,7 @@ def test_a_run_that_has_diverged_gives_up(prepared, tmp_path):
 def test_a_disk_that_stays_full_ends_the_run_and_a_later_start_finishes_it(
     finished_once, prepared, tmp_path
 ):
-    options = [*TINY, "--data.path", prepared.directory]
+    options = [*TINY, "--data.path", prepared.directory, "--train.preflight", "off"]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # no checkpoint fits, logs do
     try:
