@@ -211,7 +211,7 @@ def test_a_trial_changes_nothing_and_compiles_nothing_twice(prepared, tmp_path, 
 
     def tracing(self: Trial) -> Any:
         assert self._state is None
-        return self._setup.program.eval_step._cache_size()
+        return self._setup.program.eval_step._cache_size()  # pyright: ignore
 
     assert fit(short(prepared), tmp_path / "with") == 0
     assert compiled == ["step"]
