@@ -73,15 +73,19 @@ class Boundary:
         return stopping
 
     def do_what_was_missed(self, state: TrainState, step: int) -> None:
-        """Validate and measure as due at the restored step, if that was cut short."""
+        """Validate, measure and sample as due at the restored step, if that was cut short."""
         now = due(self._setup.config.train, step, False, False) if step else set()
         last = self._log.rows[-1] if self._log.rows else {}
+        last = last if last.get("step") == step else {}  # its line may have been damaged
         misses = "validate" in now and bool(last) and "val_loss" not in last
         if broadcast_from_0(misses) and (validation := self._validated(state, step)) is not None:
             self._judged(step, validation)
         misses = "measure" in now and bool(last) and not self._measuring.is_in(last)
         if broadcast_from_0(misses) and not self._stop:
             self._measure(state, step)
+        misses = "sample" in now and bool(last) and not self._showing.has_sample(step)
+        if broadcast_from_0(misses) and not self._stop:
+            self._show({"sample"}, state, step)
 
     def ended_early(self, step: int) -> str | None:
         """Why the run has ended with `step`, before its last one, by the rows of process 0."""

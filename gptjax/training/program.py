@@ -28,6 +28,7 @@ from gptjax.training.dropout import dropout_generator
 from gptjax.training.objectives import Losses
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
+from gptjax.training.spikes import abstract_statistics, placed_statistics
 from gptjax.training.state import TrainState, abstract_state, drawing
 from gptjax.training.step import (
     StepFunction,
@@ -81,6 +82,7 @@ class Program:
             precision=self.precision,
             wire_dtype=train.wire_dtype,
             trained=self.trained,
+            skip_zscore=train.skip_zscore,
         )
 
     @cached_property
@@ -118,11 +120,17 @@ class Program:
 
     @cached_property
     def _abstract(self) -> TrainState:
-        return abstract_state(self.config.model, self.optimizer, self.mesh, self.trained)
+        state = abstract_state(self.config.model, self.optimizer, self.mesh, self.trained)
+        if self.config.train.skip_zscore is None:
+            return state
+        return state._replace(losses=abstract_statistics(self.mesh))
 
     def initial_state(self) -> TrainState:
         """Freshly drawn parameters, and a new optimizer's state."""
-        return self._drawing(jax.random.key(self.config.train.seed))
+        state = self._drawing(jax.random.key(self.config.train.seed))
+        if self.config.train.skip_zscore is None:
+            return state
+        return state._replace(losses=placed_statistics(self.mesh))
 
     @cached_property
     def _drawing(self) -> Callable[[Array], TrainState]:

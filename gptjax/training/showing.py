@@ -16,7 +16,9 @@ from gptjax.runs.curves import plot_curves
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import Row
-from gptjax.runs.samples import append_sample, forget_samples_after
+from gptjax.runs.recorded import Recorded
+from gptjax.runs.run_page import write_run_page
+from gptjax.runs.samples import append_sample, forget_samples_after, has_sample
 from gptjax.tokenizers.plain import Tokenizer
 
 MADE_UP: list[Row] = [
@@ -25,7 +27,7 @@ MADE_UP: list[Row] = [
 
 
 class Showing:
-    """samples.md and loss.png of one run; one line names each that fails."""
+    """samples.md, loss.png and report.html of one run; one line names each that fails."""
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class Showing:
     def files(self) -> list[Path]:
         """The files that a run writes to show itself, whether or not they are there."""
         samples = [self._run_dir.samples] if self._config.train.sample_every_steps else []
-        return [*samples, self._run_dir.curves]
+        return [*samples, self._run_dir.curves, self._run_dir.report]
 
     def rehearse_sample(
         self, params: Tree, stop: StopRequest, heartbeat: Callable[[], None], tokens: int
@@ -62,6 +64,13 @@ class Showing:
         with self._going_on(f"{self._run_dir.samples} was left as it is"):
             if is_process_0():
                 forget_samples_after(self._run_dir.samples, step)
+
+    def has_sample(self, step: int) -> bool:
+        """Whether samples.md has the sample of a step, or cannot be read."""
+        try:
+            return has_sample(self._run_dir.samples, step)
+        except (OSError, ValueError):
+            return True
 
     def sample(
         self,
@@ -90,16 +99,24 @@ class Showing:
                 self._display.say(f"sample after step {step}:\n{text}")
 
     def plot(self, rows: Sequence[Row]) -> bool:
-        """Draw the curves of a run so far; returns whether that succeeded."""
+        """Draw the curves of a run so far and write its page; returns whether it has curves."""
+        self.report(rows)
         with self._going_on(f"{self._run_dir.curves} was not drawn"):
             if is_process_0():
                 self._draw(rows, self._run_dir.curves)
             return True
         return False
 
+    def report(self, rows: Sequence[Row]) -> None:
+        """Write report.html, the page about a run so far."""
+        with self._going_on(f"{self._run_dir.report} was not written"):
+            if is_process_0():
+                write_run_page(Recorded(self._run_dir, self._config, rows))
+
     def _draw(self, rows: Sequence[Row], path: Path) -> None:
         train = self._config.train
-        same = train.ramp_from_tokens is None and train.batch_rows is None
+        sizes = {row["tokens"] for row in rows if "tokens" in row}
+        same = train.batch_rows is None and sizes == {train.batch_tokens}
         tokens = train.batch_tokens if same else None
         plot_curves(rows, tokens, self._run_dir.path.name, path, self._unit)
 

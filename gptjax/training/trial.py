@@ -22,11 +22,11 @@ from gptjax.cluster.stop import StopRequest
 from gptjax.data.loader import HostBatch
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.display import Display
+from gptjax.runs.naming import ROWS
 from gptjax.runs.trace import Startup
 from gptjax.training.compiling import compile_missing
 from gptjax.training.feed import by_call
 from gptjax.training.measuring import Measuring
-from gptjax.training.saving import ROWS
 from gptjax.training.setup import Setup
 from gptjax.training.showing import Showing
 from gptjax.training.state import TrainState, items_of, saved_items

@@ -2,21 +2,13 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from faulty_runs import Crash, crash, train_here
 from killed_runs import assert_same_run, checkpoints
-from runs_here import Crash, crash, train_here
 
 pytestmark = pytest.mark.slow
 DAY = 86400.0
-
-
-@pytest.fixture(scope="module")
-def unbroken(prepared, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("unbroken")
-    assert train_here(prepared, directory) == 0
-    return directory
 
 
 class Clock:
@@ -40,16 +32,14 @@ class Clock:
 
 
 JUMPS = {
-    "back by an hour": {5: -3600.0},
-    "back by 300 days, twice": {5: -300 * DAY, 11: -300 * DAY},
-    "back by 3 days and on by 400": {6: -3 * DAY, 7: 400 * DAY},
-    "to 1970": {6: -(55 * 365) * DAY},
+    "back by 300 days and on by 400": {5: -300 * DAY, 11: 400 * DAY},
+    "back by an hour and to 1970": {5: -3600.0, 11: -(55 * 365) * DAY},
 }
 
 
 @pytest.mark.parametrize("which", JUMPS)
 def test_a_clock_that_jumps_while_a_run_trains(
-    prepared, tmp_path, unbroken, report, monkeypatch, which
+    prepared, tmp_path, unbroken_here, report, monkeypatch, which
 ):
     """It crashes after the jump as well, and goes on at the time that the clock then shows."""
     clock = Clock(monkeypatch)
@@ -58,5 +48,5 @@ def test_a_clock_that_jumps_while_a_run_trains(
         train_here(prepared, tmp_path, {**jumps, 14: crash})
     assert max(checkpoints(tmp_path)) == 12
     assert train_here(prepared, tmp_path) == 0
-    assert_same_run(tmp_path, unbroken)
+    assert_same_run(tmp_path, unbroken_here)
     report(f"clock jumps {which}")

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from faulty_runs import STEPS, crashed, ending
 from killed_runs import assert_same_run, checkpoints
-from runs_here import STEPS, crashed, ending, train_here
 
 from gptjax.runs.integrity import verify
 
@@ -23,13 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
 FULL = 74
-
-
-@pytest.fixture(scope="module")
-def unbroken(prepared, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("unbroken")
-    assert train_here(prepared, directory) == 0
-    return directory
 
 
 def mount(*words: str) -> bool:
@@ -65,7 +58,7 @@ def assert_whole(cwd: Path) -> None:
         assert verify(cwd / "run" / "checkpoints" / str(step)) is None
 
 
-def test_a_full_disk_at_a_save(prepared, disk, unbroken, report):
+def test_a_full_disk_at_a_save(prepared, disk, unbroken_here, report):
     code, said = ending(prepared, disk, {9: lambda: fill(disk)})
     assert code == FULL
     assert "could not be written" in said or "No space left" in said
@@ -76,11 +69,11 @@ def test_a_full_disk_at_a_save(prepared, disk, unbroken, report):
     assert max(checkpoints(disk)) == 8
     (disk / "filler").unlink()
     assert ending(prepared, disk) == (0, "")
-    assert_same_run(disk, unbroken)
+    assert_same_run(disk, unbroken_here)
     report("disk full at a save", note="ends with 74 while it is full")
 
 
-def test_a_disk_that_has_room_again(prepared, disk, unbroken, report):
+def test_a_disk_that_has_room_again(prepared, disk, unbroken_here, report):
     """The save is made at the next try; if the run gave up before that, a start makes it."""
     free = (disk / "filler").unlink
     code, _ = ending(prepared, disk, {11: lambda: fill(disk), 13: free})
@@ -88,11 +81,11 @@ def test_a_disk_that_has_room_again(prepared, disk, unbroken, report):
     if code == FULL:
         assert ending(prepared, disk) == (0, "")
     assert_whole(disk)
-    assert_same_run(disk, unbroken)
+    assert_same_run(disk, unbroken_here)
     report("disk full for one save")
 
 
-def test_a_full_disk_at_the_log_and_the_metrics(prepared, disk, unbroken, report):
+def test_a_full_disk_at_the_log_and_the_metrics(prepared, disk, unbroken_here, report):
     """Nothing is saved here, so that rows are the first to find no room."""
     fields = {"train.save_every_steps": 0, "train.eval_every_steps": 0}
     fields |= {"train.max_steps": 400, "optim.decay_steps": STEPS}
@@ -101,12 +94,12 @@ def test_a_full_disk_at_the_log_and_the_metrics(prepared, disk, unbroken, report
     assert "No space left" in said
     (disk / "filler").unlink()
     assert ending(prepared, disk) == (0, "")
-    assert_same_run(disk, unbroken)
+    assert_same_run(disk, unbroken_here)
     report("disk full at log and metrics")
 
 
-@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl", "loss.png"])
-def test_a_file_that_may_not_grow(prepared, tmp_path, unbroken, report, name):
+@pytest.mark.parametrize("name", ["metrics.jsonl", "loss.png"])
+def test_a_file_that_may_not_grow(prepared, tmp_path, unbroken_here, report, name):
     """No file may have more bytes than this one has after step 9 (RLIMIT_FSIZE)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     path = tmp_path / "run" / name
@@ -121,11 +114,11 @@ def test_a_file_that_may_not_grow(prepared, tmp_path, unbroken, report, name):
     assert code == FULL, said
     assert_whole(tmp_path)
     assert ending(prepared, tmp_path) == (0, "")
-    assert_same_run(tmp_path, unbroken)
+    assert_same_run(tmp_path, unbroken_here)
     report(f"{name} at its limit (RLIMIT_FSIZE)")
 
 
-def test_a_read_only_run_directory(prepared, disk, unbroken, report):
+def test_a_read_only_run_directory(prepared, disk, unbroken_here, report):
     crashed(prepared, disk, 14)
     before = {p: p.stat().st_mtime_ns for p in (disk / "run").rglob("*")}
     assert mount("-o", "remount,ro", str(disk))
@@ -135,11 +128,11 @@ def test_a_read_only_run_directory(prepared, disk, unbroken, report):
     assert {p: p.stat().st_mtime_ns for p in (disk / "run").rglob("*")} == before
     assert mount("-o", "remount,rw", str(disk))
     assert ending(prepared, disk) == (0, "")
-    assert_same_run(disk, unbroken)
+    assert_same_run(disk, unbroken_here)
     report("read-only run directory")
 
 
-def test_a_run_directory_that_becomes_read_only(prepared, tmp_path, unbroken, report):
+def test_a_run_directory_that_becomes_read_only(prepared, tmp_path, unbroken_here, report):
     """No file can be made there any more; those that are open can be written."""
     if os.geteuid() == 0 and not _may_be_fixed(tmp_path):
         pytest.skip("root may write everywhere, and chattr is not to be had")
@@ -155,7 +148,7 @@ def test_a_run_directory_that_becomes_read_only(prepared, tmp_path, unbroken, re
     assert code == FULL, said
     assert max(checkpoints(tmp_path)) == 8
     assert ending(prepared, tmp_path) == (0, "")
-    assert_same_run(tmp_path, unbroken)
+    assert_same_run(tmp_path, unbroken_here)
     report("checkpoints become read-only")
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faulty_runs import train_here
 from killed_runs import assert_same_run, checkpoints
-from runs_here import train_here
 
 from gptjax.base.errors import UserError
 from gptjax.data.manifest import Manifest, read_manifest
@@ -66,16 +66,9 @@ def test_a_deleted_shard_is_read_on(data, report):
     report("shard deleted under a reader")
 
 
-@pytest.fixture(scope="module")
-def unbroken(prepared, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("unbroken")
-    assert train_here(prepared, directory) == 0
-    return directory
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("spoil", [cut, change])
-def test_a_run_stops_before_it_trains_on_other_data(data, tmp_path, unbroken, report, spoil):
+def test_a_run_stops_before_it_trains_on_other_data(data, tmp_path, unbroken_here, report, spoil):
     """It says which file; with the data back it goes on from its newest checkpoint."""
     kept = shutil.copytree(data.directory, tmp_path / "kept")
 
@@ -89,12 +82,12 @@ def test_a_run_stops_before_it_trains_on_other_data(data, tmp_path, unbroken, re
     assert max(checkpoints(tmp_path)) >= 8
     shutil.copytree(kept, data.directory, dirs_exist_ok=True)
     assert train_here(data, tmp_path) == 0
-    assert_same_run(tmp_path, unbroken)
+    assert_same_run(tmp_path, unbroken_here)
     report(f"all shards {'cut' if spoil is cut else 'changed'} while training")
 
 
 @pytest.mark.slow
-def test_files_that_are_deleted_while_a_run_trains(data, tmp_path, unbroken, report):
+def test_files_that_are_deleted_while_a_run_trains(data, tmp_path, unbroken_here, report):
     """It needs none of them: it ends as an unbroken one, with the checkpoints since then."""
     run = tmp_path / "run"
 
@@ -109,5 +102,5 @@ def test_files_that_are_deleted_while_a_run_trains(data, tmp_path, unbroken, rep
     keep = {9: lambda: config.update(text=(run / "config.json").read_text()), 10: delete}
     assert train_here(data, tmp_path, keep) == 0
     (run / "config.json").write_text(config["text"])
-    assert_same_run(tmp_path, unbroken)
+    assert_same_run(tmp_path, unbroken_here)
     report("log, lock, config, checkpoints and all shards deleted")

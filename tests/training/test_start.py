@@ -121,7 +121,7 @@ def test_a_run_of_other_settings_is_refused_uncompiled(automatic, tmp_path, with
     (run.checkpoints / "25").mkdir(parents=True)
     run.begin(made.config, made.tokenizer)
     wider = dataclasses.replace(automatic.model, n_embd=64)
-    with pytest.raises(UserError, match=r"model\.n_embd was 32, now 64"):
+    with pytest.raises(UserError, match=r"model\.n_embd +32 +-> 64"):
         fit.fit(dataclasses.replace(automatic, model=wider), tmp_path)
 
 

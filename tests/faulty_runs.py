@@ -3,11 +3,15 @@
 Their directories and comparisons are those of `killed_runs`: the run of a test is in DIRECTORY/run.
 """
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from small_runs import tiny_on
 
 from gptjax.base.errors import StorageError, UserError
@@ -44,11 +48,32 @@ def train_here(
         append(log, row)
         actions.pop(row["step"], lambda: None)()
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, _compiled_once():
         patch.setattr(MetricsLog, "append", appended)
         code = fit(tiny_on(data, {**FIELDS, **(fields or {})}), cwd / "run")
     assert not actions, "the run did not get as far as the fault"
     return code
+
+
+@contextmanager
+def _compiled_once() -> Iterator[None]:
+    """All runs have the same programs: let them find each other's."""
+    cache = Path(os.environ["XDG_CACHE_HOME"]) / "faults"
+    values = {
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def crashed(data: Manifest, cwd: Path, step: int) -> Path:
