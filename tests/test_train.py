@@ -298,6 +298,7 @@ def test_a_disk_that_stays_full_ends_the_run_and_a_later_start_finishes_it(
     finished_once, prepared, tmp_path
 ):
     options = [*TINY, "--data.path", prepared.directory, "--train.save-every-minutes", 0.05]
+    options += ["--train.preflight", "off"]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # no checkpoint fits, logs do
     try:

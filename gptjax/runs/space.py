@@ -61,8 +61,8 @@ def check_space(
         fewer = f"a larger --train.keep-every-steps, {fewer}"
     raise SpaceError(
         f"the disk of {directory} has {bytes_in_words(free)} free, but the run plans {words}. "
-        f"Delete {bytes_in_words(missing - free)} or more there, or give {fewer}, or another disk "
-        "with --train.checkpoint-dir or --run-dir. --train.preflight off starts all the same"
+        f"Delete {bytes_in_words(missing - free)} or more there, or give {fewer}, or a --run-dir "
+        "on another disk. --train.preflight off starts all the same"
     )
 
 

@@ -56,8 +56,10 @@ class Showing:
         sample_after(0, config, params, self._tokenizer, stop, heartbeat)
 
     def rehearse_plot(self, directory: Path) -> None:
-        """Draw the curves of two made-up steps in another directory; raises whatever fails."""
-        self._draw(MADE_UP, directory / self._run_dir.curves.name)
+        """Show two made-up steps in another directory; raises whatever fails."""
+        elsewhere = RunDir(directory)
+        self._draw(MADE_UP, elsewhere.curves)
+        write_run_page(Recorded(elsewhere, self._config, MADE_UP))
 
     def forget_after(self, step: int) -> None:
         """Drop the samples of steps that will run again."""

@@ -11,7 +11,6 @@ from killed_runs import checkpoints, ended, rows, start
 from paired_runs import ended_pair, start_pair
 
 from gptjax.base.errors import UserError
-from gptjax.runs.checkpoint import Checkpointer
 from gptjax.training import showing
 from gptjax.training.measuring import Measuring
 from gptjax.training.preflight import PreflightError
@@ -126,7 +125,6 @@ FOUND = {
     "validation": (out_of_memory(Validating, "rehearse"), "--train.eval-every-steps 0"),
     "evaluate_on": (out_of_memory(Measuring, "_on_one_device"), "no --train.evaluate-on"),
     "sample": (out_of_memory(showing, "sample_after"), "--train.sample-every-steps 0"),
-    "save": (out_of_memory(Checkpointer, "save"), "preflight, save: out of memory"),
 }
 
 

@@ -246,7 +246,7 @@ def test_a_run_tells_its_speed_and_looks_at_the_evaluated_parameters(short, tmp_
         Setup, "evaluated_params", lambda _, state: jax.tree.map(jnp.zeros_like, state.params)
     )
     assert fit.fit(short, tmp_path / "run") == 0
-    assert events == ["open", "compile 0"]
+    assert events == ["compile 0", "open"]
 
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["tokens"] for row in rows] == [512] * 4
@@ -262,8 +262,8 @@ def test_a_run_tells_its_speed_and_looks_at_the_evaluated_parameters(short, tmp_
     log = (tmp_path / "run/log.txt").read_text()
     seconds = r"\d+\.\d s"
     line = (
-        rf"start-up  setup {seconds}, initialisation {seconds}, compilation {seconds} "
-        rf"\(cached: \w+\), first step {seconds}; {seconds} in all\n"
+        rf"start-up  setup {seconds}, preflight {seconds}, compilation {seconds} "
+        rf"\(cached: \w+\), initialisation {seconds}, first step {seconds}; {seconds} in all\n"
     )
     assert len(re.findall(line, log)) == 1
     assert log.index("start-up") < log.index("step 1/4")

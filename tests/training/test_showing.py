@@ -93,11 +93,14 @@ def test_a_process_of_several_that_fails_in_a_common_sample_saves_and_leaves(sho
 
 @pytest.fixture
 def short(prepared) -> Config:
-    """Six steps of the tiny model on the eight devices here; all is due at each second one."""
+    """Six steps of the tiny model on the eight devices here; all is due at each second one.
+
+    A preflight would find at once what fails in these tests.
+    """
     fields = {
         "train.max_steps": STEPS, "train.eval_every_steps": 2, "train.sample_every_steps": 2,
         "train.save_every_steps": 2, "train.eval_tokens": 1024, "train.keep_latest": 9,
-        "sample.prompt": "", "sample.max_new_tokens": 2,
+        "sample.prompt": "", "sample.max_new_tokens": 2, "train.preflight": "off",
     }  # fmt: skip
     return tiny_on(prepared, fields)
 
