@@ -3,6 +3,7 @@
 `--compare RUN RUN ...` shows runs side by side.
 """
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ def evaluate(argv: Sequence[str]) -> int:
     if command.compare:
         return _compare(command)
     evaluation = EVALUATIONS[command.on]
-    if idle := " and ".join(map(flag_of, idle_flags(command))):
+    if command.replay is None and (idle := " and ".join(map(flag_of, idle_flags(command)))):
         print(f"note: {command.on} does not read {idle}, which has no effect", file=sys.stderr)
     import_jax()
 
@@ -43,6 +44,8 @@ def evaluate(argv: Sequence[str]) -> int:
 
     enable_compilation_cache()
     run = load_run(command.run, averaged=command.averaged)
+    if command.replay is not None:
+        return _replay(run, command.replay, command)
     context = command.context or run.config.context
     check_context(command, context, run.config.model.n_ctx)
     scorer = Scorer(run.config.model, run.params, command.batch, command.dtype, context)
@@ -59,6 +62,21 @@ def evaluate(argv: Sequence[str]) -> int:
     print(as_table(figures, evaluation.scored))
     if command.json is not None:
         write_json(command.json, figures, conditions(setting, command.on, seconds))
+    return 0
+
+
+def _replay(run: Any, step: int, command: EvaluateCommand) -> int:
+    """Print the rows of a step, and write all of them to the JSON file."""
+    from gptjax.evaluation.replay import as_lines, mean_loss, write_replay
+    from gptjax.training.replaying import replay
+
+    rows = replay(run, step, command.batch, command.dtype)
+    loss = f"loss {mean_loss(rows):.4f} by the {run.origin}"
+    print(f"step {step:,}: {len(rows):,} rows, {loss}")
+    width = shutil.get_terminal_size((100, 24)).columns
+    print("\n".join(as_lines(rows[: command.limit], width)))
+    if command.json is not None:
+        write_replay(command.json, step, run.origin, rows)
     return 0
 
 

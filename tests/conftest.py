@@ -42,6 +42,7 @@ from gptjax.runs.bookkeeping import GOODPUT, SECONDS, SPENT
 from gptjax.runs.directory import RunDir
 from gptjax.tokenizers.bpe import BPETokenizer
 
+pytest_plugins = ["fault_report"]
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The collector would look through jax's millions of objects again and again.

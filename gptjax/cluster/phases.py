@@ -6,7 +6,7 @@ Every second of a process belongs to one phase. A phase inside another takes its
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -29,9 +29,13 @@ class Phase(StrEnum):
     ENDING = "ending"
 
 
-COMPILING_FLOOR = 600.0  # seconds that every compilation may take
+FIRST = 6  # times train.stall_seconds: the first of a kind compiles, connects, meets cold disks
+LONG = dict.fromkeys([Phase.START, Phase.COMPILING, Phase.PREFLIGHT, Phase.RESTORING], FIRST)
+LONG[Phase.SAVING] = 3
+"""Times `train.stall_seconds` that a phase may take; once, if it is not here."""
+COMPILING_SECONDS = 600.0  # that every compilation may take, however small train.stall_seconds is
 SAID = {
-    Phase.START: "the run's directory was not opened",
+    Phase.START: "the run did not go on",
     Phase.COMPILING: "a program was not compiled",
     Phase.PREFLIGHT: "the preflight did not end",
     Phase.RESTORING: "no checkpoint was restored",
@@ -58,12 +62,18 @@ class Phases:
     def during(self, phase: Phase) -> Iterator[None]:
         """Be in a phase, whose time is counted and limited, and then in the one before again."""
         before = self._enter(phase)
-        floor = COMPILING_FLOOR if phase == Phase.COMPILING else 0.0
+        floor = LONG.get(phase, 1) * self._watchdog.seconds
+        if phase in (Phase.COMPILING, Phase.PREFLIGHT):
+            floor = max(floor, COMPILING_SECONDS)
         try:
-            with self._watchdog.watching(SAID[phase], floor):
+            with self._watchdog.watching(SAID[phase], floor, FIRST * self._watchdog.seconds):
                 yield
         finally:
             self._enter(before)
+
+    def waiting_for_0(self) -> AbstractContextManager[None]:
+        """While process 0 works alone, in a phase of its own, nobody else is limited."""
+        return self._watchdog.resting()
 
     def heartbeat(self) -> None:
         """Note that something was finished in this phase, so that its limit begins again."""

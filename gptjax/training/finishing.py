@@ -68,7 +68,8 @@ def finish(
             finished = Finished(run, loss, data, run_dir.path, say, beat, stop)
             write_results(measure, finished, steps)
 
-    on_process_0(measure_best)  # the others wait as long as process 0, which is watched, is alive
+    with phases.waiting_for_0():
+        on_process_0(measure_best)
 
 
 def has_results(run_dir: RunDir, steps: int) -> bool:

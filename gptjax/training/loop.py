@@ -11,7 +11,6 @@ from contextlib import closing
 import jax
 
 from gptjax.cluster.agreement import is_process_0
-from gptjax.cluster.compiler import watching_cache
 from gptjax.cluster.devices import peak_tokens_per_second
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.cluster.stop import StopRequest
@@ -23,13 +22,17 @@ from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog, Row
 from gptjax.runs.trace import Startup, StepTrace
 from gptjax.training.boundary import Boundary
+from gptjax.training.compiling import compile_missing
 from gptjax.training.feed import by_call, due, rows_of_call
 from gptjax.training.finishing import RESULTS, add_account, finish, has_results
 from gptjax.training.measuring import Measuring
 from gptjax.training.pace import UNMEASURED, Dispatched, Throughput, is_idle, with_waits
+from gptjax.training.rolling_back import decide
 from gptjax.training.saving import Saving
 from gptjax.training.setup import Setup
 from gptjax.training.showing import Showing
+from gptjax.training.skipped import count_of_skipped, said_of
+from gptjax.training.start import restore_or_start
 from gptjax.training.state import TrainState
 
 GIVE_UP_AFTER = 20  # steps in a row whose gradients are not finite
@@ -65,7 +68,29 @@ class Loop:
         )
 
     def train(self, state: TrainState, step: int) -> int:
-        """Step by step to the end, or to a stop request; returns the exit code."""
+        """Step by step to the end, or to a stop request; returns the exit code.
+
+        If the loss rises for good, the run goes back and on with other data, where that is asked
+        for.
+        """
+        reached = self._train_from(state, step)
+        while reached is not None and self.setup.safeguards.watch.found is not None:
+            self.display.stop()
+            state, step = restore_or_start(
+                self.setup, self.checkpointer, self.run_dir, self.display, self.phases
+            )
+            self.log.cut(step)
+            reached = self._train_from(state, step)
+        if reached is None:
+            self.display.say("stopped before the first step of this start: nothing was lost")
+            return self.stop.exit_code
+        return self._end(*reached)
+
+    def _train_from(self, state: TrainState, step: int) -> tuple[TrainState, int] | None:
+        """Train until the run ends, stops or goes back: the last state and its step.
+
+        None if a stop request came before the first step.
+        """
         train, display = self.setup.config.train, self.display
         self._begins = step + 1
         traced = train.profile if is_process_0() else None
@@ -74,12 +99,12 @@ class Loop:
         # an implicit copy would slow down every step: feeding and fetching are explicit
         unasked = jax.transfer_guard("disallow")
         with batches_from(self.setup.source, step) as batches, closing(trace), unasked:
-            display.say("compiling the train step ...")
             self.startup.end("setup")
-            compiling = self.phases.during(Phase.COMPILING)
-            with compiling, watching_cache() as cache, jax.transfer_guard("allow"):
-                self.setup.compile_steps(step)  # while the thread behind `batches` reads
-            self.startup.end("compilation", f"cached: {cache}")
+            # while the thread behind `batches` reads
+            compile_missing(self.setup, step, display, self.startup, self.phases)
+            self.stop.defers = True
+            if self.stop.settle():
+                return None
             display.start(step, train.max_steps, self.setup.ramp.rows_before)
             trace.begin(step, train.max_steps)
             calls = by_call(batches, train, self.setup.ramp, step)
@@ -97,19 +122,23 @@ class Loop:
                     if previous is not None:
                         self._write(self._rows(previous), shows=True)
                     previous = dispatched
-                    self.stop.agree()
+                    if self._goes_back():
+                        break
+                    self.stop.agree(self.saving.clock.wish)
+                    is_late = self.saving.clock.agreed(self.stop.wished)
                     self.saving.poll()
                     if trace.after(step, metrics):  # it waited for the call, and then for a disk
                         previous = previous._replace(interval=UNMEASURED)
                         self.throughput.begin()
-                    now = due(train, step, bool(self.stop), self.saving.is_owed)
+                    is_owed = self.saving.is_owed or is_late
+                    now = due(train, step, bool(self.stop), is_owed)
                     if now:
                         with jax.transfer_guard("allow"):
                             stopping = self._do_what_is_due(now, state, self._rows(previous))
                         previous = None
                         if step == train.max_steps or stopping:
                             break
-        return self._end(step)
+        return state, step
 
     def _rows(self, call: Dispatched) -> list[Row]:
         """Wait for a call; its steps as rows of metrics.jsonl."""
@@ -119,18 +148,28 @@ class Loop:
         self.startup.finish(self.display.say)
         shared = self.throughput.rates(interval, sum(row["tokens"] for row in rows), call.steps)
         for row in rows:
-            self._check(row["step"], row.pop("skipped"))
+            self._check(row, row.pop("in_a_row"))
             row |= shared
+            self.setup.safeguards.watch.see(row)
         return rows
 
-    def _check(self, step: int, skipped: int) -> None:
-        """Report a skipped step; raise `UserError` after too many in a row."""
-        self._is_skipping = skipped > 0
-        if skipped:
-            self.display.say(f"step {step} was skipped: its gradients are not finite")
-        if skipped >= GIVE_UP_AFTER:
+    def _check(self, row: Row, in_a_row: int) -> None:
+        """Report a skipped step; raise `UserError` after too many that were not finite in a row."""
+        self._is_skipping = in_a_row > 0
+        if row["skipped"]:
+            self.display.say(said_of(row, self.setup.config.train.skip_zscore))
+        if in_a_row >= GIVE_UP_AFTER:
             with jax.transfer_guard("allow"):
-                self.saving.give_up(step, skipped)
+                self.saving.give_up(row["step"], in_a_row, self.run_dir.path)
+
+    def _goes_back(self) -> bool:
+        """Whether the run leaves these steps for an earlier checkpoint, which is then decided."""
+        if (rise := self.setup.safeguards.watch.found) is None:
+            return False
+        with jax.transfer_guard("allow"):
+            self.saving.wait()
+            checkpointer, say = self.checkpointer, self.display.say
+            return decide(rise, self.setup, checkpointer, self.run_dir, say)
 
     def _write(self, rows: list[Row], shows: bool) -> None:
         if rows[0]["step"] == self._begins:  # a start that trains nothing leaves the run as it is
@@ -147,16 +186,18 @@ class Loop:
         """Write the rows and do what is due; returns whether the run ends here."""
         rows[-1] |= self.setup.data.progress(rows[-1]["step"]) | self.books.row()
         self._write(rows, shows=False)
+        if self._goes_back():
+            return True
         stopping = self.boundary.work(now, state, len(rows), self._is_skipping)
         ramp, max_steps = self.setup.ramp, self.setup.config.train.max_steps
         self.books.tell(self.display.say, ramp.rows_before, max_steps)
         self.throughput.begin()
         return stopping
 
-    def _end(self, step: int) -> int:
+    def _end(self, state: TrainState, step: int) -> int:
         """Wait for the last save and say how to continue."""
         self.display.stop()
-        self.saving.wait()
+        self.saving.complete(state, self.stop)
         max_steps = self.setup.config.train.max_steps
         early = self.boundary.ended_early(step)
         with self.phases.during(Phase.SHOWING):
@@ -174,8 +215,9 @@ class Loop:
             return self.stop.exit_code
         if early is not None:
             self.display.say(f"ended before step {max_steps} by {early}")
+        skipped = f"{words}; " if (words := count_of_skipped(self.log.rows)) else ""
         self.display.say(
-            f"done: {step} steps; {curves}now try\n  "
+            f"done: {step} steps; {skipped}{curves}now try\n  "
             f"python -m gptjax.generate --run {shlex.quote(str(self.run_dir.path))} "
             f'{self.setup.task.try_it} "..."'
         )

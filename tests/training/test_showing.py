@@ -19,7 +19,7 @@ from gptjax.config.presets import load_config
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.tokenizers.registry import make_tokenizer
-from gptjax.training import loop, showing
+from gptjax.training import fit, showing
 from gptjax.training.showing import Showing
 
 STEPS = 6
@@ -120,13 +120,13 @@ def test_curves_that_are_drawn_are_told(shown, tmp_path):
 @pytest.mark.slow
 def test_a_run_goes_on_without_samples_and_curves(short, tmp_path, monkeypatch):
     plain, broken = tmp_path / "plain", tmp_path / "broken"
-    assert loop.fit(short, plain) == 0
+    assert fit.fit(short, plain) == 0
     for name in ("samples.md", "loss.png", "report.html"):
         (broken / name).mkdir(parents=True)
     shutil.copy(plain / "config.json", broken)
     texts = iter(["first", "second"])
     monkeypatch.setattr(showing, "sample_after", lambda *_: next(texts, None) or out_of_memory())
-    assert loop.fit(short, broken) == 0
+    assert fit.fit(short, broken) == 0
     assert saved(broken) == [2, 4, 6]
     assert rows(broken) == rows(plain)
     said = log(broken)
