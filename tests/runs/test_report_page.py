@@ -4,11 +4,14 @@ import dataclasses
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from chromium import contrast, opened_browser  # noqa: F401 - a fixture
+from conftest import ROOT
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.config import Config, ModelConfig, TrainConfig, to_json
@@ -262,6 +265,21 @@ def test_the_verb_prints_the_tables_and_writes_the_page(tmp_path, capsys, monkey
     assert (tmp_path / "compare.html").is_file()
     assert evaluate(["--compare", "run1", "--out", "one.html"]) == 0
     assert Outline((tmp_path / "one.html").read_text()).numbers["together"]
+
+
+def test_a_comparison_needs_neither_jax_nor_orbax(tmp_path):
+    make_run(tmp_path / "run")
+    script = """
+import sys
+from gptjax.evaluate import evaluate
+evaluate(["--compare", "run"])
+print({"jax", "orbax", "matplotlib"} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 @pytest.mark.parametrize(
