@@ -230,15 +230,16 @@ def test_a_comparison_groups_seeds_and_lists_differences(tmp_path):
     rows = [row(s) for s in range(1, 51)]
     better = [{**r, "val_loss": r["val_loss"] - 1} if "val_loss" in r else r for r in rows]
     make_run(tmp_path / "x/a", rows, seeded(1), starts=[])
-    make_run(tmp_path / "y/a", better, seeded(2), starts=[])
-    make_run(tmp_path / "b", rows, seeded(1, save_every_steps=7), starts=[])
+    make_run(tmp_path / "y/a", better, seeded(2, price=2.0), starts=[])
+    make_run(tmp_path / "b", rows, seeded(1, eval_every_steps=7), starts=[])
     comparison = read_side_by_side([str(tmp_path / name) for name in ("x/a", "y/a", "b")])
     assert comparison.names == ["x/a", "y/a", "b"]
     assert comparison.seeds() == [
         ("x/a, y/a", "2", "1, 2", "50", "2.5000", "0.7071", "2.5000", "0.7071")
     ]
     assert comparison.differences() == [
-        ("train.save_every_steps", "500", "500", "7"), ("train.seed", "1", "2", "1")
+        ("train.eval_every_steps", "250", "250", "7"), ("train.price", "none", "2.0", "none"),
+        ("train.seed", "1", "2", "1"),
     ]  # fmt: skip
     lines = as_text(HEADER, comparison.table()).splitlines()
     assert lines[0].split() == ["run", "seed", "steps", "best", "loss", "at", "step", "last",
@@ -250,7 +251,7 @@ def test_a_comparison_groups_seeds_and_lists_differences(tmp_path):
     titles = [panel["title"] for panel in outline.numbers["panels"]]
     assert titles[:2] == ["Loss: training, mean", "Loss: validation"]
     assert all(len(panel["lines"]) == 3 for panel in outline.numbers["panels"])
-    assert "train.save_every_steps" in outline.text
+    assert "train.eval_every_steps" in outline.text
 
 
 def test_the_verb_prints_the_tables_and_writes_the_page(tmp_path, capsys, monkeypatch):
