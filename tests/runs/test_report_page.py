@@ -173,6 +173,13 @@ def test_a_page_hides_the_home_of_its_writer(tmp_path, monkeypatch):
     assert "somebody" not in page
 
 
+@pytest.mark.parametrize(("last", "words"), [(100, "complete"), (99, "still running")])
+def test_the_start_that_writes_the_page_is_alive_or_at_its_end(last, words, tmp_path):
+    path = make_run(tmp_path / "mine", ROWS[:last], starts=[STARTS[0]] * 2)
+    text = Outline(page_of(path)).text
+    assert [text.count(end) for end in ("\nkilled\n", f"\n{words}\n")] == [1, 1]
+
+
 def test_a_damaged_account_or_a_page_that_fails_leaves_the_rest(tmp_path, monkeypatch):
     path = make_run(tmp_path / "mine")
     (path / "accounts.json").write_text("{")
