@@ -3,7 +3,7 @@
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import cycle
 from typing import Any
 
@@ -11,7 +11,7 @@ from gptjax.cluster.phases import Phase
 from gptjax.config import Config
 from gptjax.config.batches import batch_schedule
 from gptjax.config.names import TESTS
-from gptjax.runs.accounts import BETWEEN, LOST, SPENT_ON, Start, goodput, spent, to_go
+from gptjax.runs.accounts import BETWEEN, LOST, SPENT_ON, goodput, spent, to_go
 from gptjax.runs.page import (
     bar,
     clock,
