@@ -1,6 +1,7 @@
 """Several runs side by side: a table, their seeds, what their configs differ in, and their curves.
 
-Runs that differ in nothing but their seed and in places are one experiment, repeated.
+Runs that differ in nothing but their seed, and in what changes no loss, are one experiment that was
+repeated.
 """
 
 import statistics
@@ -17,9 +18,12 @@ from gptjax.runs.run_page import CURVES, flat
 from gptjax.runs.thinning import drawn_together
 
 SEED = "train.seed"
-PLACES = (
+# Places of files, and what a run shows and keeps: none of it changes a loss.
+NEUTRAL = (
     "data.path", "data.source", "data.inputs", "data.examples", "data.val_examples",
-    "data.test_examples", "train.checkpoint_dir",
+    "data.test_examples", "data.verify", "sample.", "train.checkpoint_dir", "train.save_",
+    "train.keep_", "train.sample_", "train.stall_", "train.preflight", "train.profile",
+    "train.price", "train.track",
 )  # fmt: skip
 HEADER = ("run", "seed", "steps", "best loss", "at step", "last loss", "training loss")
 HEADER += ("tokens", "a second", "time", "goodput")
@@ -41,7 +45,9 @@ class SideBySide(NamedTuple):
         """A row for each experiment that was repeated, under `SEEDS_HEADER`."""
         groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
         for i, run in enumerate(self.runs):
-            kept = {k: v for k, v in flat(run.config).items() if k not in (SEED, *PLACES)}
+            kept = {
+                k: v for k, v in flat(run.config).items() if k != SEED and not k.startswith(NEUTRAL)
+            }
             groups.setdefault(tuple(kept.items()), []).append(i)
         return [self._repeated(group) for group in groups.values() if len(group) > 1]
 

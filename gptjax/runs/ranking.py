@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from gptjax.base.files import write_atomically
-from gptjax.runs.integrity import signed_content
 
 LOSS = "loss"
 CURSOR_FILE = "cursor/metadata"
@@ -41,6 +40,8 @@ class Ranking:
     @classmethod
     def of(cls, checkpoints: Path, steps: Iterable[int]) -> "Ranking":
         """The ranking of checkpoints on disk."""
+        from gptjax.runs.integrity import signed_content  # Orbax, which no page of a run needs
+
         ranking, noted = cls(), _noted_in(checkpoints.parent / NOTED)
         for step in steps:
             ranking.read(step, signed_content(checkpoints / str(step), CURSOR_FILE))

@@ -3,7 +3,7 @@
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import cycle
 from typing import Any
 
@@ -11,7 +11,7 @@ from gptjax.cluster.phases import Phase
 from gptjax.config import Config
 from gptjax.config.batches import batch_schedule
 from gptjax.config.names import TESTS
-from gptjax.runs.accounts import BETWEEN, LOST, SPENT_ON, Start, goodput, spent, to_go
+from gptjax.runs.accounts import BETWEEN, LOST, SPENT_ON, goodput, spent, to_go
 from gptjax.runs.page import (
     bar,
     clock,
@@ -50,7 +50,7 @@ def write_run_page(run: Recorded) -> None:
         section("Results", _results(run)),
         section("Hours", _hours(run.seconds), note=_goodput(run)),
         section("Samples", *_samples(run)),
-        section("Starts", _starts(run.starts)),
+        section("Starts", _starts(run)),
         section("Config", *config_parts(run.config, hide), note="what differs from the defaults"),
         section("Environment", _environment(run, hide)),
         section("Files", links(_files(run))),
@@ -184,16 +184,17 @@ def _hours(seconds: Mapping[str, float]) -> str:
     return bar(sorted(parts, key=lambda part: part[1] != Phase.TRAINING))
 
 
-def _starts(starts: Sequence[Start]) -> str:
-    """A table of the starts; the last one may still be alive."""
-    rows = []
+def _starts(run: Recorded) -> str:
+    """A table of the starts; the last one may be alive, as it writes this page."""
+    starts, rows = run.starts, []
+    alive = "complete" if run.step >= run.config.train.max_steps else "still running"
     for number, start in enumerate(starts, 1):
         steps = "none" if start.to_step is None else f"{start.from_step:,} to {start.to_step:,}"
-        how = "still running" if number == len(starts) else "killed"
+        how = alive if number == len(starts) else "killed"
         rows.append((
             str(number), time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(start.began)), steps,
             clock(start.life), clock(start.gap) if start.gap else "", clock(start.lost)
-            if start.lost else "", f"{start.devices} x {start.device}",
+            if start.lost >= 0.05 else "", f"{start.devices} x {start.device}",
             how if start.exit is None else exit_in_words(start.exit),
         ))  # fmt: skip
     header = ("start", "began (UTC)", "steps", "lived", "idle before", "lost", "devices", "end")

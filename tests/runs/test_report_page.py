@@ -4,11 +4,14 @@ import dataclasses
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from chromium import contrast, opened_browser  # noqa: F401 - a fixture
+from conftest import ROOT
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.config import Config, ModelConfig, TrainConfig, to_json
@@ -170,6 +173,13 @@ def test_a_page_hides_the_home_of_its_writer(tmp_path, monkeypatch):
     assert "somebody" not in page
 
 
+@pytest.mark.parametrize(("last", "words"), [(100, "complete"), (99, "still running")])
+def test_the_start_that_writes_the_page_is_alive_or_at_its_end(last, words, tmp_path):
+    path = make_run(tmp_path / "mine", ROWS[:last], starts=[STARTS[0]] * 2)
+    text = Outline(page_of(path)).text
+    assert [text.count(end) for end in ("\nkilled\n", f"\n{words}\n")] == [1, 1]
+
+
 def test_a_damaged_account_or_a_page_that_fails_leaves_the_rest(tmp_path, monkeypatch):
     path = make_run(tmp_path / "mine")
     (path / "accounts.json").write_text("{")
@@ -227,15 +237,16 @@ def test_a_comparison_groups_seeds_and_lists_differences(tmp_path):
     rows = [row(s) for s in range(1, 51)]
     better = [{**r, "val_loss": r["val_loss"] - 1} if "val_loss" in r else r for r in rows]
     make_run(tmp_path / "x/a", rows, seeded(1), starts=[])
-    make_run(tmp_path / "y/a", better, seeded(2), starts=[])
-    make_run(tmp_path / "b", rows, seeded(1, save_every_steps=7), starts=[])
+    make_run(tmp_path / "y/a", better, seeded(2, price=2.0), starts=[])
+    make_run(tmp_path / "b", rows, seeded(1, eval_every_steps=7), starts=[])
     comparison = read_side_by_side([str(tmp_path / name) for name in ("x/a", "y/a", "b")])
     assert comparison.names == ["x/a", "y/a", "b"]
     assert comparison.seeds() == [
         ("x/a, y/a", "2", "1, 2", "50", "2.5000", "0.7071", "2.5000", "0.7071")
     ]
     assert comparison.differences() == [
-        ("train.save_every_steps", "500", "500", "7"), ("train.seed", "1", "2", "1")
+        ("train.eval_every_steps", "250", "250", "7"), ("train.price", "none", "2.0", "none"),
+        ("train.seed", "1", "2", "1"),
     ]  # fmt: skip
     lines = as_text(HEADER, comparison.table()).splitlines()
     assert lines[0].split() == ["run", "seed", "steps", "best", "loss", "at", "step", "last",
@@ -247,7 +258,7 @@ def test_a_comparison_groups_seeds_and_lists_differences(tmp_path):
     titles = [panel["title"] for panel in outline.numbers["panels"]]
     assert titles[:2] == ["Loss: training, mean", "Loss: validation"]
     assert all(len(panel["lines"]) == 3 for panel in outline.numbers["panels"])
-    assert "train.save_every_steps" in outline.text
+    assert "train.eval_every_steps" in outline.text
 
 
 def test_the_verb_prints_the_tables_and_writes_the_page(tmp_path, capsys, monkeypatch):
@@ -262,6 +273,21 @@ def test_the_verb_prints_the_tables_and_writes_the_page(tmp_path, capsys, monkey
     assert (tmp_path / "compare.html").is_file()
     assert evaluate(["--compare", "run1", "--out", "one.html"]) == 0
     assert Outline((tmp_path / "one.html").read_text()).numbers["together"]
+
+
+def test_a_comparison_needs_neither_jax_nor_orbax(tmp_path):
+    make_run(tmp_path / "run")
+    script = """
+import sys
+from gptjax.evaluate import evaluate
+evaluate(["--compare", "run"])
+print({"jax", "orbax", "matplotlib"} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 @pytest.mark.parametrize(
