@@ -5,6 +5,7 @@ rows to the process that prints them.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,16 @@ def report(request: pytest.FixtureRequest) -> Report:
         request.node.user_properties.append((PROPERTY, [fault, tried, survived, lost, note]))
 
     return add
+
+
+@pytest.fixture(scope="session")
+def unbroken_here(prepared: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the run of `faulty_runs` that nothing happens to."""
+    from faulty_runs import train_here  # with jax
+
+    directory = tmp_path_factory.mktemp("unbroken")
+    assert train_here(prepared, directory) == 0
+    return directory
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -25,10 +25,10 @@ from killed_runs import (
 from gptjax.data.manifest import Manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_compilation_for_all")]
-STEPS, KILLS = 150, 10
+KILLS, SHORT = 10, 24  # steps of a short run
 
 
-def options(data: Manifest, steps: int = STEPS) -> list[str]:
+def options(data: Manifest, steps: int) -> list[str]:
     """A save is nearly always being written: one is due every 3 steps, which are shorter."""
     values = [
         *("--config", "tiny", "--run-dir", "run", "--data.path", data.directory),
@@ -40,10 +40,14 @@ def options(data: Manifest, steps: int = STEPS) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(prepared, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("unbroken")
-    trained(options(prepared), directory)
+def short(prepared, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("short")
+    trained(options(prepared, SHORT), directory)
     return directory
+
+
+def newest(cwd: Path) -> int:
+    return max(checkpoints(cwd), default=0)
 
 
 def resumed_after(said: str) -> int:
@@ -51,35 +55,33 @@ def resumed_after(said: str) -> int:
     return int(found[1]) if found else 0
 
 
-def test_kills_at_random_moments_of_saves_lose_nothing(
-    prepared, tmp_path, unbroken, report, request
-):
-    chance, during, most, lost = random.Random(7), 0, 0, 0
+def test_kills_at_random_moments_of_saves_lose_nothing(prepared, tmp_path, report, request):
     kills = max(KILLS, request.config.getoption("--soak"))
+    steps = 12 * kills  # enough for all of them
+    for name in ("broken", "whole"):
+        (tmp_path / name).mkdir()
+    cwd, words = tmp_path / "broken", options(prepared, steps)
+    chance, during, most, before = random.Random(7), 0, 0, 0
     for number in range(kills):
-        before = max(checkpoints(tmp_path), default=0)
-        process = start(options(prepared), tmp_path)
+        process = start(words, cwd)
         if number % 5 < 4:  # let some saves of this start end, and kill in one
-            further = min(STEPS - 20, before + 3 * chance.randint(1, 3))
-            wait_until(
-                lambda: max(checkpoints(tmp_path), default=0) >= further and is_saving(tmp_path),
-                process,
-            )
+            further = min(steps - 20, before + 3 * chance.randint(1, 3))
+            wait_until(lambda n=further: newest(cwd) >= n and is_saving(cwd), process)
             time.sleep(chance.uniform(0, 0.05))
         else:
-            time.sleep(chance.uniform(0, 6))
+            time.sleep(chance.uniform(0, 4))
         process.kill()
         _, said = ended(process)
         assert process.returncode == -signal.SIGKILL, said
-        assert resumed_after(said) in (0, before)
-        during += is_saving(tmp_path)
-        undone = written(tmp_path) - max(checkpoints(tmp_path), default=0)
-        most, lost = max(most, undone), lost + undone
-    said = trained(options(prepared), tmp_path)
-    assert resumed_after(said) == max(before, resumed_after(said)) > 0
-    assert not (tmp_path / "run" / "damaged").exists()
-    assert not is_saving(tmp_path)
-    assert_same_run(tmp_path, unbroken)
+        assert resumed_after(said) in (0, before)  # 0: it did not get so far
+        during += is_saving(cwd)
+        before = newest(cwd)
+        most = max(most, written(cwd) - before)
+    assert resumed_after(trained(words, cwd)) == before > 0
+    assert not (cwd / "run" / "damaged").exists()
+    assert not is_saving(cwd)
+    trained(words, tmp_path / "whole")
+    assert_same_run(cwd, tmp_path / "whole")
     assert 2 * during >= kills
     note = f"{during} of {kills} in a save; at most {most} steps were done again"
     report("kill -9 at a random moment", kills, kills, 0, note)
@@ -110,15 +112,15 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_kill_at_each_rename_of_a_save(prepared, tmp_path, unbroken, report, moment):
+def test_a_kill_at_each_rename_of_a_save(prepared, tmp_path, short, report, moment):
     pattern, early = MOMENTS[moment]
     dies = DIES_AT.format(pattern=pattern, early=early, nth=4)
-    code, said = ended(start(options(prepared), tmp_path, 1, dies))
+    code, said = ended(start(options(prepared, SHORT), tmp_path, 1, dies))
     assert code == -signal.SIGKILL, said
-    newest = max(checkpoints(tmp_path))
+    saved = newest(tmp_path)
     assert is_saving(tmp_path) == (moment != "after the commit")
     for step in checkpoints(tmp_path):
         assert (tmp_path / "run" / "checkpoints" / str(step) / "INTEGRITY.json").is_file()
-    assert resumed_after(trained(options(prepared), tmp_path)) == newest
-    assert_same_run(tmp_path, unbroken)
+    assert resumed_after(trained(options(prepared, SHORT), tmp_path)) == saved
+    assert_same_run(tmp_path, short)
     report(f"kill -9 {moment}", 1, 1, 0)
