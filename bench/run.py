@@ -45,6 +45,7 @@ PROGRAMS: dict[str, Program] = {
     "tokenizer": surroundings.tokenizer,
     "large_text": surroundings.large_text,
     "checkpoint": surroundings.checkpoint,
+    "saving": surroundings.saving,
     "startup": trainer.start,
     "recipe": trainer.recipe,
     "decode": generating.decode,

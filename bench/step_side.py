@@ -49,7 +49,7 @@ class TrainStep:
         started = time.perf_counter()
         self._compiled = traced.lower().compile(compiler_options(self.program.mesh))
         self.compile_seconds = time.perf_counter() - started
-        self._state: Any = None
+        self.state: Any = None
 
     @property
     def hlo(self) -> str:
@@ -58,22 +58,22 @@ class TrainStep:
 
     def start(self) -> None:
         """Draw parameters and put the batch on the device."""
-        self._state, shape = self.program.initial_state(), self.shape
+        self.state, shape = self.program.initial_state(), self.shape
         size = (shape.micro_steps, shape.batch, shape.n_ctx + 1)
         tokens = np.random.default_rng(0).integers(0, shape.n_vocab, size, dtype=np.int32)
         self._batch = put_rows(self.program.mesh, {"tokens": tokens}, axis=1)
 
     def run(self, steps: int) -> float:
         """Wall seconds of `steps` steps, with the loss fetched a step late as in the trainer."""
-        if self._state is None:
+        if self.state is None:
             self.start()
         started, previous = time.perf_counter(), None
         for _ in range(steps):
-            self._state, metrics = self._compiled(self._state, self._batch, self._key)
+            self.state, metrics = self._compiled(self.state, self._batch, self._key)
             if previous is not None:
                 float(previous)
             previous = metrics["loss"]
-        jax.block_until_ready((self._state, previous))
+        jax.block_until_ready((self.state, previous))
         return time.perf_counter() - started
 
     def facts(self) -> dict[str, Any]:

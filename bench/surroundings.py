@@ -138,3 +138,28 @@ def checkpoint(plan: Plan) -> None:
     report.figures["bytes"] = {"gptjax": facts["gptjax"]["bytes"], "plain": size}
     report.note("safe: gptjax's is committed, and signed by checksum; plain is fsynced")
     report.publish(plan.out)
+
+
+def saving(plan: Plan) -> None:
+    """Steps while a checkpoint is written, over the steps before it, and what a save blocks."""
+    shape = TOY if plan.quick else gpt2("124M", 1024, 1)
+    scratch = {"directory": str(plan.scratch / "saving")}
+    columns = ("side", "holds the loop, s", "a step alone, s", "a step meanwhile, s", "ratio")
+    report = Report("saving", "", (*columns, "steps meanwhile"))
+    targets = {"gptjax": ("saving_side.steps", {"shape": asdict(shape), "others": 3, **scratch})}
+    measured, facts = compare(targets, plan.rounds(5), report)
+    report.title = f"A step while {facts['gptjax']['bytes'] / 1e6:,.1f} MB are saved: {shape}"
+    for side, rounds in measured.items():
+        figures = {
+            name: column(rounds, name) for name in ("seconds", "alone", "meanwhile", "steps")
+        }
+        over = ratios(figures["meanwhile"], figures["alone"])
+        texts = [Spread.of(figures[n]).text("{:.3f}") for n in ("seconds", "alone", "meanwhile")]
+        counts = Spread.of(figures["steps"]).text("{:.0f}")
+        report.rows.append((side, *texts, over.text("{:.2f}"), counts))
+        report.figures[side] = figures
+        report.ratio["over the steps before"] = {side: over}
+    report.note(
+        "a ratio is the mean of the steps in which a save was written over the median before"
+    )
+    report.publish(plan.out)

@@ -45,10 +45,7 @@ class TrainCommand(ConfigCommand):
 
 
 def train(argv: Sequence[str]) -> int:
-    """Parse the flags, connect to the other processes of the run, and train.
-
-    If the config brings its own text, process 0 prepares it first, and the others wait.
-    """
+    """Parse the flags, prepare the config's own text if it has one, meet the others, and train."""
     began = time.perf_counter()
     is_report = "--report" in argv
     command = parse_config(TrainCommand, argv, "python -m gptjax.train", required=not is_report)

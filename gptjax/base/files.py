@@ -3,9 +3,10 @@
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,6 +43,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace the file at `path` by `content`, atomically."""
     with replaced(path) as file:
         file.write(content)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what `replaced` has left in a directory whose writers were killed; none may write."""
+    for path in directory.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", path.name) and path.is_file():
+            with suppress(OSError):  # of a disk that is read-only now
+                path.unlink()
 
 
 def sha256_of(path: Path, progress: Callable[[int], None]) -> str:

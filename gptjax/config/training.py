@@ -60,8 +60,8 @@ class TrainConfig:
     keep_every_steps: int = 0
     """Steps between milestones, checkpoints that are never deleted; 0 keeps none."""
     checkpoint_dir: str | None = None
-    """Place of the checkpoints outside the run's directory: gs://BUCKET/PATH, s3://BUCKET/PATH, or
-    a directory. Metrics, lock and logs stay in the run's directory."""
+    """Object store to which every checkpoint is copied, and from which another machine goes on:
+    s3://BUCKET/PATH, gs://BUCKET/PATH, or a directory of another disk."""
     sample_every_steps: int = 1000
     """Steps between sampled texts; 0 never samples."""
     stall_seconds: int = 600

@@ -11,7 +11,7 @@ from itertools import accumulate
 import numpy as np
 
 from gptjax.base.errors import UserError
-from gptjax.data.examples import Example, Examples, ShuffledExamples
+from gptjax.data.examples import Example, Examples, Origin, ShuffledExamples
 from gptjax.data.manifest import Manifest
 from gptjax.data.shards import Stamp, open_shard, require_same_content, stamp_of
 
@@ -72,6 +72,14 @@ class TokenWindows:
             )
         return ShuffledExamples(WindowExamples(self), seed)
 
+    def origin(self, index: int) -> Origin:
+        """The shard in which a window begins, and the number of the tokens before it there."""
+        start = index * self.context
+        shard = bisect.bisect_right(self._ends, start)
+        first = self._ends[shard] - self._shards[shard].tokens
+        path = self.manifest.directory / self._shards[shard].name
+        return {"shard": str(path), "offset": start - first}
+
     def _map(self, shard: int) -> np.ndarray:
         info = self._shards[shard]
         path = self.manifest.directory / info.name
@@ -111,3 +119,7 @@ class WindowExamples(Examples):
 
     def __getitem__(self, index: int) -> Example:
         return {"tokens": self.windows[index]}
+
+    def origin(self, index: int) -> Origin:
+        """Shard and offset of a window."""
+        return self.windows.origin(index)

@@ -3,7 +3,7 @@
 Orbax commits a step atomically and in the background. But it does not notice a flipped bit, takes a
 half-deleted directory for a step, and reports a failed background save only at the next call. So a
 step is signed before it is committed (`integrity`), restoring walks back from the newest step to
-the first that verifies, and `poll` reports late errors.
+the first that is what was in memory (`digests`), and `poll` reports late errors.
 
 A step holds named trees of arrays, a cursor (step, data fingerprint, validation loss) and the
 config. A run's trees are params, opt_state and, if there is one, averaged: the running average of
@@ -16,10 +16,12 @@ run ends: the others would wait for it, and nothing could interrupt them.
 """
 
 import math
+import shutil
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -28,11 +30,15 @@ from gptjax.base.errors import UserError
 from gptjax.base.tree import Tree
 from gptjax.cluster.agreement import broadcast_from_0, first_complaint, on_process_0
 from gptjax.runs import integrity
-from gptjax.runs.integrity import SignedStep, sign_own, verify
-from gptjax.runs.naming import ADAPTERS, AVERAGED, PARAMS, no_checkpoint
+from gptjax.runs.digests import DIGESTS, difference, tree_digests
+from gptjax.runs.earlier import UNVERIFIED, is_of_earlier_version
+from gptjax.runs.integrity import SignedStep, sign, sign_own, verify
+from gptjax.runs.naming import AVERAGED, no_checkpoint
+from gptjax.runs.preserving import preservation
 from gptjax.runs.quiet import silence_orbax
-from gptjax.runs.ranking import CURSOR_FILE, LatestAndBest, Ranking
-from gptjax.runs.reasons import reason_of, reason_of_save
+from gptjax.runs.ranking import CURSOR_FILE, Ranking
+from gptjax.runs.reading import Restored, own_item, read_as_saved, read_step
+from gptjax.runs.reasons import reason_of_save
 
 NO_STEP = -1  # process 0 sends this to the others if there is none
 WRITTEN = "async_write_complete"  # Orbax: each process has written its part of a step
@@ -45,32 +51,21 @@ class SaveError(UserError):
     exit_code = 74  # sysexits.h: EX_IOERR; a disk may have room, or be there, at another attempt
 
 
-class RestoreError(UserError):
-    """Not all processes could restore a checkpoint; it is not moved."""
-
-    exit_code = 74
-
-
-class Restored(NamedTuple):
-    """A step as it came back: its trees by their names, and its cursor."""
-
-    step: int
-    items: dict[str, Tree]
-    cursor: dict
-
-
 class Checkpointer:
     """The checkpoints of one run directory. Call `poll` at every step and `close` at the end."""
 
     def __init__(
-        self, directory: Path, keep_latest: int = 2, read_only: bool = False, alone: bool = False
-    ):
+        self, directory: Path, keep_latest: int = 2, keep_every_steps: int = 0,
+        read_only: bool = False, alone: bool = False,
+    ):  # fmt: skip
         silence_orbax()
         self.directory = directory.resolve()
         self.longest_save = 0.0  # seconds from the call of `save` to the commit
         self._read_only = read_only
         self._readers = {0} if alone else None  # processes that Orbax waits for; None: all
-        self._policy = LatestAndBest(keep_latest, lambda: self.ranking, self.directory.parent)
+        self._keeps_all, self._unverified = False, set[int]()
+        now = (lambda: self.ranking), self.directory.parent, (lambda: self._keeps_all)
+        self._policy = preservation(keep_latest, keep_every_steps, *now)
         self._saving: int | None = None
         self._begun = (NO_STEP, 0.0)  # the last step that was to be saved, and when that began
         self._meet = ocp.multihost.get_barrier_sync_fn()
@@ -133,14 +128,15 @@ class Checkpointer:
             return
         self.wait()
         self.ranking.drop(step)  # of an earlier step of this number
-        self._policy.keeps_all = keeps_all
+        self._keeps_all = keeps_all
         self._begun = step, time.monotonic()
+        marked = {"step": step, **cursor, DIGESTS: tree_digests(items)}
         try:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-                    cursor=ocp.args.JsonSave({"step": step, **cursor}),
+                    cursor=ocp.args.JsonSave(marked),
                     config=ocp.args.JsonSave(config),
                 ),
                 force=True,
@@ -157,6 +153,17 @@ class Checkpointer:
         self.ranking.keep(self.steps())
         self.ranking.note(step, figures)
         on_process_0(lambda: self.ranking.write(self.directory.parent))
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save has begun whose end nobody has noticed yet."""
+        return self._saving is not None
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes are free where the checkpoints are."""
+        with suppress(OSError):  # what is not there, or no disk, may have room
+            return shutil.disk_usage(self.directory).free >= size
+        return True
 
     def poll(self) -> None:
         """Notice that a save has ended; raises `SaveError` if it failed."""
@@ -193,95 +200,99 @@ class Checkpointer:
         )
 
     def restore(self, abstract: dict[str, Tree], say: Say) -> Restored | None:
-        """The newest step that verifies, placed as `abstract` says; None if there is none.
+        """The newest step that is what was saved, placed as `abstract` says; None if there is none.
 
         Damaged steps are moved to a directory `damaged` beside the others' and named through `say`.
-        Raises `UserError` if there are steps but none is what was written, or if one that is cannot
-        be read: then memory or permissions are short, and the step stays where it is.
+        Raises `UserError` if there are steps but none is what was saved, and `RestoreError` if one
+        cannot be read though its files are what was written.
         """
-        if (step := self._newest_good(say)) is None:
-            on_process_0(self._refuse_if_lost)
-            return None
-        for doubtful in self.ranking.unknown():
-            say(
-                f"checkpoint of step {doubtful} has a damaged {CURSOR_FILE}: its validation loss "
-                "is unknown, so it is kept but is not the best"
-            )
-        return self._restore(step, abstract)
+        self._sign_earlier(say)
+        while (step := self._newest_good(say)) is not None:
+            restored = read_step(self._manager, step, abstract)
+            changed = first_complaint(difference(restored.items, restored.cursor))
+            if changed is None:
+                for doubtful in self.ranking.unknown():
+                    say(
+                        f"checkpoint of step {doubtful} has a damaged {CURSOR_FILE}: its "
+                        "validation loss is unknown, so it is kept but is not the best"
+                    )
+                return restored
+            del restored
+            self._set_aside(step, changed, say)
+        on_process_0(lambda: integrity.refuse_if_lost(self.directory))
+        return None
 
-    def go_back(self, before: int, say: Say) -> int | None:
-        """Set aside the steps from `before` on, if any is older; the newest that then verifies."""
+    def _sign_earlier(self, say: Say) -> None:
+        """Sign the steps of earlier versions that nobody has signed; they pass as they are."""
+        self._unverified = {step for step in self.steps() if self._is_of_earlier_version(step)}
+
+        def sign_all() -> None:
+            for step in sorted(self._unverified):
+                sign(self.directory / str(step))
+                say(f"checkpoint of step {step} {UNVERIFIED}. It is signed now")
+
+        on_process_0(sign_all)
+        if self._unverified:
+            self.ranking = Ranking.of(self.directory, self.steps())
+
+    def _is_of_earlier_version(self, step: int) -> bool:
+        place = self.directory / str(step)
+        return is_of_earlier_version(place, (own_item(place), CURSOR_FILE))
+
+    def go_back(
+        self, before: int, say: Say, why: str = "no step after it had finite gradients"
+    ) -> int | None:
+        """Set aside the steps from `before` on, if any is older; the newest that then verifies.
+
+        `why` they are set aside is said of each.
+        """
         if not broadcast_from_0(any(step < before for step in self.steps())):
             return None
-        return self._newest_good(say, before)
+        return self._newest_good(say, before, why)
 
-    def _newest_good(self, say: Say, before: float = math.inf) -> int | None:
+    def _newest_good(self, say: Say, before: float = math.inf, why: str = "") -> int | None:
         """The newest good step below `before`; damaged and later ones are set aside."""
         while (step := int(broadcast_from_0(max(self.steps(), default=NO_STEP)))) != NO_STEP:
-            problem = "no step after it had finite gradients"
+            problem = why
             if step < before and (problem := first_complaint(self._problem(step))) is None:
                 return step
-            place = self.directory / str(step)
-            on_process_0(
-                lambda place=place, problem=problem: say(integrity.set_aside(place, problem))
-            )
-            self._manager.reload()
-            self.ranking.keep(self.steps())
+            self._set_aside(step, problem, say)
         return None
+
+    def _set_aside(self, step: int, problem: str, say: Say) -> None:
+        place = self.directory / str(step)
+        on_process_0(lambda: say(integrity.set_aside(place, problem)))
+        self._manager.reload()
+        self.ranking.keep(self.steps())
 
     def _problem(self, step: int) -> str | None:
         """The damage that this process finds in its share of a step."""
-        share = jax.process_index(), jax.process_count()
-        return verify(self.directory / str(step), *share, needed=(self._own(step), CURSOR_FILE))
-
-    def _own(self, step: int) -> str:
-        """The item of a step that is trained: params, or adapters where it has no params."""
-        here = self.directory / str(step)
-        is_adapted = (here / ADAPTERS).exists() and not (here / PARAMS).exists()
-        return ADAPTERS if is_adapted else PARAMS
-
-    def _refuse_if_lost(self) -> None:
-        """Raise `UserError` if there were steps and all of them are set aside."""
-        if (self.directory.parent / integrity.DAMAGED).is_dir():
-            raise UserError(
-                f"none of the checkpoints in {self.directory} can be read; they are in "
-                f"{self.directory.parent / integrity.DAMAGED} now. Copy one back from a backup, "
-                "or start over with --fresh"
-            )
-
-    def _restore(self, step: int, abstract: dict[str, Tree]) -> Restored:
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        try:
-            items = self._manager.restore(
-                step, args=ocp.args.Composite(**args, cursor=ocp.args.JsonRestore())
-            )
-        except Exception as error:
-            place = self.directory / str(step)
-            if not _several():
-                raise UserError(
-                    f"checkpoint {place} is undamaged but cannot be restored: {reason_of(error)}"
-                ) from error
-            raise RestoreError(
-                f"checkpoint {place} cannot be restored: {reason_of(error)}; if every start ends "
-                "like this, move it away, and training resumes from the one before"
-            ) from error
-        return Restored(step, {name: items[name] for name in abstract}, items["cursor"])
+        if step in self._unverified:  # signed a moment ago, which not every process may see yet
+            return None
+        place, share = self.directory / str(step), (jax.process_index(), jax.process_count())
+        return verify(place, *share, needed=(own_item(place), CURSOR_FILE))
 
     def has_average(self, step: int) -> bool:
         """Whether a step holds a running average of the parameters."""
         return (self.directory / str(step) / AVERAGED).exists()
 
     def restore_params(self, step: int, abstract_params: Tree, averaged: bool = True) -> Tree:
-        """Parameters or adapters, their average if wanted and there; `UserError` if damaged."""
-        item = AVERAGED if averaged and self.has_average(step) else self._own(step)
-        problem = verify(self.directory / str(step), needed=(item,))
-        if problem is None:
-            try:
-                args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract_params)})
-                return self._manager.restore(step, args=args)[item]
-            except Exception as error:
-                problem = reason_of(error)
-        raise UserError(f"checkpoint {self.directory / str(step)} is damaged: {problem}")
+        """Parameters or adapters, their average if wanted and there, in the types asked for.
+
+        Raises `UserError` if they are damaged, and `RestoreError` if they cannot be read.
+        """
+        place = self.directory / str(step)
+        item = AVERAGED if averaged and self.has_average(step) else own_item(place)
+        if self._is_of_earlier_version(step):
+            print(f"note: checkpoint {place} {UNVERIFIED}", file=sys.stderr)
+        elif (problem := verify(place, needed=(item, CURSOR_FILE))) is not None:
+            raise UserError(f"checkpoint {place} is damaged: {problem}")
+        restored = read_as_saved(self._manager, step, item, abstract_params)
+        if (problem := difference(restored.items, restored.cursor)) is not None:
+            raise UserError(f"checkpoint {place} is damaged: {problem}")
+        return jax.tree.map(
+            lambda x, like: x.astype(like.dtype), restored.items[item], abstract_params
+        )
 
 
 def _several() -> bool:

@@ -119,6 +119,15 @@ def set_aside(step_dir: Path, problem: str) -> str:
     )
 
 
+def refuse_if_lost(checkpoints: Path) -> None:
+    """Raise `UserError` if there were steps and all of them are set aside."""
+    if (damaged := checkpoints.parent / DAMAGED).is_dir():
+        raise UserError(
+            f"none of the checkpoints in {checkpoints} can be read; they are in {damaged} now. "
+            "Copy one back from a backup, or start over with --fresh"
+        )
+
+
 def signed_content(step_dir: Path, name: str) -> bytes | None:
     """The content of one small file of a step; None if it differs from the signed content."""
     try:

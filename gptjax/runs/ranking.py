@@ -10,14 +10,11 @@ Checkpoints that were validated first, by earlier versions, have them in their c
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from orbax.checkpoint.checkpoint_managers import PreservationPolicy
-
 from gptjax.base.files import write_atomically
-from gptjax.runs.holding import held_steps
 from gptjax.runs.integrity import signed_content
 
 LOSS = "loss"
@@ -139,21 +136,3 @@ def _standing(cursor: dict[str, Any]) -> _Standing | None:
 
 def _is_number(x: Any) -> TypeGuard[float]:
     return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
-
-
-class LatestAndBest(PreservationPolicy):
-    """Keep the newest `n` steps, the best, those of unknown measure, and those that others need.
-
-    `run` is the directory in which adapters on this model mark what they need. While `keeps_all`
-    is true, keep every step.
-    """
-
-    def __init__(self, n: int, ranking: Callable[[], Ranking], run: Path):
-        self._n, self._ranking, self._run = n, ranking, run
-        self.keeps_all = False
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """Decide for each of `checkpoints`, oldest first."""
-        ranking, newest = self._ranking(), len(checkpoints) - self._n
-        kept = {ranking.best(), *ranking.unknown(), *held_steps(self._run)}
-        return [self.keeps_all or i >= newest or c.step in kept for i, c in enumerate(checkpoints)]

@@ -39,3 +39,13 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         files.write_atomically(tmp_path / "a", b"new")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"old"}
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    left = files.unique_name(tmp_path / "config.json")
+    others = [".hidden", ".x.tmp", "a.0123456789abcdef.tmp", ".lock", "config.json"]
+    for path in (left, *(tmp_path / name for name in others)):
+        path.write_text("")
+    (tmp_path / ".d.0123456789abcdef.tmp").mkdir()
+    files.remove_unfinished(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {*others, ".d.0123456789abcdef.tmp"}

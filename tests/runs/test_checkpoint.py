@@ -5,6 +5,7 @@ and a save runs into a limit on file sizes.
 """
 
 import errno
+import json
 import logging
 import os
 import resource
@@ -29,8 +30,10 @@ from gptjax.cluster.mesh import make_mesh, replicated
 from gptjax.config import OptimConfig
 from gptjax.runs import checkpoint as checkpoint_module
 from gptjax.runs import integrity
-from gptjax.runs.checkpoint import Checkpointer, RestoreError, SaveError
+from gptjax.runs.checkpoint import Checkpointer, SaveError
+from gptjax.runs.digests import DIGESTS, tree_digests
 from gptjax.runs.integrity import INTEGRITY, sign, verify
+from gptjax.runs.reading import RestoreError
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.state import TrainState, items_of, saved_items, state_of
 
@@ -127,6 +130,7 @@ def test_a_state_comes_back_bit_for_bit_on_any_number_of_devices(
     assert_bitwise_same(state, some_state(7))
     shardings = {leaf.sharding for leaf in jax.tree.leaves(state)}
     assert shardings == {replicated(make_mesh(restored_on))}
+    assert cursor.pop(DIGESTS) == tree_digests(items_of(some_state(7)))
     assert cursor == {"step": 7, "data": "fingerprint", "val_loss": 2.5}
     assert said == []
 
@@ -426,23 +430,15 @@ def test_several_damaged_steps_are_walked_past_and_none_overwrites_another(saved
     assert sorted(p.name for p in (saved.parent / "damaged").iterdir()) == ["2", "3", "3x"]
 
 
-def test_what_processes_together_cannot_read_is_not_moved(saved, said, monkeypatch):
-    """Nobody can tell a damaged step from a process that died while it was read."""
+def test_what_is_whole_but_cannot_be_read_stays_where_it_is(saved, said):
+    """Nobody can tell a step that is bad from a process that died, or lacks memory, reading it."""
     sign_what_nobody_can_read(saved / "3")
     before = files(saved)
-    monkeypatch.setattr(checkpoint_module, "_several", lambda: True)
     with pytest.raises(RestoreError, match=r"checkpoint \S*/3 cannot be restored") as caught:
         restore(Checkpointer(saved), said.append)
     assert caught.value.exit_code == 74
-    assert files(saved) == before
-    assert said == []
-
-
-def test_what_is_whole_but_cannot_be_read_stays_where_it_is(saved, said):
-    sign_what_nobody_can_read(saved / "3")
-    before = files(saved)
-    with pytest.raises(UserError, match=r"/3 is undamaged but cannot be restored"):
-        restore(Checkpointer(saved), said.append)
+    with pytest.raises(RestoreError, match=r"checkpoint \S*/3 cannot be restored"):
+        Checkpointer(saved, read_only=True).restore_params(3, abstract().params)
     assert files(saved) == before
     assert said == []
 
@@ -467,7 +463,7 @@ def test_a_run_without_one_good_checkpoint_is_refused_and_nothing_is_deleted(sav
 
 @pytest.mark.parametrize("n_devices", [1, 8])
 def test_parameters_are_restored_without_reading_anything_else(saved, n_devices):
-    leave_half(saved / "2")
+    shutil.rmtree(saved / "2" / "opt_state")
     (saved / "2" / INTEGRITY).unlink()
     sign(saved / "2")
     checkpointer = Checkpointer(saved, read_only=True)
@@ -486,6 +482,70 @@ def test_damaged_parameters_are_refused_and_left_where_they_are(saved, damage):
     with pytest.raises(UserError, match=f"checkpoints/2 is damaged: .*{problem}"):
         Checkpointer(saved, read_only=True).restore_params(2, abstract().params)
     assert (saved / "2").is_dir()
+
+
+def digests_of_another(step_dir: Path) -> None:
+    """What went wrong between the devices and the files, and was signed."""
+    cursor = step_dir / checkpoint_module.CURSOR_FILE
+    content = json.loads(cursor.read_text())
+    content[DIGESTS]["opt_state"] ^= 1
+    content[DIGESTS]["params"] ^= 1
+    cursor.write_text(json.dumps(content))
+    (step_dir / INTEGRITY).unlink()
+    sign(step_dir)
+
+
+def test_what_is_signed_but_not_what_was_in_memory_never_reaches_a_model(saved, said):
+    digests_of_another(saved / "3")
+    with pytest.raises(UserError, match=r"/3 is damaged: params is not what was saved") as caught:
+        Checkpointer(saved, read_only=True).restore_params(3, abstract().params)
+    assert caught.value.exit_code == 1
+    checkpointer = Checkpointer(saved)
+    state, cursor = restore(checkpointer, said.append)
+    assert_bitwise_same(state, some_state(2))
+    assert (cursor["step"], checkpointer.steps()) == (2, [1, 2])
+    assert ["is not what was saved" in line for line in said] == [True]
+    assert (saved.parent / "damaged" / "3").is_dir()
+
+
+def test_parameters_are_compared_as_they_were_saved_and_come_in_the_type_asked_for(saved):
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16", sharding=x.sharding), abstract().params
+    )
+    params = Checkpointer(saved, read_only=True).restore_params(3, like)
+    assert_bitwise_same(params, jax.tree.map(lambda x: x.astype("bfloat16"), some_state(3).params))
+    digests_of_another(saved / "3")
+    with pytest.raises(UserError, match="is not what was saved"):
+        Checkpointer(saved, read_only=True).restore_params(3, like)
+
+
+def as_of_an_earlier_version(step_dir: Path) -> None:
+    """Without a mark, and killed before it was signed."""
+    cursor = step_dir / checkpoint_module.CURSOR_FILE
+    content = json.loads(cursor.read_text())
+    del content[DIGESTS]
+    cursor.write_text(json.dumps(content))
+    (step_dir / INTEGRITY).unlink()
+
+
+def test_unsigned_steps_of_earlier_versions_are_signed_on_first_sight(saved, said, capsys):
+    for step in ("2", "3"):
+        as_of_an_earlier_version(saved / step)
+    before = files(saved)
+    params = Checkpointer(saved, read_only=True).restore_params(3, abstract().params)
+    assert_bitwise_same(params, some_state(3).params)
+    assert "3 was saved by an earlier version" in capsys.readouterr().err
+    assert files(saved) == before
+
+    checkpointer = Checkpointer(saved)
+    assert_bitwise_same(restore(checkpointer, said.append)[0], some_state(3))
+    assert [line[:20] for line in said] == ["checkpoint of step 2", "checkpoint of step 3"]
+    assert all("could not be verified. It is signed now" in line for line in said)
+    assert [verify(saved / step) for step in ("2", "3")] == [None, None]
+    assert checkpointer.best_step() == 2
+    flip_a_bit(largest_file(saved / "3" / "params"))
+    assert restore(Checkpointer(saved), said.append)[1]["step"] == 2
+    assert "3 is damaged" in said[-1]
 
 
 @contextmanager

@@ -2,12 +2,10 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 
-from gptjax.runs.holding import hold
-from gptjax.runs.ranking import LatestAndBest, Ranking
+from gptjax.runs.ranking import Ranking
 
 
 def ranking(*losses: tuple[int, str, float]) -> Ranking:
@@ -47,30 +45,11 @@ def test_what_is_no_finite_number_is_no_loss(loss):
     assert (found.best(), found.loss(2)) == (2, 1.0)
 
 
-def test_steps_that_others_need_are_kept_until_their_marks_are_gone(tmp_path):
-    steps = [SimpleNamespace(step=step) for step in (2, 4, 6)]
-    policy = LatestAndBest(1, Ranking, tmp_path)
-    assert policy.should_preserve(steps, context=None) == [False, False, True]
-    for run in ("one", "other", "one"):
-        assert hold(tmp_path, 2, tmp_path / run) is None
-    mark = tmp_path / "pinned" / "2"
-    assert mark.read_text() == f"{tmp_path / 'one'}\n{tmp_path / 'other'}\n"
-    assert policy.should_preserve(steps, context=None) == [True, False, True]
-    mark.unlink()
-    assert policy.should_preserve(steps, context=None) == [False, False, True]
-    mark.parent.rmdir()
-    mark.parent.touch()  # nothing can be made in there
-    assert "cannot be told to keep its step 2" in str(hold(tmp_path, 2, tmp_path / "one"))
-
-
-def test_steps_of_unknown_loss_are_kept_but_not_the_best(tmp_path):
+def test_a_step_of_unknown_loss_is_not_the_best():
     found = ranking((1, "", 2.0), (2, "", 1.0), (4, "", 3.0), (5, "", 4.0))
     for step, content in ((0, None), (3, b"[]"), (6, b"\xff")):
         found.read(step, content)
     assert (found.best(), found.unknown()) == (2, [0, 3, 6])
-    steps = [SimpleNamespace(step=step) for step in range(7)]
-    kept = LatestAndBest(1, lambda: found, tmp_path).should_preserve(steps, context=None)
-    assert kept == [True, False, True, True, False, False, True]
     found.keep([1, 3, 6])
     found.drop(6)
     assert (found.best(), found.unknown()) == (1, [3])

@@ -10,7 +10,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import pytest
-from small_runs import tiny_on
+from small_runs import tiny, tiny_on
 
 from gptjax.cluster.mesh import make_mesh, shardings
 from gptjax.cluster.stop import StopRequest
@@ -269,3 +269,20 @@ def test_a_run_tells_its_speed_and_looks_at_the_evaluated_parameters(short, tmp_
     assert log.index("start-up") < log.index("step 1/4")
     assert "traced steps 2 to 3: " in log
     assert len(list((tmp_path / "run/profile").rglob("*.xplane.pb"))) == 1
+
+
+@pytest.mark.slow
+def test_the_clock_saves_between_the_saves_of_steps_and_milestones_stay(prepared, tmp_path):
+    """Every call is later than this clock allows, but for the one right after a save."""
+    fields = {
+        "train.save_every_minutes": 1e-6, "train.updates_per_call": 3, "train.max_steps": 30,
+        "train.keep_every_steps": 8, "train.keep_latest": 2,
+    }  # fmt: skip
+    assert fit.fit(tiny(prepared, fields), tmp_path / "run") == 0
+    kept = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    # calls end at 3, 6, 8, 11, 14, 16, 19, 22, 24, 27, 30: of these 8, 16 and 24 are milestones
+    assert kept == [8, 16, 24, 30]
+    fields["train.keep_latest"] = 99
+    assert fit.fit(tiny(prepared, fields), tmp_path / "all") == 0
+    kept = sorted(int(p.name) for p in (tmp_path / "all" / "checkpoints").iterdir())
+    assert kept == [3, 8, 14, 16, 22, 24, 30]

@@ -6,6 +6,7 @@ number in metrics.jsonl but the speed, every sample, every parameter and every m
 compared with an unbroken run.
 """
 
+import json
 import random
 import shutil
 import signal
@@ -21,6 +22,8 @@ from killed_runs import assert_same_run, checkpoints, rows, start, wait_until, w
 from gptjax.base.tree import named_leaves
 from gptjax.conversion.opening import load_run
 from gptjax.data.manifest import Manifest
+from gptjax.runs.accounts import read_accounts
+from gptjax.training.finishing import RESULTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_compilation_for_all")]
 STEPS = 400
@@ -37,6 +40,18 @@ def options(data: Manifest, dropout: float) -> list[str]:
         *(word for name in rates for word in (name, dropout)),
     ]
     return [str(value) for value in values]
+
+
+def assert_accounted_for(cwd: Path, began: float) -> None:
+    """The seconds of all starts add up to the wall clock since then, and say what was lost."""
+    results = json.loads((cwd / "run" / RESULTS).read_bytes())
+    last = json.loads((cwd / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    wall = (cwd / "run" / RESULTS).stat().st_mtime - began
+    assert sum(results["seconds"].values()) == pytest.approx(wall, rel=0.01)
+    assert sum(last["seconds"].values()) == pytest.approx(wall, rel=0.01)
+    assert 0 < results["goodput"] < 1
+    assert min(results["seconds"][name] for name in ("lost_progress", "between_starts")) > 0
+    assert [s.exit for s in read_accounts(cwd / "run")] == [None] * 5 + [0]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +96,7 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
         (lambda: has_new_rows(tmp_path, 0), 1.0),  # restored, and compiling
         (lambda: has_new_rows(tmp_path, 250), 0.1),
     ]
-    delays = random.Random(0)
+    delays, began = random.Random(0), time.time()
     for moment, longest_delay in moments:
         happened = moment()
         process = start(options(prepared, dropout), tmp_path)
@@ -97,6 +112,7 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
     assert result.returncode == 0, result.stderr
     assert "resuming run after step" in result.stdout
     assert_same_run(tmp_path, unbroken)
+    assert_accounted_for(tmp_path, began)
 
 
 @pytest.mark.parametrize("dropout", [0.1], indirect=True)
