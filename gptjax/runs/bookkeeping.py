@@ -205,6 +205,8 @@ class Bookkeeper:
         if isinstance(error, OSError):
             error = StorageError.of(error) or error
         otherwise = 130 if isinstance(error, KeyboardInterrupt) else BUG
+        if isinstance(error, SystemExit) and isinstance(error.code, int):  # a signal, at once
+            otherwise = error.code
         self.end(getattr(error, "exit_code", otherwise))
 
     def end(self, exit_code: int) -> int:

@@ -34,6 +34,7 @@ STEPS = 72
 BEFORE_STEPS = {
     "imports": ("gptjax.train", "import_jax", 1),
     "opening": ("gptjax.training.fit", "open_run", 1),
+    "preflight": ("gptjax.training.preflight:Preflight", "passed", 1),
     "restoring": ("gptjax.training.fit", "restore_or_start", 1),
     "compiling": ("gptjax.training.setup:Setup", "compile_steps", 1),
 }
@@ -145,11 +146,14 @@ def test_a_hangup_that_is_ignored_stays_ignored():
 def test_a_signal_in_any_phase_loses_nothing(
     prepared, tmp_path, unbroken, report, monkeypatch, every
 ):
-    moments = [
-        (phase, moment, int(number))
-        for i, number in enumerate(STOPS)
-        for j, (phase, moment) in enumerate({**BEFORE_STEPS, **IN_STEPS}.items())
-        if (i + j) % every == 0
+    moments = [  # the first makes the preflight, which a start that resumes leaves out
+        ("training", IN_STEPS["training"], int(signal.SIGTERM)),
+        *(
+            (phase, moment, int(number))
+            for i, number in enumerate(STOPS)
+            for j, (phase, moment) in enumerate({**BEFORE_STEPS, **IN_STEPS}.items())
+            if (i + j) % every == 0
+        ),
     ]
     monkeypatch.setenv("MOMENTS", json.dumps(moments))
     said = trained(options(prepared), tmp_path, AGAIN_AND_AGAIN)

@@ -432,7 +432,10 @@ def test_another_course_is_told_by_its_rates_and_by_the_flags_that_keep_the_old_
     assert len(lines) == (said is not None)
     assert all(words in lines[0] for words in said or ())
     after = contents(run.path)
-    assert {name for name in after if after[name] != before.get(name)} == {"log.txt", "accounts.json"}
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "log.txt",
+        "accounts.json",
+    }
 
 
 def test_what_a_run_killed_while_it_started_left_is_no_obstacle(tmp_path):
