@@ -207,7 +207,8 @@ def test_a_complete_run_keeps_its_account_until_it_goes_on(tmp_path, clocks):
     ("error", "code"),
     [
         (UserError("no"), 1), (KeyboardInterrupt(), 130), (ValueError("bug"), 70),
-        (SystemExit(143), 143), (OSError(28, "No space left on device"), 74), (OSError(2, "No such file"), 70),
+        (SystemExit(143), 143),
+        (OSError(28, "No space left on device"), 74), (OSError(2, "No such file"), 70),
         (None, None),
     ],
 )  # fmt: skip
