@@ -52,7 +52,7 @@ import importlib, json, os, sys
 from pathlib import Path
 from gptjax.train import train
 from gptjax.cluster import stop
-stop.LEAVE_SECONDS = 60.0  # here the process goes on
+stop.LEAVE_SECONDS = stop.CLEAN_SECONDS = 60.0  # here the process goes on
 
 def count(path):
     return len(path.read_text().splitlines()) if path.exists() else 0
