@@ -82,7 +82,6 @@ def train(argv: Sequence[str]) -> int:
         from gptjax.training.tasks import task_of
     if stop:
         return stop.exit_code
-
     check_training()
     startup = Startup(process_began(began) if __name__ == "__main__" else began)
     startup.end("imports")

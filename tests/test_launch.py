@@ -620,7 +620,7 @@ def test_a_process_that_lives_but_hangs_is_started_again(prepared, alone, tmp_pa
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "hung").exists()
-    assert "nothing was finished for" in result.stderr
+    assert "no step was finished for" in result.stderr
     assert "resuming" in result.stdout
     assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
     for mine, other in zip(rows(run), rows(alone), strict=True):

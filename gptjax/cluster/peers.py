@@ -36,9 +36,13 @@ class LostPeerError(UserError):
         )
 
 
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether an exception of jax says that the connection to another process broke."""
-    return type(error).__name__ == "JaxRuntimeError" and any(w in str(error) for w in BROKEN)
+def is_lost_peer(error: BaseException | None) -> bool:
+    """Whether an exception of jax, or what caused it, says that the connection to a peer broke."""
+    while error is not None:
+        if type(error).__name__ == "JaxRuntimeError" and any(w in str(error) for w in BROKEN):
+            return True
+        error = error.__cause__
+    return False
 
 
 @contextmanager

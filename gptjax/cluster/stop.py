@@ -14,7 +14,8 @@ from types import FrameType
 
 Largest = Callable[[int], Callable[[], int]]
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-LEAVE_SECONDS = 1.0  # for the main thread to leave by itself
+LEAVE_SECONDS = 1.0  # for the main thread to leave by itself after a second Ctrl-C
+CLEAN_SECONDS = 5.0  # and if nothing is to be saved: it may remove what it was trying out
 NOTHING_TO_SAVE = "stopping: this start has trained nothing yet"
 
 
@@ -116,13 +117,15 @@ class StopRequest:
                     self._remember(number)
                     answer = self._answer if self.defers else NOTHING_TO_SAVE
                     os.write(2, f"\n{signal.Signals(number).name}: {answer}\n".encode())
-                if not self.defers or (number == signal.SIGINT and not is_first):
-                    self._see_that_it_leaves(number)
+                if number == signal.SIGINT and not is_first:
+                    self._see_that_it_leaves(number, LEAVE_SECONDS)
+                elif not self.defers:
+                    self._see_that_it_leaves(number, CLEAN_SECONDS)
                 is_first = False
         os.close(heard)
 
-    def _see_that_it_leaves(self, number: int) -> None:
-        if not self._has_left.wait(LEAVE_SECONDS):
+    def _see_that_it_leaves(self, number: int, seconds: float) -> None:
+        if not self._has_left.wait(seconds):
             os.write(2, b"stopped\n")
             os._exit(128 + number)
 

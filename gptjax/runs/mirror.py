@@ -92,7 +92,8 @@ class Mirror:
             with phases.during(Phase.SAVING):
                 self._finish(thread, phases.heartbeat)
 
-        on_process_0(finish)
+        with phases.waiting_for_0():
+            on_process_0(finish)
 
     def _owner(self) -> str | None:
         """The name under which this run has claimed the store; None if it has not."""

@@ -70,7 +70,9 @@ class Boundary:
         if stopping:
             self._save(state, is_skipping)
         self._show(now, state, step)
-        return stopping
+        if self._stop and not stopping:  # it came meanwhile, and may have cut a sample short
+            self._save(state, is_skipping)
+        return stopping or bool(self._stop)
 
     def do_what_was_missed(self, state: TrainState, step: int) -> None:
         """Validate, measure and sample as due at the restored step, if that was cut short."""

@@ -23,7 +23,7 @@ from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog
-from gptjax.runs.mirror import mirror_of
+from gptjax.runs.mirror import Mirror, mirror_of
 from gptjax.runs.trace import Startup
 from gptjax.runs.trackers import Trackers, require_installed
 from gptjax.training.loop import Loop
@@ -59,8 +59,7 @@ def fit(
         largest = max_over_processes if several else None
         stop = stack.enter_context(StopRequest(largest, defers=several))
         mirror = mirror_of(config.train, run_dir)
-        with phases.during(Phase.RESTORING):
-            brought = on_process_0(lambda: mirror.open(fresh)) if mirror is not None else None
+        brought = _brought(mirror, fresh, phases) if mirror is not None else None
         setup = Setup(config, None if fresh else run_dir)
         changes = open_run(setup, run_dir, fresh, stack)
         accounts = run_dir.accounts if is_process_0() else None
@@ -118,3 +117,14 @@ def fit(
         books.begin(step, log.rows[-1] if log.rows else {})
         setup.announce(step, display)
         return trackers.end(books.end(loop.train(state, step)))
+
+
+def _brought(mirror: Mirror, fresh: bool, phases: Phases) -> list[str] | None:
+    """What process 0 has copied from the store, however long that takes; the others wait."""
+
+    def bring() -> list[str]:
+        with phases.during(Phase.RESTORING):
+            return mirror.open(fresh)
+
+    with phases.waiting_for_0():
+        return on_process_0(bring)

@@ -11,6 +11,7 @@ import jax
 import pytest
 from conftest import environment_on
 
+from gptjax.base.errors import UserError
 from gptjax.cluster import peers
 from gptjax.cluster.peers import LostPeerError, ending_clearly, is_lost_peer
 
@@ -40,7 +41,11 @@ except UserError as error:
     ],
 )
 def test_a_broken_connection_is_told_from_other_errors(kind, words, expected):
-    assert is_lost_peer(type(kind, (RuntimeError,), {})(words)) == expected
+    error = type(kind, (RuntimeError,), {})(words)
+    assert is_lost_peer(error) == expected
+    failed = UserError("a checkpoint could not be written")
+    failed.__cause__ = error
+    assert is_lost_peer(failed) == expected
 
 
 def test_the_client_of_jax_gets_a_function_to_call(monkeypatch):

@@ -2,18 +2,15 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
-from conftest import environment_on, without_speed
+from conftest import without_speed
 from small_runs import tiny_on
 
 from gptjax.cluster.stop import StopRequest
-from gptjax.cluster.watchdog import StallError
 from gptjax.config import Config
 from gptjax.config.presets import load_config
 from gptjax.runs.directory import RunDir
@@ -138,63 +135,3 @@ def test_a_run_goes_on_without_samples_and_curves(short, tmp_path, monkeypatch):
     assert said.count("loss.png was not drawn: IsADirectoryError") == 3
     assert "done: 6 steps; now try" in said
     assert f"done: 6 steps; curves in {plain / 'loss.png'}; now try" in log(plain)
-
-
-HANG = """
-import runpy, sys, time
-import orbax.checkpoint as ocp
-from gptjax.runs.checkpoint import Checkpointer
-from gptjax.runs.directory import RunDir
-from gptjax.training.setup import Setup
-def hang_at(step, owner, name):
-    went_on, calls = getattr(owner, name), []
-    def hang(*args, **options):
-        calls.append(1)
-        if len(calls) == step:
-            time.sleep(600)
-        return went_on(*args, **options)
-    setattr(owner, name, hang)
-hang_at({step}, {where})
-sys.argv = ["gptjax.train", *sys.argv[1:]]
-runpy.run_module("gptjax.train", run_name="__main__")
-"""
-OPENING = (1, "RunDir, 'check'")
-IN_RESTORING = (1, "Checkpointer, 'restore'")
-IN_THE_FIRST_STEP = (1, "Setup, 'train_steps'")
-IN_A_STEP = (9, "Setup, 'train_steps'")
-IN_A_SAVE = (2, "ocp.CheckpointManager, 'save'")
-IN_THE_LAST_WAIT = (2, "Checkpointer, 'wait'")  # the first is that of the only `save`
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_compilation_for_all")
-@pytest.mark.parametrize(
-    ("where", "save_every", "what"),
-    [
-        (OPENING, 5, "the run's directory was not opened"),
-        (IN_RESTORING, 5, "no checkpoint was restored"),
-        (IN_THE_FIRST_STEP, 5, "nothing was finished"),
-        (IN_A_STEP, 5, "nothing was finished"),
-        (IN_A_SAVE, 5, "a checkpoint was not saved"),
-        (IN_THE_LAST_WAIT, 0, "a checkpoint was not saved"),
-    ],
-)
-def test_one_process_that_hangs_ends(prepared, tmp_path, where, save_every, what):
-    script = HANG.format(step=where[0], where=where[1])
-    words = [
-        *(sys.executable, "-c", script, "--config", "tiny", "--run-dir", "run"),
-        *("--data.path", prepared.directory, "--train.max-steps", 20, "--model.unroll", 1),
-        *("--train.save-every-steps", save_every, "--train.stall-seconds", 8),
-        *("--train.eval-every-steps", 0, "--train.sample-every-steps", 0),
-    ]
-    result = subprocess.run(
-        list(map(str, words)),
-        cwd=tmp_path,
-        env=environment_on(2),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert result.returncode == StallError.exit_code, result.stderr
-    assert f"error: {what} for " in result.stderr
-    assert "in hang\n" in result.stderr  # the stack of the thread that does
