@@ -16,5 +16,7 @@ def let_writers_yield() -> None:
     """Lower the priority of tensorstore's threads; a system without `/proc` leaves them alone."""
     for task in Path("/proc/self/task").glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or may not be changed
-            if (task / "comm").read_text().startswith(WRITERS):
-                os.setpriority(os.PRIO_PROCESS, int(task.name), NICENESS)
+            thread = int(task.name)
+            is_writer = (task / "comm").read_text().startswith(WRITERS)
+            if is_writer and os.getpriority(os.PRIO_PROCESS, thread) < NICENESS:
+                os.setpriority(os.PRIO_PROCESS, thread, NICENESS)
