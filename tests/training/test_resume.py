@@ -262,8 +262,11 @@ def test_adapters_that_are_killed_go_on_though_their_base_is_trained_on(
 
 
 def test_other_devices_and_micro_batches_go_on_from_the_same_state(prepared, tmp_path):
-    """The state comes back exactly; sums in another order change the losses after it by 1e-5."""
-    short = [*options(prepared, 0.1), "--train.sample-every-steps", "0", "--optim.peak-lr", "1e-4"]
+    """The state comes back exactly; sums in another order change the losses after it by 1e-5.
+
+    Without dropout, whose masks depend on the size of a micro-batch.
+    """
+    short = [*options(prepared, 0.0), "--train.sample-every-steps", "0", "--optim.peak-lr", "1e-4"]
     short += ["--train.save-every-steps", "10", "--train.keep-latest", "9"]
 
     def go_on(name: str, steps: int, micro_batch: int, devices: int = 1) -> list[dict]:
@@ -282,7 +285,7 @@ def test_other_devices_and_micro_batches_go_on_from_the_same_state(prepared, tmp
     expected = [row["train_loss"] for row in go_on("unbroken", 20, 4)]
     go_on("begun", 10, 4)
     assert digests("begun") == digests("unbroken")
-    for micro_batch, devices in ((1, 1), (2, 2), (1, 4)):
+    for micro_batch, devices in ((1, 1), (2, 2)):
         name = f"{micro_batch} on {devices}"
         shutil.copytree(tmp_path / "begun", tmp_path / name)
         found = go_on(name, 20, micro_batch, devices)
