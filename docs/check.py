@@ -53,6 +53,7 @@ RULES = [  # the first pattern that is found in a command decides
     (r"convert --from PEFT_DIR|\b(runs/merged|runs/chat)", PARSE, "needs adapters: tests/"),
     (r"evaluate .*--run gpt2", PARSE, "needs the weights of GPT-2"),
     (r"evaluate .*--lm-eval", RUN, ""),
+    (r"evaluate .*--compare", RUN, ""),
     (r"gptjax\.", SMALL, ""),
 ]
 REPLACED = [  # in commands that are run with tiny sizes

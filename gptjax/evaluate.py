@@ -1,8 +1,13 @@
-"""Measure a model: `python -m gptjax.evaluate --run RUN --on perplexity --data FILE`."""
+"""Measure a model: `python -m gptjax.evaluate --run RUN --on perplexity --data FILE`.
 
+`--compare RUN RUN ...` shows runs side by side.
+"""
+
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gptjax.cli import main, parse
@@ -24,8 +29,10 @@ def evaluate(argv: Sequence[str]) -> int:
     command, words = parse(EvaluateCommand, argv[:at], "python -m gptjax.evaluate"), argv[at + 1 :]
     is_harness = at < len(argv)
     check_flags(command, is_harness)
+    if command.compare:
+        return _compare(command)
     evaluation = EVALUATIONS[command.on]
-    if idle := " and ".join(map(flag_of, idle_flags(command))):
+    if command.replay is None and (idle := " and ".join(map(flag_of, idle_flags(command)))):
         print(f"note: {command.on} does not read {idle}, which has no effect", file=sys.stderr)
     import_jax()
 
@@ -37,6 +44,8 @@ def evaluate(argv: Sequence[str]) -> int:
 
     enable_compilation_cache()
     run = load_run(command.run, averaged=command.averaged)
+    if command.replay is not None:
+        return _replay(run, command.replay, command)
     context = command.context or run.config.context
     check_context(command, context, run.config.model.n_ctx)
     scorer = Scorer(run.config.model, run.params, command.batch, command.dtype, context)
@@ -53,6 +62,34 @@ def evaluate(argv: Sequence[str]) -> int:
     print(as_table(figures, evaluation.scored))
     if command.json is not None:
         write_json(command.json, figures, conditions(setting, command.on, seconds))
+    return 0
+
+
+def _replay(run: Any, step: int, command: EvaluateCommand) -> int:
+    """Print the rows of a step, and write all of them to the JSON file."""
+    from gptjax.evaluation.replay import as_lines, mean_loss, write_replay
+    from gptjax.training.replaying import replay
+
+    rows = replay(run, step, command.batch, command.dtype)
+    loss = f"loss {mean_loss(rows):.4f} by the {run.origin}"
+    print(f"step {step:,}: {len(rows):,} rows, {loss}")
+    width = shutil.get_terminal_size((100, 24)).columns
+    print("\n".join(as_lines(rows[: command.limit], width)))
+    if command.json is not None:
+        write_replay(command.json, step, run.origin, rows)
+    return 0
+
+
+def _compare(command: EvaluateCommand) -> int:
+    """Print a table of runs, and write the page that shows them side by side."""
+    from gptjax.runs.comparing import HEADER, SEEDS_HEADER, as_text, read_side_by_side
+
+    comparison, path = read_side_by_side(command.compare), command.out or Path("compare.html")
+    print(as_text(HEADER, comparison.table()))
+    if seeds := comparison.seeds():
+        print(f"\n{as_text(SEEDS_HEADER, seeds)}")
+    comparison.write(path)
+    print(f"\ncurves side by side in {path}")
     return 0
 
 

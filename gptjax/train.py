@@ -45,10 +45,7 @@ class TrainCommand(ConfigCommand):
 
 
 def train(argv: Sequence[str]) -> int:
-    """Parse the flags, connect to the other processes of the run, and train.
-
-    If the config brings its own text, process 0 prepares it first, and the others wait.
-    """
+    """Parse the flags, prepare the config's own text if it has one, meet the others, and train."""
     began = time.perf_counter()
     is_report = "--report" in argv
     command = parse_config(TrainCommand, argv, "python -m gptjax.train", required=not is_report)
@@ -84,8 +81,9 @@ def train(argv: Sequence[str]) -> int:
     startup.end("imports")
     launch = find_launch(os.environ, command.coordinator, command.processes, command.process)
     run, data_dir = command.run, Path(command.data.path)
+    devices = run.train.cpu_devices, parameter_count(run.model), run.train.stall_seconds
     if launch is None:  # report a mistake before preparing the data
-        start_devices(run.train.cpu_devices, parameter_count(run.model))
+        start_devices(*devices)
     is_missing = task_of(run).reads_shards and not run.data.mixture and not is_prepared(data_dir)
     if is_missing:
         with origins.explained():
@@ -97,7 +95,7 @@ def train(argv: Sequence[str]) -> int:
         if launch is not None:
             initialise(launch)
             startup.end("meeting")
-            start_devices(run.train.cpu_devices, parameter_count(run.model))
+            start_devices(*devices, launch.process)
         enable_compilation_cache()
         require_equal_devices()
         here = Surroundings(not is_missing, jax.default_backend(), jax.local_device_count())
@@ -106,7 +104,7 @@ def train(argv: Sequence[str]) -> int:
             return fit(run, run_path, command.fresh, startup, notes)
     except BaseException as error:
         if launch is not None:
-            exit_process(error)
+            exit_process(error, launch.process)
         if not isinstance(error, Exception) or isinstance(error, UserError):
             raise
         if isinstance(error, OSError) and (known := StorageError.of(error)):

@@ -293,7 +293,7 @@ train() {
     stopped=143
     [ -z "$child" ] || kill -TERM "$child" 2>/dev/null
   }
-  trap stop TERM
+  trap stop TERM USR1
   trap '' HUP
   follow_child() { # until it has ended; a signal only interrupts the wait
     child=$!

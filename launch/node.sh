@@ -12,10 +12,11 @@
 # One process with all devices is the rule, and the fastest way to a small model. Several processes
 # help to debug what happens between nodes, or if one process cannot feed all devices.
 #
-# Exit codes of a run: 0 is done; 1 and 2 are mistakes that another attempt would repeat; 130 and 143
-# are stops by Ctrl-C and SIGTERM, after a save. These end the script. Everything else (a crash, a
-# killed process, a failed disk or link) is tried again from the last checkpoint, up to RETRIES times,
-# after PAUSE seconds. If one of several processes dies, all are ended and restarted.
+# Exit codes of a run: 0 is done; 1 and 2 are mistakes that another attempt would repeat; 129, 130, 138
+# and 143 are stops by SIGHUP, Ctrl-C, SIGUSR1 and SIGTERM, after a save. These end the script.
+# Everything else (a crash, a killed process, a hang, a failed disk or link) is tried again from the
+# last checkpoint, up to RETRIES times, after PAUSE seconds. If one of several processes dies, all are
+# ended and restarted. Under nohup SIGHUP does nothing.
 set -um # -m: each process has its own group, so Ctrl-C reaches it only through this script
 
 if [ $# -lt 1 ]; then
@@ -50,6 +51,8 @@ forward() {
 }
 trap 'forward 143 TERM' TERM
 trap 'forward 130 INT' INT
+trap 'forward 129 HUP' HUP # has no effect under nohup, which ignores it for the run as well
+trap 'forward 138 USR1' USR1
 
 # not in the foreground, where Ctrl-C would end the sleep instead of reaching the trap
 wait_seconds() {
@@ -118,7 +121,7 @@ wait_for_all() {
   for one in "${codes[@]}"; do
     [ "$one" -le "$code" ] || code=$one
   done
-  for wanted in 143 130 2 1; do # a mistake explains why the others died
+  for wanted in 138 129 143 130 2 1; do # a mistake explains why the others died
     for one in "${codes[@]}"; do
       [ "$one" -ne "$wanted" ] || code=$one
     done
@@ -133,7 +136,7 @@ for ((attempt = 0; attempt <= retries; attempt++)); do
   start_all "$@"
   wait_for_all
   case $code in
-    0 | 1 | 2 | 130 | 143) exit "$code" ;;
+    0 | 1 | 2 | 129 | 130 | 138 | 143) exit "$code" ;;
   esac
   [ "$stopped" -eq 0 ] || exit "$stopped"
   if [ "$attempt" -lt "$retries" ]; then

@@ -38,9 +38,11 @@ from gptjax.data.manifest import Manifest
 from gptjax.planning.counts import GPU
 from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
+from gptjax.runs.bookkeeping import GOODPUT, SECONDS, SPENT
 from gptjax.runs.directory import RunDir
 from gptjax.tokenizers.bpe import BPETokenizer
 
+pytest_plugins = ["fault_report"]
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The collector would look through jax's millions of objects again and again.
@@ -184,7 +186,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def without_speed(row: dict) -> dict:
     """A row of metrics.jsonl without what differs between two runs of the same."""
-    return {k: v for k, v in row.items() if k not in ("tokens_per_second", "mfu", "data_wait")}
+    clocked = ("tokens_per_second", "mfu", "data_wait", GOODPUT, SECONDS, SPENT)
+    return {k: v for k, v in row.items() if k not in clocked}
 
 
 def environment_on(devices: int) -> dict[str, str]:

@@ -23,6 +23,7 @@ from conftest import ROOT, environment_on, run_verb, without_speed
 
 from gptjax.cli import parse_config
 from gptjax.cluster.processes import Launch, find_launch
+from gptjax.cluster.stop import STOPS
 from gptjax.data.manifest import Manifest
 from gptjax.train import TrainCommand
 
@@ -151,7 +152,8 @@ if [ "$1" = -c ]; then exec {python} "$@"; fi
 echo "$* $CUDA_VISIBLE_DEVICES" >> {here}/started
 {{ flock 9; code=$(head -n 1 {here}/codes); sed -i 1d {here}/codes; }} 9>> {here}/lock
 case $code in
-hang) trap 'exit 143' TERM; trap 'exit 130' INT; while :; do sleep 0.05; done;;
+hang) trap 'exit 143' TERM; trap 'exit 130' INT; trap 'exit 129' HUP; trap 'exit 138' USR1
+  while :; do sleep 0.05; done;;
 kill) kill -9 $$;;
 *) exit "$code";;
 esac
@@ -182,7 +184,9 @@ def ending(tmp_path, surroundings, fakes) -> Callable[..., tuple[int, list[str],
         ("0", 0, 1),
         ("1 0", 1, 1),
         ("2 0", 2, 1),
+        ("129 0", 129, 1),
         ("130 0", 130, 1),
+        ("138 0", 138, 1),
         ("143 0", 143, 1),
         ("70 0", 0, 2),
         ("kill 74 134 0", 0, 4),
@@ -228,7 +232,7 @@ def test_processes_share_the_gpus_of_a_node(ending, fakes):
     assert sorted(line.split()[-2:] for line in started) == [["0", "7"], ["1", "5"]]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(s, 128 + s) for s in STOPS])
 def test_signals_reach_every_process(tmp_path, surroundings, fakes, number, code):
     (tmp_path / "codes").write_text("hang\nhang\n")
     fake = program(fakes / "run", RUN.format(python=sys.executable, here=tmp_path))
@@ -322,6 +326,7 @@ SRUN = """#!/usr/bin/env bash
 # Starts TASKS copies of a command here, each with the variables that Slurm sets for a task.
 echo "$*" >> {here}/srun
 while [[ $1 == --* ]]; do shift; done
+trap 'kill -USR1 $(jobs -p)' USR1
 for ((i = 0; i < TASKS; i++)); do
   SLURM_STEP_ID=0 SLURM_STEP_NODELIST=127.0.0.1 SLURM_STEP_NUM_TASKS=$TASKS SLURM_PROCID=$i \\
     SLURM_LOCALID=0 SLURM_NODEID=$i SLURM_STEP_TASKS_PER_NODE="1(x$TASKS)" "$@" &
@@ -357,6 +362,8 @@ def slurm(fakes, tmp_path) -> dict[str, str]:
         ("0 0", 0, 1, False),
         ("1 1 0 0", 1, 1, False),
         ("143 143", 143, 1, True),
+        ("138 138", 138, 1, True),
+        ("129 129", 129, 1, False),
         ("kill 0 70 0 0 0", 0, 3, False),
         ("70 0 70 0 70 0", 70, 3, False),
     ],
@@ -372,6 +379,18 @@ def test_a_slurm_job_queues_itself_again_after_a_stop(
     requeue = tmp_path / "scontrol"
     assert requeue.exists() == requeued
     assert not requeued or requeue.read_text() == f"requeue {slurm['SLURM_JOB_ID']}\n"
+
+
+def test_a_signal_to_the_batch_shell_alone_reaches_the_tasks(tmp_path, surroundings, fakes, slurm):
+    """`sbatch --signal=B:USR1@90`."""
+    (tmp_path / "codes").write_text("hang\nhang\n")
+    fake = program(fakes / "run", RUN.format(python=sys.executable, here=tmp_path))
+    command = ["bash", str(LAUNCH / "slurm.sbatch"), "tiny"]
+    process = subprocess.Popen(command, env=surroundings | slurm | {"PYTHON": str(fake)})
+    wait_until(lambda: (tmp_path / "codes").read_text() == "", process)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(20) == 138
+    assert (tmp_path / "scontrol").exists()
 
 
 SKY_PROGRAM = """#!{python}

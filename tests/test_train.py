@@ -76,7 +76,7 @@ def test_every_step_has_one_row_with_the_promised_numbers(finished_once):
     for row in found:
         assert {"train_loss", "learning_rate", "grad_norm"} <= set(row)
         assert ("val_loss" in row) == (row["step"] in (5, 10, STEPS))
-        assert all(math.isfinite(value) for value in row.values())
+        assert all(map(math.isfinite, [*row.pop("seconds", {}).values(), *row.values()]))
     for row in found[4], found[9], found[11]:
         assert row["val_stderr"] > 0
         # a token is a byte here, and end-of-text is no byte of text
@@ -91,8 +91,8 @@ def test_every_step_has_one_row_with_the_promised_numbers(finished_once):
 def test_a_run_directory_holds_what_is_promised(finished_once):
     run = finished_once / "run"
     assert sorted(p.name for p in run.iterdir() if p.name != LOCK) == [
-        "checkpoints", "config.json", "log.txt", "loss.png", "metrics.jsonl", "ranking.json",
-        "samples.md", "tokenizer.json",
+        "accounts.json", "checkpoints", "config.json", "log.txt", "loss.png", "metrics.jsonl",
+        "ranking.json", "report.html", "results.json", "samples.md", "tokenizer.json",
     ]  # fmt: skip
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     picture = matplotlib.image.imread(run / "loss.png")
@@ -123,7 +123,7 @@ def test_raising_max_steps_goes_on(finished, prepared):
     result = run_verb("train", *options, cwd=finished)
     assert result.returncode == 0, result.stderr
     assert "resuming run after step 12" in result.stdout
-    assert "changed since the last start: train.max_steps was 12, now 15" in result.stdout
+    assert "  announced  train.max_steps  12  -> 15\n" in result.stdout
     assert rows(finished)[:STEPS] == before
     assert [row["step"] for row in rows(finished)] == list(range(1, 16))
 
@@ -146,10 +146,10 @@ def test_fresh_starts_over_and_keeps_the_old_run(finished, prepared):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--model.n-embd", 64], "model.n_embd was 32, now 64"),
-        (["--model.n-layer", 3], "model.n_layer was 2, now 3"),
-        (["--model.no-tied-head"], "model.tied_head was True, now False"),
-        (["--train.seed", 5], "train.seed was 1337, now 5"),
+        (["--model.n-embd", 64], "model.n_embd  32  -> 64"),
+        (["--model.n-layer", 3], "model.n_layer  2  -> 3"),
+        (["--model.no-tied-head"], "model.tied_head  True  -> False"),
+        (["--train.seed", 5], "train.seed  1337  -> 5"),
     ],
 )
 def test_what_decides_the_parameters_may_not_change(finished, prepared, flags, words):

@@ -81,6 +81,17 @@ def gibibytes(n: float) -> str:
     return f"{math.floor(size * 10**digits + 0.5) / 10**digits:.{digits}f} GiB"
 
 
+def bytes_in_words(n: int) -> str:
+    """Bytes in the unit that suits them.
+
+    >>> bytes_in_words(300), bytes_in_words(3 * 2**19), bytes_in_words(5 * 2**30)
+    ('1 KiB', '1.5 MiB', '5.00 GiB')
+    """
+    if n >= 2**30:
+        return gibibytes(n)
+    return f"{n / 2**20:,.1f} MiB" if n >= 2**20 else f"{math.ceil(n / 2**10)} KiB"
+
+
 def how_long(size: int) -> str:
     """The time to fetch `size` bytes over common connections, in words."""
     times = []

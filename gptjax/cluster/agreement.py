@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils  # jax's documented way to ask all 
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gptjax.base.errors import StorageError, UserError
+from gptjax.cluster.peers import LostPeerError, is_lost_peer
 
 T = TypeVar("T")
 BUG = 70  # exit code of an exception other than `UserError` (sysexits.h: EX_SOFTWARE)
@@ -179,16 +180,20 @@ def _maximum() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
     )
 
 
-def exit_process(error: BaseException) -> NoReturn:
+def exit_process(error: BaseException, process: int | None = None) -> NoReturn:
     """Report `error` and end this process, one of several, at once.
+
+    Its number is `process`, or else the one that jax knows once it has devices.
 
     Raising the exception would not end it: on its way out this process would wait for the others,
     for a save in progress or in jax's shutdown, while they wait for it in a step.
     """
-    name = "" if is_process_0() else f"process {jax.process_index()}: "
-    code = BUG
+    process = jax.process_index() if process is None else process
+    name, code = f"process {process}: " if process else "", BUG
     if isinstance(error, OSError):
         error = StorageError.of(error) or error
+    elif is_lost_peer(error):
+        error = LostPeerError()
     if isinstance(error, UserError):
         code = error.exit_code
         if not isinstance(error, Followed):
@@ -201,7 +206,7 @@ def exit_process(error: BaseException) -> NoReturn:
         print("\n".join(name + line for line in text.splitlines()), file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    if is_process_0() and isinstance(error, UserError):
+    if process == 0 and isinstance(error, UserError):
         time.sleep(LAST_WORDS_SECONDS)
     os._exit(code)
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from gptjax.cluster.environment import find_devices
 from gptjax.cluster.plugins import accelerator_plugins
+from gptjax.cluster.watchdog import Watchdog
 from gptjax.model.places import FSDP
 
 LARGEST_CACHE = 8 * 2**30  # bytes; GPT-2's step on a GPU takes about ten million
@@ -149,11 +150,17 @@ def compiler_options(mesh: Mesh) -> dict[str, Any]:
     return options
 
 
-def start_devices(cpu_devices: int, parameters: int) -> None:
-    """Let jax find its devices; `parameters` is the model's size. Raises `EnvironmentProblem`."""
+def start_devices(
+    cpu_devices: int, parameters: int, stall_seconds: int = 0, process: int = 0
+) -> None:
+    """Let jax find its devices; `parameters` is the model's size. Raises `EnvironmentProblem`.
+
+    A driver that does not answer for so many seconds ends this process; 0 waits for ever.
+    """
     divide_processor(cpu_devices)
     keep_freed_memory(parameters)
-    find_devices()
+    with closing(Watchdog(stall_seconds, process)) as dog, dog.watching("no device was found"):
+        find_devices()
 
 
 def divide_processor(devices: int) -> None:

@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.sharding import AxisType, PartitionSpec
 
 from gptjax.base.errors import UserError
+from gptjax.cluster.agreement import max_over_processes
 from gptjax.cluster.devices import peak_tokens_per_second, typical_mfu
 from gptjax.config import Config
 from gptjax.model.size import parameter_count
@@ -40,17 +41,18 @@ class LinkError(UserError):
 def check_links(config: Config) -> list[str]:
     """Lines about the devices and their links; none for a single device.
 
-    On CPUs nothing is measured. Raises `LinkError` if a reduction over all devices does not come
-    back. All processes of a run must call this.
+    On CPUs only the time of a tiny reduction is measured. Raises `LinkError` if a reduction over
+    all devices does not come back. All processes of a run must call this.
     """
     devices, processes = jax.devices(), jax.process_count()
     if len(devices) == 1:
         return []
+    seconds = connect()
     kinds = Counter(device.device_kind for device in devices)
     listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     where = f"links    {listed} in {processes} {'process' if processes == 1 else 'processes'}"
     if devices[0].platform == "cpu":
-        return [f"{where}: CPUs, not measured"]
+        return [f"{where}: CPUs, all-reduce of a number {seconds * 1e3:,.1f} ms"]
     driver = nvidia_smi("--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
     peers = peer_access(nvidia_smi("topo", "-p2p", "r"))
     bandwidth = within(LINK_SECONDS, partial(bus_bandwidth, PROBE_BYTES, REPEATS))
@@ -59,6 +61,21 @@ def check_links(config: Config) -> list[str]:
         f"all-reduce {bandwidth / 1e9:.1f} GB/s (bus, {PROBE_BYTES >> 20} MiB a device)"
     ]
     return lines + advice(config, devices[0].device_kind, len(devices), bandwidth)
+
+
+def connect(allowed: float = LINK_SECONDS) -> float:
+    """Seconds of one tiny reduction over all devices, which connects them.
+
+    Raises `LinkError` if it takes longer than `allowed`. All processes must call this.
+    """
+
+    def reduce() -> float:
+        max_over_processes(0)()  # compiles, and connects the devices
+        began = time.perf_counter()
+        max_over_processes(0)()
+        return time.perf_counter() - began
+
+    return within(allowed, reduce)
 
 
 def nvidia_smi(*arguments: str) -> str:

@@ -3,12 +3,15 @@
 Every second of a process belongs to one phase. A phase inside another takes its time from it.
 """
 
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from gptjax.cluster.watchdog import Watchdog
+if TYPE_CHECKING:  # whoever reads an account needs no jax
+    from gptjax.cluster.watchdog import Watchdog
 
 
 class Phase(StrEnum):
@@ -26,9 +29,13 @@ class Phase(StrEnum):
     ENDING = "ending"
 
 
-COMPILING_FLOOR = 600.0  # seconds that every compilation may take
+FIRST = 6  # times train.stall_seconds: the first of a kind compiles, connects, meets cold disks
+LONG = dict.fromkeys([Phase.START, Phase.COMPILING, Phase.PREFLIGHT, Phase.RESTORING], FIRST)
+LONG[Phase.SAVING] = 3
+"""Times `train.stall_seconds` that a phase may take; once, if it is not here."""
+COMPILING_SECONDS = 600.0  # that every compilation may take, however small train.stall_seconds is
 SAID = {
-    Phase.START: "the run's directory was not opened",
+    Phase.START: "the run did not go on",
     Phase.COMPILING: "a program was not compiled",
     Phase.PREFLIGHT: "the preflight did not end",
     Phase.RESTORING: "no checkpoint was restored",
@@ -44,22 +51,29 @@ SAID = {
 class Phases:
     """The phase that this process is in, and the seconds of each so far."""
 
-    def __init__(self, watchdog: Watchdog, began: float | None = None):
+    def __init__(self, watchdog: "Watchdog", began: float | None = None):
         """The first phase is the start, since `began` by `time.perf_counter()`; None means now."""
         self.seconds = dict.fromkeys(Phase, 0.0)
         self._watchdog, self._phase = watchdog, Phase.START
+        self._lock = threading.Lock()  # the account is written by a thread of its own
         self._since = time.perf_counter() if began is None else began
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
         """Be in a phase, whose time is counted and limited, and then in the one before again."""
         before = self._enter(phase)
-        floor = COMPILING_FLOOR if phase == Phase.COMPILING else 0.0
+        floor = LONG.get(phase, 1) * self._watchdog.seconds
+        if phase in (Phase.COMPILING, Phase.PREFLIGHT):
+            floor = max(floor, COMPILING_SECONDS)
         try:
-            with self._watchdog.watching(SAID[phase], floor):
+            with self._watchdog.watching(SAID[phase], floor, FIRST * self._watchdog.seconds):
                 yield
         finally:
             self._enter(before)
+
+    def waiting_for_0(self) -> AbstractContextManager[None]:
+        """While process 0 works alone, in a phase of its own, nobody else is limited."""
+        return self._watchdog.resting()
 
     def heartbeat(self) -> None:
         """Note that something was finished in this phase, so that its limit begins again."""
@@ -67,16 +81,20 @@ class Phases:
 
     def count_as(self, phase: Phase, seconds: float) -> None:
         """Count so many seconds of the phase that this process is in as those of another."""
-        self.seconds[phase] += seconds
-        self.seconds[self._phase] -= seconds
+        with self._lock:
+            self.seconds[phase] += seconds
+            self.seconds[self._phase] -= seconds
 
     def so_far(self) -> dict[Phase, float]:
-        """The seconds of each phase up to now."""
-        self._enter(self._phase)
-        return dict(self.seconds)
+        """The seconds of each phase up to now; any thread may ask."""
+        with self._lock:
+            so_far = dict(self.seconds)
+            so_far[self._phase] += time.perf_counter() - self._since
+        return so_far
 
     def _enter(self, phase: Phase) -> Phase:
-        now, before = time.perf_counter(), self._phase
-        self.seconds[before] += now - self._since
-        self._phase, self._since = phase, now
+        with self._lock:
+            now, before = time.perf_counter(), self._phase
+            self.seconds[before] += now - self._since
+            self._phase, self._since = phase, now
         return before

@@ -18,11 +18,12 @@ from threading import Timer
 import jax
 
 from gptjax.base.errors import UserError
+from gptjax.cluster.peers import ending_clearly
 
 PORT = 8476  # of the coordinator, unless a job number gives another
 QUIET_SECONDS = 10  # before a process says whom it waits for
 MEETING_SECONDS = 900  # nodes may still be pulling images, or process 0 preparing data
-HEARTBEAT_SECONDS = 30  # a process without a sign of life for so long counts as dead
+HEARTBEAT_SECONDS = 10  # a process without a sign of life for so long counts as dead
 SHUTDOWN_SECONDS = 120  # process 0 still draws curves after the others have ended
 
 
@@ -207,7 +208,8 @@ def initialise(launch: Launch) -> None:
     """Connect with the other processes; call this before any device is touched.
 
     Process 0 listens from here on, and the others wait for it. If a process dies later, all end
-    within `HEARTBEAT_SECONDS`. Raises `MeetingError` if process 0 cannot be reached.
+    soon after `HEARTBEAT_SECONDS`. Raises `MeetingError` if process 0 cannot be reached, or if not
+    all others come.
     """
     others = "the others" if launch.process == 0 else "process 0"
     patient = Timer(QUIET_SECONDS, _say_waiting, (launch, others))
@@ -217,6 +219,12 @@ def initialise(launch: Launch) -> None:
         if launch.process:
             _reach(launch.coordinator, MEETING_SECONDS)
         _meet(launch)
+    except RuntimeError as error:
+        raise MeetingError(
+            f"process {launch.process} of {launch.processes} did not meet all others at "
+            f"{launch.coordinator} within {MEETING_SECONDS / 60:.0f} minutes ({error}): do all of "
+            "them run, with the same coordinator, and each with a number of its own?"
+        ) from error
     finally:
         patient.cancel()
 
@@ -250,13 +258,14 @@ def _reach(coordinator: str, seconds: float) -> None:
 def _meet(launch: Launch) -> None:
     # this service would take SIGTERM from the loop, which tells the other processes itself
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        launch.coordinator,
-        launch.processes,
-        launch.process,
-        local_device_ids=local_devices(launch, os.environ),
-        cluster_detection_method="deactivate",  # it would take only one GPU of a Slurm task
-        initialization_timeout=MEETING_SECONDS,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-    )
+    with ending_clearly(launch.process):
+        jax.distributed.initialize(
+            launch.coordinator,
+            launch.processes,
+            launch.process,
+            local_device_ids=local_devices(launch, os.environ),
+            cluster_detection_method="deactivate",  # it would take only one GPU of a Slurm task
+            initialization_timeout=MEETING_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )

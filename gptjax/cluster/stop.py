@@ -1,4 +1,10 @@
-"""Ctrl-C and SIGTERM as a request that the loop reads, so that a run always ends with a save."""
+"""Signals as a request that the loop reads, so that a run always ends with a save.
+
+SIGINT (Ctrl-C), SIGTERM (schedulers), SIGHUP (a closed terminal; ignored under nohup) and SIGUSR1
+(a habit on Slurm) all ask for the same. Python runs a handler only between two of its own
+instructions, and a compilation or a device that hangs gives it none. So a thread hears of each
+signal too: it answers at once, and it ends the process if that was to leave at once and cannot.
+"""
 
 import os
 import signal
@@ -7,10 +13,13 @@ from collections.abc import Callable
 from types import FrameType
 
 Largest = Callable[[int], Callable[[], int]]
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+LEAVE_SECONDS = 1.0  # for the main thread to leave by itself
+NOTHING_TO_SAVE = "stopping: this start has trained nothing yet"
 
 
 class StopRequest:
-    """Within this context the first signal is noted; a second Ctrl-C interrupts at once.
+    """Within this context the first signal is noted; a second Ctrl-C ends the process at once.
 
     Several processes stop at the same call of `agree`, whichever of them received the signal.
     """
@@ -19,16 +28,22 @@ class StopRequest:
         self,
         largest: Largest | None = None,
         answer: str = "stopping as soon as the steps under way are saved",
+        defers: bool = True,
     ) -> None:
         """`largest` starts a maximum over all processes; None for a single process.
 
         `answer` is printed when a signal arrives.
         """
         self._answer = answer
+        self.defers = defers
+        """Whether there is something to save; otherwise the first signal ends the process."""
         self.signal: signal.Signals | None = None
         self._noted: signal.Signals | None = None
+        self._handled = False  # whether the main thread knows of a signal
         self._largest = largest
         self._asked: Callable[[], int] | None = None
+        self._has_left = threading.Event()
+        self._before: dict[signal.Signals, object] = {}
         self.wished = False
         """Whether a process had a wish at the last call of `agree` that all know of."""
 
@@ -37,14 +52,27 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         # no other thread than the main one may handle signals; what runs there is not interrupted
-        is_main = threading.current_thread() is threading.main_thread()
-        handled = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-        self._before = {s: signal.signal(s, self._note) for s in handled}
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        heard, self._told = os.pipe()
+        os.set_blocking(self._told, False)
+        threading.Thread(target=self._listen, args=(heard,), daemon=True, name="signals").start()
+        self._told_before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
+        for number in STOPS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            # None is a handler that Python does not know
+            self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._before:
+            return
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        signal.set_wakeup_fd(self._told_before)
+        self._has_left.set()
+        os.close(self._told)
 
     def agree(self, wish: bool = False) -> None:
         """Learn what all processes knew at the last call; tell them what this one knows now.
@@ -62,13 +90,47 @@ class StopRequest:
             self.signal = signal.Signals(number)
         self._asked = self._largest((self._noted or 0) * 2 + wish)
 
+    def settle(self) -> bool:
+        """Wait for what all processes know now; returns whether they stop. All call this."""
+        if self._largest is not None and (number := self._largest(self._noted or 0)()):
+            self.signal = signal.Signals(number)
+        return bool(self)
+
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self._noted is not None and number == signal.SIGINT:
+        """In the main thread: remember the first signal; leave if nothing is to be saved."""
+        again, self._handled = self._handled, True
+        self._remember(number)
+        if number == signal.SIGINT and (again or not self.defers):
             raise KeyboardInterrupt
-        self._noted = signal.Signals(number)
+        if not self.defers:
+            raise SystemExit(128 + number)
+
+    def _listen(self, heard: int) -> None:
+        """In a thread: answer the first signal; see that a process leaves that is to leave."""
+        is_first = True
+        while numbers := os.read(heard, 64):
+            for number in numbers:
+                if number not in self._before:
+                    continue  # Python tells of every signal that it handles
+                if is_first:
+                    self._remember(number)
+                    answer = self._answer if self.defers else NOTHING_TO_SAVE
+                    os.write(2, f"\n{signal.Signals(number).name}: {answer}\n".encode())
+                if not self.defers or (number == signal.SIGINT and not is_first):
+                    self._see_that_it_leaves(number)
+                is_first = False
+        os.close(heard)
+
+    def _see_that_it_leaves(self, number: int) -> None:
+        if not self._has_left.wait(LEAVE_SECONDS):
+            os.write(2, b"stopped\n")
+            os._exit(128 + number)
+
+    def _remember(self, number: int) -> None:
+        if self._noted is None:
+            self._noted = signal.Signals(number)
         if self._largest is None:
             self.signal = self._noted
-        os.write(2, f"\n{self._noted.name}: {self._answer}\n".encode())
 
     @property
     def exit_code(self) -> int:

@@ -8,19 +8,20 @@ happens for too long, and `launch/node.sh` or Slurm restarts all of them from th
 """
 
 import faulthandler
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from gptjax.base.errors import UserError
-from gptjax.cluster.agreement import exit_process
 
 PATIENCE = 10  # a wait of this many times the longest so far is always allowed
 CHECKS = 20  # number of looks at the clock within the allowed time
-LONGEST_SLEEP = 60.0  # seconds between two looks
+LONGEST_SLEEP = 2.0  # seconds between two looks
+WORDS_SECONDS = 10.0  # for the last words, if nobody reads what this process says
 
 
 class StallError(UserError):
@@ -30,11 +31,14 @@ class StallError(UserError):
 
 
 class _Wait(NamedTuple):
-    """A wait: what did not happen, since when, and the least that it may take."""
+    """A wait: what did not happen, since when, and what it may take at least."""
 
     what: str
     since: float
+    first: float
+    """Seconds, as long as no part of it was ever finished."""
     floor: float
+    """Seconds, afterwards."""
 
 
 class Watchdog:
@@ -44,13 +48,15 @@ class Watchdog:
     long as its longest wait so far.
     """
 
-    def __init__(self, seconds: int):
-        self._seconds = seconds
+    def __init__(self, seconds: int, process: int = 0):
+        """`process` is the number of this process, for its last words."""
+        self.seconds = seconds
+        self._name = f"process {process}: " if process else ""
         self._longest: dict[str, float] = {}  # wait for each action
         self._wait: _Wait | None = None  # replaced as a whole: another thread reads it
         self._closed = threading.Event()
         if seconds:
-            threading.Thread(target=self._watch, daemon=True).start()
+            threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def heartbeat(self) -> None:
         """Note that a part of the watched action was finished."""
@@ -61,26 +67,38 @@ class Watchdog:
         self._wait = wait._replace(since=now)
 
     @contextmanager
-    def watching(self, what: str, floor: float = 0.0) -> Iterator[None]:
-        """Watch one action, which may take `floor` seconds in any case.
+    def watching(self, what: str, floor: float = 0.0, first: float = 0.0) -> Iterator[None]:
+        """Watch one action, which may take `floor` seconds in any case, and `first` at first.
 
         `what` tells the user that it did not happen. Afterwards the action around it, if there is
         one, is watched again.
         """
         around = self._wait
-        self._wait = _Wait(what, time.monotonic(), floor)
+        self._wait = _Wait(what, time.monotonic(), max(floor, first), floor)
         try:
             yield
         finally:
             self.heartbeat()
-            self._wait = None if around is None else around._replace(since=time.monotonic())
+            self._go_on(around)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Watch nothing: this process waits for another that is watched itself."""
+        around, self._wait = self._wait, None
+        try:
+            yield
+        finally:
+            self._go_on(around)
+
+    def _go_on(self, around: _Wait | None) -> None:
+        self._wait = None if around is None else around._replace(since=time.monotonic())
 
     def close(self) -> None:
         """Stop watching for good."""
         self._closed.set()
 
     def _watch(self) -> None:
-        sleep, looked = min(LONGEST_SLEEP, self._seconds / CHECKS), time.monotonic()
+        sleep, looked = min(LONGEST_SLEEP, self.seconds / CHECKS), time.monotonic()
         seen, quiet = None, 0.0
         while not self._closed.wait(sleep):
             # count at most two sleeps: a process that Ctrl-Z stopped does not hang
@@ -89,16 +107,26 @@ class Watchdog:
             quiet, seen = (quiet + passed if wait is seen else 0.0), wait
             if wait is None:
                 continue
-            longest = self._longest.get(wait.what, 0.0)
-            if quiet <= (allowed := max(self._seconds, wait.floor, PATIENCE * longest)):
-                continue
-            faulthandler.dump_traceback(sys.stderr)
-            exit_process(
-                StallError(
-                    f"{wait.what} for {allowed:,.0f} s (train.stall_seconds; the longest "
-                    f"wait before took {longest:,.1f} s): a process, a link, a device or a "
-                    "disk hangs. The stack of each thread of this process is printed above. "
-                    "Restart the run, as launch/node.sh does: it continues from its last "
-                    "checkpoint"
-                )
-            )
+            longest = self._longest.get(wait.what)
+            floor = wait.first if longest is None else wait.floor
+            longest = longest or 0.0
+            if quiet > (allowed := max(self.seconds, floor, PATIENCE * longest)):
+                self._end(wait.what, allowed, longest)
+
+    def _end(self, what: str, allowed: float, longest: float) -> NoReturn:
+        """Say what hangs, and leave past everything else: jax and the main thread may hang too."""
+        code = StallError.exit_code
+        last = threading.Timer(WORDS_SECONDS, os._exit, (code,))
+        last.daemon = True
+        last.start()
+        faulthandler.dump_traceback(sys.stderr)
+        error = StallError(
+            f"{what} for {allowed:,.0f} s (train.stall_seconds; the longest wait before took "
+            f"{longest:,.1f} s): a process, a link, a device or a disk hangs. The stack of each "
+            "thread of this process is printed above. Restart the run, as launch/node.sh does: it "
+            "continues from its last checkpoint"
+        )
+        print(f"{self._name}error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -60,13 +60,14 @@ class TrainConfig:
     keep_every_steps: int = 0
     """Steps between milestones, checkpoints that are never deleted; 0 keeps none."""
     checkpoint_dir: str | None = None
-    """Place of the checkpoints outside the run's directory: gs://BUCKET/PATH, s3://BUCKET/PATH, or
-    a directory. Metrics, lock and logs stay in the run's directory."""
+    """Object store to which every checkpoint is copied, and from which another machine goes on:
+    s3://BUCKET/PATH, gs://BUCKET/PATH, or a directory of another disk."""
     sample_every_steps: int = 1000
     """Steps between sampled texts; 0 never samples."""
-    stall_seconds: int = 1800
-    """Seconds without a finished step or save after which a process that hangs ends, to be started
-    again; or ten times the longest wait so far, if that is more; 0 waits for ever."""
+    stall_seconds: int = 600
+    """Seconds without a finished step after which a process that hangs ends, to be started again.
+    Ten times the longest wait so far is allowed too, a save may take three times as long, and a
+    compilation, a restore, and the first of everything six times; 0 waits for ever."""
     preflight: Literal["on", "off"] = "on"
     """Try everything that the run will do (step, validation, sample, checkpoint, disk, links) once
     before its first step."""

@@ -8,9 +8,11 @@ like a single source.
 import hashlib
 import json
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
+from typing import Self
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from gptjax.base.errors import UserError
 from gptjax.config import Config
 from gptjax.config.batches import batch_schedule
 from gptjax.config.names import how_to_prepare_for, parse_change, parse_source
+from gptjax.config.run_batches import RunBatches
 from gptjax.data.examples import EndlessExamples, Example, TaskData, ValidationSet
 from gptjax.data.manifest import TOKENIZER, Manifest, is_prepared, read_manifest, read_tokenizer
 from gptjax.data.mixture import MixedWindows, Mixture
@@ -29,7 +32,7 @@ class Corpus(TaskData):
     """The data of pretraining, opened and checked; `manifest` is its first source's."""
 
     def __init__(self, config: Config):
-        data, self._ramp = config.data, batch_schedule(config)
+        data, self._batches = config.data, RunBatches.of(batch_schedule(config))
         self._context, self._max_steps = config.context, config.train.max_steps
         self.mixture: Mixture | None = None
         self.changes, self._changes = data.mixture_changes, []
@@ -38,7 +41,7 @@ class Corpus(TaskData):
         else:
             sources = [parse_source(text) for text in data.mixture]
             self._changes = [parse_change(text, len(sources)) for text in self.changes]
-            self.mixture = Mixture(sources, self._changes, self._ramp.rows_before)
+            self.mixture = Mixture(sources, self._changes, self._batches.rows_before)
             self.manifests = _read_all([Path(s.path) for s in sources], data.tokenizer)
         self.manifest = self.manifests[0]
         self._windows = [TokenWindows(m, "train", self._context) for m in self.manifests]
@@ -96,16 +99,26 @@ class Corpus(TaskData):
     def epochs(self, step: int) -> float:
         """Tokens of the first `step` steps, divided by the tokens of all sources."""
         tokens = sum(manifest.splits["train"].tokens for manifest in self.manifests)
-        return self._ramp.rows_before(step) * self._context / tokens
+        return self._batches.rows_before(step) * self._context / tokens
+
+    def along(self, batches: RunBatches) -> Self:
+        """The same data, whose changes of weights lie where these batches have them."""
+        data = copy(self)
+        data._batches = batches
+        if self.mixture is not None:
+            data.mixture = Mixture(self.mixture.sources, self._changes, batches.rows_before)
+        return data
 
     def shuffled(self, seed: int) -> EndlessExamples:
         """The windows of all sources in the endless shuffled order of a seed."""
-        return self.training_windows().shuffled(seed)
-
-    def training_windows(self) -> "TokenWindows | MixedWindows":
-        """Windows to train on; raises `UserError` if a source would be read too often."""
         if self.mixture is None:
-            return self._windows[0]
+            return self._windows[0].shuffled(seed)
+        return MixedWindows(self._windows, self.mixture).shuffled(seed)
+
+    def refuse_excess(self) -> None:
+        """Raise `UserError` if a source of a mixture would be read more often than allowed."""
+        if self.mixture is None:
+            return
         if too_often := [
             f"{name} would be read {epochs:.2f} times, at most {source.max_epochs:g} are allowed"
             for name, source, epochs in zip(
@@ -120,7 +133,6 @@ class Corpus(TaskData):
                 f"{self._max_steps:,} steps read a source of data.mixture more often than allowed: "
                 f"{'; '.join(too_often)}. Lower their weights, or allow more epochs"
             )
-        return MixedWindows(self._windows, self.mixture)
 
     def validation_sets(self) -> list[ValidationSet]:
         """The validation windows of every source; raises `UserError` if one is empty."""
@@ -149,7 +161,7 @@ class Corpus(TaskData):
         """The share of every source in all rows of the run: its weight in the validation loss."""
         if self.mixture is None:
             return [1.0]
-        counts = self.mixture.counts(self._ramp.rows_before(self._max_steps))
+        counts = self.mixture.counts(self._batches.rows_before(self._max_steps))
         return [count / sum(counts) for count in counts]
 
     @property
@@ -187,7 +199,7 @@ class Corpus(TaskData):
 
     def _epochs_by_source(self, step: int) -> list[float]:
         assert self.mixture is not None
-        counts = self.mixture.counts(self._ramp.rows_before(step))
+        counts = self.mixture.counts(self._batches.rows_before(step))
         return [n / max(1, len(w)) for n, w in zip(counts, self._windows, strict=True)]
 
 

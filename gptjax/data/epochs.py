@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gptjax.data.examples import EndlessExamples, Example, Examples
+from gptjax.data.examples import EndlessExamples, Example, Examples, Origin
 
 
 class EpochOrder(EndlessExamples):
@@ -31,6 +31,11 @@ class EpochOrder(EndlessExamples):
 
     def __getitem__(self, row: int) -> Example:
         return {name: x[0] for name, x in self.batch([row], [row]).items()}
+
+    def origin(self, row: int) -> Origin:
+        """That of the example in this row; empty for a row that only fills a batch."""
+        place = self.place(row)
+        return {} if place is None else self._examples.origin(place)
 
     def batch(self, own: Sequence[int], together: Sequence[int]) -> dict[str, np.ndarray]:
         """Rows of this process, of a step that has the rows `together` on all processes."""

@@ -7,14 +7,17 @@ do not have it, and IS_REAL is 0 for padding rows of an evaluation batch.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from gptjax.config import Config
+from gptjax.config.run_batches import RunBatches
+from gptjax.data.manifest import Manifest
 from gptjax.tokenizers.plain import Tokenizer
 
 Example = dict[str, np.ndarray]
+Origin = dict[str, Any]  # a shard and the offset of its first token there, or numbers of examples
 IS_REAL = "is_real"
 
 
@@ -24,6 +27,10 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Example: ...
+
+    def origin(self, index: int) -> Origin:
+        """Where an example comes from: its number, if nothing better is known."""
+        return {"example": index}
 
     def batch(self, own: Sequence[int], together: Sequence[int]) -> Example:
         """The examples `own` as rows of a batch that has those of `together` on all processes."""
@@ -35,6 +42,10 @@ class EndlessExamples(Protocol):
     """Row r of an endless order of examples, a function of its seed and r alone."""
 
     def __getitem__(self, row: int, /) -> Example: ...
+
+    def origin(self, row: int) -> Origin:
+        """Where the tokens of a row come from; empty for a row that only fills a batch."""
+        ...
 
     def batch(self, own: Sequence[int], together: Sequence[int]) -> Example:
         """The rows `own` of a batch that has the rows `together` on all processes."""
@@ -62,6 +73,8 @@ class TaskData(Protocol):
     """The data of a config, opened and checked. Methods with a body here are optional."""
 
     tokenizer: Tokenizer
+    manifests: tuple[Manifest, ...] = ()
+    """Those of the shards that are read, if the data are shards."""
 
     def resolved(self, config: Config) -> Config:
         """The config with the tokenizer and vocabulary of the data. Raises `UserError`."""
@@ -104,6 +117,14 @@ class TaskData(Protocol):
         """Examples of all shapes that training has, if there are several, the largest last."""
         return []
 
+    def along(self, batches: RunBatches) -> Self:
+        """The same data for a run with these batches, which are not always its config's."""
+        del batches
+        return self
+
+    def refuse_excess(self) -> None:
+        """Raise `UserError` if the run would read some of the data more often than allowed."""
+
     def keep(self, directory: Path) -> None:
         """Write into the directory of a run that begins what it needs to resume without files."""
         del directory
@@ -135,3 +156,7 @@ class ShuffledExamples(EndlessExamples):
 
     def __getitem__(self, row: int) -> Example:
         return self._examples[self._numbers[row]]
+
+    def origin(self, row: int) -> Origin:
+        """That of the example in this row."""
+        return self._examples.origin(int(self._numbers[row]))

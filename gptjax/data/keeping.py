@@ -166,6 +166,16 @@ def read_kept(directory: Path, kind: Any) -> Kept | None:
         return None
 
 
+def read_origin(directory: Path) -> Origin | None:
+    """What the examples of a run that has begun were made of; None if it keeps none."""
+    try:
+        with np.load(directory / KEPT, allow_pickle=False) as file:
+            about = json.loads(file["about"].tobytes())
+        return Origin(about["settings"], about["files"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
 def _of(arrays: Arrays, split: str) -> Arrays:
     start = f"{split}."
     return {name.removeprefix(start): x for name, x in arrays.items() if name.startswith(start)}

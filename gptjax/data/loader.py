@@ -17,6 +17,7 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.config.batches import BatchSchedule
+from gptjax.config.run_batches import Batches, RunBatches
 from gptjax.data.examples import IS_REAL, EndlessExamples, Examples
 
 T = TypeVar("T")
@@ -43,20 +44,22 @@ class StepSource:
     def __init__(
         self,
         data: Shuffles,
-        ramp: BatchSchedule,
+        batches: Batches,
         steps: int,
         seed: int,
         process: int = 0,
         processes: int = 1,
     ):
         self._order = data.shuffled(seed)
-        if ramp.first % processes:
+        if isinstance(batches, BatchSchedule):
+            batches = RunBatches.of(batches)
+        if (first := batches.schedule.first) % processes:
             raise UserError(
-                f"{ramp.first} sequences a step (train.batch_tokens) do not divide among "
+                f"{first} sequences a step (train.batch_tokens) do not divide among "
                 f"{processes} processes"
             )
-        self._ramp, self._steps = ramp, steps
-        self._process, self._processes, self._ahead = process, processes, 0
+        self._batches, self._steps = batches, steps
+        self._process, self._processes = process, processes
 
     def continued(self, step: int, rows: int) -> Self:
         """The source of a run that has read so many rows before `step`.
@@ -64,19 +67,19 @@ class StepSource:
         They are others than those of its batches if the batch was changed, or data passed over.
         """
         source = copy(self)
-        source._ahead = rows - self._ramp.rows_before(step)
+        source._batches = self._batches.continued(step, rows)
         return source
 
     def rows_before(self, step: int) -> int:
         """The place of the first row of `step` in the order of all rows."""
-        return self._ramp.rows_before(step) + self._ahead
+        return self._batches.rows_before(step)
 
     def __len__(self) -> int:
         return self._steps
 
     def __getitem__(self, step: int) -> HostBatch:
         """Rows of `step`, counted from 0."""
-        rows, first = self._ramp.rows(step), self.rows_before(step)
+        rows, first = self._batches.rows(step), self.rows_before(step)
         local = rows // self._processes
         start = first + self._process * local
         return self._order.batch(range(start, start + local), range(first, first + rows))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gptjax.config.names import MixtureSource
-from gptjax.data.examples import EndlessExamples, Example
+from gptjax.data.examples import EndlessExamples, Example, Origin
 from gptjax.data.windows import TokenWindows
 
 
@@ -146,7 +146,16 @@ class MixedOrder(EndlessExamples):
         ]
 
     def __getitem__(self, row: int) -> Example:
+        order, index = self._place(row)
+        return order[index]
+
+    def origin(self, row: int) -> Origin:
+        """Shard and offset of the window in this row."""
+        order, index = self._place(row)
+        return order.origin(index)
+
+    def _place(self, row: int) -> tuple[EndlessExamples, int]:
         source, index = self._mixture.place(row)
         order = self._orders[source]
         assert order is not None
-        return order[index]
+        return order, index

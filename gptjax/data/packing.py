@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gptjax.data.examples import Example, Examples
+from gptjax.data.examples import Example, Examples, Origin
 
 
 class Item(NamedTuple):
@@ -33,6 +33,10 @@ class PackedRows(Examples):
 
     def __getitem__(self, index: int) -> Example:
         return packed_row([self._items[i] for i in self.rows[index]], self._length)
+
+    def origin(self, index: int) -> Origin:
+        """The numbers of the items in a row, in their order."""
+        return {"examples": list(self.rows[index])}
 
     @property
     def filled(self) -> float:

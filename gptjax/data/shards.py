@@ -17,13 +17,15 @@ from tokenize import TokenError  # NumPy reads a header as Python and may raise 
 import numpy as np
 
 from gptjax.base.errors import UserError
-from gptjax.base.files import replaced
+from gptjax.base.files import replaced, sha256_of
 
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 SHARD_TOKENS, MOST_SHARD_TOKENS = 2**20, 2**30  # the header counts up to 2**31 - 1
 _FORMATS: dict[str, tuple[int, int]] = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 DTYPES = tuple(_FORMATS)
+Stamp = tuple[int, int, int]
+"""Inode, size in bytes and time of the last change in nanoseconds: another one after a write."""
 LAYOUTS = ("llm.c", "raw", "npy")
 
 
@@ -140,6 +142,25 @@ def check_shard(path: Path, tokens: int, dtype: str, layout: str = "llm.c") -> N
     if size != expected:
         what = "truncated" if size < expected else "too long"
         raise UserError(f"shard {path} is {what}: {size} bytes, expected {expected}; {again}")
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """The stamp of a file; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def require_same_content(path: Path, info: ShardInfo, dtype: str) -> None:
+    """Read a whole shard that was written to; raises `UserError` if it is not as it was listed."""
+    check_shard(path, info.tokens, dtype, info.layout)
+    if sha256_of(path, lambda _: None) != info.sha256:
+        raise UserError(
+            f"shard {path} was changed while it was read, and is not the one of its manifest any "
+            "more: bring the old file back, or prepare the data again, then rerun the same command"
+        )
 
 
 def _offset(path: Path, layout: str) -> int:

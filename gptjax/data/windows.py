@@ -11,9 +11,9 @@ from itertools import accumulate
 import numpy as np
 
 from gptjax.base.errors import UserError
-from gptjax.data.examples import Example, Examples, ShuffledExamples
+from gptjax.data.examples import Example, Examples, Origin, ShuffledExamples
 from gptjax.data.manifest import Manifest
-from gptjax.data.shards import open_shard
+from gptjax.data.shards import Stamp, open_shard, require_same_content, stamp_of
 
 OPEN_SHARDS = 128  # each open map holds a file descriptor, and the soft limit may be 256
 
@@ -26,6 +26,7 @@ class TokenWindows:
         self._shards = manifest.splits[split].shards
         self._ends = list(accumulate(shard.tokens for shard in self._shards))
         self._open = lru_cache(maxsize=OPEN_SHARDS)(self._map)
+        self._stamps: dict[int, Stamp | None] = {}
 
     def __len__(self) -> int:
         tokens = self._ends[-1] if self._ends else 0
@@ -50,6 +51,7 @@ class TokenWindows:
         filled, shard = 0, bisect.bisect_right(self._ends, start)
         while filled < len(tokens):
             held = self._open(shard)
+            self._require_unchanged(shard)
             first = start + filled - (self._ends[shard] - len(held))
             part = held[first : first + len(tokens) - filled]
             self._check(part, shard)
@@ -70,10 +72,30 @@ class TokenWindows:
             )
         return ShuffledExamples(WindowExamples(self), seed)
 
+    def origin(self, index: int) -> Origin:
+        """The shard in which a window begins, and the number of the tokens before it there."""
+        start = index * self.context
+        shard = bisect.bisect_right(self._ends, start)
+        first = self._ends[shard] - self._shards[shard].tokens
+        path = self.manifest.directory / self._shards[shard].name
+        return {"shard": str(path), "offset": start - first}
+
     def _map(self, shard: int) -> np.ndarray:
         info = self._shards[shard]
         path = self.manifest.directory / info.name
+        self._stamps.setdefault(shard, stamp_of(path))
         return open_shard(path, info.tokens, self.manifest.dtype, info.layout)
+
+    def _require_unchanged(self, shard: int) -> None:
+        """Look at the file before its map is read: where it was cut, reading kills the process.
+
+        A deleted file is no fault, since the map holds it.
+        """
+        info = self._shards[shard]
+        stamp = stamp_of(self.manifest.directory / info.name)
+        if stamp not in (None, self._stamps[shard]):
+            require_same_content(self.manifest.directory / info.name, info, self.manifest.dtype)
+            self._stamps[shard] = stamp
 
     def _check(self, part: np.ndarray, shard: int) -> None:
         # without this an id beyond the table would silently read another row of it
@@ -97,3 +119,7 @@ class WindowExamples(Examples):
 
     def __getitem__(self, index: int) -> Example:
         return {"tokens": self.windows[index]}
+
+    def origin(self, index: int) -> Origin:
+        """Shard and offset of a window."""
+        return self.windows.origin(index)

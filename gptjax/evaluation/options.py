@@ -11,8 +11,13 @@ from gptjax.evaluation.registry import EVALUATIONS
 LM_EVAL = "--lm-eval"
 NOT_LM_EVAL = (
     "on", "stride", "limit", "json", "style", "split", "text_field", "markdown", "judge",
+    "judge_model", "replay",
+)  # fmt: skip
+NOT_REPLAY = (
+    "on", "data", "stride", "context", "style", "split", "text_field", "markdown", "judge",
     "judge_model",
 )  # fmt: skip
+NOT_COMPARE = (*NOT_LM_EVAL, "run", "data", "batch", "context", "dtype", "averaged")
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,15 @@ class EvaluateCommand:
     data: str = ""
     """The published file, a text, a prepared directory (its validation split), or a data set of the
     Hugging Face hub."""
+    replay: int | None = None
+    """In place of a measurement: show the rows that this step of the run read, each with its loss,
+    the highest first."""
     stride: int | None = None
     """Tokens by which the window of perplexity moves; the default is the whole window. A smaller
     one gives every token more context and takes longer."""
     limit: int | None = None
     """Use only so many items or pages, from the beginning, or windows of perplexity, spread evenly
-    as in the validation of a run."""
+    as in the validation of a run; of a replayed step, show so many rows."""
     json: Path | None = None
     """File to write the figures to, with the conditions of the measurement."""
     batch: int = 16
@@ -61,6 +69,10 @@ class EvaluateCommand:
     model grades the responses. They are sent there, with the key in OPENAI_API_KEY if it is set."""
     judge_model: str | None = None
     """Name of the model that grades."""
+    compare: tuple[str, ...] = ()
+    """Runs to show side by side, in place of a measurement: RUN RUN ..."""
+    out: Path | None = None
+    """Page to write with --compare; the default is compare.html."""
 
 
 def idle_flags(command: EvaluateCommand) -> list[str]:
@@ -76,16 +88,25 @@ def check_flags(command: EvaluateCommand, is_harness: bool) -> None:
     for name in NOT_LM_EVAL if is_harness else ():
         if getattr(command, name) != getattr(EvaluateCommand(), name):
             problems.append(f"{flag_of(name)} is not for {LM_EVAL}: leave it out, or see --help")
+    for name in NOT_REPLAY if command.replay is not None else ():
+        if getattr(command, name) != getattr(EvaluateCommand(), name):
+            problems.append(f"{flag_of(name)} is not for --replay: leave it out")
+    for name in NOT_COMPARE if command.compare else ():
+        if getattr(command, name) != getattr(EvaluateCommand(), name):
+            problems.append(f"{flag_of(name)} is not for --compare: leave it out")
+    if command.out is not None and not command.compare:
+        problems.append("--out is for --compare: leave it out, or see --json")
     if command.on not in EVALUATIONS:
         near = did_you_mean(command.on, EVALUATIONS)
         problems.append(f"--on must be one of {', '.join(EVALUATIONS)}, not {command.on}{near}")
-    if not command.data and not is_harness:
+    needs_data = not is_harness and command.replay is None and not command.compare
+    if not command.data and needs_data:
         problems.append("--data is missing: give a file, a directory or a data set of the hub")
-    for name in ("stride", "limit", "batch", "context"):
+    for name in ("replay", "stride", "limit", "batch", "context"):
         value = getattr(command, name)
         if value is not None and value < 1:
             problems.append(f"{flag_of(name)} must be at least 1, not {value}")
-    for name in ("json", "markdown"):
+    for name in ("json", "markdown", "out"):
         out = None if getattr(command, name) is None else Path(getattr(command, name))
         if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
             problems.append(

@@ -195,7 +195,7 @@ class Checkpointer:
     def _failed(self, step: int, error: Exception) -> SaveError:
         """Reopen the manager, whose list of steps is wrong now, and tell the user."""
         self.ranking.drop(step)
-        if not _several():
+        if jax.process_count() == 1:
             self._manager.close()
             self._open()
         return SaveError(
@@ -243,16 +243,21 @@ class Checkpointer:
         place = self.directory / str(step)
         return is_of_earlier_version(place, (own_item(place), CURSOR_FILE))
 
-    def go_back(self, before: int, say: Say) -> int | None:
-        """Set aside the steps from `before` on, if any is older; the newest that then verifies."""
+    def go_back(
+        self, before: int, say: Say, why: str = "no step after it had finite gradients"
+    ) -> int | None:
+        """Set aside the steps from `before` on, if any is older; the newest that then verifies.
+
+        `why` they are set aside is said of each.
+        """
         if not broadcast_from_0(any(step < before for step in self.steps())):
             return None
-        return self._newest_good(say, before)
+        return self._newest_good(say, before, why)
 
-    def _newest_good(self, say: Say, before: float = math.inf) -> int | None:
+    def _newest_good(self, say: Say, before: float = math.inf, why: str = "") -> int | None:
         """The newest good step below `before`; damaged and later ones are set aside."""
         while (step := int(broadcast_from_0(max(self.steps(), default=NO_STEP)))) != NO_STEP:
-            problem = "no step after it had finite gradients"
+            problem = why
             if step < before and (problem := first_complaint(self._problem(step))) is None:
                 return step
             self._set_aside(step, problem, say)
@@ -292,8 +297,3 @@ class Checkpointer:
         return jax.tree.map(
             lambda x, like: x.astype(like.dtype), restored.items[item], abstract_params
         )
-
-
-def _several() -> bool:
-    """Whether other processes restore and save with this one."""
-    return jax.process_count() > 1

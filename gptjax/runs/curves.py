@@ -43,7 +43,7 @@ def plot_curves(
     if train:
         steps, values = zip(*train, strict=True)
         losses.plot(steps, values, color=TRAIN, linewidth=0.8, label="training, each step")
-        losses.plot(steps, _smooth(values), color="#2f5d8a", linewidth=1.6, label="training, mean")
+        losses.plot(steps, smoothed(values), color="#2f5d8a", linewidth=1.6, label="training, mean")
     if val:
         steps, values = zip(*val, strict=True)
         label = f"validation, last {values[-1]:.3f}"
@@ -86,8 +86,8 @@ def _draw_shares(axes: Any, right: Sequence[tuple[int, float, float]]) -> None:
     axes.legend(frameon=False, loc="best")
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Mean over a trailing window of the run."""
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Mean of each value and those before it, over a trailing window of the run."""
     width = max(1, int(len(values) * SMOOTH))
     result, window = [], 0.0
     for i, value in enumerate(values):

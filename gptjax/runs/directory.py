@@ -1,7 +1,6 @@
-"""A run's directory: config, tokenizer, checkpoints, metrics.jsonl, loss.png, samples.md, log.
+"""A run's directory: config, tokenizer, checkpoints, metrics.jsonl, plots, samples.md, log.
 
-Starting a run again in the same directory resumes it. Settings that decide the parameters or the
-order of the data must then be the same.
+Starting a run again in the same directory resumes it, with settings as `resuming` allows.
 """
 
 import dataclasses
@@ -20,33 +19,15 @@ from gptjax.config import Config, to_json
 from gptjax.config.validation import config_from_json
 from gptjax.runs.holding import PINNED
 from gptjax.runs.naming import no_checkpoint
+from gptjax.runs.resuming import Change, changes_between, refusal
 from gptjax.tokenizers.plain import Tokenizer
 from gptjax.tokenizers.registry import tokenizer_from_json
 
 LOCK = ".lock"
 BASE = "base.json"
+ACCOUNTS = "accounts.json"
+STORE = "store.json"  # the object store of its checkpoints, if it has one
 CONVERTED = "0"  # the only step of a converted run; training saves from step 1 on
-# Fields that may differ when a run resumes: places of data, speed, and output.
-FREE = (
-    "data.path", "data.tokenizer", "data.source", "data.inputs", "data.input_format",
-    "data.text_field", "data.doc_separator", "data.hub", "data.val_fraction", "data.mixture",
-    "data.examples", "data.val_examples", "data.test_examples", "data.header", "data.label_field",
-    "data.pair_field", "data.choice_fields", "instruct.test_responses",
-    "sample.", "mesh.", "train.max_steps", "train.epochs", "train.micro_batch", "train.cpu_devices",
-    "train.checkpoint_dir", "train.eval_", "train.save_", "train.sample_", "train.keep_",
-    "train.stall_",
-    "train.evaluate_on", "train.best_by", "train.patience", "train.loss_chunk",
-    "train.updates_per_call", "train.wire_dtype", "train.profile", "train.preflight",
-    "train.deterministic", "train.skip_zscore", "train.rollback_zscore", "train.price",
-    "train.track", "data.verify",
-    "optim.peak_lr", "optim.final_lr", "optim.schedule", "optim.warmup", "optim.decay_steps",
-    "optim.cooldown", "optim.rewarm", "optim.weight_decay", "optim.beta", "optim.muon_",
-    "optim.eps",
-    "optim.clip_norm",
-    "model.unroll", "model.dtype", "model.float32_matmul", "model.attention", "model.remat",
-    "model.embd_pdrop", "model.attn_pdrop", "model.resid_pdrop", "model.clf_pdrop",
-    "model.lora_dropout",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,9 +67,19 @@ class RunDir:
         return self.path / "loss.png"
 
     @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
+    @property
     def samples(self) -> Path:
         """Texts sampled while training."""
         return self.path / "samples.md"
+
+    @property
+    def accounts(self) -> Path:
+        """Where the hours of all starts went."""
+        return self.path / ACCOUNTS
 
     @property
     def log(self) -> Path:
@@ -151,6 +142,8 @@ class RunDir:
             LOCK,
             BASE,
             PINNED,
+            ACCOUNTS,
+            STORE,
             "profile",
             *(p.name for p in (self.log, self.checkpoints, self.tokenizer)),
         }
@@ -184,8 +177,8 @@ class RunDir:
                 )
             yield
 
-    def compare(self, config: Config) -> list[str]:
-        """List the settings that differ from the run in the directory.
+    def compare(self, config: Config) -> list[Change]:
+        """The settings that differ from those of the last start of the run in the directory.
 
         Raises `UserError` if there is a checkpoint and the settings would make another run of it.
         """
@@ -197,14 +190,10 @@ class RunDir:
                 f"{self.path} holds a converted model, which has no optimizer state to resume: "
                 f"start a new run from it with --train.init-from {path} and another --run-dir"
             )
-        differences = self._differences(config)
-        if fixed := [d for d in differences if not d.startswith(FREE)]:
-            listed = "".join(f"\n  - {d}" for d in fixed)
-            raise UserError(
-                f"{self.path} holds a run with other settings:{listed}\nchoose another --run-dir, "
-                "or start over with --fresh, which keeps the old run beside the new"
-            )
-        return differences
+        changes = self._changes(config)
+        if any(change.kind == "refused" for change in changes):
+            raise refusal(self.path, changes)
+        return changes
 
     def begin(
         self, config: Config, tokenizer: Tokenizer, keep: Callable[[Path], None] = lambda path: None
@@ -214,13 +203,13 @@ class RunDir:
         write_atomically(self.tokenizer, tokenizer.to_json().encode())
         keep(self.path)
 
-    def _differences(self, config: Config) -> list[str]:
+    def _changes(self, config: Config) -> list[Change]:
         if not self.config.exists():
             return []
         old, new = _flat(self.read_config()), _flat(config)
         if config.model.attention == "auto":  # it keeps what an earlier start has found
             del new["model.attention"]
-        return [f"{k} was {old[k]!r}, now {v!r}" for k, v in new.items() if old[k] != v]
+        return changes_between(old, new)
 
     def read_config(self) -> Config:
         """The run's config; raises `UserError` if there is no run."""

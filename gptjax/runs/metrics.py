@@ -1,9 +1,11 @@
 """metrics.jsonl, the truth about a run: one row a step, flushed as it is written.
 
 A resumed run cuts the file back to the restored step and writes the same rows again, so that a run
-killed any number of times leaves the file of an unbroken one.
+killed any number of times leaves the file of an unbroken one. Its checkpoints do not depend on the
+file: if lines of it are damaged, the run keeps a copy of it and goes on with the others.
 """
 
+import itertools
 import json
 import math
 import os
@@ -22,12 +24,21 @@ class MetricsLog:
     def __init__(self, path: Path | None, step: int):
         """Open the log of a run that continues after `step`; later rows are cut off.
 
-        Without a path the rows are kept only in memory.
+        Without a path the rows are kept only in memory. `note` names damaged lines that were left
+        out, and where they are kept.
         """
-        known = [] if path is None else read_rows(path)
+        known, damaged = ([], []) if path is None else _readable_rows(path)
         self.rows = [row for row in known if row["step"] <= step]
+        self.note = None
         self._path = path
         self._file: TextIO | None = None
+        if path is not None and damaged:
+            kept = _kept_aside(path)
+            write_atomically(path, _lines_of(known))
+            self.note = (
+                f"{path} was damaged in line {', '.join(map(str, damaged))}: the run goes on "
+                f"without these rows, and {kept} is the file as it was"
+            )
 
     def append(self, row: Row) -> None:
         """Add a row; values that are None or not finite were not measured and are left out."""
@@ -42,6 +53,11 @@ class MetricsLog:
         self.close()
         self._rewrite()
 
+    def cut(self, step: int) -> None:
+        """Forget the rows after `step`; the file changes with the next row."""
+        self.close()
+        self.rows, self._file = [row for row in self.rows if row["step"] <= step], None
+
     def sync(self) -> None:
         """Force the rows to the disk: called before a checkpoint that relies on them."""
         if self._path is not None and self._file is not None:
@@ -55,8 +71,7 @@ class MetricsLog:
     def _rewrite(self) -> TextIO:
         """Replace the file by one with only these rows, and open it at its end, if there is one."""
         if self._path is not None:
-            rows = "".join(json.dumps(row) + "\n" for row in self.rows)
-            write_atomically(self._path, rows.encode())
+            write_atomically(self._path, _lines_of(self.rows))
         path = self._path or Path(os.devnull)
         self._file = path.open("a", buffering=1)
         return self._file
@@ -67,23 +82,43 @@ def read_rows(path: Path) -> list[Row]:
 
     Raises `UserError` that names the line where the file is damaged otherwise.
     """
-    if not path.exists():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
+    rows, damaged = _readable_rows(path)
+    if damaged:
+        raise UserError(
+            f"{path} is damaged in line {damaged[0]}: fix the line, or rerun the command that "
+            "trains, which leaves such lines out"
+        )
+    return rows
+
+
+def _readable_rows(path: Path) -> tuple[list[Row], list[int]]:
+    """The rows of a metrics file, and the numbers of damaged lines, from 1."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     rows: list[Row] = []
+    damaged: list[int] = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             if not isinstance(row["step"], int):
                 raise ValueError(row["step"])
-        except (ValueError, TypeError, LookupError) as error:
-            if number == len(lines) and not line.endswith(b"\n"):
-                break
-            raise UserError(
-                f"{path} is damaged in line {number}: fix or move it, then rerun the same command"
-            ) from error
-        rows.append(row)
-    return rows
+            rows.append(row)
+        except (ValueError, TypeError, LookupError):
+            if number < len(lines) or line.endswith(b"\n"):  # else a crash cut it off
+                damaged.append(number)
+    return rows, damaged
+
+
+def _kept_aside(path: Path) -> Path:
+    """A copy of a file beside it, under a name that no other content has."""
+    content = path.read_bytes()
+    names = (path.with_name(f"{path.stem}.damaged-{n}{path.suffix}") for n in itertools.count(1))
+    copy = next(name for name in names if not name.exists() or name.read_bytes() == content)
+    write_atomically(copy, content)
+    return copy
+
+
+def _lines_of(rows: list[Row]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def _is_measured(value: Any) -> bool:

@@ -9,6 +9,9 @@ from gptjax.base.errors import UserError
 
 BEST, LATEST = "best", "latest"
 PARAMS, ADAPTERS, AVERAGED = "params", "adapters", "averaged"  # trees in a checkpoint
+ROWS = "rows"  # in a cursor: the rows of the data that were read before its step
+BATCHES = "batches"  # in a cursor: the batches of the run until its step, as lists
+ROLLBACKS = "rollbacks"  # in a cursor: how often the run had gone back
 FORM = f"RUN, RUN@{BEST}, RUN@{LATEST} or RUN@STEP"
 
 

@@ -21,3 +21,8 @@ def forget_samples_after(path: Path, step: int) -> None:
     content = path.read_bytes()
     later = (m.start() for m in HEADING.finditer(content) if int(m[1]) > step)
     write_atomically(path, content[: next(later, len(content))])
+
+
+def has_sample(path: Path, step: int) -> bool:
+    """Whether samples.md has the text of a step."""
+    return path.exists() and any(int(m[1]) == step for m in HEADING.finditer(path.read_bytes()))

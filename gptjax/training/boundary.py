@@ -4,7 +4,8 @@ The save comes first, so that whatever fails after it loses nothing. A validatio
 plot that fails is named, and the run goes on without it.
 """
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import jax
 
@@ -72,15 +73,19 @@ class Boundary:
         return stopping
 
     def do_what_was_missed(self, state: TrainState, step: int) -> None:
-        """Validate and measure as due at the restored step, if that was cut short."""
+        """Validate, measure and sample as due at the restored step, if that was cut short."""
         now = due(self._setup.config.train, step, False, False) if step else set()
         last = self._log.rows[-1] if self._log.rows else {}
+        last = last if last.get("step") == step else {}  # its line may have been damaged
         misses = "validate" in now and bool(last) and "val_loss" not in last
         if broadcast_from_0(misses) and (validation := self._validated(state, step)) is not None:
             self._judged(step, validation)
         misses = "measure" in now and bool(last) and not self._measuring.is_in(last)
         if broadcast_from_0(misses) and not self._stop:
             self._measure(state, step)
+        misses = "sample" in now and bool(last) and not self._showing.has_sample(step)
+        if broadcast_from_0(misses) and not self._stop:
+            self._show({"sample"}, state, step)
 
     def ended_early(self, step: int) -> str | None:
         """Why the run has ended with `step`, before its last one, by the rows of process 0."""
@@ -95,9 +100,15 @@ class Boundary:
 
     def _validated(self, state: TrainState, step: int) -> Validation | None:
         """The validation; None if a stop request cut it short, or if it failed."""
+        with self._passing_over("validation", step), self._phases.during(Phase.EVALUATION):
+            return self._validating.validate(state)
+        return None
+
+    @contextmanager
+    def _passing_over(self, what: str, step: int) -> Iterator[None]:
+        """Name what fails in this block, and go on; one of several processes saves and leaves."""
         try:
-            with self._phases.during(Phase.EVALUATION):
-                return self._validating.validate(state)
+            yield
         except Exception as error:
             if jax.process_count() > 1:  # the others may wait for this one
                 with suppress(SaveError):
@@ -105,9 +116,8 @@ class Boundary:
                 exit_process(error)
             reason = (str(error).strip().splitlines() or [""])[0]
             self._display.say(
-                f"no validation after step {step}: {type(error).__name__}: {reason[:200]}"
+                f"no {what} after step {step}: {type(error).__name__}: {reason[:200]}"
             )
-            return None
 
     def _judged(self, step: int, validation: Validation) -> bool:
         """Keep a validation with its row and its checkpoint; returns whether it is the best."""
@@ -117,8 +127,11 @@ class Boundary:
         return is_best
 
     def _measure(self, state: TrainState, step: int) -> None:
-        with self._phases.during(Phase.EVALUATION):
-            self._amend(self._measuring.measure(step, self._setup.evaluated_params(state)))
+        found: Row = {}
+        evaluating = self._phases.during(Phase.EVALUATION)
+        with self._passing_over("measurement of evaluate_on", step), evaluating:
+            found = self._measuring.measure(step, self._setup.evaluated_params(state))
+        self._amend(found)
 
     def _amend(self, found: Row) -> None:
         """Add values to the row of this step."""

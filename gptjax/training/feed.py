@@ -16,12 +16,13 @@ from jax.sharding import Mesh
 
 from gptjax.cluster.mesh import BatchLayout, put_everywhere, put_rows
 from gptjax.config import TrainConfig
-from gptjax.config.batches import BatchSchedule
 from gptjax.config.names import profile_window
+from gptjax.config.run_batches import Batches
 from gptjax.data.examples import Examples
 from gptjax.data.loader import HostBatch, validation_batches
 from gptjax.runs.metrics import Row
 
+NOT_FINITE, REFUSED = "not finite", "spike"  # reasons why a step was skipped
 Shape = tuple[tuple[str, tuple[int, ...]], ...]  # of an example, field by field
 
 
@@ -77,7 +78,7 @@ class Feed(NamedTuple):
             yield put_rows(self.mesh, batch, axis=0)
 
 
-def steps_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
+def steps_in_call(train: TrainConfig, run: Batches, step: int) -> int:
     """The number of steps in the call after step `step`.
 
     It is `updates_per_call`, but a call ends when something is due (a validation, a sample, a
@@ -88,8 +89,8 @@ def steps_in_call(train: TrainConfig, ramp: BatchSchedule, step: int) -> int:
     ends = [train.max_steps, first, first + count]
     ends += [(step // n + 1) * n for n in cadences if n]
     end = min(step + train.updates_per_call, *(e for e in ends if e > step))
-    rows = ramp.rows(step)
-    return next((s for s in range(step + 1, end) if ramp.rows(s) != rows), end) - step
+    rows = run.rows(step)
+    return next((s for s in range(step + 1, end) if run.rows(s) != rows), end) - step
 
 
 def due(train: TrainConfig, step: int, stopping: bool, save_owed: bool) -> set[str]:
@@ -118,31 +119,37 @@ def _cadences(train: TrainConfig) -> list[tuple[str, int]]:
 
 
 def by_call(
-    batches: Iterator[HostBatch], train: TrainConfig, ramp: BatchSchedule, step: int
+    batches: Iterator[HostBatch], train: TrainConfig, run: Batches, step: int
 ) -> Iterator[list[HostBatch]]:
     """The batches of the steps after `step`, call by call; all of a call have one shape."""
     while step < train.max_steps:
-        in_call = list(islice(batches, steps_in_call(train, ramp, step)))
+        in_call = list(islice(batches, steps_in_call(train, run, step)))
         for _, alike in groupby(in_call, lambda batch: shape_of(batch, 1)):
             yield list(alike)
         step += len(in_call)
 
 
 def rows_of_call(step: int, steps: int, metrics: Mapping[str, np.ndarray]) -> list[Row]:
-    """The rows of metrics.jsonl of a call that ends after `step`, each with `skipped` as well.
+    """The rows of metrics.jsonl of a call that ends after `step`.
 
-    A program of one step returns a number for each of `metrics`; a program of several returns
-    arrays, of which the first `steps` items count.
+    A row has the reason as `skipped` if its step was skipped, and as `in_a_row` the number of steps
+    so far that were because of gradients. A program of one step returns a number for each of
+    `metrics`; a program of several returns arrays, of which the first `steps` items count.
     """
     values = {name: np.atleast_1d(x)[:steps] for name, x in metrics.items()}
+    reasons = [
+        NOT_FINITE if many else REFUSED if is_refused else None
+        for many, is_refused in zip(values["not_finite"], values["refused"], strict=True)
+    ]
     return [
         {
             "step": step - steps + 1 + i,
             "train_loss": float(values["loss"][i]),
             "learning_rate": float(values["learning_rate"][i]),
-            "grad_norm": None if values["skipped"][i] else float(values["grad_norm"][i]),
+            "grad_norm": None if reasons[i] else float(values["grad_norm"][i]),
             "tokens": int(values["tokens"][i]),
-            "skipped": int(values["skipped"][i]),
+            "skipped": reasons[i],
+            "in_a_row": int(values["not_finite"][i]),
         }
         for i in range(steps)
     ]

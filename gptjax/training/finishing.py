@@ -1,6 +1,7 @@
-"""The end of a fine-tuning: its best checkpoint, measured on the test split, as results.json.
+"""The end of a run as results.json: its account, and a fine-tuning's best checkpoint, measured.
 
-Process 0 measures alone, on one of its devices, while the others wait for it.
+A fine-tuning is measured on the test split by process 0 alone, on one of its devices, while the
+others wait for it.
 """
 
 import json
@@ -67,20 +68,44 @@ def finish(
             finished = Finished(run, loss, data, run_dir.path, say, beat, stop)
             write_results(measure, finished, steps)
 
-    on_process_0(measure_best)  # the others wait as long as process 0, which is watched, is alive
+    with phases.waiting_for_0():
+        on_process_0(measure_best)
 
 
 def has_results(run_dir: RunDir, steps: int) -> bool:
     """Whether a run of so many steps has its results."""
-    return _steps_of(run_dir.path / RESULTS) == steps
+    return _read_results(run_dir).get(STEPS) == steps
 
 
-def _steps_of(results: Path) -> int | None:
-    """The length of the run that a results.json is about; None if there is none."""
+def _read_results(run_dir: RunDir) -> dict[str, Any]:
+    """What results.json holds; empty if there is none."""
     try:
-        return json.loads(results.read_bytes())[STEPS]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
+        found = json.loads((run_dir.path / RESULTS).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def add_account(
+    run_dir: RunDir,
+    steps: int,
+    best: int | None,
+    loss_of: Callable[[int], float | None],
+    account: dict[str, Any],
+) -> None:
+    """Add the account of a run of so many steps to its results, which begin here if need be.
+
+    They are about the step `best`, or the last one if none was measured; `loss_of` as in `finish`.
+    """
+    step = steps if best is None else best
+    new = {"step": step, STEPS: steps, "val_loss": loss_of(step)}
+    known = _read_results(run_dir)
+    _write(run_dir.path, {**(known if known.get(STEPS) == steps else new), **account})
+
+
+def _write(directory: Path, results: dict[str, Any]) -> None:
+    text = json.dumps(results, indent=2) + "\n"
+    write_atomically(directory / RESULTS, text.encode())
 
 
 def write_results(measure: Measure, finished: Finished, steps: int) -> dict[str, Any] | None:
@@ -88,6 +113,5 @@ def write_results(measure: Measure, finished: Finished, steps: int) -> dict[str,
     if (found := measure(finished)) is None:
         return None
     results = {"step": finished.run.step, STEPS: steps, **found}
-    text = json.dumps(results, indent=2) + "\n"
-    write_atomically(finished.directory / RESULTS, text.encode())
+    _write(finished.directory, results)
     return results

@@ -13,18 +13,21 @@ from gptjax.cluster.agreement import (
     max_over_processes,
     on_process_0,
 )
-from gptjax.cluster.links import check_links
+from gptjax.cluster.links import check_links, connect
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.cluster.stop import StopRequest
 from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config
+from gptjax.runs.bookkeeping import Bookkeeper
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog
+from gptjax.runs.mirror import mirror_of
 from gptjax.runs.trace import Startup
 from gptjax.training.loop import Loop
 from gptjax.training.measuring import Measuring
+from gptjax.training.preflight import Preflight
 from gptjax.training.setup import Setup
 from gptjax.training.start import agree_on_program, how_to_go_on, open_run, restore_or_start
 
@@ -44,45 +47,59 @@ def fit(
     """
     run_dir, startup = RunDir(run_path), startup or Startup(time.perf_counter())
     with ExitStack() as stack:
-        watchdog = stack.enter_context(closing(Watchdog(config.train.stall_seconds)))
+        stall_seconds, several = config.train.stall_seconds, jax.process_count() > 1
+        watchdog = stack.enter_context(closing(Watchdog(stall_seconds, jax.process_index())))
         phases = Phases(watchdog, startup.began)
-        with phases.during(Phase.START):
-            on_process_0(run_dir.check)
-        stop = stack.enter_context(
-            StopRequest(max_over_processes if jax.process_count() > 1 else None)
-        )
+        stack.enter_context(phases.during(Phase.START))  # what is in no other phase hangs too
+        if several:
+            connect()  # else all that the processes agree on would wait for ever
+        on_process_0(run_dir.check)
+        largest = max_over_processes if several else None
+        stop = stack.enter_context(StopRequest(largest, defers=several))
+        mirror = mirror_of(config.train, run_dir)
+        with phases.during(Phase.RESTORING):
+            brought = on_process_0(lambda: mirror.open(fresh)) if mirror is not None else None
         setup = Setup(config, None if fresh else run_dir)
-        with phases.during(Phase.START):
-            changes = open_run(setup, run_dir, fresh, stack)
+        changes = open_run(setup, run_dir, fresh, stack)
+        accounts = run_dir.accounts if is_process_0() else None
+        books = stack.enter_context(closing(Bookkeeper(accounts, phases, config.train.price)))
         links = check_links(config)
         with phases.during(Phase.COMPILING):
             agree_on_program(setup)
         log_path = run_dir.log if is_process_0() else None
         display = stack.enter_context(closing(Display(log_path, setup.task.unit)))
+        if mirror is not None:
+            stack.enter_context(mirror.copying(display.say, phases))
         kept = setup.config.train.keep_latest, setup.config.train.keep_every_steps
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, *kept)))
         stack.push(exit_if_distributed)  # runs before the checkpointer can wait for the others
+        stack.push(books.failed)
         stack.callback(display.stop)
-        for line in [*changes, *links, *notes]:
+        for line in [*(brought or []), *changes, *books.notes, *links, *notes]:
             display.say(line)
         startup.end("setup")
         measuring = Measuring(setup, stop, phases.heartbeat, display)
         measuring.rehearse()
+        checks = setup, run_dir, checkpointer, measuring, display, stop, phases, startup
+        if not Preflight(*checks).passed():
+            return books.end(stop.exit_code)
         state, step = restore_or_start(setup, checkpointer, run_dir, display, phases)
         startup.end("initialisation" if step == 0 else "restoring")
         metrics_path = run_dir.metrics if is_process_0() else None
         log = stack.enter_context(closing(MetricsLog(metrics_path, step)))
-        loop = Loop(setup, run_dir, checkpointer, log, display, stop, startup, phases, measuring)
+        if log.note is not None:
+            display.say(log.note)
+        loop = Loop(
+            setup, run_dir, checkpointer, log, display, stop, startup, phases, books, measuring
+        )
         loop.boundary.do_what_was_missed(state, step)
         early = loop.boundary.ended_early(step)
         if early is not None or step >= setup.config.train.max_steps:
             if not loop.finish(step):
-                return stop.exit_code
+                return books.end(stop.exit_code)
             how = how_to_go_on(run_dir.read_config(), step, early, setup.data.epochs(step))
             display.say(f"{run_dir.path} is complete at step {step}: {how}")
-            return 0
+            return books.end(0)
+        books.begin(step, log.rows[-1] if log.rows else {})
         setup.announce(step, display)
-        if stop:
-            display.say("stopped before the first step")
-            return stop.exit_code
-        return loop.train(state, step)
+        return books.end(loop.train(state, step))

@@ -1,9 +1,9 @@
 """One gradient norm per step: it decides whether the gradients are used, is logged, and clips them.
 
-If gradients are not finite, the step is skipped: only the counters change, and with dynamic loss
-scaling the scale. The norm is computed outside the branch that runs the optimizer, because XLA does
-not share work across the edge of a branch, and at the size of GPT-2 every pass over the gradients
-takes a tenth of a second on a CPU.
+If gradients are not finite, or the step is refused, the step is skipped: only the counters change,
+and with dynamic loss scaling the scale. The norm is computed outside the branch that runs the
+optimizer, because XLA does not share work across the edge of a branch, and at the size of GPT-2
+every pass over the gradients takes a tenth of a second on a CPU.
 """
 
 from typing import Any, NamedTuple
@@ -55,9 +55,9 @@ class GuardState(NamedTuple):
     """The guard's counters, as scalars, around the state of the transformation that it guards."""
 
     notfinite_count: Array
-    """Steps skipped in a row, int32."""
+    """Steps skipped in a row because gradients were not finite, int32."""
     total_notfinite: Array
-    """Steps skipped in the whole run, int32."""
+    """Steps skipped in the whole run, for any reason, int32."""
     loss_scale: Array
     """Factor of the next loss, float32; 1 unless scaling is dynamic."""
     good_updates: Array
@@ -70,14 +70,15 @@ def skip_unless_finite(
 ) -> optax.GradientTransformationExtraArgs:
     """Run `inner` if the global norm of the gradients is finite; else emit zeros.
 
-    A skipped step leaves the state of `inner` as it was, its schedule included. Gradients that are
-    not finite are never let in, however many steps in a row are skipped. `inner` gets the norm as
-    the extra argument `grad_norm`.
+    The extra argument `refused`, a bool scalar, skips a step whose gradients are finite. A skipped
+    step leaves the state of `inner` as it was, its schedule included. Gradients that are not finite
+    are never let in, however many steps in a row are skipped. `inner` gets the norm as the extra
+    argument `grad_norm`.
 
     With `dynamic_loss_scale` (Micikevicius et al. 2018) the loss was multiplied by `loss_scale` of
     the state, so that small gradients survive float16. The gradients and their norm are divided by
-    it before `inner` sees them. The scale starts at 2^15. Every skipped step halves it, to 1 at
-    least, and 2000 accepted steps in a row double it, to 2^24 at most. All are powers of two:
+    it before `inner` sees them. The scale starts at 2^15. A step that is not finite halves it, to 1
+    at least, and 2000 accepted steps in a row double it, to 2^24 at most. All are powers of two:
     scaling rounds nothing.
     """
     inner = optax.with_extra_args_support(inner)
@@ -90,7 +91,12 @@ def skip_unless_finite(
         )
 
     def update(
-        updates: Tree, state: Any, params: Tree = None, **extra: Tree
+        updates: Tree,
+        state: Any,
+        params: Tree = None,
+        *,
+        refused: Array | None = None,
+        **extra: Tree,
     ) -> tuple[Tree, GuardState]:
         norm = optax.tree.norm(updates)
         if dynamic_loss_scale:
@@ -106,14 +112,15 @@ def skip_unless_finite(
             return optax.tree.zeros_like(updates), state.inner_state
 
         finite = jnp.isfinite(norm)
-        updates, inner_state = lax.cond(finite, accept, skip)
+        accepted = finite if refused is None else finite & ~refused
+        updates, inner_state = lax.cond(accepted, accept, skip)
         loss_scale, good_updates = state.loss_scale, state.good_updates
         if dynamic_loss_scale:
             loss_scale, good_updates = _next_loss_scale(finite, loss_scale, good_updates)
         count, total = state.notfinite_count, state.total_notfinite
         return updates, GuardState(
             notfinite_count=jnp.where(finite, 0, count + 1),
-            total_notfinite=jnp.where(finite, total, total + 1),
+            total_notfinite=jnp.where(accepted, total, total + 1),
             loss_scale=loss_scale,
             good_updates=good_updates,
             inner_state=inner_state,

@@ -57,6 +57,14 @@ class Measuring:
             if complaint := first_complaint(problem):
                 raise UserError(complaint)
 
+    def try_out(self, params: Tree) -> str:
+        """Measure one item of every test, and return their names; raises whatever fails."""
+        scorer = Scorer(self._setup.config.model, self._on_one_device(params))
+        for name, file in self._tests.items():
+            self._measured(name, file, scorer, 0, _silent, most=1)
+            self._heartbeat()
+        return ", ".join(self._tests)
+
     def measure(self, step: int, params: Tree) -> Row:
         """The figures of all tests; none after a stop request.
 
@@ -80,10 +88,18 @@ class Measuring:
             row |= {f"{name}/{figure}": value for figure, value in figures.items()}
         return row
 
-    def _measured(self, name: str, file: str, scorer: Scorer, step: int, bar: Any) -> Figures:
+    def _measured(
+        self,
+        name: str,
+        file: str,
+        scorer: Scorer,
+        step: int,
+        bar: Any,
+        most: int | None = None,
+    ) -> Figures:
         config = self._setup.config
         run = LoadedRun(config, scorer.params, self._setup.tokenizer, step, f"step {step}")
-        limit = config.train.evaluate_on_limit
+        limit = most or config.train.evaluate_on_limit
         scorer.context = config.context
         say = self._display.say if isinstance(scorer, _Rehearsal) else lambda note: None
         setting = Setting(run, scorer, file, limit, bar=bar, note=lambda note: say(f"note: {note}"))

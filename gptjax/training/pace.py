@@ -49,6 +49,11 @@ def with_waits(items: Iterator[T]) -> Iterator[tuple[T, float]]:
         asked = time.perf_counter()
 
 
+def is_idle(last: Dispatched | None) -> bool:
+    """Whether the devices have done all that they were given, so that they wait with the host."""
+    return last is None or last.metrics["loss"].is_ready()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 class Throughput:
     """Measures calls, one after the other."""
 
@@ -80,7 +85,7 @@ class Throughput:
         Small programs on CPUs run while they are dispatched. If they were measured only when their
         numbers are fetched, one call would seem to take no time and the next one twice its time.
         """
-        if not last.metrics["loss"].is_ready():  # pyright: ignore[reportAttributeAccessIssue]
+        if not is_idle(last):
             return previous, last
         if previous is None or previous.interval is not None:
             return previous, last._replace(interval=self.end())

@@ -4,6 +4,7 @@ The trainer, `plan --compile`, the benches and the tests all compile their progr
 is allocated, and nothing is run, so the mesh may consist of virtual or absent devices.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,7 +28,8 @@ from gptjax.training.dropout import dropout_generator
 from gptjax.training.objectives import Losses
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.schedules import learning_rate_schedule
-from gptjax.training.state import TrainState, abstract_state, initial_state
+from gptjax.training.spikes import abstract_statistics, placed_statistics
+from gptjax.training.state import TrainState, abstract_state, drawing
 from gptjax.training.step import (
     StepFunction,
     make_eval_step,
@@ -80,6 +82,7 @@ class Program:
             precision=self.precision,
             wire_dtype=train.wire_dtype,
             trained=self.trained,
+            skip_zscore=train.skip_zscore,
         )
 
     @cached_property
@@ -113,13 +116,26 @@ class Program:
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and placement of the state, for restoring into."""
-        return abstract_state(self.config.model, self.optimizer, self.mesh, self.trained)
+        return self._abstract
+
+    @cached_property
+    def _abstract(self) -> TrainState:
+        state = abstract_state(self.config.model, self.optimizer, self.mesh, self.trained)
+        if self.config.train.skip_zscore is None:
+            return state
+        return state._replace(losses=abstract_statistics(self.mesh))
 
     def initial_state(self) -> TrainState:
         """Freshly drawn parameters, and a new optimizer's state."""
-        config = self.config
-        seed = config.train.seed
-        return initial_state(config.model, self.optimizer, seed, self.mesh, self.trained)
+        state = self._drawing(jax.random.key(self.config.train.seed))
+        if self.config.train.skip_zscore is None:
+            return state
+        return state._replace(losses=placed_statistics(self.mesh))
+
+    @cached_property
+    def _drawing(self) -> Callable[[Array], TrainState]:
+        """Draws a state; a second time it is not compiled again."""
+        return drawing(self.config.model, self.optimizer, self.mesh, self.trained)
 
     def key(self) -> Array:
         """The run's key, from which dropout is drawn."""

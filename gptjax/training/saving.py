@@ -8,24 +8,27 @@ import math
 import time
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 
 from gptjax.base.errors import UserError
 from gptjax.base.tree import count_bytes
+from gptjax.cluster.agreement import on_process_0
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.cluster.stop import StopRequest
 from gptjax.evaluation.perplexity import Validation
 from gptjax.runs.checkpoint import Checkpointer, SaveError
 from gptjax.runs.display import Display
+from gptjax.runs.incidents import INCIDENTS, NOT_FINITE, Incident, note_incident
+from gptjax.runs.naming import BATCHES, ROWS
 from gptjax.runs.ranking import LOSS
 from gptjax.training.save_times import PATIENCE, PAUSE, FailedSave, SaveClock
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, saved_items
 
 LOOKS_EVERY = 0.5  # seconds between two looks at a full disk when there is nothing left to train
-ROWS = "rows"  # in a cursor: the rows of the data that were read before its step
 
 
 class Saving:
@@ -63,14 +66,22 @@ class Saving:
             self._display.say(f"step {step} was skipped, so its checkpoint is postponed")
         self._is_put_off = True
 
-    def give_up(self, step: int, skipped: int) -> NoReturn:
+    def give_up(self, step: int, skipped: int, run: Path) -> NoReturn:
         """Set aside the checkpoints since the last accepted step; raises `UserError` with advice.
+
+        The steps are noted in the directory of the `run`.
 
         The last step is `step`, and it and those before it, `skipped` in all, were skipped.
         """
         with suppress(SaveError):
             self.wait()
         good = self._checkpointer.go_back(step - skipped, self._display.say)
+        steps = [step - skipped + 1, step]
+        incident: Incident = {"kind": NOT_FINITE, "steps": steps, "checkpoint": good}
+        on_process_0(lambda: note_incident(run, incident))
+        self._display.say(
+            f"steps {steps[0]} to {step} were skipped in a row, which is noted in {INCIDENTS}"
+        )
         what_to_do = (
             "There is no earlier checkpoint: start over with --fresh and"
             if good is None
@@ -94,7 +105,14 @@ class Saving:
     def _start(self, state: TrainState, keeps_all: bool = False) -> None:
         step, config = int(state.step), dataclasses.asdict(self._setup.config)
         items = saved_items(state, self._setup.program.trained)
-        cursor = {**self._setup.data_identity(step), ROWS: self._setup.source.rows_before(step)}
+        guards = self._setup.safeguards
+        keeps_all = keeps_all or guards.watch.is_rising  # the run may have to go back
+        cursor = {
+            **self._setup.data_identity(step),
+            ROWS: self._setup.source.rows_before(step),
+            BATCHES: self._setup.ramp.as_lists(),
+            **guards.cursor(state),
+        }
         self._bytes, self._is_put_off = count_bytes(items), False
         if self._failure is not None:
             self._failure.tried()

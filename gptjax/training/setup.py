@@ -21,6 +21,7 @@ from gptjax.config.attention import masking_field
 from gptjax.config.batches import batch_schedule
 from gptjax.config.chunks import SMALLEST, loss_chunk
 from gptjax.config.finetuning import from_scratch
+from gptjax.config.run_batches import RunBatches
 from gptjax.conversion.shapes import read_source
 from gptjax.data.loader import StepSource, evenly_spread
 from gptjax.evaluation.perplexity import ValidationPart
@@ -37,6 +38,7 @@ from gptjax.training.feed import Call, Feed, Shape, shape_of
 from gptjax.training.guard import with_loss_scale
 from gptjax.training.optimizer import averaged_parameters, decay_table
 from gptjax.training.program import Program, assemble
+from gptjax.training.safeguards import Safeguards
 from gptjax.training.state import TrainState
 from gptjax.training.step import Metrics
 from gptjax.training.tasks import Given, task_of
@@ -66,11 +68,12 @@ class Setup:
         split = model_sharding(config.mesh, jax.device_count(), jax.local_device_count())
         split.check(config.model)
         self.mesh = make_mesh(split=split)
+        self.safeguards = Safeguards(train, self.mesh)
         rows_per_device(config, row_groups(self.mesh))
-        self.ramp = batch_schedule(config)
-        processes = (jax.process_index(), jax.process_count())
-        self.source = StepSource(self.data, self.ramp, train.max_steps, train.seed, *processes)
-        self._sets = self.data.validation_sets() if train.eval_every_steps else []
+        self.schedule = batch_schedule(config)
+        self.follow(RunBatches.of(self.schedule))
+        if run_dir is None or not run_dir.has_checkpoint:
+            self.data.refuse_excess()  # a run that resumes may have had other batches
         limit = train.eval_tokens
         self._most = None if limit is None else limit // max(1, len(self._sets)) // config.context
         self._set_bytes = [
@@ -82,14 +85,20 @@ class Setup:
         self._forms = {shape_of(form): form for form in self.data.forms()}
         self._compiled: dict[tuple[BatchLayout, Shape | None], jax.stages.Compiled] = {}
 
+    def follow(self, batches: RunBatches) -> None:
+        """Read the data as a run with these batches does; `StepSource` makes its checks."""
+        train, processes = self.config.train, (jax.process_index(), jax.process_count())
+        self.ramp, self.data = batches, self.data.along(batches)
+        self.source = StepSource(self.data, batches, train.max_steps, train.seed, *processes)
+        self._sets = self.data.validation_sets() if train.eval_every_steps else []
+
     def _require_prompt(self) -> None:
         prompt = self.config.sample.prompt
         try:
             self.tokenizer.encode(prompt)
         except UserError as error:
-            raise UserError(
-                f"sample.prompt {prompt!r} is not text of this data: {error}"
-            ) from error
+            message = f"sample.prompt {prompt!r} is not text of this data: {error}"
+            raise UserError(message) from error
 
     @cached_property
     def _attention(self) -> tuple[str, str]:
@@ -150,23 +159,33 @@ class Setup:
             self._compiled[layout, shape] = self.program.compile(layout, form)
         return self._compiled[layout, shape]
 
+    def _needed(self, step: int) -> list[tuple[BatchLayout, Shape | None]]:
+        """The layout and the shape of each program for the steps from `step` on, from 0."""
+        sizes = [rows for rows in self.ramp.sizes() if rows >= self.ramp.rows(step)]
+        return [(self.layout.of_rows(n), form) for n in sizes for form in self._forms or [None]]
+
+    def has_compiled(self, step: int) -> bool:
+        """Whether the steps from `step` on have all of their programs."""
+        return "key" in vars(self) and self._compiled.keys() >= set(self._needed(step))
+
     def compile_steps(self, step: int) -> None:
         """Compile all missing programs for the steps from `step` on, counted from 0."""
         _ = self.key  # making it compiles a small program
-        for rows in self.ramp.sizes():
-            if rows >= self.ramp.rows(step):
-                for shape in self._forms or [None]:
-                    self._compile(self.layout.of_rows(rows), shape)
+        for layout, shape in self._needed(step):
+            self._compile(layout, shape)
 
     def train_steps(self, state: TrainState, call: Call) -> tuple[TrainState, Metrics]:
         """The steps of one call, by the program for batches of their size; metrics are arrays."""
-        compiled = self._compile(call.layout, call.shape)
-        return compiled(state, call.batch, self.key, *call.count)
+        return self.steps_of(call)(state, call.batch, self.key, *call.count)
 
-    def adapted(self, state: TrainState) -> TrainState:
-        """A restored state with the loss scale that the type of this start needs."""
+    def steps_of(self, call: Call) -> jax.stages.Compiled:
+        """The program for the batches of a call."""
+        return self._compile(call.layout, call.shape)
+
+    def adapted(self, state: TrainState, cursor: dict[str, Any]) -> TrainState:
+        """A restored state with the loss scale and the statistics that this start needs."""
         opt_state = with_loss_scale(state.opt_state, self.config.model.dtype == "float16")
-        return state._replace(opt_state=opt_state)
+        return self.safeguards.restored(state._replace(opt_state=opt_state), cursor)
 
     def evaluated_params(self, state: TrainState) -> Any:
         """The parameters to validate and sample with: their running average, if there is one."""

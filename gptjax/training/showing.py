@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 
@@ -14,12 +16,18 @@ from gptjax.runs.curves import plot_curves
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import Row
-from gptjax.runs.samples import append_sample, forget_samples_after
+from gptjax.runs.recorded import Recorded
+from gptjax.runs.run_page import write_run_page
+from gptjax.runs.samples import append_sample, forget_samples_after, has_sample
 from gptjax.tokenizers.plain import Tokenizer
+
+MADE_UP: list[Row] = [
+    {"step": step, "train_loss": 9.0, "val_loss": 9.0, "learning_rate": 1e-3} for step in (1, 2)
+]
 
 
 class Showing:
-    """samples.md and loss.png of one run; one line names each that fails."""
+    """samples.md, loss.png and report.html of one run; one line names each that fails."""
 
     def __init__(
         self,
@@ -32,11 +40,37 @@ class Showing:
         self._config, self._tokenizer, self._unit = config, tokenizer, unit
         self._run_dir, self._display = run_dir, display
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that a run writes to show itself, whether or not they are there."""
+        samples = [self._run_dir.samples] if self._config.train.sample_every_steps else []
+        return [*samples, self._run_dir.curves, self._run_dir.report]
+
+    def rehearse_sample(
+        self, params: Tree, stop: StopRequest, heartbeat: Callable[[], None], tokens: int
+    ) -> None:
+        """Draw a few tokens by the programs of a sample, and keep none; raises whatever fails."""
+        sample = self._config.sample
+        fewer = replace(sample, max_new_tokens=min(tokens, sample.max_new_tokens))
+        config = replace(self._config, sample=fewer)
+        sample_after(0, config, params, self._tokenizer, stop, heartbeat)
+
+    def rehearse_plot(self, directory: Path) -> None:
+        """Draw the curves of two made-up steps in another directory; raises whatever fails."""
+        self._draw(MADE_UP, directory / self._run_dir.curves.name)
+
     def forget_after(self, step: int) -> None:
         """Drop the samples of steps that will run again."""
         with self._going_on(f"{self._run_dir.samples} was left as it is"):
             if is_process_0():
                 forget_samples_after(self._run_dir.samples, step)
+
+    def has_sample(self, step: int) -> bool:
+        """Whether samples.md has the sample of a step, or cannot be read."""
+        try:
+            return has_sample(self._run_dir.samples, step)
+        except (OSError, ValueError):
+            return True
 
     def sample(
         self,
@@ -65,16 +99,26 @@ class Showing:
                 self._display.say(f"sample after step {step}:\n{text}")
 
     def plot(self, rows: Sequence[Row]) -> bool:
-        """Draw the curves of a run so far; returns whether that succeeded."""
-        train = self._config.train
-        same = train.ramp_from_tokens is None and train.batch_rows is None
-        tokens = train.batch_tokens if same else None
+        """Draw the curves of a run so far and write its page; returns whether it has curves."""
+        self.report(rows)
         with self._going_on(f"{self._run_dir.curves} was not drawn"):
             if is_process_0():
-                title, path = self._run_dir.path.name, self._run_dir.curves
-                plot_curves(rows, tokens, title, path, self._unit)
+                self._draw(rows, self._run_dir.curves)
             return True
         return False
+
+    def report(self, rows: Sequence[Row]) -> None:
+        """Write report.html, the page about a run so far."""
+        with self._going_on(f"{self._run_dir.report} was not written"):
+            if is_process_0():
+                write_run_page(Recorded(self._run_dir, self._config, rows))
+
+    def _draw(self, rows: Sequence[Row], path: Path) -> None:
+        train = self._config.train
+        sizes = {row["tokens"] for row in rows if "tokens" in row}
+        same = train.batch_rows is None and sizes == {train.batch_tokens}
+        tokens = train.batch_tokens if same else None
+        plot_curves(rows, tokens, self._run_dir.path.name, path, self._unit)
 
     @contextmanager
     def _going_on(self, failure: str) -> Iterator[None]:

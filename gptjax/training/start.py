@@ -3,31 +3,31 @@
 With several processes, process 0 manages the directory, and all of them must see it.
 """
 
-import math
 from contextlib import ExitStack
-
-import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.base.files import remove_unfinished
 from gptjax.cluster.agreement import on_process_0, require_same, require_shared
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.config import Config, to_json
+from gptjax.config.batches import batch_schedule
 from gptjax.config.courses import schedule_end
-from gptjax.config.origins import as_words, flag_of
+from gptjax.config.origins import as_words
+from gptjax.config.run_batches import RunBatches
+from gptjax.config.validation import config_from_json
 from gptjax.conversion.finding import find_model
 from gptjax.conversion.pinned import chosen, pin, pinned_base
 from gptjax.runs.checkpoint import Checkpointer, Restored
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
-from gptjax.runs.naming import read_checkpoint_name
-from gptjax.training.saving import ROWS
-from gptjax.training.schedules import learning_rate_schedule
+from gptjax.runs.naming import BATCHES, ROWS, read_checkpoint_name
+from gptjax.runs.resuming import in_columns
+from gptjax.training.consequences import batch_change, course_change
+from gptjax.training.rolling_back import settle
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, items_of, state_of
 from gptjax.training.warm_start import base_of_adapters, warm_state
 
-COURSE = ["peak_lr", "final_lr", "schedule", "warmup_steps", "cooldown_fraction", "rewarm_steps"]
 SAME_ATTENTION = (
     "its kernel works on some of them only: check driver and cuDNN versions, or pass "
     "--model.attention blockwise"
@@ -49,10 +49,9 @@ def open_run(setup: Setup, run_dir: RunDir, fresh: bool, stack: ExitStack) -> li
         stack.enter_context(run_dir.locked())
         remove_unfinished(run_dir.path)
         notes = [] if kept is None else [f"the old run is kept in {kept}"]
-        return [*notes, *setup.notes()] + [
-            f"changed since the last start: {difference}"
-            for difference in run_dir.compare(setup.config)
-        ]
+        if changes := run_dir.compare(setup.config):
+            notes.append(f"changed since the last start:{in_columns(changes)}")
+        return [*notes, *setup.notes()]
 
     notes = on_process_0(hold)
     require_shared(run_dir.path)
@@ -89,6 +88,7 @@ def restore_or_start(
     program = setup.program
     abstract = program.abstract_state()
     with phases.during(Phase.RESTORING):
+        settle(setup, checkpointer, run_dir, display.say)
         restored = checkpointer.restore(items_of(abstract, program.trained), display.say)
     if restored is not None:
         return _resumed(setup, restored, abstract, run_dir, display)
@@ -119,43 +119,36 @@ def _resumed(
             f"note: the run began with Grain {cursor['grain']}, but {identity['grain']} is "
             "installed: windows may come in another order from here on"
         )
-    if ROWS in cursor:  # not in one of an earlier version, whose batch could not be changed
-        setup.source = setup.source.continued(step, cursor[ROWS])
     display.say(f"resuming {run_dir.path} after step {step}")
+    before = _batches_before(run_dir, step, cursor)
+    rows = cursor.get(ROWS, before.rows_before(step))
+    rows = setup.safeguards.rows_after(step, rows, cursor)
+    setup.follow(before.continued(step, rows, setup.schedule))
+    setup.data.refuse_excess()
+    if change := batch_change(before, setup.ramp, setup.config, step):
+        display.say(f"changed since step {step}: {change}")
     base = None
     if setup.program.trained.are_adapters:
         base = base_of_adapters(setup.program, run_dir)
-    state = setup.adapted(state_of(step, items, abstract, base))
+    state = setup.adapted(state_of(step, items, abstract, base), cursor)
     accepted = step - int(state.opt_state.total_notfinite)  # skipped steps do not count
     if change := course_change(run_dir.read_config(), setup.config, step, accepted):
         display.say(f"changed since the last start: {change}")
     return state, step
 
 
-def course_change(old: Config, new: Config, step: int, accepted: int) -> str | None:
-    """A note on the old and new learning rate after step `step`, and the flags that keep the old.
+def _batches_before(run_dir: RunDir, step: int, cursor: dict) -> RunBatches:
+    """The batches of the run until a restored step.
 
-    None if neither the rate nor the end of the schedule has changed.
+    A checkpoint of an earlier version does not say: its batches are those of its own config, which
+    no later start has replaced.
     """
-    before, now = (
-        np.asarray(learning_rate_schedule(c.optim, c.train.max_steps)(accepted)).item()
-        for c in (old, new)
-    )
-    end, new_end = (schedule_end(c.optim, c.train.max_steps) for c in (old, new))
-    if math.isclose(before, now, rel_tol=1e-3) and end == new_end:
-        return None
-    words = f"the learning rate of step {step + 1} was {before:.4g}, now it is {now:.4g}"
-    if end != new_end:
-        words += f"; its schedule ended with step {end}, now with step {new_end}"
-    if new.optim.rewarm_steps and not old.optim.rewarm_steps:  # the user wants this jump
-        return words
-    kept = [
-        f"{flag_of(f'optim.{name}')} {as_words(getattr(old.optim, name))}"
-        for name in COURSE
-        if getattr(old.optim, name) != getattr(new.optim, name)
-    ]
-    kept += [f"--optim.decay-steps {end}"] if end != new_end else []
-    return f"{words}. To keep the old schedule: {' '.join(kept)}"
+    if BATCHES in cursor:
+        return RunBatches.from_lists(cursor[BATCHES])
+    own = run_dir.checkpoints / str(step) / "config" / "metadata"
+    if not own.exists():
+        return RunBatches.of(batch_schedule(run_dir.read_config()))
+    return RunBatches.of(batch_schedule(config_from_json(own.read_text(), str(own))))
 
 
 def how_to_go_on(config: Config, step: int, early: str | None = None, epochs: float = 0.0) -> str:

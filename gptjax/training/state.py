@@ -1,10 +1,11 @@
-"""The state of a run: three fields of arrays. With the config there is nothing else.
+"""The state of a run: a few fields of arrays. With the config there is nothing else.
 
 Random keys are `fold_in(key(seed), step)` and batches a function of (config, step), so neither is
 stored; accumulated gradients live inside one step only. Hence nothing here depends on the number
 of devices or micro-steps.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,11 +25,15 @@ from gptjax.training.optimizer import averaged_parameters
 
 
 class TrainState(NamedTuple):
-    """Steps done, float32 parameters, state of the optimizer chain."""
+    """Steps done, float32 parameters, state of the optimizer chain.
+
+    `losses` are the `LossStatistics` of a run that refuses spikes, else None.
+    """
 
     step: Array
     params: Tree
     opt_state: Tree
+    losses: Tree = None
 
 
 def abstract_state(
@@ -54,6 +59,16 @@ def initial_state(
     trained: Trained = EVERYTHING,
 ) -> TrainState:
     """Draw parameters and zero the optimizer; each device makes only its own part."""
+    return drawing(cfg, optimizer, mesh, trained)(jax.random.key(seed))
+
+
+def drawing(
+    cfg: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    trained: Trained = EVERYTHING,
+) -> Callable[[Array], TrainState]:
+    """What draws an initial state from a key, compiled once."""
 
     def draw(key: Array) -> TrainState:
         params = init_params(cfg, key)
@@ -61,7 +76,7 @@ def initial_state(
 
     places = jax.tree.map(lambda x: x.sharding, abstract_state(cfg, optimizer, mesh, trained))
     # the key is an argument: with a constant key XLA would draw the parameters while it compiles
-    return jax.jit(draw, out_shardings=places)(jax.random.key(seed))
+    return jax.jit(draw, out_shardings=places)
 
 
 def items_of(state: TrainState, trained: Trained = EVERYTHING) -> dict[str, Tree]:
@@ -93,8 +108,10 @@ def state_of(
 ) -> TrainState:
     """The inverse of `items_of`; the step lies where the step of `like` does.
 
-    Adapters join the parameters of their `base`.
+    Statistics of losses, if `like` has them, begin anew; they are no item. Adapters join the
+    parameters of their `base`.
     """
     count = jnp.asarray(step, jnp.int32, device=like.step.sharding)
     params = items[PARAMS] if base is None else with_adapters(base, items[ADAPTERS])
-    return TrainState(count, params, items["opt_state"])
+    losses = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), like.losses)
+    return TrainState(count, params, items["opt_state"], losses)

@@ -25,10 +25,11 @@ from gptjax.model.freezing import EVERYTHING, Trained
 from gptjax.model.places import FSDP
 from gptjax.training.objectives import Batch, Losses, Params
 from gptjax.training.optimizer import accumulation
+from gptjax.training.spikes import is_spike, with_loss
 from gptjax.training.state import TrainState
 
 Metrics = dict[str, Array]
-METRICS = ("loss", "grad_norm", "learning_rate", "tokens", "skipped")
+METRICS = ("loss", "grad_norm", "learning_rate", "tokens", "not_finite", "refused")
 StepFunction = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 
@@ -42,6 +43,7 @@ def make_step(
     precision: str = "highest",
     wire_dtype: str = "float32",
     trained: Trained = EVERYTHING,
+    skip_zscore: float | None = None,
 ) -> StepFunction:
     """`step(state, batch, key) -> (state, metrics)`, for use within a jit.
 
@@ -50,8 +52,9 @@ def make_step(
     `precision`, the `matmul_precision` of the model. Gradients cross between groups of devices in
     `wire_dtype`.
     Metrics are float32 scalars: `loss` (nats per weighted token over the whole step), `grad_norm`
-    before clipping, `learning_rate` and `tokens` (weighted) of this step, `skipped` (steps
-    skipped so far in a row because a gradient was not finite).
+    before clipping, `learning_rate` and `tokens` (weighted) of this step, `not_finite` (steps
+    skipped so far in a row because a gradient was not finite), `refused` (1 if this step was
+    skipped because its loss was `skip_zscore` standard deviations above the mean).
     """
     rows = row_axes(mesh)
     own_specs, other_specs = (specs, {}) if trained.everything else trained.parts(specs)
@@ -93,7 +96,11 @@ def make_step(
         loss_scale = optax.tree.get(state.opt_state, "loss_scale")
         params, frozen = trained.split(state.params)
         grads, loss, tokens = sharded(params, frozen, batch, key, state.step, loss_scale)
-        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        losses, refused, extra = state.losses, jnp.bool_(False), {}
+        if skip_zscore is not None:
+            refused = is_spike(losses, loss, skip_zscore)
+            extra = {"refused": refused}
+        updates, opt_state = optimizer.update(grads, state.opt_state, params, **extra)
         # skipped steps leave the schedule alone
         skipped = optax.tree.get(state.opt_state, "total_notfinite")
         metrics = {
@@ -101,10 +108,14 @@ def make_step(
             "grad_norm": optax.tree.get(opt_state, "grad_norm"),
             "learning_rate": schedule(state.step - skipped),
             "tokens": tokens,
-            "skipped": optax.tree.get(opt_state, "notfinite_count"),
+            "not_finite": optax.tree.get(opt_state, "notfinite_count"),
+            "refused": refused.astype(jnp.float32),
         }
+        if skip_zscore is not None:
+            is_finite = metrics["not_finite"] == 0
+            losses = with_loss(losses, loss, refused & is_finite, is_finite & ~refused)
         params = trained.updated(state.params, optax.apply_updates(params, updates))
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, losses), metrics
 
     return step
 

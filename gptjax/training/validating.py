@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
+
 from gptjax.cluster.stop import StopRequest
 from gptjax.evaluation.perplexity import Validation, evaluate_parts
 from gptjax.runs.metrics import Row
@@ -25,6 +27,14 @@ class Validating:
         ]
         result = evaluate_parts(lambda batch: step(params, batch), parts)
         return None if self._stop else result
+
+    def rehearse(self, state: TrainState) -> str:
+        """Measure one batch, and return what came of it in words; the program is kept."""
+        part = self._setup.validation_parts()[0]
+        batch = next(iter(part.batches))
+        params = self._setup.evaluated_params(state)
+        sums = jax.device_get(self._setup.program.eval_step(params, batch))
+        return f"1 batch, {float(sums['tokens']):,.0f} {self._setup.task.unit}s"
 
     def _until_stopped(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for batch in batches:

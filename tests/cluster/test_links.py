@@ -1,5 +1,6 @@
 """The links between devices: the lines about them, and the advice if they are slow."""
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from gptjax.cluster.links import (  # fmt: skip
     advice,
     bus_bandwidth,
     check_links,
+    connect,
     nvidia_smi,
     peer_access,
     within,
@@ -99,9 +101,20 @@ def test_advice_is_given_where_the_reduction_takes_more_than_a_tenth(
         assert "wire" not in found
 
 
-def test_processors_get_one_line_and_no_measurement(monkeypatch):
+def test_processors_get_one_line_and_only_a_number_is_reduced(monkeypatch):
     monkeypatch.setattr(links, "bus_bandwidth", None)
-    assert check_links(load_config("tiny")) == ["links    8 x cpu in 1 process: CPUs, not measured"]
+    (line,) = check_links(load_config("tiny"))
+    assert re.fullmatch(
+        r"links    8 x cpu in 1 process: CPUs, all-reduce of a number [\d,.]+ ms", line
+    )
+
+
+def test_devices_that_do_not_meet_end_the_start(monkeypatch):
+    monkeypatch.setattr(links, "max_over_processes", lambda number: lambda: time.sleep(60))
+    began = time.monotonic()
+    with pytest.raises(LinkError, match="8 devices did not end within 0 seconds"):
+        connect(0.05)
+    assert time.monotonic() - began < 10
 
 
 class Device:
@@ -124,6 +137,7 @@ def test_gpus_get_driver_peer_access_bandwidth_and_advice(eight_gpus, monkeypatc
     )
     script.chmod(0o755)
     monkeypatch.setattr(links, "bus_bandwidth", lambda *_: 4e9)
+    monkeypatch.setattr(links, "connect", lambda: 0.001)
     first, second = check_links(gpt2())
     assert first == (
         "links    8 x NVIDIA H100 80GB HBM3 in 1 process, driver 570.86, peer access no, "

@@ -1,5 +1,6 @@
 """A process that waits forever ends itself, and no other does; alone or as one of several."""
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -12,12 +13,11 @@ from gptjax.cluster.watchdog import StallError
 SCRIPT = """
 from gptjax.cluster.environment import import_jax
 import_jax()
-import os, signal, subprocess, time, jax
+import os, signal, subprocess, time
 WAIT = {wait}
 from gptjax.cluster import watchdog
-jax.process_index, jax.process_count = lambda: {processes} - 1, lambda: {processes}
 watchdog.PATIENCE = 3
-dog = watchdog.Watchdog({seconds})
+dog = watchdog.Watchdog({seconds}, {processes} - 1)
 def wait_for_the_others(): time.sleep({wait})
 {beats}
 print("went on")
@@ -40,6 +40,18 @@ def wait_for_the_others():
     with dog.watching("a checkpoint was not saved", {0}): time.sleep(WAIT)
 """
 SAVING, PATIENTLY = SAVE.format(0) + BEAT, SAVE.format(4) + BEAT
+FIRST = """
+with dog.watching("no step was finished", 0.0, 4.0): wait_for_the_others()
+"""
+LATER = """
+with dog.watching("no step was finished", 0.0, 4.0):
+    dog.heartbeat()
+    wait_for_the_others()
+"""
+RESTING = """
+with dog.watching("no step was finished"):
+    with dog.resting(): wait_for_the_others()
+"""
 SAVED = TRAINING.format("with dog.watching('a save'): time.sleep(0.8)")  # no measure of steps
 
 
@@ -65,6 +77,9 @@ def slowly(*case: Any) -> Any:
         (1, 1, 20, SAVING, True),
         slowly(1, 1, 2, PATIENTLY, False),
         slowly(1, 1, 20, SAVED, True),
+        slowly(1, 1, 2, FIRST, False),
+        slowly(1, 1, 20, LATER, True),
+        slowly(1, 1, 2, RESTING, False),
     ],
 )
 def test_silence_ends_a_process(processes, seconds, wait, beats, ends):
@@ -82,3 +97,28 @@ def test_silence_ends_a_process(processes, seconds, wait, beats, ends):
         what = "a checkpoint was not saved" if beats == SAVING else "no step was finished"
         assert last.startswith(f"{name}error: {what}")
         assert " for 1 s (train.stall_seconds; the longest wait before took 0.0 s)" in last
+
+
+DEAF = """
+from gptjax.cluster import watchdog
+import os, time
+watchdog.WORDS_SECONDS = 0.5
+os.set_blocking(2, False)
+try:
+    while os.write(2, b"x" * 65536): pass
+except BlockingIOError: pass
+os.set_blocking(2, True)
+with watchdog.Watchdog(1).watching("no step was finished"): time.sleep(20)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_nobody_listens_to_ends_as_well():
+    read, write = os.pipe()
+    try:
+        words = [sys.executable, "-c", DEAF]
+        ended = subprocess.run(words, env=environment_on(1), stderr=write, timeout=15)
+        assert ended.returncode == StallError.exit_code
+    finally:
+        os.close(read)
+        os.close(write)

@@ -21,8 +21,9 @@ from gptjax.cli import parse_config
 from gptjax.cluster.phases import Phases
 from gptjax.cluster.watchdog import Watchdog
 from gptjax.config import Config, DataConfig, to_json
-from gptjax.config.batches import batch_schedule
+from gptjax.config.batches import BatchSchedule, batch_schedule
 from gptjax.config.presets import load_config
+from gptjax.config.run_batches import RunBatches
 from gptjax.config.validation import config_from_json
 from gptjax.data.corpus import Corpus
 from gptjax.data.loader import StepSource, batches_from
@@ -202,10 +203,33 @@ def test_a_run_goes_on_with_other_weights_to_come_but_not_with_another_past(sour
             restore(now, *past)
 
 
+def test_weights_change_at_the_row_where_their_step_begins_in_a_run_of_changed_batches(sources):
+    """The batch is halved at step 30; weights change before that and after it."""
+    config = config_of(sources, "20=0,0,0,1,1", "40=1,1,0,0,0", caps=":30")
+    run = RunBatches.of(batch_schedule(config))
+    run = run.continued(30, run.rows_before(30), BatchSchedule(ROWS // 2, ROWS // 2, 0))
+    data = Corpus(config).along(run)
+    assert run.rows_before(STEPS) == 30 * ROWS + 170 * ROWS // 2
+    source = StepSource(data, run, STEPS, config.train.seed)
+    batches = [source[step]["tokens"] for step in range(50)]
+    assert [len(batch) for batch in batches] == [ROWS] * 30 + [ROWS // 2] * 20
+    for step, batch in enumerate(batches):
+        allowed = NAMES if step < 20 else NAMES[3:] if step < 40 else NAMES[:2]
+        assert {source_of(row) for row in batch} <= set(allowed)
+    seen = np.unique(np.concatenate(batches), axis=0)
+    assert len(seen) == run.rows_before(50)  # none is read twice before its epoch is over
+    read = data.progress(50)
+    held = {name: len(w) for name, w in zip(NAMES, data._windows, strict=True)}
+    assert sum(read[f"epochs/{n}"] * held[n] for n in NAMES) == pytest.approx(run.rows_before(50))
+    data.refuse_excess()
+    with pytest.raises(UserError, match="200 steps read a source of"):
+        Corpus(config_of(sources, caps=":0.5")).along(run).refuse_excess()
+
+
 def test_more_epochs_than_allowed_are_refused_before_the_run_and_all_are_named(sources):
     corpus = Corpus(config_of(sources, caps=":1.5"))
     with pytest.raises(UserError) as refused:
-        corpus.training_windows()
+        corpus.refuse_excess()
     named = re.findall(r"(\w+) would be read (\d\.\d\d) times, at most 1\.5", str(refused.value))
     progress = corpus.progress(STEPS)
     expected = [
@@ -213,7 +237,7 @@ def test_more_epochs_than_allowed_are_refused_before_the_run_and_all_are_named(s
     ]
     assert named == expected
     assert 0 < len(named) < len(NAMES)
-    Corpus(config_of(sources, caps=":1.5", max_steps=10)).training_windows()
+    Corpus(config_of(sources, caps=":1.5", max_steps=10)).refuse_excess()
 
 
 def test_what_is_missing_or_has_another_tokenizer_is_named(sources, tmp_path, text_file):

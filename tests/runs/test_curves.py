@@ -11,8 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from gptjax.runs import curves
-from gptjax.runs.curves import F1, RATE, RIGHT, TRAIN, VALIDATION, plot_curves
+from gptjax.runs.curves import F1, RATE, RIGHT, TRAIN, VALIDATION, plot_curves, smoothed
 
 STEPS = range(1, 41)
 TRAINING = [
@@ -97,7 +96,7 @@ def test_the_smoothed_curve_is_a_trailing_mean_over_a_fiftieth_of_the_run(n):
     values = np.random.default_rng(n).normal(size=n)
     width = max(1, n // 50)
     expected = [values[max(0, i + 1 - width) : i + 1].mean() for i in range(n)]
-    np.testing.assert_allclose(curves._smooth(list(values)), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(smoothed(list(values)), expected, rtol=0, atol=1e-12)
 
 
 def test_drawing_needs_no_display_and_loads_no_window_system(tmp_path):

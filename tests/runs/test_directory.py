@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,14 @@ from conftest import ROOT
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.config import Config, DataConfig, to_json
+from gptjax.config.origins import as_words, flag_of
 from gptjax.config.presets import load_config
 from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
-from gptjax.runs import directory
+from gptjax.runs import directory, resuming
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import LOCK, RunDir
+from gptjax.runs.resuming import Change, in_columns
 from gptjax.tokenizers.plain import ByteTokenizer
 from gptjax.tokenizers.registry import fingerprint
 from gptjax.train import train
@@ -28,51 +31,51 @@ from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, saved_items
 
 FIXED = {
-    "task": "other", "model.n_layer": 3, "model.n_head": 4, "model.n_embd": 64, "model.n_ctx": 128,
-    "model.n_vocab": 300, "model.norm": "post", "model.final_norm": False,
-    "model.activation": "gelu_erf",
+    "task": "other", "model.n_layer": 3, "model.n_head": 4, "model.n_embd": 64,
+    "model.n_ctx": 128, "model.n_vocab": 300, "model.norm": "post", "model.final_norm": False,
     "model.scale_residual_init": False, "model.qkv_bias": False, "model.bias": False,
-    "model.tied_head": False, "train.batch_tokens": 1024, "train.context": 32, "train.seed": 1,
-    "train.ramp_from_tokens": 256, "train.ramp_steps": 8, "optim.name": "lion",
-    "optim.moments_dtype": "bfloat16", "optim.ema_decay": 0.9, "data.document_mask": True,
-    "train.init_from": "runs/other",
-    "model.n_special": 3, "model.n_classes": 2, "model.lora_rank": 4, "model.lora_alpha": 8.0,
-    "model.lora_targets": ("c_fc",), "optim.trainable": ("ln_f/*",), "optim.trainable_layers": 1,
-    "train.batch_rows": 4, "data.test_fraction": 0.2, "data.split_seed": 1,
+    "model.tied_head": False, "model.activation": "gelu_erf", "model.n_special": 3,
+    "model.n_classes": 2, "model.lora_rank": 4, "model.lora_alpha": 8.0,
+    "model.lora_targets": ("c_fc",), "optim.name": "lion", "optim.moments_dtype": "bfloat16",
+    "optim.ema_decay": 0.9, "optim.trainable": ("ln_f/*",), "optim.trainable_layers": 1,
+    "train.context": 32, "train.seed": 1, "train.init_from": "runs/other",
+    "data.document_mask": True, "data.test_fraction": 0.2, "data.split_seed": 1,
     "classify.form": "pair", "classify.read": "last", "classify.lm_weight": 0.0,
     "classify.balance": "weights", "classify.labels": ("a", "b"), "classify.rarer": "a",
     "instruct.template": "chat", "instruct.loss_on": "all", "instruct.lengths": "pad",
 }  # fmt: skip
+ANNOUNCED = {
+    "optim.peak_lr": 1.0, "optim.final_lr": 1.0, "optim.schedule": "linear",
+    "optim.warmup_steps": 3, "optim.warmup_fraction": 0.1, "optim.decay_steps": 70,
+    "optim.rewarm_steps": (9,), "optim.cooldown_fraction": 0.5, "optim.weight_decay": 0.3,
+    "optim.beta1": 0.5, "optim.beta2": 0.5, "optim.eps": 1e-05, "optim.muon_momentum": 0.9,
+    "optim.clip_norm": None, "train.max_steps": 200, "train.epochs": 2.0,
+    "train.batch_tokens": 1024, "train.batch_rows": 4, "train.ramp_from_tokens": 256,
+    "train.ramp_steps": 8, "train.patience": 3, "train.best_by": "accuracy",
+    "train.eval_tokens": None, "train.skip_zscore": 5.0, "train.rollback_zscore": 4.0,
+    "train.wire_dtype": "bfloat16", "data.mixture_changes": ("5=1",), "model.dtype": "bfloat16",
+    "model.float32_matmul": "tf32", "model.embd_pdrop": 0.1, "model.attn_pdrop": 0.1,
+    "model.resid_pdrop": 0.1, "model.clf_pdrop": 0.1, "model.lora_dropout": 0.1,
+}  # fmt: skip
 FREE = {
-    "data.verify": "off", "train.save_every_minutes": 5.0, "train.keep_every_steps": 50,
-    "train.checkpoint_dir": "elsewhere", "train.preflight": "off", "train.deterministic": True,
-    "train.skip_zscore": 5.0, "train.rollback_zscore": 4.0, "train.price": 2.5,
-    "train.track": ("wandb",),
-    "model.embd_pdrop": 0.1, "model.attn_pdrop": 0.1, "model.resid_pdrop": 0.1,
-    "model.dtype": "bfloat16", "model.unroll": 2, "model.float32_matmul": "tf32",
-    "model.attention": "xla", "model.remat": "full", "data.path": "elsewhere",
-    "data.tokenizer": "gpt2", "data.source": None, "data.inputs": ("a.txt",),
-    "data.hub": "owner/name",
-    "data.input_format": "jsonl", "data.text_field": "body", "data.doc_separator": "--",
-    "data.val_fraction": 0.3, "data.mixture": ("a=1",), "data.mixture_changes": ("5=1",),
-    "optim.peak_lr": 1.0, "optim.final_lr": 1.0, "optim.warmup_steps": 3,
-    "optim.decay_steps": 70, "optim.weight_decay": 0.3, "optim.beta1": 0.5, "optim.beta2": 0.5,
-    "optim.eps": 1e-5, "optim.clip_norm": None, "train.micro_batch": 2, "train.max_steps": 200,
-    "train.loss_chunk_tokens": 64, "train.profile": "1:2", "train.updates_per_call": 3,
-    "train.wire_dtype": "bfloat16", "mesh.data": 1, "mesh.fsdp": 2, "mesh.tensor": 2,
-    "optim.schedule": "linear", "optim.rewarm_steps": (9,), "optim.muon_momentum": 0.9,
-    "optim.cooldown_fraction": 0.5, "train.eval_every_steps": 7, "train.eval_tokens": None,
-    "train.save_every_steps": 9, "train.keep_latest": 5, "train.sample_every_steps": 11,
+    "data.path": "elsewhere", "data.tokenizer": "gpt2", "data.source": None,
+    "data.inputs": ("a.txt",), "data.input_format": "jsonl", "data.text_field": "body",
+    "data.doc_separator": "--", "data.hub": "owner/name", "data.val_fraction": 0.3,
+    "data.mixture": ("a=1",), "data.verify": "off", "data.examples": "a.tsv",
+    "data.val_examples": "b.tsv", "data.test_examples": "c.tsv", "data.header": True,
+    "data.label_field": "label", "data.pair_field": "other", "data.choice_fields": ("a",),
+    "instruct.test_responses": 3, "sample.prompt": "x", "sample.max_new_tokens": 5,
+    "sample.temperature": 0.0, "sample.top_k": None, "sample.top_p": 0.9, "sample.min_p": 0.1,
+    "sample.repetition_penalty": 1.2, "sample.stop": ("x",), "mesh.data": 1, "mesh.fsdp": 2,
+    "mesh.tensor": 2, "train.micro_batch": 2, "train.cpu_devices": 2,
+    "train.loss_chunk_tokens": 64, "train.updates_per_call": 3, "train.deterministic": True,
+    "train.profile": "1:2", "train.eval_every_steps": 7, "train.eval_every_epochs": 1.0,
     "train.evaluate_on": ("lambada=a",), "train.evaluate_on_every_steps": 5,
-    "train.evaluate_on_limit": 9, "train.stall_seconds": 0, "train.cpu_devices": 2,
-    "sample.prompt": "x", "sample.max_new_tokens": 5, "sample.temperature": 0.0,
-    "sample.top_k": None, "sample.top_p": 0.9, "sample.min_p": 0.1,
-    "sample.repetition_penalty": 1.2, "sample.stop": ("x",),
-    "model.clf_pdrop": 0.1, "model.lora_dropout": 0.1, "optim.warmup_fraction": 0.1,
-    "train.epochs": 2.0, "train.eval_every_epochs": 1.0, "train.best_by": "accuracy",
-    "train.patience": 3, "data.examples": "a.tsv", "data.val_examples": "b.tsv",
-    "data.test_examples": "c.tsv", "data.header": True, "data.label_field": "label",
-    "data.pair_field": "other", "data.choice_fields": ("a",), "instruct.test_responses": 3,
+    "train.evaluate_on_limit": 9, "train.sample_every_steps": 11, "train.save_every_steps": 9,
+    "train.save_every_minutes": 5.0, "train.keep_latest": 5, "train.keep_every_steps": 50,
+    "train.checkpoint_dir": "elsewhere", "train.stall_seconds": 0, "train.preflight": "off",
+    "train.price": 2.5, "train.track": ("wandb",), "model.unroll": 2, "model.attention": "xla",
+    "model.remat": "full",
 }  # fmt: skip
 PRESET = load_config("tiny")
 TINY = dataclasses.replace(
@@ -104,11 +107,11 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in files}
 
 
-def begin(run: RunDir, config: Config) -> list[str]:
+def begin(run: RunDir, config: Config) -> list[Change]:
     with run.locked():
-        differences = run.compare(config)
+        changes = run.compare(config)
         run.begin(config, ByteTokenizer())
-        return differences
+        return changes
 
 
 @pytest.fixture
@@ -129,12 +132,15 @@ def test_beginning_writes_config_and_tokenizer_and_nothing_else(tmp_path):
     assert fingerprint(run.read_tokenizer()) == fingerprint(ByteTokenizer())
 
 
-def test_every_field_is_either_fixed_or_free():
-    fields = {f"{name}.{field}" for name, section in dataclasses.asdict(TINY).items()
-              if isinstance(section, dict) for field in section} | {"task"}  # fmt: skip
-    assert set(FIXED) | set(FREE) == fields
-    assert set(FIXED) & set(FREE) == set()
-    assert [name for name, new in (FIXED | FREE).items() if value(TINY, name) == new] == []
+def test_every_field_is_in_exactly_one_class_and_tried_here():
+    fields = [f"{name}.{field}" for name, section in dataclasses.asdict(TINY).items()
+              if isinstance(section, dict) for field in section] + ["task"]  # fmt: skip
+    classes = resuming.REFUSED, resuming.ANNOUNCED, resuming.FREE
+    assert sorted(itertools.chain(*classes)) == sorted(fields)
+    tried = FIXED, ANNOUNCED, FREE
+    assert [set(fields) for fields in tried] == [set(fields) for fields in classes]
+    others = FIXED | ANNOUNCED | FREE
+    assert [name for name, new in others.items() if value(TINY, name) == new] == []
 
 
 def test_a_converted_run_does_not_resume_and_says_how_to_start_from_it(begun):
@@ -155,31 +161,49 @@ def test_a_run_with_checkpoints_does_not_go_on_with_another(name, begun):
     with pytest.raises(UserError) as caught:
         begin(begun, changed({name: FIXED[name]}))
     said = str(caught.value)
-    assert f"- {name} was {value(TINY, name)!r}, now {FIXED[name]!r}" in said
+    assert f"  refused  {name}  {value(TINY, name)!r}  -> {FIXED[name]!r}" in said
+    assert f"{flag_of(name)} {as_words(value(TINY, name))}".rstrip() in said
     assert str(begun.path) in said
     assert "--fresh" in said
     assert contents(begun.path) == before
 
 
-def test_a_refusal_lists_everything_that_is_fixed_and_nothing_that_is_free(begun):
+def test_a_refusal_shows_all_that_differs_by_class_and_the_flags_of_what_is_refused(begun):
     with pytest.raises(UserError) as caught:
-        begin(begun, changed(FIXED | FREE))
-    listed = [line[4:].split(" was ")[0] for line in str(caught.value).splitlines()
-              if line.startswith("  - ")]  # fmt: skip
-    assert sorted(listed) == sorted(FIXED)
+        begin(begun, changed(FIXED | ANNOUNCED | FREE))
+    lines = [line.split() for line in str(caught.value).splitlines() if " -> " in line]
+    kinds = {"refused": FIXED, "announced": ANNOUNCED, "free": FREE}
+    assert [line[0] for line in lines if line[0] in kinds] == list(kinds)
+    names = [next(word for word in line if word not in kinds) for line in lines]
+    assert names[: len(FIXED)] != sorted(names)  # in the order of the config
+    assert set(names[: len(FIXED)]) == set(FIXED)
+    assert set(names[-len(FREE) :]) == set(FREE)
+    (flags,) = [line for line in str(caught.value).splitlines() if line.startswith("  --")]
+    typed = {word for word in flags.split() if word.startswith("--")}
+    assert typed == {flag_of(name) for name in FIXED}
 
 
-@pytest.mark.parametrize("name", FREE)
-def test_a_free_field_may_change_and_is_reported(name, begun):
-    config = changed({name: FREE[name]})
-    differences = begin(begun, config)
-    assert differences == [f"{name} was {value(TINY, name)!r}, now {FREE[name]!r}"]
-    assert begun.read_config() == config
+def test_a_fine_tuning_keeps_its_batch_because_it_counts_in_epochs(begun):
+    instructing = dataclasses.replace(TINY, task="instruct")
+    begun.begin(instructing, ByteTokenizer())
+    larger = dataclasses.replace(instructing.train, batch_rows=4)
+    with pytest.raises(UserError, match=r"train\.batch_rows  None  -> 4\n.*counted in\sepochs"):
+        begin(begun, dataclasses.replace(instructing, train=larger))
 
 
-def test_all_free_fields_may_change_together(begun):
-    differences = begin(begun, changed(FREE))
-    assert sorted(d.split(" was ")[0] for d in differences) == sorted(FREE)
+@pytest.mark.parametrize("name", ANNOUNCED | FREE)
+def test_any_other_field_may_change_and_is_shown_with_its_class(name, begun):
+    kind, new = "announced" if name in ANNOUNCED else "free", (ANNOUNCED | FREE)[name]
+    config = changed({name: new})
+    changes = begin(begun, config)
+    assert changes == [(name, value(TINY, name), new, kind)]
+    assert in_columns(changes) == f"\n  {kind}  {name}  {value(TINY, name)!r}  -> {new!r}"
+    assert begun.config.read_text() == to_json(config)
+
+
+def test_all_that_is_not_refused_may_change_together(begun):
+    changes = begin(begun, changed(ANNOUNCED | FREE))
+    assert {change.name for change in changes} == {*ANNOUNCED, *FREE}
 
 
 @pytest.mark.parametrize("others", [[], ["checkpoints"]], ids=["nothing", "none yet"])
@@ -400,14 +424,18 @@ def test_another_course_is_told_by_its_rates_and_by_the_flags_that_keep_the_old_
         run.begin(setup.config, setup.tokenizer)
     with contextlib.closing(Checkpointer(run.checkpoints)) as checkpointer:
         state = zero_state(setup)._replace(step=np.int32(20))
-        checkpointer.save(20, saved_items(state), {}, setup.data_identity(20))
+        config = dataclasses.asdict(setup.config)
+        checkpointer.save(20, saved_items(state), config, setup.data_identity(20))
     before = contents(run.path)
     assert fit.fit(changed(same | fields), run.path) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "learning rate" in line]
     assert len(lines) == (said is not None)
     assert all(words in lines[0] for words in said or ())
     after = contents(run.path)
-    assert {name for name in after if after[name] != before.get(name)} == {"log.txt"}
+    assert {name for name in after if after[name] != before.get(name)} == {
+        "log.txt",
+        "accounts.json",
+    }
 
 
 def test_what_a_run_killed_while_it_started_left_is_no_obstacle(tmp_path):

@@ -141,16 +141,6 @@ def test_sync_forces_this_very_file_to_the_disk(path, monkeypatch):
     assert synced == [path.stat().st_ino]
 
 
-@pytest.mark.parametrize("line", [b"5", b"[]", b"null", b'{"a": 1}', b"\xff\xfe", b'{"step": "1"}'])
-def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, line):
-    path = tmp_path / "metrics.jsonl"
-    content = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="damaged in line 2"):
-        MetricsLog(path, 3)
-    assert path.read_bytes() == content
-
-
 def test_the_last_row_can_be_amended(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path, 0)
@@ -162,3 +152,26 @@ def test_the_last_row_can_be_amended(tmp_path):
     assert read_rows(path) == [
         {"step": 1}, {"step": 2, "train_loss": 1.0, "val_loss": 2.0}, {"step": 3}
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff\xfe", b"[1, 2]", b"\0" * 500, b'{"a": 1}', b"", b"5", b"null", b'{"step": "1"}'],
+)
+def test_a_damaged_line_is_left_out_and_the_file_is_kept_as_it_was(path, damage):
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = b"".join([*lines[:2], damage + b"\n", *lines[3:]])
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="damaged in line 3: fix the line"):
+        read_rows(path)
+    log, kept = MetricsLog(path, 5), path.with_name("metrics.damaged-1.jsonl")
+    assert log.note is not None
+    assert "was damaged in line 3: the run goes on without" in log.note
+    assert str(kept) in log.note
+    assert kept.read_bytes() == damaged
+    assert log.rows == read_rows(path) == [*ROWS[:2], *ROWS[3:]]
+    assert MetricsLog(path, 5).note is None
+    path.write_bytes(damaged + b"more\n")
+    assert MetricsLog(path, 5).note is not None
+    assert kept.read_bytes() == damaged
+    assert path.with_name("metrics.damaged-2.jsonl").read_bytes() == damaged + b"more\n"

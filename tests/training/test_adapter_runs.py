@@ -23,7 +23,7 @@ from gptjax.model.places import leaves
 from gptjax.model.trainable import adapter_names
 from gptjax.runs.directory import RunDir
 from gptjax.tokenizers.plain import ByteTokenizer
-from gptjax.training import loop
+from gptjax.training import fit
 from gptjax.training.setup import Setup
 from gptjax.training.warm_start import warm_state
 
@@ -68,7 +68,7 @@ def params_of(run: Path, step: int = 2) -> dict[str, np.ndarray]:
 def adapted(prepared, base, tmp_path_factory) -> Path:
     """A run of adapters of two steps, with a running average."""
     run = tmp_path_factory.mktemp("adapted") / "run"
-    assert loop.fit(config_on(prepared, base, LORA), run) == 0
+    assert fit.fit(config_on(prepared, base, LORA), run) == 0
     return run
 
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_adapters_holds_nothing_of_their_base(adapted, base):
 @pytest.mark.slow
 def test_frozen_leaves_are_unchanged_and_have_no_state_in_the_checkpoint(prepared, base, tmp_path):
     run = tmp_path / "run"
-    assert loop.fit(config_on(prepared, base, LAST), run) == 0
+    assert fit.fit(config_on(prepared, base, LAST), run) == 0
     before, after = params_of(base, 0), params_of(run)
     for name, x in after.items():
         is_block = name.startswith("h/")
@@ -134,11 +134,11 @@ def test_a_broken_run_resumes_bit_for_bit_though_its_base_trains_on(
 ):
     source = shutil.copytree(base, tmp_path / "base")
     long = config_on(prepared, source, fields, steps=4)
-    assert loop.fit(long, tmp_path / "unbroken") == 0
-    assert loop.fit(config_on(prepared, source, fields, steps=2), tmp_path / "broken") == 0
+    assert fit.fit(long, tmp_path / "unbroken") == 0
+    assert fit.fit(config_on(prepared, source, fields, steps=2), tmp_path / "broken") == 0
     # a later checkpoint of the base, which is no reason to take it
     shutil.copytree(source / "checkpoints" / "0", source / "checkpoints" / "9")
-    assert loop.fit(long, tmp_path / "broken") == 0
+    assert fit.fit(long, tmp_path / "broken") == 0
     one, other = (params_of(tmp_path / run, 4) for run in ("unbroken", "broken"))
     for name, x in one.items():
         np.testing.assert_array_equal(other[name], x, err_msg=name)
@@ -184,7 +184,7 @@ def test_a_base_that_is_gone_or_another_is_told(prepared, base, adapted, tmp_pat
         load_run(run)
     more = config_on(prepared, base, LORA, steps=4)
     with pytest.raises(UserError, match=words):
-        loop.fit(more, run)
+        fit.fit(more, run)
 
 
 def test_the_base_is_told_to_keep_the_step_beneath(adapted, base):
@@ -203,7 +203,7 @@ def test_what_the_model_does_not_have_is_refused_before_a_directory_is_made(
     prepared, base, tmp_path, fields, words
 ):
     with pytest.raises(UserError, match=words):
-        loop.fit(config_on(prepared, base, fields), tmp_path / "run")
+        fit.fit(config_on(prepared, base, fields), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -228,7 +228,7 @@ def test_a_run_starts_from_adapters_merged_into_their_base(prepared, adapted):
 @pytest.mark.slow
 def test_adapters_on_adapters_have_the_first_ones_merged(prepared, adapted, tmp_path):
     run = tmp_path / "second"
-    assert loop.fit(config_on(prepared, adapted, LORA), run) == 0
+    assert fit.fit(config_on(prepared, adapted, LORA), run) == 0
     assert load_adapted(run).base.config.model.lora_rank == 0
     assert load_run(run).config.model.lora_rank == 0
     kernel = "h/attn/c_attn/kernel"

@@ -73,9 +73,10 @@ def test_every_step_gets_the_rows_that_it_would_get_alone():
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_row_has_the_numbers_of_its_step(steps):
-    names = ("loss", "learning_rate", "grad_norm", "tokens", "skipped")
+    names = ("loss", "learning_rate", "grad_norm", "tokens", "not_finite", "refused")
     metrics = {name: np.arange(5, dtype=np.float32) + 10 * i for i, name in enumerate(names)}
-    metrics["skipped"] = np.array([0, 1, 0, 7, 7], np.float32)
+    metrics["not_finite"] = np.array([0, 1, 0, 7, 7], np.float32)
+    metrics["refused"] = np.array([0, 0, 1, 7, 7], np.float32)
     if steps == 1:
         metrics = {name: x[0] for name, x in metrics.items()}
     rows = rows_of_call(20, steps, metrics)
@@ -86,8 +87,11 @@ def test_a_row_has_the_numbers_of_its_step(steps):
         "learning_rate": 10.0,
         "grad_norm": 20.0,
         "tokens": 30,
-        "skipped": 0,
+        "skipped": None,
+        "in_a_row": 0,
     }
     if steps == 3:
-        assert (rows[1]["grad_norm"], rows[1]["skipped"]) == (None, 1)
-        assert (rows[2]["grad_norm"], rows[2]["tokens"]) == (22.0, 32)
+        assert (rows[1]["grad_norm"], rows[1]["skipped"], rows[1]["in_a_row"]) == (
+            None, "not finite", 1
+        )  # fmt: skip
+        assert (rows[2]["grad_norm"], rows[2]["skipped"], rows[2]["tokens"]) == (None, "spike", 32)

@@ -23,7 +23,7 @@ from gptjax.data.loader import StepSource
 from gptjax.data.packing import packed_row
 from gptjax.model.gpt import GPT, parameter_shapes
 from gptjax.model.places import UNSHARDED, ModelSharding
-from gptjax.training import loop
+from gptjax.training import fit
 from gptjax.training.objectives import language_modelling
 from gptjax.training.program import assemble
 from gptjax.training.state import TrainState
@@ -192,7 +192,7 @@ def test_a_bad_file_leaves_nothing_behind(tmp_path, lines, message):
     config = config_on([], tmp_path)
     (tmp_path / "instructions.json").write_text("\n".join(lines))
     with pytest.raises(UserError) as caught:
-        loop.fit(config, tmp_path / "run")
+        fit.fit(config, tmp_path / "run")
     assert message in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["instructions.json"]
 
@@ -221,7 +221,7 @@ def test_the_whole_loop_gives_each_step_the_weights_of_its_own_rows(
     source = StepSource(data, batch_schedule(resolved), steps, resolved.train.seed)
     expected = [float(source[i]["weights"].sum()) for i in range(steps)]
     assert len(set(expected)) > steps // 2
-    assert loop.fit(config, tmp_path / "run") == 0
+    assert fit.fit(config, tmp_path / "run") == 0
     rows = metrics_of(tmp_path / "run")
     assert [row["tokens"] for row in rows] == expected
     validated = [row["val_loss"] for row in rows if "val_loss" in row]
@@ -234,6 +234,6 @@ def test_the_loss_on_responses_of_real_instructions_falls(tmp_path, test_data):
     found = json.loads((test_data / "instructions.json").read_text())
     values = {"train.epochs": 2, "train.eval_every_epochs": 1, "optim.peak_lr": 3e-3}
     config = config_on(found, tmp_path, **{**values, "data.tokenizer": "bpe:512"})
-    assert loop.fit(config, tmp_path / "run") == 0
+    assert fit.fit(config, tmp_path / "run") == 0
     validated = [row["val_loss"] for row in metrics_of(tmp_path / "run") if "val_loss" in row]
     assert validated[1] < validated[0] < 6.3

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gptjax.training.pace import UNMEASURED, Dispatched, Interval, Throughput, with_waits
+from gptjax.training.pace import UNMEASURED, Dispatched, Interval, Throughput, is_idle, with_waits
 
 
 class Number(NamedTuple):
@@ -33,6 +33,10 @@ def test_waits_are_those_of_the_one_who_asks(clock):
         seen.append((item, wait))
         clock[0] += 100.0  # what is done with an item is no waiting
     assert seen == [(3.0, 3.0), (0.0, 0.0), (0.25, 0.25)]
+
+
+def test_devices_wait_for_data_only_if_they_have_done_everything():
+    assert [is_idle(last) for last in (None, call(1), call(1, True))] == [True, False, True]
 
 
 def test_an_interval_goes_from_end_to_end_and_the_first_is_not_measured(clock):

@@ -10,26 +10,22 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import environment_on, run_verb, without_speed
+from conftest import run_verb
+from killed_runs import assert_same_run, checkpoints, rows, start, wait_until, written
 
 from gptjax.base.tree import named_leaves
-from gptjax.cluster.mesh import make_mesh
 from gptjax.conversion.opening import load_run
 from gptjax.data.manifest import Manifest
-from gptjax.runs.checkpoint import Checkpointer
+from gptjax.runs.accounts import read_accounts
 from gptjax.runs.digests import DIGESTS
-from gptjax.runs.directory import RunDir
 from gptjax.runs.ranking import CURSOR_FILE
-from gptjax.training.optimizer import make_optimizer
-from gptjax.training.state import TrainState, abstract_state, items_of, state_of
+from gptjax.training.finishing import RESULTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_compilation_for_all")]
 STEPS = 400
@@ -48,60 +44,16 @@ def options(data: Manifest, dropout: float) -> list[str]:
     return [str(value) for value in values]
 
 
-def start(args: list[str], cwd: Path) -> subprocess.Popen:
-    """The same process as `run_verb`'s, left running."""
-    command = [sys.executable, "-m", "gptjax.train", *args]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment_on(1), stdout=pipe, stderr=pipe, text=True
-    )
-
-
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
-    """Look often; a process that ends meanwhile ends the waiting as well."""
-    while not happened() and process.poll() is None:
-        time.sleep(0.001)
-
-
-def rows(cwd: Path) -> list[dict]:
-    """Everything in metrics.jsonl that has to be the same: all but what a clock measured."""
-    lines = (cwd / "run" / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    return [without_speed(row) for row in found]
-
-
-def written(cwd: Path) -> int:
-    path = cwd / "run" / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def checkpoints(cwd: Path) -> set[int]:
-    path = cwd / "run" / "checkpoints"
-    return {int(p.name) for p in path.iterdir() if p.name.isdigit()} if path.exists() else set()
-
-
-def final_state(cwd: Path) -> TrainState:
-    run_dir = RunDir(cwd / "run")
-    config, said = run_dir.read_config(), []
-    optimizer = make_optimizer(config.optim, config.train.max_steps)
-    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
-    assert checkpointer.steps()[-1] == STEPS
-    target = abstract_state(config.model, optimizer, make_mesh(1))
-    restored = checkpointer.restore(items_of(target), said.append)
-    checkpointer.close()
-    assert said == []
-    assert restored is not None
-    return state_of(restored.step, restored.items, target)
-
-
-def assert_same_run(broken: Path, unbroken: Path) -> None:
-    assert rows(broken) == rows(unbroken)
-    assert [row["step"] for row in rows(broken)] == list(range(1, STEPS + 1))
-    samples = [(cwd / "run" / "samples.md").read_bytes() for cwd in (broken, unbroken)]
-    assert samples[0] == samples[1]
-    expected = named_leaves(final_state(unbroken))
-    for name, leaf in named_leaves(final_state(broken)).items():
-        np.testing.assert_array_equal(leaf, expected[name], strict=True, err_msg=name)
+def assert_accounted_for(cwd: Path, began: float) -> None:
+    """The seconds of all starts add up to the wall clock since then, and say what was lost."""
+    results = json.loads((cwd / "run" / RESULTS).read_bytes())
+    last = json.loads((cwd / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    wall = (cwd / "run" / RESULTS).stat().st_mtime - began
+    assert sum(results["seconds"].values()) == pytest.approx(wall, rel=0.01)
+    assert sum(last["seconds"].values()) == pytest.approx(wall, rel=0.01)
+    assert 0 < results["goodput"] < 1
+    assert min(results["seconds"][name] for name in ("lost_progress", "between_starts")) > 0
+    assert [s.exit for s in read_accounts(cwd / "run")] == [None] * 5 + [0]
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +98,7 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
         (lambda: has_new_rows(tmp_path, 0), 1.0),  # restored, and compiling
         (lambda: has_new_rows(tmp_path, 250), 0.1),
     ]
-    delays = random.Random(0)
+    delays, began = random.Random(0), time.time()
     for moment, longest_delay in moments:
         happened = moment()
         process = start(options(prepared, dropout), tmp_path)
@@ -162,6 +114,7 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
     assert result.returncode == 0, result.stderr
     assert "resuming run after step" in result.stdout
     assert_same_run(tmp_path, unbroken)
+    assert_accounted_for(tmp_path, began)
 
 
 @pytest.mark.parametrize("dropout", [0.1], indirect=True)

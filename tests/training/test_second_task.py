@@ -25,7 +25,7 @@ from gptjax.config import Config
 from gptjax.config.batches import batch_schedule
 from gptjax.config.presets import load_config
 from gptjax.data.loader import StepSource
-from gptjax.training import loop
+from gptjax.training import fit
 from gptjax.training.program import assemble
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState
@@ -63,7 +63,7 @@ def weights_of(config: Config) -> list[float]:
 def test_the_whole_loop_gives_each_step_the_mask_of_its_own_rows(tmp_path, updates_per_call):
     """Weights that were kept from an earlier batch of the same shape would show here."""
     config = labelled(updates_per_call=updates_per_call)
-    assert loop.fit(config, tmp_path) == 0
+    assert fit.fit(config, tmp_path) == 0
     rows, expected = rows_of(tmp_path), weights_of(config)
     assert len(set(expected)) > STEPS // 2
     assert [row["tokens"] for row in rows] == expected

@@ -26,7 +26,7 @@ from gptjax.preparation.pipeline import prepare_shards
 from gptjax.preparation.sources import text_files
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
-from gptjax.training import autotune, loop
+from gptjax.training import autotune, fit
 from gptjax.training.optimizer import averaged_parameters
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, items_of, state_of
@@ -131,7 +131,7 @@ FLOAT16 = {"model.dtype": "float16"}
 @pytest.mark.slow
 def test_float16_trains_and_its_loss_scale_is_kept_with_the_run(prepared, tmp_path):
     config = tiny(prepared, {**FLOAT16, "train.max_steps": 30})
-    assert loop.fit(config, tmp_path / "run") == 0
+    assert fit.fit(config, tmp_path / "run") == 0
     losses = [row["train_loss"] for row in rows(tmp_path / "run")]
     assert losses[0] == pytest.approx(math.log(257), rel=0.03)
     assert losses[-1] < losses[0] - 1.0
@@ -148,7 +148,7 @@ def test_an_overflow_in_float16_is_skipped_and_halves_the_scale(prepared, tmp_pa
     """One step with an absurd learning rate, after which no weight is a float16 any more."""
     absurd = {"optim.peak_lr": 1e6, "optim.warmup_steps": 0, "train.max_steps": 4}
     config = tiny(prepared, {**FLOAT16, **absurd})
-    assert loop.fit(config, tmp_path / "run") == 0
+    assert fit.fit(config, tmp_path / "run") == 0
     log = (tmp_path / "run/log.txt").read_text()
     for step in (2, 3, 4):
         assert f"step {step} was skipped: its gradients are not finite" in log
@@ -188,13 +188,13 @@ def test_moments_in_bfloat16_learn_as_float32_does(prepared):
 def test_a_run_without_its_last_checkpoint_repeats_its_last_steps(prepared, tmp_path, fields):
     every = {"train.max_steps": 5, "train.save_every_steps": 3, "optim.warmup_steps": 1}
     config, run = tiny(prepared, {**every, **fields}), tmp_path / "run"
-    assert loop.fit(config, run) == 0
+    assert fit.fit(config, run) == 0
     made, expected = Setup(config), rows(run)
     assert expected[-1]["train_loss"] < expected[0]["train_loss"]
     unbroken = named_leaves(saved_state(made, run))
     shutil.rmtree(run / "checkpoints" / "5")
     assert int(saved_state(made, run).step) == 3
-    assert loop.fit(config, run) == 0
+    assert fit.fit(config, run) == 0
     assert "after step 3" in (run / "log.txt").read_text()
     assert rows(run) == expected
     for name, leaf in named_leaves(saved_state(made, run)).items():
@@ -205,7 +205,7 @@ def test_a_run_without_its_last_checkpoint_repeats_its_last_steps(prepared, tmp_
 def test_validation_looks_at_the_average_of_the_parameters(prepared, tmp_path):
     looked = {"train.max_steps": 12, "train.eval_every_steps": 12, "optim.ema_decay": 0.9}
     config = tiny(prepared, looked)
-    assert loop.fit(config, tmp_path / "run") == 0
+    assert fit.fit(config, tmp_path / "run") == 0
     made = Setup(config)
     state = saved_state(made, tmp_path / "run")
 

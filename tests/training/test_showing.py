@@ -19,7 +19,7 @@ from gptjax.config.presets import load_config
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.tokenizers.registry import make_tokenizer
-from gptjax.training import loop, showing
+from gptjax.training import fit, showing
 from gptjax.training.showing import Showing
 
 STEPS = 6
@@ -66,6 +66,12 @@ def test_curves_that_cannot_be_drawn_are_named_in_one_line(shown, tmp_path):
     assert "loss.png was not drawn: " in log(tmp_path).splitlines()[-1]
 
 
+def test_a_page_that_cannot_be_written_is_named_in_one_line(shown, tmp_path):
+    (tmp_path / "report.html").mkdir()
+    assert shown.plot([{"step": 1, "train_loss": 3.0}])
+    assert "report.html was not written: " in log(tmp_path).splitlines()[-1]
+
+
 def test_a_process_of_several_that_fails_in_a_common_sample_saves_and_leaves(shown, monkeypatch):
     """The others wait for it in the middle of a text, so that it can agree on nothing with them."""
 
@@ -108,18 +114,19 @@ def rows(run: Path) -> list[dict]:
 def test_curves_that_are_drawn_are_told(shown, tmp_path):
     assert shown.plot([{"step": 1, "train_loss": 3.0}])
     assert (tmp_path / "loss.png").is_file()
+    assert (tmp_path / "report.html").is_file()
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_without_samples_and_curves(short, tmp_path, monkeypatch):
     plain, broken = tmp_path / "plain", tmp_path / "broken"
-    assert loop.fit(short, plain) == 0
-    for name in ("samples.md", "loss.png"):
+    assert fit.fit(short, plain) == 0
+    for name in ("samples.md", "loss.png", "report.html"):
         (broken / name).mkdir(parents=True)
     shutil.copy(plain / "config.json", broken)
     texts = iter(["first", "second"])
     monkeypatch.setattr(showing, "sample_after", lambda *_: next(texts, None) or out_of_memory())
-    assert loop.fit(short, broken) == 0
+    assert fit.fit(short, broken) == 0
     assert saved(broken) == [2, 4, 6]
     assert rows(broken) == rows(plain)
     said = log(broken)

@@ -105,7 +105,8 @@ def test_compilations_and_the_first_step_are_watched(automatic, tmp_path, monkey
     note(Program, "initial_state")
     note(Setup, "compile_steps")
     note(Setup, "train_steps")
-    train = dataclasses.replace(automatic.train, micro_batch=1, max_steps=1, save_every_steps=0)
+    fields = {"micro_batch": 1, "max_steps": 1, "save_every_steps": 0, "preflight": "off"}
+    train = dataclasses.replace(automatic.train, **fields)
     assert fit.fit(dataclasses.replace(automatic, train=train), tmp_path) == 0
     assert watched == {
         "restore": "no checkpoint was restored",
@@ -120,7 +121,7 @@ def test_a_run_of_other_settings_is_refused_uncompiled(automatic, tmp_path, with
     (run.checkpoints / "25").mkdir(parents=True)
     run.begin(made.config, made.tokenizer)
     wider = dataclasses.replace(automatic.model, n_embd=64)
-    with pytest.raises(UserError, match=r"model\.n_embd was 32, now 64"):
+    with pytest.raises(UserError, match=r"model\.n_embd +32 +-> 64"):
         fit.fit(dataclasses.replace(automatic, model=wider), tmp_path)
 
 

@@ -179,8 +179,8 @@ def test_a_batch_that_weighs_nothing_gives_zero_and_stays_finite(layout):
     batch = random_batch(1)
     batch["weights"][:] = 0
     state, metrics = one_step(layout, fresh_state(layout), batch)
-    assert {k: float(metrics[k]) for k in ("loss", "tokens", "grad_norm", "skipped")} == {
-        "loss": 0.0, "tokens": 0.0, "grad_norm": 0.0, "skipped": 0.0
+    assert {k: float(metrics[k]) for k in ("loss", "tokens", "grad_norm", "not_finite")} == {
+        "loss": 0.0, "tokens": 0.0, "grad_norm": 0.0, "not_finite": 0.0
     }  # fmt: skip
     assert all(np.isfinite(p).all() for p in jax.tree.leaves(state.params))
 
@@ -202,7 +202,7 @@ def test_a_nan_on_one_device_skips_the_step_on_all_and_the_next_is_accepted(layo
     bad["factor"][bad_row] = np.nan
     before = host_state()
     state, metrics = one_step(layout, fresh_state(layout), bad)
-    assert float(metrics["skipped"]) == 1
+    assert float(metrics["not_finite"]) == 1
     assert int(state.step) == 1
     for name, leaf in named_leaves(state.params).items():
         assert len(leaf.addressable_shards) == layout[0]
@@ -212,7 +212,7 @@ def test_a_nan_on_one_device_skips_the_step_on_all_and_the_next_is_accepted(layo
 
     state, metrics = one_step(layout, state, good)
     unharmed, undisturbed = one_step(layout, fresh_state(layout, step=1), good)
-    assert float(metrics["skipped"]) == 0
+    assert float(metrics["not_finite"]) == 0
     assert float(metrics["learning_rate"]) == float(SCHEDULE(0))
     assert float(metrics["loss"]) == float(undisturbed["loss"])
     assert_bitwise_same(state.params, unharmed.params)

@@ -21,7 +21,7 @@ from gptjax.model.places import leaves
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.tokenizers.plain import ByteTokenizer, collect_characters
-from gptjax.training import loop
+from gptjax.training import fit
 from gptjax.training.setup import Setup
 from gptjax.training.state import saved_items
 from gptjax.training.warm_start import announcement, warm_state
@@ -164,10 +164,10 @@ def test_a_run_that_is_stopped_goes_on_without_the_model_it_began_with(
     short = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=2))
     optim = dataclasses.replace(config.optim, decay_steps=4)
     config, short = (dataclasses.replace(c, optim=optim) for c in (config, short))
-    assert loop.fit(config, tmp_path / "unbroken") == 0
-    assert loop.fit(short, tmp_path / "broken") == 0
+    assert fit.fit(config, tmp_path / "unbroken") == 0
+    assert fit.fit(short, tmp_path / "broken") == 0
     shutil.rmtree(source)
-    assert loop.fit(config, tmp_path / "broken") == 0
+    assert fit.fit(config, tmp_path / "broken") == 0
     losses, params = [], []
     for name in ("unbroken", "broken"):
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
@@ -182,7 +182,7 @@ def test_a_run_that_is_stopped_goes_on_without_the_model_it_began_with(
 def test_a_run_does_not_start_from_its_own_directory(prepared, converted):
     config = tiny(prepared, {**QUICK, "train.init_from": f"{converted}@latest"})
     with pytest.raises(UserError, match="is the run's own directory"):
-        loop.fit(config, converted, fresh=True)
+        fit.fit(config, converted, fresh=True)
     assert RunDir(converted).is_converted
 
 

@@ -1,0 +1,111 @@
+"""Ends this process with one sentence if another process of its run dies.
+
+jax's agent hears of it in a thread of C++, prints a stack of C++ and aborts with code 134. It would
+call another function instead, but it cannot tell a Python function the reason, for which Python has
+no type: nanobind throws `bad_cast` and C++ gives up (`std::terminate`). So this hooks in there too.
+Where a library has other names, jax aborts as it always did.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from typing import Any
+
+from gptjax.base.errors import UserError
+
+FAILED_CASTS = (b"bad_cast", b"cast_error")  # in the mangled names of what nanobind throws
+BROKEN = (  # words of gloo, gRPC and NCCL about a peer that has gone
+    *("Connection closed by peer", "Connection reset by peer", "Socket closed", "Broken pipe"),
+    *("stopped sending heartbeats", "ncclRemoteError", "remote process exited"),
+)
+_kept: list[Any] = []  # what C++ holds and Python must not free
+
+
+class LostPeerError(UserError):
+    """Another process of the run has died, or cannot be reached."""
+
+    exit_code = 75  # sysexits.h: EX_TEMPFAIL
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another process of the run has died or cannot be reached: its own last words say why. "
+            "Restart all of them, as launch/node.sh does: the run continues from its last "
+            "checkpoint"
+        )
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an exception of jax says that the connection to another process broke."""
+    return type(error).__name__ == "JaxRuntimeError" and any(w in str(error) for w in BROKEN)
+
+
+@contextmanager
+def ending_clearly(process: int) -> Iterator[None]:
+    """Let the connection that jax makes in this block end process `process` clearly if it breaks.
+
+    It holds until the process ends.
+    """
+
+    def end() -> None:
+        name = f"process {process}: " if process else ""
+        os.write(2, f"{name}error: {LostPeerError()}\n".encode())
+        os._exit(LostPeerError.exit_code)
+
+    try:
+        connecting: Any = import_module("jax._src.distributed")
+        library = connecting._jax
+        _call_where_cpp_gives_up(end)
+    except (ImportError, AttributeError, OSError):
+        yield
+        return
+    connecting._jax = _Answering(library, end)
+    try:
+        yield
+    finally:
+        connecting._jax = library
+
+
+class _Answering:
+    """jax's library, whose client calls `end` with whatever it says when it loses the others."""
+
+    def __init__(self, library: Any, end: Callable[[], None]):
+        self._library, self._end = library, end
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+    def get_distributed_runtime_client(self, *words: Any, **options: Any) -> Any:
+        make, end = self._library.get_distributed_runtime_client, self._end
+        try:
+            return make(*words, missed_heartbeat_callback=lambda *_: end(), **options)
+        except TypeError:  # it has another name
+            return make(*words, **options)
+
+
+def _call_where_cpp_gives_up(end: Callable[[], None]) -> None:
+    """Call `end` on an exception that a failed cast to Python threw and nobody caught.
+
+    Any other one goes on to the handler before.
+    """
+    cpp = ctypes.CDLL("libstdc++.so.6")
+    thrown, set_handler = cpp.__cxa_current_exception_type, cpp._ZSt13set_terminatePFvvE
+    thrown.restype = set_handler.restype = ctypes.c_void_p
+    set_handler.argtypes = [ctypes.c_void_p]
+    before: list[Callable[[], None]] = []
+
+    def handle() -> None:
+        with suppress(ValueError):
+            if (kind := thrown()) and any(word in _name_of(kind) for word in FAILED_CASTS):
+                end()
+        before[0]()
+
+    handler = ctypes.CFUNCTYPE(None)(handle)
+    _kept.append(handler)
+    before.append(ctypes.CFUNCTYPE(None)(set_handler(ctypes.cast(handler, ctypes.c_void_p))))
+
+
+def _name_of(kind: int) -> bytes:
+    """The mangled name in a std::type_info: its second word (Itanium C++ ABI)."""
+    return ctypes.c_char_p.from_address(kind + ctypes.sizeof(ctypes.c_void_p)).value or b""
