@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import pytest
+from faulty_runs import STEPS, train_here
 from killed_runs import checkpoints, ended, rows, start
 from paired_runs import ended_pair, start_pair
-from runs_here import STEPS, train_here
 
 from gptjax.base.errors import UserError
 from gptjax.runs.checkpoint import Checkpointer
