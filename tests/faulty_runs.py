@@ -21,6 +21,7 @@ from gptjax.training.fit import fit
 
 STEPS = 24
 FIELDS = {
+    "train.save_every_minutes": 0.0,
     "model.unroll": 1, "model.embd_pdrop": 0.1, "optim.warmup_steps": 3, "train.micro_batch": 1,
     "train.max_steps": STEPS, "train.save_every_steps": 4, "train.eval_every_steps": 8,
     "train.eval_tokens": 512, "train.preflight": "off",

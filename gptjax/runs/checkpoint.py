@@ -35,6 +35,7 @@ from gptjax.runs.earlier import UNVERIFIED, is_of_earlier_version
 from gptjax.runs.integrity import SignedStep, sign, sign_own, verify
 from gptjax.runs.naming import AVERAGED, no_checkpoint
 from gptjax.runs.preserving import preservation
+from gptjax.runs.priority import let_writers_yield
 from gptjax.runs.quiet import silence_orbax
 from gptjax.runs.ranking import CURSOR_FILE, Ranking
 from gptjax.runs.reading import Restored, own_item, read_as_saved, read_step
@@ -144,6 +145,7 @@ class Checkpointer:
         except Exception as error:
             raise self._failed(step, error) from error
         self._saving = step
+        let_writers_yield()
         self.ranking.add(step, cursor)
 
     def note(self, step: int, figures: dict) -> None:
@@ -167,8 +169,10 @@ class Checkpointer:
 
     def poll(self) -> None:
         """Notice that a save has ended; raises `SaveError` if it failed."""
-        if self._saving is not None and not self._manager.is_saving_in_progress():
-            self.wait()
+        if self._saving is not None:
+            let_writers_yield()  # they begin one by one
+            if not self._manager.is_saving_in_progress():
+                self.wait()
 
     def wait(self) -> None:
         """Block until everything that was saved is signed and on disk; raises `SaveError`."""
@@ -191,7 +195,7 @@ class Checkpointer:
     def _failed(self, step: int, error: Exception) -> SaveError:
         """Reopen the manager, whose list of steps is wrong now, and tell the user."""
         self.ranking.drop(step)
-        if not _several():
+        if jax.process_count() == 1:
             self._manager.close()
             self._open()
         return SaveError(
@@ -293,8 +297,3 @@ class Checkpointer:
         return jax.tree.map(
             lambda x, like: x.astype(like.dtype), restored.items[item], abstract_params
         )
-
-
-def _several() -> bool:
-    """Whether other processes restore and save with this one."""
-    return jax.process_count() > 1

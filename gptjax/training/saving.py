@@ -98,9 +98,9 @@ class Saving:
         With `keeps_all` no other checkpoint is deleted for this one.
         """
         self.clock.restart()
-        if self._failure is not None and not self._failure.is_due:
-            return
-        self._start(state, keeps_all)
+        failure = self._failure
+        if failure is None or failure.is_due or failure.is_tried:
+            self._start(state, keeps_all)
 
     def _start(self, state: TrainState, keeps_all: bool = False) -> None:
         step, config = int(state.step), dataclasses.asdict(self._setup.config)

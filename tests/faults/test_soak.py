@@ -44,7 +44,7 @@ class Run:
         values = [
             *("--config", "tiny", "--run-dir", "run", "--data.path", data.directory),
             *("--model.unroll", 1, "--model.embd-pdrop", 0.1, "--optim.peak-lr", 1e-4),
-            *("--optim.warmup-steps", 5, "--train.max-steps", steps, "--train.micro-batch", 1),
+            *("--optim.warmup-steps", 5, "--train.max-steps", steps),
             *("--train.save-every-steps", 2, "--train.eval-every-steps", 0),
             *("--train.sample-every-steps", 0, "--train.preflight", "off"),
         ]
@@ -55,11 +55,13 @@ class Run:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             where = f"127.0.0.1:{free.getsockname()[1]}"
+        # as many rows in a micro-step, on which the masks of dropout depend
+        words = [*self._words, "--train.micro-batch", str(2 // processes)]
         flags = ["--coordinator", where, "--processes", str(processes), "--process"]
         with self._log.open("w") as log:
             return [
                 subprocess.Popen(
-                    [*self._words, *([*flags, str(i)] if processes > 1 else [])],
+                    [*words, *([*flags, str(i)] if processes > 1 else [])],
                     cwd=self.cwd, env=environment_on(1), stdout=log, stderr=log,
                 )
                 for i in range(processes)

@@ -1,6 +1,7 @@
 """Each process signs the bytes that it wrote, and several processes together verify all bytes."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 from conftest import ROOT, environment_on
 
+from gptjax.runs.digests import DIGESTS
 from gptjax.runs.integrity import INTEGRITY, sign, verify
+from gptjax.runs.ranking import CURSOR_FILE
 
 SAVER = ROOT / "tests" / "runs" / "two_savers.py"
 
@@ -77,10 +80,22 @@ def test_two_processes_sign_and_verify_each_its_own_files(tmp_path):
         (tmp_path / "damaged" / "2").rename(directory / "2")
         (directory / name).write_bytes(content)
 
+    shutil.copytree(directory / "2", tmp_path / "kept")
     (directory / "2" / INTEGRITY).unlink()
     first, second = together("restore", directory)
     assert (first["step"], second["step"]) == (1, 1)
     assert f"it has no {INTEGRITY}" in first["said"][0]
+
+    (tmp_path / "kept").rename(directory / "2")
+    (directory / "2" / INTEGRITY).unlink()
+    cursor = directory / "2" / CURSOR_FILE
+    content = json.loads(cursor.read_text())
+    content[DIGESTS]["params"] ^= 1
+    cursor.write_text(json.dumps(content))
+    sign(directory / "2")
+    first, second = together("restore", directory)
+    assert (first["step"], second["step"], second["said"]) == (1, 1, [])
+    assert "params is not what was saved" in first["said"][0]
 
     (alone,) = together("restore", directory, processes=1)
     assert alone["step"] == 1
