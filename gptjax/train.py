@@ -10,12 +10,7 @@ from pathlib import Path
 
 from gptjax.base.errors import StorageError, UserError
 from gptjax.cli import ConfigCommand, main, origins_of, parse_config
-from gptjax.cluster.environment import (
-    check_training,
-    claim_memory,
-    compute_deterministically,
-    import_jax,
-)
+from gptjax.cluster.environment import check_training, import_jax, set_up_training
 from gptjax.cluster.stop import StopRequest
 from gptjax.config.effects import Surroundings, note_without_effect
 
@@ -65,9 +60,7 @@ def train(argv: Sequence[str]) -> int:
     origins = origins_of(command, argv)
     # an interrupt during the import of jax can be lost, or crash the process
     with StopRequest(answer="stopping before anything began") as stop:
-        claim_memory()
-        if command.run.train.deterministic:
-            compute_deterministically()
+        set_up_training(command.run.train.deterministic)
         import_jax()
         import jax
 
@@ -82,6 +75,7 @@ def train(argv: Sequence[str]) -> int:
         from gptjax.training.tasks import task_of
     if stop:
         return stop.exit_code
+
     check_training()
     startup = Startup(process_began(began) if __name__ == "__main__" else began)
     startup.end("imports")

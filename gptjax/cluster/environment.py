@@ -84,6 +84,13 @@ def claim_memory() -> None:
         os.environ[SHARES[0]] = str(POOL_SHARE)
 
 
+def set_up_training(deterministic: bool) -> None:
+    """What training sets before jax is imported: its share of the memory, and reproducibility."""
+    claim_memory()
+    if deterministic:
+        compute_deterministically()
+
+
 def compute_deterministically() -> None:
     """Make XLA leave out GPU kernels whose sums come in another order each time.
 
