@@ -105,7 +105,16 @@ def options(data: Manifest, *more: object) -> list[str]:
         *("--model.unroll", 1, "--model.embd-pdrop", 0.1, "--optim.warmup-steps", 10),
         *("--train.batch-tokens", 128, "--train.micro-batch", 4, "--train.max-steps", STEPS),
         *("--train.save-every-steps", 5, "--train.eval-every-steps", 20, "--train.eval-tokens"),
-        *(128, "--train.sample-every-steps", 20, "--sample.max-new-tokens", 2, *more),
+        *(
+            128,
+            "--train.sample-every-steps",
+            20,
+            "--sample.max-new-tokens",
+            2,
+            "--train.preflight",
+            "off",
+        ),
+        *more,
     ]
     return [str(value) for value in values]
 
