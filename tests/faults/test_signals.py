@@ -128,11 +128,15 @@ def test_where_nothing_is_to_be_saved_a_signal_leaves_at_once(number):
 def test_an_error_that_was_made_of_a_signal_is_that_signal(number):
     """As XLA makes one of what is raised in a host callback."""
     expected = KeyboardInterrupt if number == signal.SIGINT else SystemExit
-    with pytest.raises(expected), StopRequest(defers=False):
+
+    def callback() -> None:
         try:
             os.kill(os.getpid(), number)
         except BaseException as error:
             raise RuntimeError("a callback failed") from error
+
+    with pytest.raises(expected), StopRequest(defers=False):
+        callback()
 
 
 def test_a_hangup_that_is_ignored_stays_ignored():
