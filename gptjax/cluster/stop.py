@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 Largest = Callable[[int], Callable[[], int]]
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -44,6 +45,7 @@ class StopRequest:
         self._largest = largest
         self._asked: Callable[[], int] | None = None
         self._has_left = threading.Event()
+        self._leaves: BaseException | None = None  # what a signal has raised
         self._before: dict[signal.Signals, object] = {}
         self.wished = False
         """Whether a process had a wish at the last call of `agree` that all know of."""
@@ -66,7 +68,9 @@ class StopRequest:
             self._before[number] = signal.signal(number, self._note) or signal.SIG_DFL
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: Any
+    ) -> None:
         if not self._before:
             return
         for number, handler in self._before.items():
@@ -74,6 +78,15 @@ class StopRequest:
         signal.set_wakeup_fd(self._told_before)
         self._has_left.set()
         os.close(self._told)
+        self.leaving(kind, error, where)
+
+    def leaving(self, _: type[BaseException] | None, error: BaseException | None, __: Any) -> None:
+        """As a context's exit: raise again what a signal raised, if it has become another error.
+
+        XLA makes its own error of an exception in a host callback, for example.
+        """
+        if error is not None and self._leaves is not None and error is not self._leaves:
+            raise self._leaves from None
 
     def agree(self, wish: bool = False) -> None:
         """Learn what all processes knew at the last call; tell them what this one knows now.
@@ -102,9 +115,11 @@ class StopRequest:
         again, self._handled = self._handled, True
         self._remember(number)
         if number == signal.SIGINT and (again or not self.defers):
-            raise KeyboardInterrupt
+            self._leaves = KeyboardInterrupt()
+            raise self._leaves
         if not self.defers:
-            raise SystemExit(128 + number)
+            self._leaves = SystemExit(128 + number)
+            raise self._leaves
 
     def _listen(self, heard: int) -> None:
         """In a thread: answer the first signal; see that a process leaves that is to leave."""

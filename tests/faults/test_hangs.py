@@ -61,10 +61,13 @@ Setup.train_steps = hang
 WITHOUT_DEVICES = """
 import jax, time
 from pathlib import Path
-def hang(*_):
-    Path("hangs").touch()
-    time.sleep(600)
 from gptjax.cluster import compiler
+went_on = compiler.find_devices
+def hang():
+    if not Path("hangs").exists():
+        Path("hangs").touch()
+        time.sleep(600)
+    return went_on()
 compiler.find_devices = hang
 """
 SHOWN = "gptjax.training.showing"
@@ -105,7 +108,16 @@ def options(data: Manifest, *more: object) -> list[str]:
         *("--model.unroll", 1, "--model.embd-pdrop", 0.1, "--optim.warmup-steps", 10),
         *("--train.batch-tokens", 128, "--train.micro-batch", 4, "--train.max-steps", STEPS),
         *("--train.save-every-steps", 5, "--train.eval-every-steps", 20, "--train.eval-tokens"),
-        *(128, "--train.sample-every-steps", 20, "--sample.max-new-tokens", 2, *more),
+        *(
+            128,
+            "--train.sample-every-steps",
+            20,
+            "--sample.max-new-tokens",
+            2,
+            "--train.preflight",
+            "off",
+        ),
+        *more,
     ]
     return [str(value) for value in values]
 
