@@ -10,12 +10,7 @@ from pathlib import Path
 
 from gptjax.base.errors import StorageError, UserError
 from gptjax.cli import ConfigCommand, main, origins_of, parse_config
-from gptjax.cluster.environment import (
-    check_training,
-    claim_memory,
-    compute_deterministically,
-    import_jax,
-)
+from gptjax.cluster.environment import check_training, claim_memory, import_jax
 from gptjax.cluster.stop import StopRequest
 from gptjax.config.effects import Surroundings, note_without_effect
 
@@ -66,9 +61,7 @@ def train(argv: Sequence[str]) -> int:
     # an interrupt during the import of jax can be lost, or crash the process
     with StopRequest(answer="stopping before anything began") as stop:
         claim_memory()
-        if command.run.train.deterministic:
-            compute_deterministically()
-        import_jax()
+        import_jax(deterministic=command.run.train.deterministic)
         import jax
 
         from gptjax.cluster.agreement import BUG, exit_process, require_equal_devices
