@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gptjax.base.errors import StorageError, UserError
 from gptjax.cli import ConfigCommand, main, origins_of, parse_config
-from gptjax.cluster.environment import check_training, import_jax, set_up_training
+from gptjax.cluster.environment import check_training, claim_memory, import_jax
 from gptjax.cluster.stop import StopRequest
 from gptjax.config.effects import Surroundings, note_without_effect
 
@@ -60,8 +60,8 @@ def train(argv: Sequence[str]) -> int:
     origins = origins_of(command, argv)
     # an interrupt during the import of jax can be lost, or crash the process
     with StopRequest(answer="stopping before anything began") as stop:
-        set_up_training(command.run.train.deterministic)
-        import_jax()
+        claim_memory()
+        import_jax(deterministic=command.run.train.deterministic)
         import jax
 
         from gptjax.cluster.agreement import BUG, exit_process, require_equal_devices

@@ -47,11 +47,14 @@ class DeviceError(UserError):
     exit_code = 75  # sysexits.h: EX_TEMPFAIL
 
 
-def import_jax(compiles_for_gpus: bool = False) -> None:
+def import_jax(compiles_for_gpus: bool = False, deterministic: bool = False) -> None:
     """Import jax, which reads most of its variables now. Raises `EnvironmentProblem`.
 
-    Its compiler for GPUs is hidden where there is none, unless it is asked for.
+    Its compiler for GPUs is hidden where there is none, unless it is asked for. If the run is to be
+    `deterministic`, XLA is told so.
     """
+    if deterministic:
+        compute_deterministically()
     if not compiles_for_gpus:
         hide_gpu_compiler()
     if "jax" in sys.modules:
@@ -84,20 +87,12 @@ def claim_memory() -> None:
         os.environ[SHARES[0]] = str(POOL_SHARE)
 
 
-def set_up_training(deterministic: bool) -> None:
-    """What training sets before jax is imported: its share of the memory, and reproducibility."""
-    claim_memory()
-    if deterministic:
-        compute_deterministically()
-
-
 def compute_deterministically() -> None:
     """Make XLA leave out GPU kernels whose sums come in another order each time.
 
     The flag stands for two things (openxla/xla, pull request 12520): operations without such
     kernels, and the same kernels at every compilation, since nothing is timed to choose them. jax
-    0.10 and 0.12 read it before they find devices; training calls this before `import_jax`. A flag
-    that the user has set stays.
+    0.10 and 0.12 read it before they find devices. A flag that the user has set stays.
     """
     given = os.environ.get(FLAGS, "")
     if DETERMINISTIC not in given:

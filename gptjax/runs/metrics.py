@@ -48,8 +48,8 @@ class MetricsLog:
         file.write(json.dumps(row) + "\n")
 
     def amend(self, values: Row) -> None:
-        """Add values to the last row, whose validation a stop request cut short."""
-        self.rows[-1] |= values
+        """Add values to the last row, as far as they were measured: figures of its step."""
+        self.rows[-1] |= {k: v for k, v in values.items() if _is_measured(v)}
         self.close()
         self._rewrite()
 

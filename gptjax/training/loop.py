@@ -75,7 +75,7 @@ class Loop:
         If the loss rises for good, the run goes back and on with other data, where that is asked
         for.
         """
-        reached = self._train_from(state, step)
+        begun, reached = step, self._train_from(state, step)
         while reached is not None and self.setup.safeguards.watch.found is not None:
             self.display.stop()
             del state, reached  # or memory would have to hold two states
@@ -85,10 +85,10 @@ class Loop:
             self.log.cut(step)
             self.books.begin(step, self.log.rows[-1] if self.log.rows else {})
             reached = self._train_from(state, step)
-        if reached is None:
+        if reached is None and step == begun:
             self.display.say("stopped before the first step of this start: nothing was lost")
             return self.stop.exit_code
-        return self._end(*reached)
+        return self._end(*(reached or (state, step)))
 
     def _train_from(self, state: TrainState, step: int) -> tuple[TrainState, int] | None:
         """Train until the run ends, stops or goes back: the last state and its step.

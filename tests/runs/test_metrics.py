@@ -175,3 +175,17 @@ def test_a_damaged_line_is_left_out_and_the_file_is_kept_as_it_was(path, damage)
     assert MetricsLog(path, 5).note is not None
     assert kept.read_bytes() == damaged
     assert path.with_name("metrics.damaged-2.jsonl").read_bytes() == damaged + b"more\n"
+
+
+def test_rows_are_amended_by_what_was_measured_and_cut_where_a_run_goes_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    for step in (1, 2, 3):
+        log.append({"step": step})
+    log.amend({"val_loss": 2.0, "val_bits_per_byte": None, "val_stderr": float("nan")})
+    assert read_rows(path)[-1] == {"step": 3, "val_loss": 2.0}
+    log.cut(1)
+    assert len(read_rows(path)) == 3  # nothing is lost before there is another row
+    log.append({"step": 2, "skipped": None})
+    log.close()
+    assert read_rows(path) == log.rows == [{"step": 1}, {"step": 2}]

@@ -25,7 +25,10 @@ from gptjax.training.saving import Saving
 
 pytestmark = pytest.mark.slow
 ROWS = 8  # of a step
-FIELDS = {"train.max_steps": 50, "train.save_every_steps": 10, "train.batch_tokens": 512}
+FIELDS = {
+    "train.max_steps": 50, "train.save_every_steps": 10, "train.batch_tokens": 512,
+    "train.preflight": "off",
+}  # fmt: skip
 
 
 class Killed(BaseException):
