@@ -131,7 +131,7 @@ def _train(cwd: Path, prepared: Manifest) -> Path:
         "config": "tiny", "data.path": prepared.directory.resolve(), "run-dir": "run",
         "train.max-steps": 20, "train.save-every-steps": 10, "train.eval-every-steps": 10,
         "train.eval-tokens": 512, "optim.ema-decay": 0.9, "model.n-ctx": 256,
-        "model.unroll": 1, "train.micro-batch": 1,
+        "model.unroll": 1, "train.micro-batch": 1, "train.preflight": "off",
     }  # fmt: skip
     trained = run_verb("train", *(f"--{k}={v}" for k, v in settings.items()), cwd=cwd)
     assert trained.returncode == 0, trained.stderr

@@ -48,7 +48,7 @@ def config_for(examples: Path | None, **fields: Any) -> Config:
                            **own["data"]}),
         classify=ClassifyConfig(**own["classify"]),
         train=TrainConfig(**{"batch_rows": 8, "micro_batch": 1, "max_steps": 10, "epochs": 2,
-                             "eval_every_steps": 0, "save_every_steps": 0,
+                             "eval_every_steps": 0, "save_every_steps": 0, "preflight": "off",
                              "sample_every_steps": 0, **own["train"]}),
         optim=dataclasses.replace(Config().optim, warmup_steps=0),
     )  # fmt: skip

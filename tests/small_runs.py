@@ -30,8 +30,8 @@ def tiny(data: Manifest, fields: dict[str, Any]) -> Config:
 
 
 def tiny_on(data: Manifest, fields: dict[str, Any]) -> Config:
-    """The tiny config on this data with other values under dotted names."""
-    where = {"data.path": str(data.directory), "data.source": None}
+    """The tiny config on this data, not tried out before, with other values under dotted names."""
+    where = {"data.path": str(data.directory), "data.source": None, "train.preflight": "off"}
     return with_values(load_config("tiny"), {**where, **fields})
 
 

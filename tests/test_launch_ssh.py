@@ -223,6 +223,7 @@ def test_a_machine_that_lacks_something(near, box, spoil, code, message):
     assert not (box.tree / "gptjax").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["--fetch", "--stop"])
 def test_nothing_to_bring_and_nothing_to_stop(near, box, mode):
     said = ssh(near, box, mode, box.where, "tiny")
@@ -378,6 +379,7 @@ def test_a_look_at_the_lock_of_a_run_neither_ends_a_start_nor_looks_like_a_run(t
 # One --fetch at a time
 
 
+@pytest.mark.slow
 def test_a_lock_at_home_is_that_of_a_living_process(near, box):
     lock = near / "runs" / "tiny.fetching.lock"
     lock.parent.mkdir()

@@ -70,7 +70,7 @@ def slowly(*case: Any) -> Any:
         slowly(2, 1, 2, CLOSE, False),
         slowly(2, 10**13, 1, BEAT, False),  # more than a thread can wait for
         slowly(2, 0, 2, BEAT, False),
-        (1, 1, 20, BEAT, True),
+        slowly(1, 1, 20, BEAT, True),
         slowly(1, 1, 0.3, BEAT, False),
         slowly(1, 0, 2, BEAT, False),
         slowly(1, 1, 0.3, STOPPED, False),

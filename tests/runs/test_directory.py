@@ -332,6 +332,7 @@ def start_afresh(prepared, monkeypatch):
 
     def start(path: Path) -> int:
         flags = ["--data.path", str(prepared.directory), "--run-dir", str(path), "--fresh"]
+        flags += ["--train.preflight", "off"]
         return train(["--config", "tiny", *flags])
 
     return start

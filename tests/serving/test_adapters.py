@@ -148,6 +148,7 @@ def opened(base, *adapters: str):
     return open_models(command, "base")
 
 
+@pytest.mark.slow
 def test_runs_of_adapters_are_served_by_name(runs, capsys):
     base, poet = runs
     service, engines = opened(base, f"poet={poet}")

@@ -133,7 +133,8 @@ def one_step(form: str, before: dict[str, np.ndarray], batch: dict[str, np.ndarr
     return float(metrics["loss"]), raw, named_leaves(state.params)
 
 
-@pytest.mark.parametrize("form", ["choice", pytest.param("single", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["choice", "single"])
 def test_a_step_of_gpt_1_s_two_losses_is_torch_s(form):
     pytest.importorskip("transformers")
     batch = batch_of(form)

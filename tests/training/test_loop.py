@@ -220,7 +220,7 @@ def short(prepared) -> Config:
     """Four steps of the tiny model on the eight devices here, all of it watched."""
     fields = {
         "train.max_steps": 4, "train.eval_every_steps": 4, "train.sample_every_steps": 4,
-        "train.profile": "1:2",
+        "train.profile": "1:2", "train.preflight": "on",
         "sample.prompt": "", "sample.max_new_tokens": 5, "sample.temperature": 0.0,
     }  # fmt: skip
     return tiny_on(prepared, fields)

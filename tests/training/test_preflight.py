@@ -59,7 +59,7 @@ def checks(prepared, tmp_path):
     opened = []
 
     def make(fields: dict[str, Any] | None = None) -> Checks:
-        setup = Setup(tiny_on(prepared, {**QUIET, **(fields or {})}))
+        setup = Setup(tiny_on(prepared, {"train.preflight": "on", **QUIET, **(fields or {})}))
         display, stop, phases = Tables(), StopRequest(), Phases(Watchdog(0))
         checkpointer = Checkpointer(tmp_path / "checkpoints")
         opened.append(checkpointer)
@@ -190,7 +190,7 @@ def short(prepared, **fields: Any) -> Config:
         "train.save_every_steps": 2, "train.eval_tokens": 1024, "model.unroll": 1,
         "sample.prompt": "", "sample.max_new_tokens": 6, "optim.ema_decay": 0.9,
     }  # fmt: skip
-    return tiny_on(prepared, everything | fields)
+    return tiny_on(prepared, {"train.preflight": "on"} | everything | fields)
 
 
 def rows(run: Path) -> list[dict]:
