@@ -6,6 +6,7 @@ command line each flag is tried on its own, and the config is checked with all v
 
 import contextlib
 import dataclasses
+import gc
 import io
 import os
 import sys
@@ -69,6 +70,7 @@ def main(verb: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
             raise
         print(f"error: {known}", file=sys.stderr)
         code = known.exit_code
+    gc.freeze()  # else the interpreter looks through jax's millions of objects on its way out
     sys.exit(code)
 
 

@@ -192,5 +192,6 @@ def open_shard(path: Path, tokens: int, dtype: str, layout: str = "llm.c") -> np
         little = np.dtype(dtype).newbyteorder("<")
         mapped = np.memmap(path, little, "r", _offset(path, layout), (tokens,))
     except (OSError, ValueError) as error:
+        check_shard(path, tokens, dtype, layout)  # says so if it was cut
         raise UserError(f"cannot map shard {path}: {error}") from error
     return mapped.view(np.ndarray)

@@ -86,8 +86,11 @@ class Bookkeeper:
     def _read(self) -> list[Start]:
         if self._path is None:
             return []
+        run = self._path.parent
+        if not self._path.exists() and any((run / "checkpoints").glob("[0-9]*")):
+            self.notes.append(f"note     {self._path} is not there: the account begins anew")
         try:
-            return read_accounts(self._path.parent)
+            return read_accounts(run)
         except (DamagedError, OSError) as error:
             self.notes.append(f"note     {error}: the account of this run begins anew")
             return []

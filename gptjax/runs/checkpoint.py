@@ -38,7 +38,7 @@ from gptjax.runs.preserving import preservation
 from gptjax.runs.priority import let_writers_yield
 from gptjax.runs.quiet import silence_orbax
 from gptjax.runs.ranking import CURSOR_FILE, Ranking
-from gptjax.runs.reading import Restored, own_item, read_as_saved, read_step
+from gptjax.runs.reading import Restored, own_item, read_as_saved, restored_or_fault
 from gptjax.runs.reasons import reason_of_save
 
 NO_STEP = -1  # process 0 sends this to the others if there is none
@@ -212,17 +212,16 @@ class Checkpointer:
         """
         self._sign_earlier(say)
         while (step := self._newest_good(say)) is not None:
-            restored = read_step(self._manager, step, abstract)
-            changed = first_complaint(difference(restored.items, restored.cursor))
-            if changed is None:
+            is_signed = step not in self._unverified
+            found = restored_or_fault(self._manager, step, abstract, is_signed)
+            if isinstance(found, Restored):
                 for doubtful in self.ranking.unknown():
                     say(
                         f"checkpoint of step {doubtful} has a damaged {CURSOR_FILE}: its "
                         "validation loss is unknown, so it is kept but is not the best"
                     )
-                return restored
-            del restored
-            self._set_aside(step, changed, say)
+                return found
+            self._set_aside(step, found, say)
         on_process_0(lambda: integrity.refuse_if_lost(self.directory))
         return None
 

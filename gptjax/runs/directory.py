@@ -135,7 +135,7 @@ class RunDir:
             raise UserError(
                 f"{self.path} is a file; expected a run's directory: choose another --run-dir"
             )
-        if not self.path.is_dir() or self.config.exists():
+        if not self.path.is_dir() or self.config.exists() or self.has_checkpoint:
             return
         # a run that was killed during its start leaves at most these
         own = {
@@ -153,11 +153,25 @@ class RunDir:
                 f"{self.path} is not empty and not a run of gptjax (no config.json): choose "
                 "another --run-dir"
             )
-        if self.has_checkpoint:
-            raise UserError(
-                f"{self.path} has checkpoints but no config.json: copy it back from a checkpoint's "
-                "config/metadata, or choose another --run-dir"
-            )
+
+    def recover_config(self) -> list[str]:
+        """Write a config.json that is gone anew, from the newest checkpoint that has it undamaged.
+
+        Returns a note for the user. Raises `UserError` if no checkpoint has it.
+        """
+        if self.config.exists() or not self.has_checkpoint:
+            return []
+        from gptjax.runs.integrity import signed_content  # it loads jax
+
+        for step in reversed(self.steps()):
+            if content := signed_content(self.checkpoints / str(step), "config/metadata"):
+                config = config_from_json(content.decode(), f"the config of checkpoint {step}")
+                write_atomically(self.config, to_json(config).encode())
+                return [f"note     {self.config} was gone: it is that of checkpoint {step} now"]
+        raise UserError(
+            f"{self.path} has checkpoints but no config.json, and none of them has it: choose "
+            "another --run-dir"
+        )
 
     @contextmanager
     def locked(self) -> Iterator[None]:

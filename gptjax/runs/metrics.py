@@ -30,6 +30,11 @@ class MetricsLog:
         known, damaged = ([], []) if path is None else _readable_rows(path)
         self.rows = [row for row in known if row["step"] <= step]
         self.note = None
+        if path is not None and step and (not self.rows or self.rows[-1]["step"] < step):
+            self.note = (
+                f"note     {path} lacks rows up to step {step}, from which the run goes on: it was "
+                "deleted or cut"
+            )
         self._path = path
         self._file: TextIO | None = None
         if path is not None and damaged:

@@ -5,7 +5,7 @@ steps that the run has deleted are deleted there too, except milestones and the 
 does not answer stops nothing: the run trains on, the thread tries again, and only the end waits.
 
 A machine with an empty run directory takes over the run of a store: its files, the newest step that
-verifies, and the best one. From then on the store belongs to it, and another process that still
+verifies, and the best one. Once it trains, the store belongs to it, and another process that still
 copies there stops.
 """
 
@@ -32,6 +32,7 @@ from gptjax.runs.store import Store, StoreError
 
 OWNER = "owner"  # in the store: the run that writes there
 INCIDENTS_KNOWN = "incidents_known"  # in the store: incidents after which it was cleaned
+BROUGHT = "brought from "  # before the owner: this run came from there, and has not trained yet
 LEAVING = ".leaving-for-store"  # links to a step on its way, which the run may delete meanwhile
 STAYS = {LOCK, STORE, "log.txt"}
 PICTURES = {".png", ".html", ".tmp"}
@@ -47,30 +48,51 @@ class Mirror:
     def __init__(self, url: str, run_dir: RunDir, keep_every_steps: int = 0):
         """Raises `UserError` for an address that is none, or without the package for it."""
         self._store, self._run, self._keep_every = Store(url), run_dir, keep_every_steps
+        if "://" not in url and _overlap(Path(url), run_dir.path):
+            raise UserError(
+                f"train.checkpoint_dir {url} and the run's directory {run_dir.path} lie in each "
+                "other: give a directory of another disk"
+            )
         self._there: set[int] | None = None  # steps in the store, once it has answered
         self._incidents: int | None = None  # that the store knows of, once it was asked
+        self._claims = False  # whether this run is to become the owner of the store
         self._closed = threading.Event()
         self._beat: Callable[[], None] = lambda: None
 
     def open(self, fresh: bool) -> list[str]:
-        """Claim the store, or take over the run in it; returns notes for the user.
+        """Bring the run in the store, if there is one; returns notes for the user.
 
         Raises `UserError` if it holds another run, and `StoreError` if it does not answer.
         """
-        url, theirs, mine = self._store.url, self._store.read(OWNER), self._owner()
+        theirs, mine = self._store.read(OWNER), self._owner()
         with self._run.locked():
             if theirs is None:
-                self._claim()
-            elif fresh or (theirs.decode() != mine and self._run.has_checkpoint):
-                raise UserError(
-                    f"train.checkpoint_dir {url} holds checkpoints of "
-                    f"{'this run' if theirs.decode() == mine else 'another run'}: give another "
-                    "address, or delete them there"
-                )
-            else:
-                self._forget_abandoned()
-                return self._take_over(theirs.decode() != mine)
-        return []
+                self._claims = True
+                return []
+            self._refuse_stranger(theirs.decode(), mine, fresh)
+            self._claims = mine in (None, BROUGHT + theirs.decode())
+            if mine is None:  # nor in the store yet: this start may still be refused
+                self._belong(BROUGHT + theirs.decode())
+            self._forget_abandoned()
+            return self._take_over()
+
+    def _refuse_stranger(self, theirs: str, mine: str | None, fresh: bool) -> None:
+        """Raise `UserError` if the store holds what this start may neither go on with nor mix."""
+        there, here = f"train.checkpoint_dir {self._store.url}", self._run.path
+        if fresh:
+            raise UserError(f"{there} holds checkpoints: give a run that starts over another one")
+        if mine in (theirs, BROUGHT + theirs) or not self._run.has_checkpoint:
+            return
+        if mine is not None:
+            raise UserError(
+                f"another machine has taken over the run in {there}. To go on with what is there, "
+                f"move {here} away, or give another --run-dir: the same command brings the newest "
+                "steps. To go on with what is here, give another --train.checkpoint-dir"
+            )
+        raise UserError(
+            f"{there} holds checkpoints of another run than {here}: give another address, or, to "
+            "go on with what is there, another --run-dir"
+        )
 
     @contextmanager
     def copying(self, say: Say, phases: Phases) -> Iterator[None]:
@@ -80,6 +102,8 @@ class Mirror:
         """
         thread = threading.Thread(target=self._copy_on, args=(say,), daemon=True, name="mirror")
         if is_process_0():
+            if self._claims:
+                self._claim()
             thread.start()
         try:
             yield
@@ -90,13 +114,13 @@ class Mirror:
 
         def finish() -> None:
             with phases.during(Phase.SAVING):
-                self._finish(thread, phases.heartbeat)
+                self._finish(thread, phases.heartbeat, say)
 
         with phases.waiting_for_0():
             on_process_0(finish)
 
     def _owner(self) -> str | None:
-        """The name under which this run has claimed the store; None if it has not."""
+        """The owner of the store as this run knows it; None if it knows none."""
         try:
             found = json.loads((self._run.path / STORE).read_bytes())
             return found[OWNER] if found["url"] == self._store.url else None
@@ -106,10 +130,14 @@ class Mirror:
     def _claim(self) -> None:
         name = secrets.token_hex(8)
         self._store.write(OWNER, name.encode())
+        self._belong(name)
+        self._claims = False
+
+    def _belong(self, name: str) -> None:
         content = json.dumps({"url": self._store.url, OWNER: name})
         write_atomically(self._run.path / STORE, content.encode())
 
-    def _take_over(self, is_new: bool) -> list[str]:
+    def _take_over(self) -> list[str]:
         """Bring what is missing here: the run's files, its newest good step, and the best."""
         notes, here, there = [], self._run.steps(), self._store.steps()
         wanted = [step for step in reversed(there) if step > max(here, default=-1)]
@@ -122,15 +150,13 @@ class Mirror:
                 break
             notes.append(f"checkpoint of step {step} in {self._store.url} is damaged: {problem}")
         best = Ranking.of(self._run.checkpoints, there).best()
-        if is_new and best is not None and best not in self._run.steps():
+        if self._claims and best is not None and best not in self._run.steps():
             self._store.get_step(best, self._run.checkpoints / str(best))
-        if is_new:
-            self._claim()
         return notes
 
-    def _finish(self, thread: threading.Thread, beat: Callable[[], None]) -> None:
+    def _finish(self, thread: threading.Thread, beat: Callable[[], None], say: Say) -> None:
         """Copy what is missing, and try again for a while."""
-        self._beat = beat
+        self._beat, has_failed = beat, False
         while thread.is_alive():  # it ends after the file under way
             thread.join(LOOK_SECONDS)
             beat()
@@ -144,6 +170,9 @@ class Mirror:
                         f"{error}. All checkpoints are in {self._run.checkpoints}: rerun the same "
                         "command to copy them"
                     ) from error
+                if not has_failed:
+                    say(f"{error}. The end waits for it, {PATIENCE:.0f} seconds at most")
+                has_failed = True
             beat()
             time.sleep(LOOK_SECONDS)
 
@@ -246,3 +275,9 @@ def mirror_of(train: TrainConfig, run_dir: RunDir) -> Mirror | None:
     if train.checkpoint_dir is None:
         return None
     return Mirror(train.checkpoint_dir, run_dir, train.keep_every_steps)
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    """Whether one of two directories is the other, or lies in it."""
+    one, other = one.resolve(), other.resolve()
+    return one.is_relative_to(other) or other.is_relative_to(one)

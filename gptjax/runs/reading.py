@@ -11,6 +11,8 @@ from etils import epath
 
 from gptjax.base.errors import UserError
 from gptjax.base.tree import Tree
+from gptjax.cluster.agreement import first_complaint
+from gptjax.runs.digests import difference
 from gptjax.runs.naming import ADAPTERS, PARAMS
 from gptjax.runs.reasons import reason_of
 
@@ -36,6 +38,26 @@ def own_item(step_dir: Path) -> str:
     """The item of a step that is trained: params, or adapters where it has no params."""
     is_adapted = (step_dir / ADAPTERS).exists() and not (step_dir / PARAMS).exists()
     return ADAPTERS if is_adapted else PARAMS
+
+
+def restored_or_fault(
+    manager: ocp.CheckpointManager, step: int, abstract: dict[str, Tree], is_signed: bool
+) -> Restored | str:
+    """A step that is what was in memory when it was saved, or the reason why it is not.
+
+    All processes get the same kind. Raises `RestoreError` if a signed step cannot be read; one that
+    nobody signed may be damaged.
+    """
+    restored = None
+    try:
+        restored = read_step(manager, step, abstract)
+        fault = difference(restored.items, restored.cursor)
+    except RestoreError as error:
+        if is_signed:
+            raise
+        fault = str(error)
+    fault = first_complaint(fault)
+    return restored if restored is not None and fault is None else str(fault)
 
 
 def read_step(manager: ocp.CheckpointManager, step: int, abstract: dict[str, Tree]) -> Restored:

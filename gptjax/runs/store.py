@@ -19,7 +19,8 @@ from gptjax.base.errors import UserError
 from gptjax.runs.integrity import INTEGRITY, verify
 
 STEPS, FILES = "checkpoints", "run"
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
+FORMS = "give s3://BUCKET/PATH, gs://BUCKET/PATH or a directory"
 SECONDS = {"connect_timeout": 20, "read_timeout": 60}  # for one answer of an S3 store
 ARRIVING = ".arriving"  # beside the checkpoints: steps that are not complete here yet
 
@@ -34,9 +35,11 @@ class Store:
     """The signed steps and small files of one run, at an address that fsspec understands."""
 
     def __init__(self, url: str):
-        """Raises `UserError` if a package is missing, `StoreError` if the address is none."""
-        self.url = url.rstrip("/")
+        """Raises `UserError` if the address is none, or if a package is missing."""
+        self.url = url.rstrip("/") or url
         kind = url.partition("://")[0] if "://" in url else "file"
+        if kind not in ("file", *PACKAGES) or not url.partition("://")[2 if "://" in url else 0]:
+            raise UserError(f"train.checkpoint_dir {url!r} is no address of a store: {FORMS}")
         options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
         if kind == "s3":
             options["config_kwargs"] = SECONDS
@@ -46,15 +49,9 @@ class Store:
         try:
             self._files, self._root = fsspec.url_to_fs(self.url, **options)
         except ImportError as error:
-            package = PACKAGES.get(kind, kind)
             raise UserError(
-                f"train.checkpoint_dir {url} needs the package {package}: pip install "
+                f"train.checkpoint_dir {url} needs the package {PACKAGES[kind]}: pip install "
                 "'gptjax[cloud]'"
-            ) from error
-        except ValueError as error:
-            raise UserError(
-                f"train.checkpoint_dir {url} is no address of a store ({error}): give "
-                "s3://BUCKET/PATH, gs://BUCKET/PATH or a directory"
             ) from error
 
     def steps(self) -> list[int]:
@@ -158,7 +155,9 @@ class Store:
             raise
         except Exception as error:
             reason = (str(error).strip().splitlines() or [""])[0][:300]
+            check = "the address, the credentials in the environment and the network"
+            if self._has_directories:
+                check = "that this directory may be written, and its disk"
             raise StoreError(
-                f"cannot {action} at {self.url}: {type(error).__name__}: {reason}. Check the "
-                "address, the credentials in the environment and the network"
+                f"cannot {action} at {self.url}: {type(error).__name__}: {reason}. Check {check}"
             ) from error

@@ -55,6 +55,7 @@ def fit(
         if several:
             connect()  # else all that the processes agree on would wait for ever
         on_process_0(run_dir.check)
+        recovered = on_process_0(run_dir.recover_config) or []
         on_process_0(lambda: require_installed(config.train.track))
         largest = max_over_processes if several else None
         stop = stack.enter_context(StopRequest(largest, defers=several))
@@ -77,7 +78,7 @@ def fit(
         stack.push(books.failed)
         stack.push(stop.leaving)  # before all that asks for the error
         stack.callback(display.stop)
-        for line in [*(brought or []), *changes, *books.notes, *links, *notes]:
+        for line in [*recovered, *(brought or []), *changes, *books.notes, *links, *notes]:
             display.say(line)
         startup.end("setup")
         measuring = Measuring(setup, stop, phases.heartbeat, display)

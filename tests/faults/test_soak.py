@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,7 +104,8 @@ class Run:
                 time.sleep(chance.choice((0, 0.05)))
         finally:
             end(started)
-        assert [process.returncode for process in started] == [-signal.SIGKILL] * processes
+        codes = {process.returncode for process in started}
+        assert codes <= {-signal.SIGKILL, PEER_DIED}  # the other may have noticed the first kill
         assert self.resumed() == before
 
     def resumed(self) -> int:
@@ -112,12 +113,12 @@ class Run:
         found = re.search(r"resuming run after step (\d+)", self.said())
         return int(found[1]) if found else 0
 
-    def verified(self) -> Iterator[int]:
-        """The committed steps, each of which is what was written."""
-        for place in self.checkpoints.glob("[0-9]*"):
-            if place.name.isdecimal():
-                assert verify(place) is None
-                yield int(place.name)
+    def is_verified(self) -> bool:
+        """Whether the newest step is what was written; the deletion of others may be cut short."""
+        return verify(self.checkpoints / str(self.saved())) is None
+
+
+PEER_DIED = 75
 
 
 def wait(happened: Callable[[], bool], started: list[subprocess.Popen], run: Run) -> None:
@@ -148,7 +149,7 @@ def test_a_run_of_two_processes_that_is_killed_again_and_again(
         assert run.saved() < steps - 6, "too few steps for so many kills"
         run.killed(turns[kill % len(turns)], chance)
         during += run.is_saving()
-        assert list(run.verified())
+        assert run.is_verified()
     run.to_the_end(2)
     assert run.resumed() > 0
     assert not (run.cwd / "run" / "damaged").exists()

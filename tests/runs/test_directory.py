@@ -22,6 +22,7 @@ from gptjax.preparation.sources import text_files
 from gptjax.runs import directory, resuming
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import LOCK, RunDir
+from gptjax.runs.integrity import sign
 from gptjax.runs.resuming import Change, in_columns
 from gptjax.tokenizers.plain import ByteTokenizer
 from gptjax.tokenizers.registry import fingerprint
@@ -258,6 +259,7 @@ def test_only_a_run_or_an_empty_directory_will_do(files, fine, tmp_path):
     refusal = pytest.raises(UserError, match=r"no config\.json.*choose another --run-dir")
     with contextlib.nullcontext() if fine else refusal:
         RunDir(path).check()
+        RunDir(path).recover_config()
     assert path.exists() == (files is not None)
 
 
@@ -446,10 +448,21 @@ def test_what_a_run_killed_while_it_started_left_is_no_obstacle(tmp_path):
     assert begin(run, TINY) == []
 
 
-def test_checkpoints_without_a_config_are_not_taken_for_a_new_run(tmp_path):
-    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"checkpoints but no config\.json"):
-        RunDir(tmp_path).check()
+def test_a_config_that_is_gone_comes_back_from_the_newest_checkpoint_that_has_it(tmp_path):
+    run = RunDir(tmp_path)
+    for step in (10, 20, 30):
+        place = run.checkpoints / str(step) / "config"
+        place.mkdir(parents=True)
+        kept = dataclasses.replace(TINY.train, max_steps=step)
+        (place / "metadata").write_text(to_json(dataclasses.replace(TINY, train=kept)))
+        sign(place.parent)
+    (place / "metadata").write_text("{}")
+    run.check()
+    assert run.recover_config() == [
+        f"note     {run.config} was gone: it is that of checkpoint 20 now"
+    ]
+    assert run.read_config().train.max_steps == 20
+    assert run.recover_config() == []
 
 
 def test_a_config_that_may_not_be_read_is_not_taken_for_a_missing_one(tmp_path, monkeypatch):

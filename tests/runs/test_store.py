@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,9 +138,18 @@ def test_another_machine_takes_over_and_the_first_stops_copying(tmp_path, url):
     assert not other.log.exists()
     saved(run, 20)
     mirror._closed.clear()
+    copy(mirror, said)  # the other may still be refused, so the store is not its own yet
+    assert 20 in Store(url).steps()
+    second = Mirror(url, other)
+    assert second.open(fresh=False) == [f"step 20 was brought from {url}"]
+    copy(second, said)
+    saved(run, 25)
+    mirror._closed.clear()
     with pytest.raises(UserError, match="another process has taken over"):
         copy(mirror, said)
-    assert 20 not in Store(url).steps()
+    assert 25 not in Store(url).steps()
+    with pytest.raises(UserError, match=r"another machine has taken over .* move .* away"):
+        Mirror(url, run).open(fresh=False)
 
 
 def test_steps_from_which_a_run_went_back_leave_the_store_and_do_not_return(tmp_path, url):
@@ -172,11 +182,14 @@ def test_steps_from_which_a_run_went_back_leave_the_store_and_do_not_return(tmp_
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_store_with_another_run_is_refused(tmp_path, url, fresh):
-    Mirror(url, run_in(tmp_path / "run")).open(fresh=False)
+    mirror = Mirror(url, run_in(tmp_path / "run"))
+    mirror.open(fresh=False)
+    assert Store(url).read("owner") is None
+    copy(mirror, [])
     other = RunDir(tmp_path / "other")
     if not fresh:
         saved(run_in(other.path), 1)
-    with pytest.raises(UserError, match="holds checkpoints of another run: give another address"):
+    with pytest.raises(UserError, match="holds checkpoints"):
         Mirror(url, other).open(fresh)
     assert not (other.path / STORE).exists()
 
@@ -200,14 +213,27 @@ def test_a_store_that_fails_is_said_once_and_the_end_waits_in_vain(tmp_path, url
 
     with pytest.raises(StoreError, match=r"no answer\. All checkpoints are in .*: rerun the same"):
         run_on()
-    assert said == ["no answer. The run goes on, and tries again"]
+    assert said[0] == "no answer. The run goes on, and tries again"
+    assert said[1] == "no answer. The end waits for it, 0 seconds at most"
+    assert len(said) == 2
     assert run.steps() == [5]
 
 
 @pytest.mark.parametrize(
     ("address", "words"),
-    [("foo://bucket/x", "is no address of a store"), ("az://x/y", "needs the package")],
-)
-def test_an_address_that_cannot_be_used_is_refused(address, words):
+    [
+        ("foo://bucket/x", "is no address of a store: give s3://BUCKET"),
+        ("memory://x", "is no address"), ("s3://", "is no address"), ("", "is no address"),
+        ("gs://bucket/x", "needs the package gcsfs"),
+    ],
+)  # fmt: skip
+def test_an_address_that_cannot_be_used_is_refused(address, words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=words):
         Store(address)
+
+
+@pytest.mark.parametrize("name", ["run", "run/checkpoints", "."])
+def test_a_store_inside_the_run_or_around_it_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="lie in each other: give a directory of another disk"):
+        Mirror(str(tmp_path / name), RunDir(tmp_path / "run"))
