@@ -273,5 +273,5 @@ def test_every_update_rule_trains_a_part_and_leaves_the_rest(prepared, base, par
         np.testing.assert_array_equal(x, frozen_before[name], err_msg=name)
     moved = [name for name, x in own.items() if not np.array_equal(x, own_before[name])]
     assert len(moved) >= len(own) / 2  # of adapters, the first matrices have no gradient yet
-    made.adapted(state)
+    made.adapted(state, {})
     made.evaluated_params(state)
