@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -539,7 +540,10 @@ def test_two_tasks_of_a_slurm_job_train_as_one_process(
 def descendants(pid: int) -> dict[str, int]:
     """The processes of a run that a script has started, by their number in it."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    words = {int(child): Path(f"/proc/{child}/cmdline").read_text() for child in children}
+    words = {}
+    for child in children:
+        with suppress(FileNotFoundError):  # it has just ended
+            words[int(child)] = Path(f"/proc/{child}/cmdline").read_text()
     return {w.split("\0")[-2]: child for child, w in words.items() if "--process\0" in w}
 
 

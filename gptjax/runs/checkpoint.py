@@ -77,6 +77,7 @@ class Checkpointer:
             create=not self._read_only,
             read_only=self._read_only,
             cleanup_tmp_directories=not self._read_only,
+            todelete_subdir=DISCARDED,  # by a rename, so that a kill leaves no half of a step
             preservation_policy=self._policy,
             temporary_path_class=SignedStep,
             async_options=ocp.AsyncOptions(barrier_sync_fn=self._sign_and_meet),
@@ -86,6 +87,8 @@ class Checkpointer:
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self.ranking = Ranking.of(self.directory, self.steps())
+        if not self._read_only:
+            on_process_0(lambda: empty_discarded(self.directory))
 
     def _sign_and_meet(self, *, key: str, timeout_ms: int) -> None:
         """Wait for the other processes where Orbax does; sign this one's part once it is written.

@@ -117,7 +117,7 @@ def test_a_process_that_nobody_listens_to_ends_as_well():
     read, write = os.pipe()
     try:
         words = [sys.executable, "-c", DEAF]
-        ended = subprocess.run(words, env=environment_on(1), stderr=write, timeout=15)
+        ended = subprocess.run(words, env=environment_on(1), stderr=write, timeout=60)
         assert ended.returncode == StallError.exit_code
     finally:
         os.close(read)

@@ -92,7 +92,12 @@ def test_a_killed_run_ends_as_an_unbroken_one(unbroken, options, tmp_path):
         assert process.wait() == -signal.SIGKILL
     result = run_verb("train", *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    for name in (RESULTS, PAGE, "samples.md"):
+    found, expected = (
+        without_speed(json.loads((path / RESULTS).read_text()))
+        for path in (tmp_path / "run", unbroken)
+    )
+    assert found == expected
+    for name in (PAGE, "samples.md"):
         assert (tmp_path / "run" / name).read_bytes() == (unbroken / name).read_bytes()
     rows = [
         list(map(without_speed, read_rows(RunDir(path).metrics)))

@@ -85,8 +85,8 @@ def test_compilations_and_the_first_step_are_watched(automatic, tmp_path, monkey
     watched = {}
 
     class Noting(Watchdog):
-        def __init__(self, seconds: int):
-            super().__init__(seconds)
+        def __init__(self, *args: int):
+            super().__init__(*args)
             noted.append(self)
 
     def note(owner: Any, name: str) -> None:
