@@ -18,7 +18,6 @@ run ends: the others would wait for it, and nothing could interrupt them.
 import math
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +33,7 @@ from gptjax.runs.digests import DIGESTS, difference, tree_digests
 from gptjax.runs.earlier import UNVERIFIED, is_of_earlier_version
 from gptjax.runs.integrity import SignedStep, sign, sign_own, verify
 from gptjax.runs.naming import AVERAGED, no_checkpoint
-from gptjax.runs.preserving import preservation
+from gptjax.runs.preserving import DISCARDED, empty_discarded, preservation
 from gptjax.runs.priority import let_writers_yield
 from gptjax.runs.quiet import silence_orbax
 from gptjax.runs.ranking import CURSOR_FILE, Ranking
@@ -61,14 +60,13 @@ class Checkpointer:
     ):  # fmt: skip
         silence_orbax()
         self.directory = directory.resolve()
-        self.longest_save = 0.0  # seconds from the call of `save` to the commit
         self._read_only = read_only
         self._readers = {0} if alone else None  # processes that Orbax waits for; None: all
         self._keeps_all, self._unverified = False, set[int]()
         now = (lambda: self.ranking), self.directory.parent, (lambda: self._keeps_all)
         self._policy = preservation(keep_latest, keep_every_steps, *now)
         self._saving: int | None = None
-        self._begun = (NO_STEP, 0.0)  # the last step that was to be saved, and when that began
+        self._begun = NO_STEP  # the last step that was to be saved
         self._meet = ocp.multihost.get_barrier_sync_fn()
         self._open()
 
@@ -88,7 +86,7 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
         self.ranking = Ranking.of(self.directory, self.steps())
         if not self._read_only:
-            on_process_0(lambda: empty_discarded(self.directory))
+            empty_discarded(self.directory)
 
     def _sign_and_meet(self, *, key: str, timeout_ms: int) -> None:
         """Wait for the other processes where Orbax does; sign this one's part once it is written.
@@ -97,7 +95,7 @@ class Checkpointer:
         process 0 signs everything.
         """
         if WRITTEN in key:
-            sign_own(self.directory, self._begun[0], jax.process_index())
+            sign_own(self.directory, self._begun, jax.process_index())
         self._meet(key=key, timeout_ms=timeout_ms)
 
     def steps(self) -> list[int]:
@@ -133,7 +131,7 @@ class Checkpointer:
         self.wait()
         self.ranking.drop(step)  # of an earlier step of this number
         self._keeps_all = keeps_all
-        self._begun = step, time.monotonic()
+        self._begun = step
         marked = {"step": step, **cursor, DIGESTS: tree_digests(items)}
         try:
             self._manager.save(
@@ -186,7 +184,7 @@ class Checkpointer:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed(step, error) from error
-        self.longest_save = max(self.longest_save, time.monotonic() - self._begun[1])
+        empty_discarded(self.directory)
 
     def close(self) -> None:
         """Wait, and release Orbax's threads."""

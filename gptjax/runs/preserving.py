@@ -1,10 +1,13 @@
 """Which checkpoints stay when a new one is written: each reason to keep one is a policy of its own.
 
-A checkpoint is deleted if no policy preserves it.
+A checkpoint is deleted if no policy preserves it: first by a rename, so that a kill leaves it whole
+or gone, and then in the background.
 """
 
+import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from orbax.checkpoint.checkpoint_managers import (
@@ -14,8 +17,18 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
+from gptjax.cluster.agreement import is_process_0
 from gptjax.runs.holding import held_steps
 from gptjax.runs.ranking import Ranking
+
+DISCARDED = ".discarded"  # beside the steps: those that no policy preserves
+
+
+def empty_discarded(checkpoints: Path) -> None:
+    """Delete what was discarded, in the background; process 0 does it for all."""
+    discarded = checkpoints / DISCARDED
+    if is_process_0() and discarded.exists():
+        Thread(target=shutil.rmtree, args=(discarded, True), daemon=True).start()
 
 
 class Preserved(PreservationPolicy):
