@@ -100,6 +100,8 @@ def test_silence_ends_a_process(processes, seconds, wait, beats, ends):
 
 
 DEAF = """
+from gptjax.cluster.environment import import_jax
+import_jax()
 from gptjax.cluster import watchdog
 import os, time
 watchdog.WORDS_SECONDS = 0.5

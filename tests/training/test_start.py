@@ -110,7 +110,7 @@ def test_compilations_and_the_first_step_are_watched(automatic, tmp_path, monkey
     assert fit.fit(dataclasses.replace(automatic, train=train), tmp_path) == 0
     assert watched == {
         "restore": "no checkpoint was restored",
-        "initial_state": None,
+        "initial_state": "the run did not go on",
         "compile_steps": "a program was not compiled",
         "train_steps": "no step was finished",
     }
