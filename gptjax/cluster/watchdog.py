@@ -10,6 +10,7 @@ happens for too long, and `launch/node.sh` or Slurm restarts all of them from th
 import faulthandler
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -119,7 +120,7 @@ class Watchdog:
         last = threading.Timer(WORDS_SECONDS, os._exit, (code,))
         last.daemon = True
         last.start()
-        faulthandler.dump_traceback(sys.stderr)
+        print(_stacks(), file=sys.stderr)
         error = StallError(
             f"{what} for {allowed:,.0f} s (train.stall_seconds; the longest wait before took "
             f"{longest:,.1f} s): a process, a link, a device or a disk hangs. The stack of each "
@@ -130,3 +131,15 @@ class Watchdog:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _stacks() -> str:
+    """The stack of each thread.
+
+    faulthandler keeps Python's lock while it writes, and nothing could end this process if nobody
+    read its standard error. So it writes to a file.
+    """
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        return file.read().decode("utf-8", "replace")
