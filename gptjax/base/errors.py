@@ -46,6 +46,15 @@ class StorageError(UserError):
         return cls(f"cannot write{where}: {error.strerror}. Fix this and rerun the same command")
 
 
+def first_line(said: object) -> str:
+    """The first line of a message, or of an error; empty if it says nothing.
+
+    >>> first_line(ValueError("no room\\nin 3 places"))
+    'no room'
+    """
+    return (str(said).strip().splitlines() or [""])[0]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `" (did you mean X?)"` for the known word nearest to `word`, or `""` for none.
 

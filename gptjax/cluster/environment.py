@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from gptjax.base.errors import UserError
+from gptjax.base.errors import UserError, first_line
 from gptjax.cluster.cards import package_notes
 from gptjax.cluster.devices import POOL_SHARE
 from gptjax.cluster.plugins import hide_gpu_compiler
@@ -67,12 +67,12 @@ def import_jax(compiles_for_gpus: bool = False, deterministic: bool = False) -> 
         guilty = [n for n in os.environ if n.startswith("JAX_") and n.lower() in str(error).lower()]
         if not guilty:
             raise EnvironmentProblem(
-                f"jax cannot be imported: {_first_line(error)}. Install gptjax again: pip install "
+                f"jax cannot be imported: {_sentence(error)}. Install gptjax again: pip install "
                 "-e ."
             ) from error
         name = guilty[0]
         raise EnvironmentProblem(
-            f"jax does not accept {name}={os.environ[name]}: {_first_line(error)}. Correct {name}, "
+            f"jax does not accept {name}={os.environ[name]}: {_sentence(error)}. Correct {name}, "
             "or unset it"
         ) from error
 
@@ -145,7 +145,7 @@ def find_devices() -> Sequence[Any]:
             if isinstance(default := _setting("jax_default_device"), str):
                 jax.devices(default)
     except (RuntimeError, AssertionError) as error:
-        reason = _first_line(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+        reason = _sentence(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
         choices = {
             name.upper(): value
             for name in CHOICES
@@ -204,8 +204,8 @@ def _warnings_as_notes(name: str) -> Iterator[None]:
 
 class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"note: {_first_line(record.getMessage())}", file=sys.stderr)
+        print(f"note: {_sentence(record.getMessage())}", file=sys.stderr)
 
 
-def _first_line(said: object) -> str:
-    return (str(said).strip().splitlines() or [""])[0].rstrip(".")
+def _sentence(said: object) -> str:
+    return first_line(said).rstrip(".")

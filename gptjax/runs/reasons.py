@@ -2,7 +2,7 @@
 
 import os
 
-from gptjax.base.errors import DISK_ERRORS
+from gptjax.base.errors import DISK_ERRORS, first_line
 
 REASONS = [os.strerror(number) for number in sorted(DISK_ERRORS)]
 
@@ -18,5 +18,4 @@ def reason_of_save(error: Exception) -> str:
 
 def reason_of(error: Exception) -> str:
     """Orbax's message, in one line."""
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__} on reading it: {first_line[:200]}"
+    return f"{type(error).__name__} on reading it: {first_line(error)[:200]}"

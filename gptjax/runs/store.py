@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gptjax.base.errors import UserError
+from gptjax.base.errors import UserError, first_line
 from gptjax.runs.integrity import INTEGRITY, verify
 
 STEPS, FILES = "checkpoints", "run"
@@ -154,7 +154,7 @@ class Store:
         except UserError:
             raise
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [""])[0][:300]
+            reason = first_line(error)[:300]
             check = "the address, the credentials in the environment and the network"
             if self._has_directories:
                 check = "that this directory may be written, and its disk"

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 import jax
 
+from gptjax.base.errors import first_line
 from gptjax.cluster.agreement import broadcast_from_0, exit_process, is_process_0
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.cluster.stop import StopRequest
@@ -116,9 +117,8 @@ class Boundary:
                 with suppress(SaveError):
                     self._saving.wait()
                 exit_process(error)
-            reason = (str(error).strip().splitlines() or [""])[0]
             self._display.say(
-                f"no {what} after step {step}: {type(error).__name__}: {reason[:200]}"
+                f"no {what} after step {step}: {type(error).__name__}: {first_line(error)[:200]}"
             )
 
     def _judged(self, step: int, validation: Validation) -> bool:

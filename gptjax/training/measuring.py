@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gptjax.base.errors import UserError
+from gptjax.base.errors import UserError, first_line
 from gptjax.base.tree import Tree
 from gptjax.cluster.agreement import first_complaint
 from gptjax.cluster.mesh import replicated
@@ -82,8 +82,7 @@ class Measuring:
             except Exception as error:
                 if jax.process_count() > 1:  # the others would wait for this one
                     raise
-                reason = (str(error).strip().splitlines() or [""])[0]
-                self._display.say(f"no {name} after step {step}: {reason[:200]}")
+                self._display.say(f"no {name} after step {step}: {first_line(error)[:200]}")
                 continue
             row |= {f"{name}/{figure}": value for figure, value in figures.items()}
         return row

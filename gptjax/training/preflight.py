@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import jax
 
-from gptjax.base.errors import StorageError, UserError
+from gptjax.base.errors import StorageError, UserError, first_line
 from gptjax.base.terminal import bytes_in_words
 from gptjax.base.tree import count_bytes
 from gptjax.cluster.agreement import (
@@ -194,7 +194,7 @@ class Preflight:
         except Exception as error:
             if isinstance(error, OSError) and (known := StorageError.of(error)):
                 raise PreflightError(f"preflight, {check}: {known}", known.exit_code) from error
-            reason = (str(error).strip().splitlines() or [""])[0][:200]
+            reason = first_line(error)[:200]
             if isinstance(error, MemoryError) or any(word in str(error) for word in OUT_OF_MEMORY):
                 less = LESS_MEMORY.get(check, "a smaller model")
                 raise PreflightError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 
+from gptjax.base.errors import first_line
 from gptjax.base.tree import Tree
 from gptjax.cluster.agreement import exit_process, is_process_0
 from gptjax.cluster.stop import StopRequest
@@ -128,8 +129,7 @@ class Showing:
         try:
             yield
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [""])[0]
-            self._display.say(f"{failure}: {type(error).__name__}: {reason[:200]}")
+            self._display.say(f"{failure}: {type(error).__name__}: {first_line(error)[:200]}")
 
 
 def _is_whole_here(leaf: jax.Array) -> bool:
