@@ -4,6 +4,7 @@ The process of a run is started in the background, in a directory of the test; i
 """
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -59,6 +60,18 @@ def wait_until(happened: Callable[[], object], process: subprocess.Popen) -> Non
     """Look often; a process that ends meanwhile ends the waiting as well."""
     while not happened() and process.poll() is None:
         time.sleep(0.001)
+
+
+def killed_once(
+    happened: Callable[[], bool], args: list[str], cwd: Path, delay: float = 0.0
+) -> None:
+    """Start a run, and kill it so many seconds after something happened."""
+    process = start(args, cwd)
+    wait_until(happened, process)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
 
 
 def rows(cwd: Path) -> list[dict]:

@@ -11,6 +11,16 @@ ByteProgress = Callable[[int], None]
 """Called with the number of bytes just read, written or fetched."""
 
 
+def hours_minutes_seconds(seconds: float) -> str:
+    """Whole seconds as a clock shows them.
+
+    >>> hours_minutes_seconds(75.9), hours_minutes_seconds(360000)
+    ('0:01:15', '100:00:00')
+    """
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
 def byte_bars(rate: str = "") -> Any:
     """A `rich.progress.Progress` of bytes, speed and time left; `rate` adds a column of text."""
     from rich.console import Console

@@ -27,6 +27,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gptjax.base.errors import StorageError, UserError
 from gptjax.cluster.peers import LostPeerError, is_lost_peer
+from gptjax.cluster.phases import Phase, Phases
 
 T = TypeVar("T")
 BUG = 70  # exit code of an exception other than `UserError` (sysexits.h: EX_SOFTWARE)
@@ -87,6 +88,17 @@ def on_process_0(action: Callable[[], T]) -> T | None:
     if code:
         raise Followed(code)
     return result
+
+
+def alone_on_0(phases: Phases, phase: Phase, action: Callable[[], T]) -> T | None:
+    """`on_process_0` for what may take long: it is watched there, and the others just wait."""
+
+    def act() -> T:
+        with phases.during(phase):
+            return action()
+
+    with phases.waiting_for_0():
+        return on_process_0(act)
 
 
 def first_complaint(text: str | None) -> str | None:

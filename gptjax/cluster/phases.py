@@ -8,10 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # whoever reads an account needs no jax
-    from gptjax.cluster.watchdog import Watchdog
+from gptjax.cluster.watchdog import Watchdog
 
 
 class Phase(StrEnum):

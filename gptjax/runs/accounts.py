@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gptjax.base.terminal import hours_minutes_seconds
 from gptjax.cluster.phases import Phase
 from gptjax.runs.directory import ACCOUNTS
 
@@ -180,7 +181,4 @@ def account_in_words(seconds: Mapping[str, float]) -> str:
 
 def _clock(seconds: float) -> str:
     """Seconds below a minute, then hours, minutes and seconds."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return f"{seconds:.1f} s" if seconds < 60 else hours_minutes_seconds(round(seconds))

@@ -4,6 +4,7 @@ Starting a run again in the same directory resumes it, with settings as `resumin
 """
 
 import dataclasses
+import json
 import os
 import shlex
 import time
@@ -26,6 +27,7 @@ from gptjax.tokenizers.registry import tokenizer_from_json
 LOCK = ".lock"
 BASE = "base.json"
 ACCOUNTS = "accounts.json"
+RESULTS = "results.json"
 STORE = "store.json"  # the object store of its checkpoints, if it has one
 CONVERTED = "0"  # the only step of a converted run; training saves from step 1 on
 
@@ -60,6 +62,11 @@ class RunDir:
     def metrics(self) -> Path:
         """One row a step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """The figures of a complete run."""
+        return self.path / RESULTS
 
     @property
     def curves(self) -> Path:
@@ -236,6 +243,14 @@ class RunDir:
                 f"{self.path} is not a run of gptjax (no config.json); expected the "
                 "directory of a run, such as runs/quickstart"
             ) from error
+
+    def read_results(self) -> dict[str, Any]:
+        """What results.json holds; empty if there is none that can be read."""
+        try:
+            found = json.loads(self.results.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def read_tokenizer(self) -> Tokenizer:
         """The run's tokenizer; raises `UserError` if it is missing or damaged."""

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from gptjax.base.terminal import hours_minutes_seconds
 from gptjax.config.names import TESTS
 from gptjax.runs.metrics import Row
 
@@ -109,7 +110,8 @@ class Display:
             return ""
         done = self._work(step) - self._work(self._second[0])
         seconds = (now - self._second[1]) / done
-        return f"  left {_clock(seconds * (self._work(self._max_steps) - self._work(step)))}"
+        left = seconds * (self._work(self._max_steps) - self._work(step))
+        return f"  left {hours_minutes_seconds(left)}"
 
     def stop(self) -> None:
         """End the progress line, so that messages follow it."""
@@ -171,12 +173,6 @@ def _numbers(row: Row, rate: str) -> str:
     if (share := row.get("waiting", 0.0)) > WAIT_SHARE:
         parts.append(f"{share:.0%} waiting for data")
     return "  ".join(parts)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
 def _tests(row: Row) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gptjax.base.errors import UserError
 from gptjax.base.files import write_atomically
-from gptjax.cluster.agreement import is_process_0, on_process_0
+from gptjax.cluster.agreement import alone_on_0, is_process_0
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.config import TrainConfig
 from gptjax.runs.directory import LOCK, STORE, RunDir
@@ -111,13 +111,7 @@ class Mirror:
             self._closed.set()
             raise
         self._closed.set()
-
-        def finish() -> None:
-            with phases.during(Phase.SAVING):
-                self._finish(thread, phases.heartbeat, say)
-
-        with phases.waiting_for_0():
-            on_process_0(finish)
+        alone_on_0(phases, Phase.SAVING, lambda: self._finish(thread, phases.heartbeat, say))
 
     def _owner(self) -> str | None:
         """The owner of the store as this run knows it; None if it knows none."""

@@ -3,14 +3,12 @@
 Nothing here needs a checkpoint, jax or the machine that trained.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from gptjax.config import Config
 from gptjax.config.schema import CLASSIFY
@@ -24,7 +22,6 @@ SAMPLE = re.compile(
     r"^## step (\d+)\n\n~~~text\n(.*?)\n~~~\n\n(?=## step |\Z)", re.MULTILINE | re.DOTALL
 )
 SAID = re.compile(r"\S+ \S+  (model|data|devices|attn|batch|steps|links|trained) +(.*)")
-_RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -117,14 +114,6 @@ class Recorded:
         except OSError:
             return []
         return [(int(found[1]), found[2]) for found in SAMPLE.finditer(content)]
-
-    def results(self) -> dict[str, Any]:
-        """The figures in results.json; none if there is no such file."""
-        try:
-            found = json.loads((self.directory.path / _RESULTS).read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
 
     def said(self) -> dict[str, str]:
         """What the run said of its model, data and devices when it last started, by log.txt."""

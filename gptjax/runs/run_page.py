@@ -110,7 +110,7 @@ def _results(run: Recorded) -> str:
     """The single figures in results.json."""
     rows = [
         (name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:,.4f}")
-        for name, value in run.results().items()
+        for name, value in run.directory.read_results().items()
         if name not in ELSEWHERE and isinstance(value, int | float) and not isinstance(value, bool)
     ]
     return table(("figure", "value"), rows)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptjax.base.files import write_atomically
-from gptjax.cluster.agreement import on_process_0
+from gptjax.cluster.agreement import alone_on_0
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.cluster.stop import StopRequest
 from gptjax.generation.loaded import LoadedRun
-from gptjax.runs.directory import RunDir
+from gptjax.runs.directory import RESULTS, RunDir
 
-RESULTS = "results.json"
 STEPS = "trained_steps"  # in results.json: the length of the run, which may have grown since
 
 
@@ -62,28 +61,16 @@ def finish(
             return
         from gptjax.conversion.opening import load_run  # a program is compiled without Orbax
 
-        with phases.during(Phase.ENDING):
-            run = load_run(run_dir.path, alone=True)
-            loss, beat = loss_of(run.step), phases.heartbeat
-            finished = Finished(run, loss, data, run_dir.path, say, beat, stop)
-            write_results(measure, finished, steps)
+        run = load_run(run_dir.path, alone=True)
+        loss, beat = loss_of(run.step), phases.heartbeat
+        write_results(measure, Finished(run, loss, data, run_dir.path, say, beat, stop), steps)
 
-    with phases.waiting_for_0():
-        on_process_0(measure_best)
+    alone_on_0(phases, Phase.ENDING, measure_best)
 
 
 def has_results(run_dir: RunDir, steps: int) -> bool:
     """Whether a run of so many steps has its results."""
-    return _read_results(run_dir).get(STEPS) == steps
-
-
-def _read_results(run_dir: RunDir) -> dict[str, Any]:
-    """What results.json holds; empty if there is none."""
-    try:
-        found = json.loads((run_dir.path / RESULTS).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return run_dir.read_results().get(STEPS) == steps
 
 
 def add_account(
@@ -99,7 +86,7 @@ def add_account(
     """
     step = steps if best is None else best
     new = {"step": step, STEPS: steps, "val_loss": loss_of(step)}
-    known = _read_results(run_dir)
+    known = run_dir.read_results()
     _write(run_dir.path, {**(known if known.get(STEPS) == steps else new), **account})
 
 

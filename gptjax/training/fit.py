@@ -3,11 +3,13 @@
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import jax
 
 from gptjax.cluster.agreement import (
+    alone_on_0,
     exit_if_distributed,
     is_process_0,
     max_over_processes,
@@ -23,7 +25,7 @@ from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog
-from gptjax.runs.mirror import Mirror, mirror_of
+from gptjax.runs.mirror import mirror_of
 from gptjax.runs.trace import Startup
 from gptjax.runs.trackers import Trackers, require_installed
 from gptjax.training.loop import Loop
@@ -54,13 +56,12 @@ def fit(
         stack.enter_context(phases.during(Phase.START))  # what is in no other phase hangs too
         if several:
             connect()  # else all that the processes agree on would wait for ever
-        on_process_0(run_dir.check)
-        recovered = on_process_0(run_dir.recover_config) or []
-        on_process_0(lambda: require_installed(config.train.track))
+        notes_0 = on_process_0(partial(_looked_at, run_dir, config)) or []
         largest = max_over_processes if several else None
         stop = stack.enter_context(StopRequest(largest, defers=several))
         mirror = mirror_of(config.train, run_dir)
-        brought = _brought(mirror, fresh, phases) if mirror is not None else None
+        if mirror is not None:
+            notes_0 += alone_on_0(phases, Phase.RESTORING, partial(mirror.open, fresh)) or []
         setup = Setup(config, None if fresh else run_dir)
         changes = open_run(setup, run_dir, fresh, stack)
         accounts = run_dir.accounts if is_process_0() else None
@@ -78,7 +79,7 @@ def fit(
         stack.push(books.failed)
         stack.push(stop.leaving)  # before all that asks for the error
         stack.callback(display.stop)
-        for line in [*recovered, *(brought or []), *changes, *books.notes, *links, *notes]:
+        for line in [*notes_0, *changes, *books.notes, *links, *notes]:
             display.say(line)
         startup.end("setup")
         measuring = Measuring(setup, stop, phases.heartbeat, display)
@@ -121,12 +122,8 @@ def fit(
         return trackers.end(books.end(loop.train(state, step)))
 
 
-def _brought(mirror: Mirror, fresh: bool, phases: Phases) -> list[str] | None:
-    """What process 0 has copied from the store, however long that takes; the others wait."""
-
-    def bring() -> list[str]:
-        with phases.during(Phase.RESTORING):
-            return mirror.open(fresh)
-
-    with phases.waiting_for_0():
-        return on_process_0(bring)
+def _looked_at(run_dir: RunDir, config: Config) -> list[str]:
+    """Notes on a run's directory; `UserError` if it is none, or if a tracker is not installed."""
+    run_dir.check()
+    require_installed(config.train.track)
+    return run_dir.recover_config()

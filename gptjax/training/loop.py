@@ -17,7 +17,7 @@ from gptjax.cluster.stop import StopRequest
 from gptjax.data.loader import batches_from, read_ahead
 from gptjax.runs.bookkeeping import Bookkeeper
 from gptjax.runs.checkpoint import Checkpointer
-from gptjax.runs.directory import RunDir
+from gptjax.runs.directory import RESULTS, RunDir
 from gptjax.runs.display import Display
 from gptjax.runs.metrics import MetricsLog, Row
 from gptjax.runs.trace import Startup, StepTrace
@@ -25,7 +25,7 @@ from gptjax.runs.trackers import Trackers
 from gptjax.training.boundary import Boundary
 from gptjax.training.compiling import compile_missing
 from gptjax.training.feed import by_call, due, rows_of_call
-from gptjax.training.finishing import RESULTS, add_account, finish, has_results
+from gptjax.training.finishing import add_account, finish, has_results
 from gptjax.training.measuring import Measuring
 from gptjax.training.pace import UNMEASURED, Dispatched, Throughput, is_idle, with_waits
 from gptjax.training.rolling_back import decide

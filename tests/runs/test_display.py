@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gptjax.base.terminal import hours_minutes_seconds
 from gptjax.runs import display
 from gptjax.runs.display import Display
 
@@ -206,7 +207,7 @@ def test_the_first_step_after_a_start_has_no_time_to_go_by(log, clock):
     [(0, "0:00:00"), (59.9, "0:00:59"), (61, "0:01:01"), (3599, "0:59:59"), (360_000, "100:00:00")],
 )
 def test_time_is_hours_minutes_and_seconds(seconds, text):
-    assert display._clock(seconds) == text
+    assert hours_minutes_seconds(seconds) == text
 
 
 def test_closing_before_anything_began_is_fine(log):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from gptjax.runs.directory import RunDir
-from gptjax.training.finishing import RESULTS, add_account, has_results
+from gptjax.runs.directory import RESULTS, RunDir
+from gptjax.training.finishing import add_account, has_results
 
 ACCOUNT = {"goodput": 0.5, "seconds": {"training": 1.0, "saving": 1.0}}
 LOSSES = {10: 2.5, 20: 3.0}

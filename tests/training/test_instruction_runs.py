@@ -14,10 +14,9 @@ from conftest import environment_on, run_verb, without_speed
 from gptjax.conversion.opening import load_run
 from gptjax.evaluation.replay import mean_loss
 from gptjax.generate import generate
-from gptjax.runs.directory import RunDir
+from gptjax.runs.directory import RESULTS, RunDir
 from gptjax.runs.metrics import read_rows
 from gptjax.training.answering import PAGE
-from gptjax.training.finishing import RESULTS
 from gptjax.training.replaying import replay
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_compilation_for_all")]

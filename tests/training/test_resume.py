@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import run_verb
-from killed_runs import assert_same_run, checkpoints, rows, start, wait_until, written
+from killed_runs import assert_same_run, checkpoints, killed_once, rows, start, wait_until, written
 from tracker_readers import READERS
 
 from gptjax.base.tree import named_leaves
@@ -25,10 +25,10 @@ from gptjax.conversion.opening import load_run
 from gptjax.data.manifest import Manifest
 from gptjax.runs.accounts import read_accounts
 from gptjax.runs.digests import DIGESTS
+from gptjax.runs.directory import RESULTS
 from gptjax.runs.metrics import read_rows
 from gptjax.runs.ranking import CURSOR_FILE
 from gptjax.runs.row_numbers import numbers_of
-from gptjax.training.finishing import RESULTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_compilation_for_all")]
 STEPS = 400
@@ -103,13 +103,8 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(
     ]
     delays, began = random.Random(0), time.time()
     for moment, longest_delay in moments:
-        happened = moment()
-        process = start(options(prepared, dropout), tmp_path)
-        wait_until(happened, process)
-        time.sleep(delays.uniform(0, longest_delay))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        delay = delays.uniform(0, longest_delay)
+        killed_once(moment(), options(prepared, dropout), tmp_path, delay)
         assert written(tmp_path) < STEPS
     assert checkpoints(tmp_path)
 
@@ -170,12 +165,7 @@ def test_a_ramp_that_is_killed_goes_on_with_the_same_batches(prepared, tmp_path)
     for directory in (broken, unbroken):
         directory.mkdir()
     for moment in (20, 70, 120):
-        happened = has_new_rows(broken, moment)
-        process = start(ramped, broken)
-        wait_until(happened, process)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        killed_once(has_new_rows(broken, moment), ramped, broken)
     for directory in (broken, unbroken):
         result = run_verb("train", *ramped, cwd=directory)
         assert result.returncode == 0, result.stderr
@@ -196,12 +186,7 @@ def test_trackers_of_a_run_that_is_killed_have_every_row_once(prepared, tmp_path
     tracked = [*options(prepared, 0.0), "--train.max-steps", "120", "--train.track", *names]
     tracked += ["--train.save-every-steps", "20", "--train.sample-every-steps", "0"]
     for more in (30, 50):
-        happened = has_new_rows(tmp_path, more)
-        process = start(tracked, tmp_path)
-        wait_until(happened, process)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        killed_once(has_new_rows(tmp_path, more), tracked, tmp_path)
     assert run_verb("train", *tracked, cwd=tmp_path).returncode == 0
     written = read_rows(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in written] == list(range(1, 121))
@@ -220,12 +205,7 @@ def test_adapters_that_are_killed_go_on_though_their_base_is_trained_on(
     broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
     for directory in (broken, unbroken):
         directory.mkdir()
-    happened = has_new_checkpoint(broken)
-    process = start(adapted, broken)
-    wait_until(happened, process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    killed_once(has_new_checkpoint(broken), adapted, broken)
     results = [run_verb("train", *adapted, cwd=unbroken)]
     # as if the base had been trained on: its latest checkpoint is another one now
     shutil.copytree(base / "checkpoints" / "10", base / "checkpoints" / "30")
