@@ -141,7 +141,9 @@ class Preflight:
 
     def _reduce(self) -> str:
         connect()
-        return f"{jax.device_count()} devices in {jax.process_count()} processes"
+        processes = jax.process_count()
+        where = "1 process" if processes == 1 else f"{processes} processes"
+        return f"{jax.device_count()} devices in {where}"
 
     def _share(self) -> str:
         require_shared(self._checkpointer.directory)
