@@ -13,6 +13,7 @@ MODULES = [
     for path in sorted((ROOT / "gptjax").glob("*/**/*.py"))
     if ">>>" in path.read_text() or (path.parent.name == "model" and path.stem != "__init__")
 ]
+DEAR = {"decoder", "attention_maps", "rematerialisation"}  # they compile for seconds
 
 
 def public(name: str) -> dict[str, str]:
@@ -25,7 +26,10 @@ def public(name: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(m, marks=pytest.mark.slow) if m.split(".")[-1] in DEAR else m for m in MODULES],
+)
 def test_examples_are_true(name):
     module, parser, told = importlib.import_module(name), doctest.DocTestParser(), []
     with jax.numpy_rank_promotion("allow"):

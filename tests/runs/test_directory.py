@@ -340,6 +340,7 @@ def start_afresh(prepared, monkeypatch):
     return start
 
 
+@pytest.mark.slow
 def test_starting_afresh_keeps_the_old_run_and_says_where(begun, start_afresh, capsys):
     before = contents(begun.path)
     assert start_afresh(begun.path) == 0
@@ -371,6 +372,7 @@ def zero_state(setup: Setup) -> TrainState:
     return zeros._replace(step=np.int32(1))
 
 
+@pytest.mark.slow
 def test_a_start_that_other_data_refuse_leaves_the_run_as_it_was(tmp_path):
     manifests = []
     for name, text in (("ones", "one two three four five six "), ("abc", "abcde fghij klmno pq ")):

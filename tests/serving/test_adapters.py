@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import openai
 import pytest
-from live_server import SHAPE, TOKENIZER, held_engine, live_server, random_params
+from live_server import SHAPE, TOKENIZER, held_engine, live_server, random_params, wait_until
 
 from gptjax.base.errors import ConfigError, UserError
 from gptjax.base.tree import as_tree, named_leaves
@@ -119,6 +119,7 @@ def test_metrics_tell_the_models_apart(server):
 
     before = counted("tiny"), counted("poet")
     server.http.post("/v1/completions", json={"model": "poet", "max_tokens": 1})
+    wait_until(lambda: counted("poet") > before[1])  # a request is counted once it is answered
     assert (counted("tiny"), counted("poet")) == (before[0], before[1] + 1)
     assert server.metric("gptjax_slots", model="cook") == 2
 

@@ -305,6 +305,7 @@ def test_beyond_the_queue_the_answer_is_429(server):
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) > 0
     assert response.json()["error"]["type"] == "rate_limit_error"
+    wait_until(lambda: server.metric("gptjax_requests_total", outcome="refused") > refused)
     assert server.metric("gptjax_requests_total", outcome="refused") == refused + 1
     server.engine.gate.set()
     for connection in connections:

@@ -98,6 +98,7 @@ def test_packed_rows_have_the_losses_and_gradients_of_padded_ones(tmp_path, atte
     assert_close(found[1], expected[1])
 
 
+@pytest.mark.slow
 def test_no_target_without_weight_has_a_say(tmp_path):
     """Against all logits and plain arithmetic, where these targets are others altogether."""
     config, data = opened(config_on(conversations(12), tmp_path, **{"model.n_layer": 1}))
