@@ -2,13 +2,12 @@
 
 Orbax commits a step atomically and in the background. But it does not notice a flipped bit, takes a
 half-deleted directory for a step, and reports a failed background save only at the next call. So a
-step is signed before it is committed (`integrity`), restoring walks back from the newest step to
-the first that is what was in memory (`digests`), and `poll` reports late errors.
+step is signed before it is committed (`integrity`), a restore takes the newest step that is what
+was in memory (`digests`), and `poll` reports late errors.
 
 A step holds named trees of arrays, a cursor (step, data fingerprint, validation loss) and the
-config. A run's trees are params, opt_state and, if there is one, averaged: the running average of
-the parameters. Generating or converting reads the average, else params, and nothing else. A run of
-adapters has these alone, as adapters, in place of params.
+config. A run's trees are params (or adapters, if it trains these alone), opt_state and, if there is
+one, averaged: their running average. Generating or converting reads the average, else params.
 
 All processes of a run save, sign, verify and restore together, each its own part. Process 0 moves
 damaged steps and decides which step is restored. If a save fails on one of several processes, the
@@ -16,10 +15,8 @@ run ends: the others would wait for it, and nothing could interrupt them.
 """
 
 import math
-import shutil
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -33,12 +30,12 @@ from gptjax.runs.digests import DIGESTS, difference, tree_digests
 from gptjax.runs.earlier import UNVERIFIED, is_of_earlier_version
 from gptjax.runs.integrity import SignedStep, sign, sign_own, verify
 from gptjax.runs.naming import AVERAGED, no_checkpoint
-from gptjax.runs.preserving import DISCARDED, empty_discarded, preservation
-from gptjax.runs.priority import let_writers_yield
+from gptjax.runs.preserving import DISCARDED, Discarded, preservation
 from gptjax.runs.quiet import silence_orbax
 from gptjax.runs.ranking import CURSOR_FILE, Ranking
 from gptjax.runs.reading import Restored, own_item, read_as_saved, restored_or_fault
 from gptjax.runs.reasons import reason_of_save
+from gptjax.runs.writing import let_writers_yield, uncompressed
 
 NO_STEP = -1  # process 0 sends this to the others if there is none
 WRITTEN = "async_write_complete"  # Orbax: each process has written its part of a step
@@ -67,10 +64,12 @@ class Checkpointer:
         self._policy = preservation(keep_latest, keep_every_steps, *now)
         self._saving: int | None = None
         self._begun = NO_STEP  # the last step that was to be saved
+        self._discarded = Discarded(self.directory)
         self._meet = ocp.multihost.get_barrier_sync_fn()
         self._open()
 
     def _open(self) -> None:
+        waiting = ocp.options.MultiprocessingOptions(active_processes=self._readers)
         options = ocp.CheckpointManagerOptions(
             create=not self._read_only,
             read_only=self._read_only,
@@ -79,14 +78,14 @@ class Checkpointer:
             preservation_policy=self._policy,
             temporary_path_class=SignedStep,
             async_options=ocp.AsyncOptions(barrier_sync_fn=self._sign_and_meet),
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                active_processes=self._readers
-            ),
+            multiprocessing_options=waiting,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, handler_registry=uncompressed()
+        )
         self.ranking = Ranking.of(self.directory, self.steps())
         if not self._read_only:
-            empty_discarded(self.directory)
+            self._discarded.empty()
 
     def _sign_and_meet(self, *, key: str, timeout_ms: int) -> None:
         """Wait for the other processes where Orbax does; sign this one's part once it is written.
@@ -137,7 +136,7 @@ class Checkpointer:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+                    **{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()},
                     cursor=ocp.args.JsonSave(marked),
                     config=ocp.args.JsonSave(config),
                 ),
@@ -162,12 +161,6 @@ class Checkpointer:
         """Whether a save has begun whose end nobody has noticed yet."""
         return self._saving is not None
 
-    def has_room(self, size: int) -> bool:
-        """Whether so many bytes are free where the checkpoints are."""
-        with suppress(OSError):  # what is not there, or no disk, may have room
-            return shutil.disk_usage(self.directory).free >= size
-        return True
-
     def poll(self) -> None:
         """Notice that a save has ended; raises `SaveError` if it failed."""
         if self._saving is not None:
@@ -184,14 +177,16 @@ class Checkpointer:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed(step, error) from error
-        empty_discarded(self.directory)
+        self._discarded.empty()
 
     def close(self) -> None:
-        """Wait, and release Orbax's threads."""
+        """Wait for what is written and deleted, and release Orbax's threads."""
         try:
             self.wait()
         finally:
             self._manager.close()
+            if not self._read_only:
+                self._discarded.close()
 
     def _failed(self, step: int, error: Exception) -> SaveError:
         """Reopen the manager, whose list of steps is wrong now, and tell the user."""

@@ -6,8 +6,9 @@ or gone, and then in the background.
 
 import shutil
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from orbax.checkpoint.checkpoint_managers import (
@@ -24,11 +25,24 @@ from gptjax.runs.ranking import Ranking
 DISCARDED = ".discarded"  # beside the steps: those that no policy preserves
 
 
-def empty_discarded(checkpoints: Path) -> None:
-    """Delete what was discarded, in the background; process 0 does it for all."""
-    discarded = checkpoints / DISCARDED
-    if is_process_0() and discarded.exists():
-        Thread(target=shutil.rmtree, args=(discarded, True), daemon=True).start()
+class Discarded:
+    """The steps that no policy preserves; process 0 deletes them for all, in the background."""
+
+    def __init__(self, checkpoints: Path):
+        self._place = checkpoints / DISCARDED
+        self._deleting = ThreadPoolExecutor(1)
+
+    def empty(self) -> None:
+        """Begin to delete what is there."""
+        if is_process_0():
+            for step in self._place.glob("*"):
+                self._deleting.submit(shutil.rmtree, step, True)
+
+    def close(self) -> None:
+        """Wait until the disk has its room back."""
+        self._deleting.shutdown()
+        with suppress(OSError):  # it is not there, or another process has removed it
+            self._place.rmdir()
 
 
 class Preserved(PreservationPolicy):

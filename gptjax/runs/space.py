@@ -66,6 +66,13 @@ def check_space(
     )
 
 
+def has_room(directory: Path, size: int) -> bool:
+    """Whether so many bytes are free where a directory is."""
+    with suppress(OSError):  # what is not there, or no disk, may have room
+        return shutil.disk_usage(directory).free >= size
+    return True
+
+
 def _bytes_in(step_dir: Path) -> int:
     """The size of all files of a step."""
     total = 0

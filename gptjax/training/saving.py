@@ -24,6 +24,7 @@ from gptjax.runs.display import Display
 from gptjax.runs.incidents import INCIDENTS, NOT_FINITE, Incident, note_incident
 from gptjax.runs.naming import BATCHES, ROWS
 from gptjax.runs.ranking import LOSS
+from gptjax.runs.space import has_room
 from gptjax.training.save_times import PATIENCE, PAUSE, FailedSave, SaveClock
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, saved_items
@@ -179,7 +180,7 @@ class Saving:
             if self._failure.is_hopeless:
                 raise error
             return
-        room = partial(self._checkpointer.has_room, self._bytes)
+        room = partial(has_room, self._checkpointer.directory, self._bytes)
         self._failure = FailedSave(error, self._patience, room)
         when = (
             f"{self._bytes / 1e6:,.1f} MB are free"

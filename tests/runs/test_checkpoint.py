@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import environment_on
@@ -33,6 +34,7 @@ from gptjax.runs import integrity
 from gptjax.runs.checkpoint import Checkpointer, SaveError
 from gptjax.runs.digests import DIGESTS, tree_digests
 from gptjax.runs.integrity import INTEGRITY, sign, verify
+from gptjax.runs.naming import PARAMS
 from gptjax.runs.reading import RestoreError
 from gptjax.training.optimizer import make_optimizer
 from gptjax.training.state import TrainState, items_of, saved_items, state_of
@@ -166,6 +168,30 @@ def test_the_best_and_the_latest_are_kept_also_after_reopening(tmp_path):
     reopened.close()
     assert (reopened.steps(), reopened.best_step()) == ([8, 10, 11], 8)
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("[0-9]*")) == ["10", "11", "8"]
+
+
+def test_a_checkpointer_that_is_closed_has_deleted_what_it_discarded(tmp_path, monkeypatch):
+    rmtree = shutil.rmtree
+
+    def slowly(path: Path, *args: Any, **options: Any) -> None:
+        time.sleep(0.3)
+        rmtree(path, *args, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    checkpointer = Checkpointer(tmp_path / "checkpoints", keep_latest=1)
+    for step in (1, 2, 3):
+        save(checkpointer, step)
+    checkpointer.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+
+
+def test_arrays_are_written_as_they_are(tmp_path):
+    zeros = {"wte": jnp.zeros(2**18)}
+    checkpointer = Checkpointer(tmp_path / "checkpoints")
+    checkpointer.save(1, {PARAMS: zeros}, CONFIG, {})
+    checkpointer.close()
+    written = sum(p.stat().st_size for p in (tmp_path / "checkpoints").rglob("*") if p.is_file())
+    assert written >= zeros["wte"].nbytes
 
 
 def test_none_goes_for_a_step_that_may_be_bad(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gptjax.runs.priority import NICENESS, WRITERS, let_writers_yield
+from gptjax.runs.writing import NICENESS, WRITERS, let_writers_yield
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities on Linux")
 
