@@ -35,7 +35,7 @@ from gptjax.runs.quiet import silence_orbax
 from gptjax.runs.ranking import CURSOR_FILE, Ranking
 from gptjax.runs.reading import Restored, own_item, read_as_saved, restored_or_fault
 from gptjax.runs.reasons import reason_of_save
-from gptjax.runs.writing import let_writers_yield, uncompressed
+from gptjax.runs.writing import at_low_priority, uncompressed
 
 NO_STEP = -1  # process 0 sends this to the others if there is none
 WRITTEN = "async_write_complete"  # Orbax: each process has written its part of a step
@@ -132,20 +132,16 @@ class Checkpointer:
         self._keeps_all = keeps_all
         self._begun = step
         marked = {"step": step, **cursor, DIGESTS: tree_digests(items)}
+        args = ocp.args.Composite(
+            **{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()},
+            cursor=ocp.args.JsonSave(marked),
+            config=ocp.args.JsonSave(config),
+        )
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    **{name: ocp.args.PyTreeSave(tree) for name, tree in items.items()},
-                    cursor=ocp.args.JsonSave(marked),
-                    config=ocp.args.JsonSave(config),
-                ),
-                force=True,
-            )
+            at_low_priority(lambda: self._manager.save(step, args=args, force=True))
         except Exception as error:
             raise self._failed(step, error) from error
         self._saving = step
-        let_writers_yield()
         self.ranking.add(step, cursor)
 
     def note(self, step: int, figures: dict) -> None:
@@ -163,10 +159,8 @@ class Checkpointer:
 
     def poll(self) -> None:
         """Notice that a save has ended; raises `SaveError` if it failed."""
-        if self._saving is not None:
-            let_writers_yield()  # they begin one by one
-            if not self._manager.is_saving_in_progress():
-                self.wait()
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Block until everything that was saved is signed and on disk; raises `SaveError`."""
