@@ -35,7 +35,7 @@ def throughput(plan: Plan, dtype: str) -> None:
     cases = [
         ("small", SMALL, 11, 50),
         ("gpt2_124m_T256", gpt2("124M", 256, 4), 3, 1),
-        ("gpt2_124m_T1024", gpt2("124M", 1024, 2), 3, 1),
+        ("gpt2_124m_T1024", gpt2("124M", 1024, 1), 3, 1),  # three sides of 2 need 25 GB
         ("gpt2_355m_T256", gpt2("355M", 256, 1), 3, 1),
     ]
     if plan.quick:
@@ -53,7 +53,11 @@ def throughput(plan: Plan, dtype: str) -> None:
             "plain torch": _train(shape, steps, "torch_side.train", model="plain"),
         }
         label = f"{name}: {shape}; {plan.rounds(rounds)} rounds of {steps}"
-        measured, facts = compare(targets, plan.rounds(rounds), report)
+        try:
+            measured, facts = compare(targets, plan.rounds(rounds), report)
+        except RuntimeError as error:  # memory was short, perhaps: the other cases are shown
+            report.skip(label, str(error)[-300:])
+            continue
         report.row(label, measured, shape.tokens * steps, "{:,.0f}")
         report.figures[label]["facts"] = facts
     report.publish(plan.out)

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -84,8 +85,9 @@ class Worker:
     def __call__(self) -> Figures:
         """Do one round and return its figures."""
         assert self._process.stdin is not None
-        self._process.stdin.write("round\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has died, which the answer tells
+            self._process.stdin.write("round\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -94,7 +96,8 @@ class Worker:
         if not line:
             self._process.wait()
             self._errors.seek(0)
-            raise RuntimeError(f"{self.target} died: {self._errors.read().strip()[-2000:]}")
+            words = self._errors.read().strip()[-2000:]
+            raise RuntimeError(f"{self.target} died with {self._process.returncode}: {words}")
         answer = json.loads(line)
         if "skipped" in answer:
             raise Skipped(answer["skipped"])
