@@ -9,11 +9,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from gptjax.base.errors import UserError
 from gptjax.base.terminal import hours_minutes_seconds
 from gptjax.config.names import TESTS
 from gptjax.runs.metrics import Row
@@ -53,6 +55,18 @@ class Display:
     def say(self, text: str) -> None:
         """Print a message and log it with the time."""
         self._console.print(text, soft_wrap=True)
+        self._write(text)
+
+    def failed(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        """As a context's exit: log the error that ends the run; the command prints it."""
+        if isinstance(error, UserError):
+            self._write(f"error: {error}")
+        elif isinstance(error, Exception):
+            self._write(f"error: {type(error).__name__}: {error}")
+
+    def _write(self, text: str) -> None:
         indented = text.replace("\n", "\n  ")  # so that no line of a text looks like a message
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {indented}\n")
 

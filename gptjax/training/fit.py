@@ -77,6 +77,7 @@ def fit(
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, *kept)))
         stack.push(exit_if_distributed)  # runs before the checkpointer can wait for the others
         stack.push(books.failed)
+        stack.push(display.failed)
         stack.push(stop.leaving)  # before all that asks for the error
         stack.callback(display.stop)
         for line in [*notes_0, *changes, *books.notes, *links, *notes]:

@@ -150,6 +150,7 @@ def test_what_would_fail_later_is_found_before_the_first_step(
     with pytest.raises(PreflightError, match=words) as caught:
         train_here(prepared, tmp_path, fields=fields)
     assert caught.value.exit_code == 1
+    assert f"error: {caught.value}" in (run / "log.txt").read_text()
     assert checkpoints(tmp_path) == set()
     assert not (run / "metrics.jsonl").exists()
     assert not (run / SCRATCH).exists()

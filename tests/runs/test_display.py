@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gptjax.base.errors import UserError
 from gptjax.base.terminal import hours_minutes_seconds
 from gptjax.runs import display
 from gptjax.runs.display import Display
@@ -69,6 +70,19 @@ def test_a_message_is_in_the_log_at_once_and_a_second_display_adds_to_it(log):
     second.say("two")
     second.close()
     assert logged(log) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("error", "logged_error"),
+    [
+        (UserError("the disk is full"), "error: the disk is full"),
+        (ValueError("of a bug"), "error: ValueError: of a bug"),
+    ],
+)
+def test_the_error_that_ends_a_run_is_logged_and_not_printed(error, logged_error, log, capsys):
+    Display(log).failed(type(error), error, None)
+    assert logged(log) == [logged_error]
+    assert capsys.readouterr().out == ""
 
 
 def test_a_table_is_printed_whole_and_logged_row_by_row(log, capsys):
