@@ -8,6 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from gptjax.base.errors import UserError
+from gptjax.base.errors import StorageError, UserError
 from gptjax.base.terminal import hours_minutes_seconds
 from gptjax.config.names import TESTS
 from gptjax.runs.metrics import Row
@@ -61,10 +62,12 @@ class Display:
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         """As a context's exit: log the error that ends the run; the command prints it."""
-        if isinstance(error, UserError):
-            self._write(f"error: {error}")
-        elif isinstance(error, Exception):
-            self._write(f"error: {type(error).__name__}: {error}")
+        if isinstance(error, OSError):
+            error = StorageError.of(error) or error
+        if isinstance(error, Exception):
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            with suppress(OSError):  # a full disk must not take the error's place
+                self._write(f"error: {kind}{error}")
 
     def _write(self, text: str) -> None:
         indented = text.replace("\n", "\n  ")  # so that no line of a text looks like a message

@@ -5,8 +5,8 @@ steps that the run has deleted are deleted there too, except milestones and the 
 does not answer stops nothing: the run trains on, the thread tries again, and only the end waits.
 
 A machine with an empty run directory takes over the run of a store: its files, the newest step that
-verifies, and the best one. Once it trains, the store belongs to it, and another process that still
-copies there stops.
+verifies, and the best one. With the first step that it copies there, the store belongs to it, and
+another process that still copies there stops.
 """
 
 import json
@@ -55,7 +55,9 @@ class Mirror:
             )
         self._there: set[int] | None = None  # steps in the store, once it has answered
         self._incidents: int | None = None  # that the store knows of, once it was asked
-        self._claims = False  # whether this run is to become the owner of the store
+        self._claims = False  # whether this run is to become the owner of the store,
+        self._before = ""  # who was it when this run looked, and the steps that it brought then
+        self._brought: set[int] = set()
         self._closed = threading.Event()
         self._beat: Callable[[], None] = lambda: None
 
@@ -69,12 +71,15 @@ class Mirror:
             if theirs is None:
                 self._claims = True
                 return []
+            self._before = theirs.decode()
             self._refuse_stranger(theirs.decode(), mine, fresh)
             self._claims = mine in (None, BROUGHT + theirs.decode())
             if mine is None:  # nor in the store yet: this start may still be refused
                 self._belong(BROUGHT + theirs.decode())
             self._forget_abandoned()
-            return self._take_over()
+            notes = self._take_over()
+            self._brought = set(self._run.steps())
+            return notes
 
     def _refuse_stranger(self, theirs: str, mine: str | None, fresh: bool) -> None:
         """Raise `UserError` if the store holds what this start may neither go on with nor mix."""
@@ -95,23 +100,23 @@ class Mirror:
         )
 
     @contextmanager
-    def copying(self, say: Say, phases: Phases) -> Iterator[None]:
-        """Copy while this block runs, and wait at its end until all is copied.
+    def copying(self, say: Say, phases: Phases) -> Iterator[Callable[[], None]]:
+        """Copy while this block runs; call what it gives, to wait until all is copied.
 
-        All processes call this; process 0 copies. Raises `StoreError` if the end waits in vain.
+        All processes call both; process 0 copies. Raises `StoreError` if the end waits in vain.
         """
         thread = threading.Thread(target=self._copy_on, args=(say,), daemon=True, name="mirror")
         if is_process_0():
-            if self._claims:
-                self._claim()
             thread.start()
-        try:
-            yield
-        except BaseException:
+
+        def finish() -> None:
             self._closed.set()
-            raise
-        self._closed.set()
-        alone_on_0(phases, Phase.SAVING, lambda: self._finish(thread, phases.heartbeat, say))
+            alone_on_0(phases, Phase.SAVING, lambda: self._finish(thread, phases.heartbeat, say))
+
+        try:
+            yield finish
+        finally:
+            self._closed.set()
 
     def _owner(self) -> str | None:
         """The owner of the store as this run knows it; None if it knows none."""
@@ -122,6 +127,7 @@ class Mirror:
             return None
 
     def _claim(self) -> None:
+        """Become the owner, which a start that never copies a step does not."""
         name = secrets.token_hex(8)
         self._store.write(OWNER, name.encode())
         self._belong(name)
@@ -209,6 +215,8 @@ class Mirror:
 
     def _copy_all(self, ends: Callable[[], bool]) -> None:
         """Copy the steps that are not there, newest first, and delete those that are not wanted."""
+        if self._claims and set(self._committed()) - self._brought:
+            self._require_ownership()
         if self._there is None:
             self._there = set(self._store.steps())
         while not ends():
@@ -257,7 +265,10 @@ class Mirror:
         ]
 
     def _require_ownership(self) -> None:
-        if (self._store.read(OWNER) or b"").decode() != self._owner():
+        theirs = (self._store.read(OWNER) or b"").decode()
+        if self._claims and theirs == self._before:
+            self._claim()
+        elif theirs != self._owner():
             raise UserError(
                 f"another process has taken over the run in {self._store.url}: nothing is copied "
                 "there any more"

@@ -6,9 +6,9 @@ or gone, and then in the background.
 
 import shutil
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from orbax.checkpoint.checkpoint_managers import (
@@ -30,19 +30,27 @@ class Discarded:
 
     def __init__(self, checkpoints: Path):
         self._place = checkpoints / DISCARDED
-        self._deleting = ThreadPoolExecutor(1)
+        self._threads: list[Thread] = []
 
     def empty(self) -> None:
         """Begin to delete what is there."""
-        if is_process_0():
-            for step in self._place.glob("*"):
-                self._deleting.submit(shutil.rmtree, step, True)
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        if is_process_0() and (steps := list(self._place.glob("*"))):
+            # a daemon, since a disk that hangs must not keep a process that is told to leave
+            self._threads.append(Thread(target=_delete, args=(steps,), daemon=True))
+            self._threads[-1].start()
 
     def close(self) -> None:
         """Wait until the disk has its room back."""
-        self._deleting.shutdown()
+        for thread in self._threads:
+            thread.join()
         with suppress(OSError):  # it is not there, or another process has removed it
             self._place.rmdir()
+
+
+def _delete(steps: Sequence[Path]) -> None:
+    for step in steps:
+        shutil.rmtree(step, ignore_errors=True)
 
 
 class Preserved(PreservationPolicy):

@@ -7,6 +7,7 @@ starts has the same; elsewhere nothing changes.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -36,6 +37,8 @@ def at_low_priority(action: Callable[[], T]) -> T:
 
 def _lower_priority(thread: int | None = None) -> None:
     thread = get_native_id() if thread is None else thread
+    if sys.platform != "linux":  # elsewhere this number may be that of another process
+        return
     with suppress(OSError):  # it has ended, or may not be changed
         if os.getpriority(os.PRIO_PROCESS, thread) < NICENESS:
             os.setpriority(os.PRIO_PROCESS, thread, NICENESS)

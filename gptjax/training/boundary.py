@@ -146,5 +146,6 @@ class Boundary:
                 params = self._setup.evaluated_params(state)
                 beat, before_leaving = self._phases.heartbeat, self._saving.wait
                 self._showing.sample(step, params, self._stop, beat, before_leaving)
-            if "validate" in now and step < self._setup.config.train.max_steps:
+            is_due = "validate" in now or ("save" in now and self._showing.is_old)
+            if is_due and step < self._setup.config.train.max_steps:
                 self._showing.plot(self._log.rows)  # after the last step, the loop plots

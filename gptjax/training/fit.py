@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -71,8 +71,8 @@ def fit(
             agree_on_program(setup)
         log_path = run_dir.log if is_process_0() else None
         display = stack.enter_context(closing(Display(log_path, setup.task.unit)))
-        if mirror is not None:
-            stack.enter_context(mirror.copying(display.say, phases))
+        no_copying = nullcontext(lambda: None)
+        copied = stack.enter_context(mirror.copying(display.say, phases) if mirror else no_copying)
         kept = setup.config.train.keep_latest, setup.config.train.keep_every_steps
         checkpointer = stack.enter_context(closing(Checkpointer(run_dir.checkpoints, *kept)))
         stack.push(exit_if_distributed)  # runs before the checkpointer can wait for the others
@@ -117,10 +117,13 @@ def fit(
                 return books.end(stop.exit_code)
             how = how_to_go_on(run_dir.read_config(), step, early, setup.data.epochs(step))
             display.say(f"{run_dir.path} is complete at step {step}: {how}")
+            copied()
             return trackers.end(books.end(0))
         books.begin(step, log.rows[-1] if log.rows else {})
         setup.announce(step, display)
-        return trackers.end(books.end(loop.train(state, step)))
+        code = loop.train(state, step)
+        copied()  # before the account ends
+        return trackers.end(books.end(code))
 
 
 def _looked_at(run_dir: RunDir, config: Config) -> list[str]:

@@ -1,5 +1,6 @@
 """Samples and curves, which show a run to people. If one fails, the run goes on without it."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from gptjax.runs.run_page import write_run_page
 from gptjax.runs.samples import append_sample, forget_samples_after, has_sample
 from gptjax.tokenizers.plain import Tokenizer
 
+OLD_SECONDS = 60.0
 MADE_UP: list[Row] = [
     {"step": step, "train_loss": 9.0, "val_loss": 9.0, "learning_rate": 1e-3} for step in (1, 2)
 ]
@@ -40,6 +42,12 @@ class Showing:
     ):
         self._config, self._tokenizer, self._unit = config, tokenizer, unit
         self._run_dir, self._display = run_dir, display
+        self._plotted = time.monotonic()
+
+    @property
+    def is_old(self) -> bool:
+        """Whether the curves and the page are more than a minute old."""
+        return time.monotonic() - self._plotted > OLD_SECONDS
 
     @property
     def files(self) -> list[Path]:
@@ -103,6 +111,7 @@ class Showing:
 
     def plot(self, rows: Sequence[Row]) -> bool:
         """Draw the curves of a run so far and write its page; returns whether it has curves."""
+        self._plotted = time.monotonic()
         self.report(rows)
         with self._going_on(f"{self._run_dir.curves} was not drawn"):
             if is_process_0():

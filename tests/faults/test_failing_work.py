@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import pytest
-from faulty_runs import STEPS, train_here
+from faulty_runs import STEPS, Crash, crash, train_here
 from killed_runs import checkpoints, ended, rows, start
 from paired_runs import ended_pair, start_pair
 
@@ -167,3 +167,12 @@ def test_data_of_evaluate_on_that_are_not_there_end_the_start(prepared, tmp_path
     with pytest.raises(UserError, match=r"train\.evaluate_on perplexity=.*gone\.txt"):
         train_here(prepared, tmp_path, fields=fields)
     assert checkpoints(tmp_path) == set()
+
+
+def test_a_run_without_validations_that_is_killed_has_its_page(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(showing, "OLD_SECONDS", 0.0)
+    train_fields = {"train.eval_every_steps": 0, "train.save_every_steps": 6}
+    with pytest.raises(Crash):
+        train_here(prepared, tmp_path, {13: crash}, train_fields)
+    assert (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "run" / "loss.png").exists()

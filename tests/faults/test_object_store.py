@@ -95,6 +95,9 @@ def test_a_store_that_stays_away_ends_the_run_with_all_its_checkpoints(
         s3.mode = "works"
     assert (code, written(tmp_path)) == (StoreError.exit_code, STEPS), said
     assert "rerun the same command to copy them" in said
+    accounts = json.loads((tmp_path / "run" / "accounts.json").read_text())
+    assert accounts["starts"][-1]["exit"] == code
+    assert accounts["starts"][-1]["seconds"]["saving"] > 2  # the end, which waited in vain
     assert "is complete at step" in trained(args, tmp_path)
     assert Store(url).steps()[-1] == STEPS
     assert_same_run(tmp_path, unbroken)

@@ -50,8 +50,8 @@ def saved(run: RunDir, step: int, loss: float | None = None) -> Path:
 
 def copy(mirror: Mirror, said: list[str]) -> None:
     """Copy all that is missing, as the end of a run does."""
-    with mirror.copying(said.append, Phases(Watchdog(0))):
-        pass
+    with mirror.copying(said.append, Phases(Watchdog(0))) as copied:
+        copied()
 
 
 @pytest.fixture
@@ -117,6 +117,32 @@ def test_the_newest_the_best_and_milestones_stay_in_a_store(tmp_path, url):
     assert not (run.path / mirror_module.LEAVING).exists()
 
 
+def test_a_start_that_copies_nothing_takes_nothing_over(tmp_path, url):
+    run, said = run_in(tmp_path / "run"), []
+    mirror = Mirror(url, run)
+    mirror.open(fresh=False)
+    saved(run, 5)
+    copy(mirror, said)
+    refused = Mirror(url, RunDir(tmp_path / "other"))
+    refused.open(fresh=False)
+    copy(refused, said)  # it ends before its first step
+    saved(run, 10)
+    mirror._closed.clear()
+    copy(mirror, said)
+    assert (Store(url).steps(), said) == ([5, 10], [])
+
+
+def test_of_two_new_runs_with_one_store_only_the_first_copies(tmp_path, url):
+    first, second = (Mirror(url, run_in(tmp_path / name)) for name in ("one", "two"))
+    for mirror in (first, second):
+        mirror.open(fresh=False)
+        saved(mirror._run, 5)
+    copy(first, [])
+    with pytest.raises(UserError, match="another process has taken over"):
+        copy(second, [])
+    assert (tmp_path / "two" / "checkpoints" / "5").exists()
+
+
 def test_another_machine_takes_over_and_the_first_stops_copying(tmp_path, url):
     run, said = run_in(tmp_path / "run"), []
     mirror = Mirror(url, run)
@@ -142,6 +168,7 @@ def test_another_machine_takes_over_and_the_first_stops_copying(tmp_path, url):
     assert 20 in Store(url).steps()
     second = Mirror(url, other)
     assert second.open(fresh=False) == [f"step 20 was brought from {url}"]
+    saved(other, 24)
     copy(second, said)
     saved(run, 25)
     mirror._closed.clear()
@@ -184,6 +211,7 @@ def test_steps_from_which_a_run_went_back_leave_the_store_and_do_not_return(tmp_
 def test_a_store_with_another_run_is_refused(tmp_path, url, fresh):
     mirror = Mirror(url, run_in(tmp_path / "run"))
     mirror.open(fresh=False)
+    saved(mirror._run, 1)
     assert Store(url).read("owner") is None
     copy(mirror, [])
     other = RunDir(tmp_path / "other")
@@ -207,9 +235,10 @@ def test_a_store_that_fails_is_said_once_and_the_end_waits_in_vain(tmp_path, url
     saved(run, 5)
 
     def run_on() -> None:
-        with mirror.copying(said.append, Phases(Watchdog(0))):
+        with mirror.copying(said.append, Phases(Watchdog(0))) as copied:
             while not said:
                 pass
+            copied()
 
     with pytest.raises(StoreError, match=r"no answer\. All checkpoints are in .*: rerun the same"):
         run_on()
