@@ -47,8 +47,8 @@ def as_compiled(config: Config, layout: Layout) -> tuple[Config, Layout]:
     small = replace(layout, data=min(2, layout.data))
     if small.gpus > MOST_DEVICES:
         raise UserError(
-            f"--compile makes at most {MOST_DEVICES} virtual devices, and {small} is {small.gpus}: "
-            "try a smaller --mesh.fsdp, which is estimated in the same way"
+            f"--compile-for-cpu makes at most {MOST_DEVICES} virtual devices, and {small} is "
+            f"{small.gpus}: try a smaller --mesh.fsdp, which is estimated in the same way"
         )
     context, micro_batch = config.context, int(config.train.micro_batch)
     flash = config.model.attention in ("cudnn", "pallas")

@@ -9,6 +9,7 @@ import jax
 import pytest
 from conftest import environment_on
 
+from gptjax.base.errors import UserError
 from gptjax.cluster.mesh import make_mesh
 from gptjax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from gptjax.config.presets import load_config
@@ -236,6 +237,8 @@ def test_what_is_compiled_stands_for_what_was_asked():
     assert layout == Layout(2, 2, 2)
     assert config.train.batch_tokens == 2 * 4 * 4 * 1024  # two micro-steps on four groups
     assert (config.model.dtype, config.model.attention) == ("float32", "blockwise")
+    with pytest.raises(UserError, match=r"^--compile-for-cpu makes at most 64 virtual devices"):
+        as_compiled(with_train(micro_batch=4), Layout(2, 64, 1))
 
 
 COMPARE = """
