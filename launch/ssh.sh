@@ -436,6 +436,25 @@ fetch() {
 
 # Going there
 
+# the extras that these flags need, each after a comma, in one order: others would be installed anew
+extras_of() {
+  local word name flag='' needed=' ' found=''
+  for word; do
+    case $word in
+      --*=*) flag=${word%%=*} word=${word#*=} ;;
+      --*) flag=$word ;;
+    esac
+    case ${flag//_/-} in
+      --train.checkpoint-dir) case $word in s3://* | gs://*) needed="${needed}cloud " ;; esac ;;
+      --train.track) needed="$needed$word " ;;
+    esac
+  done
+  for name in cloud tensorboard trackio wandb; do
+    case $needed in *" $name "*) found=$found,$name ;; esac
+  done
+  printf %s "$found"
+}
+
 start() {
   local words extras pinned python step
   must check
@@ -458,7 +477,7 @@ start() {
     must make_way "$run" "$step"
   fi
   copy_checkout
-  must install "$extras" "$pinned" "$python"
+  must install "$extras$(extras_of "$@")" "$pinned" "$python"
   if [ "$mode" = push ]; then
     [ -e "$home_run/.fetched" ] || : >"$home_run/.fetched" # it lives there now, and may be fetched
     put "$home_run" "$run"

@@ -319,6 +319,30 @@ def test_the_driver_decides_what_is_installed(near, box, name, driver, capabilit
     assert ("needs CUDA 13" in said.stderr) == (name == "NVIDIA B200" and driver < "580")
 
 
+@pytest.mark.parametrize(
+    ("flags", "extras", "pins"),
+    [
+        (["--train.checkpoint_dir", "s3://bucket/x", "--train.track", "wandb", "tensorboard"],
+         ",cloud,tensorboard,wandb", "constraints.txt"),
+        (["--train.track=trackio", "--train.checkpoint-dir=gs://bucket/x"],
+         ",cloud,trackio", ".venv/constraints.txt"),
+        slow(["--train.checkpoint-dir", "/mnt/disk", "--sample.prompt", "wandb", "s3://bucket"],
+             "", "constraints.txt"),
+    ],
+)  # fmt: skip
+def test_flags_decide_what_else_is_installed(near, box, flags, extras, pins):
+    log = with_python(box)
+    says_no(box, "pip", "ERROR: no", 1)
+    said = ssh(near, box, box.where, "tiny", *flags)
+    assert said.returncode == 69
+    (installed,) = [words for words in told(log) if words[:2] == ["-m", "pip"]]
+    assert installed[installed.index("-e") + 1 :] == [f".[cuda13,hub,gpt1{extras}]"]
+    assert installed[installed.index("-c") + 1] == pins
+    kept = (box.tree / pins).read_text().splitlines()  # Pillow's pin is too new for trackio
+    assert any(line.startswith("pillow==") for line in kept) == ("trackio" not in extras)
+    assert any(line.startswith("jax==") for line in kept)
+
+
 @pytest.mark.slow
 def test_what_is_there_is_kept_and_flags_arrive_as_they_are(near, box):
     log = with_python(box)
