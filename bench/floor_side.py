@@ -1,4 +1,4 @@
-"""The floor of a train step: its matrix products and its attention alone, in jax without gptjax.
+"""The floor of a train step: its matrix products and its attention alone, in plain jax.
 
 A step cannot be faster than its products and flash attention, which vendors' libraries compute.
 The functions build sides for `worker.py`: each returns a round and a dict of facts.
@@ -11,7 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from harness import Figures, Round
-from shapes import Shape
+from shapes import Shape, loss_chunk_tokens
+
+from gptjax.cluster.environment import claim_memory
+from gptjax.training.autotune import gpu_memory
 
 MULTIPLE = 128  # gptjax and torch's users pad the vocabulary to it
 
@@ -24,11 +27,12 @@ def step(shape: dict, repeats: int) -> tuple[Round, dict]:
     runs once forwards and once backwards. All factors are different arrays, so that nothing is
     computed once for two.
     """
+    claim_memory()  # as the step does: the length of a chunk follows from this share
     sizes = Shape(**shape)
     dtype = jnp.dtype(sizes.dtype)
     rows, width = sizes.batch * sizes.n_ctx, sizes.n_embd
     vocab = -(-sizes.n_vocab // MULTIPLE) * MULTIPLE
-    chunk = min(sizes.loss_chunk_tokens or rows, rows)
+    chunk = min(loss_chunk_tokens(sizes, gpu_memory()) or rows, rows)
     key = iter(jax.random.split(jax.random.key(0), 64))
 
     def drawn(*dimensions: int) -> jax.Array:

@@ -1,9 +1,10 @@
 """The models and batches of the measurements, without jax: the other sides read them too."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from gptjax.config import ModelConfig
+from gptjax.config import Config, ModelConfig, TrainConfig
+from gptjax.config.chunks import loss_chunk
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Shape:
     remat: str = "none"
     unroll: int | None = None
     """Layers per iteration; None means all of them, which is how a CPU runs fastest."""
-    loss_chunk_tokens: int = 2048
+    loss_chunk_tokens: int | Literal["auto"] = "auto"
+    """Tokens of a chunk of logits; `loss_chunk_tokens` below gives the number for auto."""
     dropout: float = 0.0
     """All three dropout probabilities."""
     prng: str | None = None
@@ -76,3 +78,13 @@ def model_config(shape: Shape) -> ModelConfig:
         unroll=shape.n_layer if shape.unroll is None else shape.unroll,
         **choices,
     )
+
+
+def loss_chunk_tokens(shape: Shape, gpu_memory: int | None) -> int:
+    """The length of the loss's chunks, as the trainer takes it on a GPU with this memory.
+
+    The step and its floor both ask here, each in its own process, so that they have the same
+    products. None is a CPU.
+    """
+    train = TrainConfig(loss_chunk_tokens=shape.loss_chunk_tokens)
+    return loss_chunk(Config(model=model_config(shape), train=train), gpu_memory)

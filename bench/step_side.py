@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 from harness import Round
-from shapes import Shape, model_config
+from shapes import Shape, loss_chunk_tokens, model_config
 
 from gptjax.cluster.compiler import compiler_options, keep_freed_memory
 from gptjax.cluster.environment import claim_memory
 from gptjax.cluster.mesh import BatchLayout, make_mesh, put_rows
 from gptjax.config import Config, OptimConfig, TrainConfig
 from gptjax.model.size import parameter_count
-from gptjax.training.autotune import choose_attention
+from gptjax.training.autotune import choose_attention, gpu_memory
 from gptjax.training.program import assemble
 
 MAX_STEPS = 10_000
@@ -32,9 +32,8 @@ class TrainStep:
     def __init__(self, shape: Shape):
         self.shape, model = shape, model_config(shape)
         attention, self.attention_reason = choose_attention(model, shape.n_ctx)
-        train = TrainConfig(
-            max_steps=MAX_STEPS, loss_chunk_tokens=shape.loss_chunk_tokens, updates_per_call=1
-        )
+        chunk = loss_chunk_tokens(shape, gpu_memory())
+        train = TrainConfig(max_steps=MAX_STEPS, loss_chunk_tokens=chunk, updates_per_call=1)
         model = replace(model, attention=attention)
         self.config = Config(model=model, optim=OptimConfig(warmup_steps=10), train=train)
         self.program = assemble(self.config, make_mesh(1))
@@ -82,6 +81,7 @@ class TrainStep:
         assert memory is not None  # CPUs and GPUs tell
         return {
             "attention": f"{self.config.model.attention} ({self.attention_reason})",
+            "loss_chunk_tokens": self.config.train.loss_chunk_tokens,
             "temp_bytes": memory.temp_size_in_bytes,
             "argument_bytes": memory.argument_size_in_bytes,
             "flops": self.product_flops,

@@ -15,6 +15,7 @@ from conftest import COMPILE_QUICKLY, EXHAUSTIVE, ROOT
 BENCH = ROOT / "bench"
 sys.path.insert(0, str(BENCH))
 
+import card
 import gpu
 import harness
 import programs
@@ -243,11 +244,12 @@ def test_the_first_programs_of_a_gpu_need_neither_grain_nor_tyro_nor_orbax(tmp_p
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_the_floor_has_every_product_of_a_step():
+def test_the_floor_has_every_product_of_a_step(monkeypatch):
     import floor_side
     import jax
     import step_side
 
+    monkeypatch.setattr(floor_side, "claim_memory", lambda: None)
     shape = replace(shapes.TOY, n_vocab=128, micro_steps=3, loss_chunk_tokens=32)
     one_round, facts = floor_side.step(asdict(shape), repeats=1)
     attention = 6 * shape.n_layer * shape.n_ctx * shape.n_embd
@@ -259,6 +261,33 @@ def test_the_floor_has_every_product_of_a_step():
     x, w, g = (jax.numpy.ones(size) for size in ((8, 4), (4, 6), (8, 6)))
     traced = jax.make_jaxpr(floor_side._products)([(x, w, g)])
     assert step_side.product_flops(traced.jaxpr) == 6 * 8 * 4 * 6
+
+
+@pytest.mark.parametrize(("memory", "chunk"), [(None, 2048), (80 * 10**9, 8192)])
+def test_the_step_and_its_floor_have_the_chunks_of_the_trainer(memory, chunk, monkeypatch):
+    import floor_side
+    import step_side
+
+    assert shapes.loss_chunk_tokens(card.whole(quick=False), memory) == chunk
+    fixed = replace(shapes.TOY, loss_chunk_tokens=512)
+    assert shapes.loss_chunk_tokens(fixed, memory) == 512
+
+    shape, claimed, assembled = replace(shapes.TOY, batch=512), [], []  # 16,384 tokens
+    monkeypatch.setattr(floor_side, "claim_memory", lambda: claimed.append(True))
+    monkeypatch.setattr(floor_side, "gpu_memory", lambda: memory if claimed else 0)
+    monkeypatch.setattr(floor_side, "_seconds", lambda *call: 1.0)
+    one_round, _ = floor_side.step(asdict(shape), repeats=1)
+    assert one_round()["head"] == shape.tokens // chunk
+
+    def stop(config, mesh):
+        assembled.append(config.train.loss_chunk_tokens)
+        raise InterruptedError
+
+    monkeypatch.setattr(step_side, "gpu_memory", lambda: memory)
+    monkeypatch.setattr(step_side, "assemble", stop)
+    with pytest.raises(InterruptedError):
+        step_side.TrainStep(shape)
+    assert assembled == [chunk]
 
 
 def test_the_tables_of_a_gpu_are_a_section_of_the_results(tmp_path):
