@@ -97,6 +97,8 @@ def _check(command: PlanCommand) -> None:
         for name, value in shares.items()
         if value is not None and not 0 < value <= 1
     ]
+    if command.compile and command.compile_for_cpu:  # each starts jax with devices of its own
+        problems.append("--compile and --compile-for-cpu exclude each other: give one of them")
     try:
         find_gpu(command.gpu)
     except ConfigError as error:

@@ -22,9 +22,18 @@ DATA = "data"
 
 
 def make_mesh(devices: int | Sequence[Any] | None = None, split: ModelSharding = UNSHARDED) -> Mesh:
-    """A mesh of all devices, of the first `devices`, or of a list; neighbours share a model."""
+    """A mesh of all devices, of the first `devices`, or of a list; neighbours share a model.
+
+    Raises `UserError` if there are fewer than `devices`.
+    """
     if devices is None or isinstance(devices, int):
-        devices = jax.devices()[:devices]
+        found = jax.devices()
+        if devices is not None and devices > len(found):
+            raise UserError(
+                f"a mesh of {devices} devices needs more than the {len(found)} that jax has found "
+                "here: JAX_NUM_CPU_DEVICES or XLA_FLAGS may set their number"
+            )
+        devices = found[:devices]
     shape = (len(devices) // (split.fsdp * split.tensor), split.fsdp, split.tensor)
     # make_mesh gives Explicit axes by default, which shard_map's automatic parts refuse
     return jax.make_mesh(shape, (DATA, FSDP, TENSOR), (AxisType.Auto,) * 3, devices=devices)

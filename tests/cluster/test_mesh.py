@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from gptjax.base.errors import ConfigError
+from gptjax.base.errors import ConfigError, UserError
 from gptjax.cluster.mesh import batch_layout, make_mesh, put_rows, replicated
 from gptjax.config import Config, ModelConfig, TrainConfig
 from gptjax.config.validation import validate
@@ -87,6 +87,11 @@ def test_the_mesh_has_automatic_axes_over_the_first_devices(asked, got):
     assert dict(mesh.shape) == {"data": got, "fsdp": 1, "tensor": 1}
     assert mesh.axis_types == (AxisType.Auto,) * 3
     assert list(mesh.devices.flat) == jax.devices()[:got]
+
+
+def test_more_devices_than_there_are_make_no_mesh():
+    with pytest.raises(UserError, match="a mesh of 9 devices needs more than the 8 that jax has"):
+        make_mesh(9)
 
 
 @pytest.mark.parametrize(("axis", "shape"), [(0, (16, 3)), (1, (4, 16, 3)), (1, (1, 8, 2))])

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import pytest
 from conftest import ROOT, run_verb
 
+from gptjax.base.errors import ConfigError
 from gptjax.config.batches import batch_schedule
 from gptjax.config.presets import load_config
 from gptjax.model.size import parameter_count
@@ -136,6 +137,12 @@ print(sorted({{"jax", "jaxlib", "flax", "optax", "orbax", "grain", "numpy"}} & s
         [sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True
     )
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_two_compilers_exclude_each_other(capsys):
+    with pytest.raises(ConfigError, match="--compile and --compile-for-cpu exclude each other"):
+        plan([*ANSWER, "--compile", "--compile-for-cpu"])
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.slow
