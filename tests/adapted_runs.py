@@ -16,7 +16,7 @@ from gptjax.conversion.run_directory import config_for, write_run, write_step_0
 from gptjax.model.gpt import GPT
 from gptjax.model.places import leaves
 from gptjax.model.trainable import adapter_names
-from gptjax.runs.naming import ADAPTERS
+from gptjax.runs.naming import ADAPTERS, AVERAGED
 from gptjax.tokenizers.plain import ByteTokenizer
 
 CFG = ModelConfig(
@@ -32,8 +32,13 @@ def drawn_adapters(cfg: ModelConfig, seed: int) -> dict[str, np.ndarray]:
     return {leaf.name: chance.normal(0, 0.5, leaf.shape).astype(np.float32) for leaf in own}
 
 
-def adapted_run(path: Path, cfg: ModelConfig = CFG, seed: int = 1) -> Path:
-    """A run of adapters in `path`, beside its base, which is written unless it is there."""
+def adapted_run(
+    path: Path, cfg: ModelConfig = CFG, seed: int = 1, average: int | None = None
+) -> Path:
+    """A run of adapters in `path`, beside its base, which is written unless it is there.
+
+    `average` is the seed of a running average of the adapters; None keeps none.
+    """
     base, run = path / "base", path / f"adapters{seed}"
     if not base.exists():
         plain = dataclasses.replace(cfg, lora_rank=0, n_classes=0, n_special=0)
@@ -42,6 +47,8 @@ def adapted_run(path: Path, cfg: ModelConfig = CFG, seed: int = 1) -> Path:
     pin(chosen(find_model(base)), run)
     config = config_for(cfg, ByteTokenizer(), CLASSIFY if cfg.n_classes else PRETRAIN)
     items = {ADAPTERS: as_tree(drawn_adapters(cfg, seed))}
+    if average is not None:
+        items[AVERAGED] = as_tree(drawn_adapters(cfg, average))
     write_step_0(run, config, ByteTokenizer(), items, "a test")
     return run
 

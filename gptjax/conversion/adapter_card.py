@@ -12,16 +12,18 @@ from gptjax.model.size import parameter_count
 from gptjax.model.trainable import trainable, trained_count
 
 
-def adapter_card(cfg: ModelConfig, run: str, base: str, out: Path, is_run: bool) -> str:
+def adapter_card(cfg: ModelConfig, run: str, base: str, out: Path, flags: str | None) -> str:
     """The whole card of the adapters of `run`, written to `out`.
 
-    `base` is the model beneath, a run or a directory of Hugging Face's; PEFT needs the latter.
+    `base` is the model beneath. PEFT needs it as a directory of Hugging Face's, so a run has to be
+    exported, with these further flags; None says that it is such a directory already.
     """
     name, beneath = name_of(out), name_of(base)
-    directory = f"{beneath.partition('@')[0]}-hf" if is_run else beneath
+    directory = f"{beneath.partition('@')[0]}-hf" if flags is not None else beneath
     export = (
         "PEFT needs the base as a Hugging Face directory; this writes one:\n\n```sh\n"
-        f"python -m gptjax.convert --run {quote(beneath)} --to huggingface --out {directory}\n"
+        f"python -m gptjax.convert --run {quote(beneath)} --to huggingface{flags} "
+        f"--out {directory}\n"
         "```\n\n"
     )
     trained = trained_count(cfg, trainable(cfg))
@@ -40,7 +42,7 @@ nothing beside another.
 
 ## Use
 
-{export if is_run else ""}```python
+{export if flags is not None else ""}```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 

@@ -10,6 +10,7 @@ import numpy as np
 from gptjax.base.errors import UserError
 from gptjax.base.tree import as_tree, named_leaves
 from gptjax.conversion.adapter_card import adapter_card
+from gptjax.conversion.averages import choose_average, find_average
 from gptjax.conversion.classifier_file import write_classifier
 from gptjax.conversion.finding import find_model
 from gptjax.conversion.huggingface import is_huggingface
@@ -31,17 +32,20 @@ from gptjax.runs.directory import RunDir
 from gptjax.runs.naming import ADAPTERS, PARAMS, read_checkpoint_name
 
 
-def merge_run(run_name: str, out: Path, averaged: bool = False) -> None:
-    """Write the run of adapters `run_name` as a run of a whole model.
+def merge_run(run_name: str, out: Path, averaged: bool = False) -> list[str]:
+    """Write the run of adapters `run_name` as a run of a whole model; returns notes for the user.
 
-    It has one checkpoint, of step 0, and the task, labels and template of the run. Raises
-    `UserError`, with nothing written, if the run has no adapters, and like `load_run`.
+    It has one checkpoint, of step 0, and the task, labels and template of the run. `averaged` takes
+    the running average of the adapters, as in `choose_average`; the base gives its average where it
+    has one, since the adapters were trained on that. Raises `UserError`, with nothing written, if
+    the run has no adapters, and like `load_run`.
     """
     require_free(out)
     run_dir = RunDir(read_checkpoint_name(run_name).path)
     if run_dir.checkpoints.is_dir() and not run_dir.read_config().model.lora_rank:
         raise UserError(f"{run_dir.path} has no adapters to merge: it is a whole model already")
-    loaded = load_run(run_name, averaged)
+    name, notes = choose_average(run_name, averaged)
+    loaded = load_run(str(name), averaged)
     config = loaded.config
     config = replace(
         config,
@@ -51,31 +55,37 @@ def merge_run(run_name: str, out: Path, averaged: bool = False) -> None:
     items = {PARAMS: jax.device_get(loaded.params)}
     with new_directory(out) as directory:
         write_step_0(directory, config, loaded.tokenizer, items, loaded.origin)
+    return notes
 
 
 def export_peft(run_name: str, out: Path, averaged: bool = False) -> list[str]:
     """Write the adapters of a run as PEFT's `save_pretrained` does; returns notes for the user.
 
-    A head that classifies goes into a file of its own. Raises `UserError`, with nothing written, if
-    the run has no adapters, or rows of special tokens, which its base lacks.
+    `averaged` takes their running average, as in `choose_average`. A head that classifies goes into
+    a file of its own. Raises `UserError`, with nothing written, if the run has no adapters, or rows
+    of special tokens, which its base lacks.
     """
     require_free(out)
-    run_dir = RunDir(read_checkpoint_name(run_name).path)
-    adapted, config = load_adapted(run_name, averaged), run_dir.read_config()
+    name, notes = choose_average(run_name, averaged)
+    run_dir = RunDir(name.path)
+    adapted, config = load_adapted(str(name), averaged), run_dir.read_config()
     if adapted.cfg.n_special > adapted.base.config.model.n_special:
         raise UserError(
             f"{run_dir.path} reads start, delimiter and extract tokens, whose embeddings are in no "
             "file of PEFT: write the whole model with --merge, and then --to huggingface"
         )
     ours = {k: np.asarray(x) for k, x in named_leaves(jax.device_get(adapted.adapters)).items()}
-    base = pinned_base(run_dir.path)
+    base, base_has_average = find_average(pinned_base(run_dir.path))
+    # adapters are trained on the average of a base that has one
+    flag = " --averaged" if base_has_average else ""
     theirs = is_huggingface(base.path)
-    notes = [] if theirs else [f"PEFT loads it on its base, by --run {base} --to huggingface"]
+    if not theirs:
+        notes += [f"PEFT loads it on its base, by --run {base} --to huggingface{flag}"]
     with new_directory(out) as directory:
         from safetensors.numpy import save_file
 
         settings = settings_for_peft(adapted.cfg, str(base))
-        card = adapter_card(adapted.cfg, run_name, str(base), out, is_run=not theirs)
+        card = adapter_card(adapted.cfg, run_name, str(base), out, None if theirs else flag)
         (directory / CARD).write_text(card, "utf-8")
         (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
         save_file(to_peft(ours, adapted.cfg), directory / ARRAYS, metadata={"format": "pt"})

@@ -38,8 +38,7 @@ def take_out(
     Raises `UserError`, with nothing written, for what the form cannot hold.
     """
     if to is None:
-        merge_run(run, out, averaged)
-        return []
+        return merge_run(run, out, averaged)
     if to == "peft":
         return export_peft(run, out, averaged)
     if to == "llmc":

@@ -8,6 +8,7 @@ import numpy as np
 
 from gptjax.base.errors import UserError
 from gptjax.base.tree import named_leaves
+from gptjax.conversion.averages import choose_average
 from gptjax.conversion.huggingface_writing import write_huggingface
 from gptjax.conversion.llmc import write_llmc
 from gptjax.conversion.model_card import ModelCard, data_in_words, name_of
@@ -18,10 +19,9 @@ from gptjax.conversion.safetensors_files import FileType
 from gptjax.conversion.weights import Weights
 from gptjax.data.manifest import read_manifest
 from gptjax.generation.loaded import LoadedRun
-from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.metrics import read_rows
-from gptjax.runs.naming import CheckpointName, read_checkpoint_name
+from gptjax.runs.naming import CheckpointName
 
 
 def export_huggingface(
@@ -66,38 +66,14 @@ def export_llmc(
 
 def _open(run_name: str, averaged: bool) -> tuple[Weights, LoadedRun, CheckpointName, list[str]]:
     """The weights of a checkpoint, the run itself, the checkpoint's full name, and notes."""
-    name, has_average = _find(read_checkpoint_name(run_name))
-    if averaged and not has_average:
-        raise UserError(
-            f"{name} has no running average of its parameters: leave --averaged out, or train with "
-            "--optim.ema-decay, such as 0.999"
-        )
+    name, notes = choose_average(run_name, averaged)
     loaded = load_run(str(name), averaged)
-    notes = []
-    if has_average and not averaged:
-        notes = ["these are the last parameters; --averaged exports their running average"]
     arrays = {
         leaf: np.asarray(x) for leaf, x in named_leaves(jax.device_get(loaded.params)).items()
     }
     config = loaded.config
     weights = Weights(config.model, arrays, loaded.tokenizer, loaded.origin, (), config.task)
     return weights, loaded, name, notes
-
-
-def _find(name: CheckpointName) -> tuple[CheckpointName, bool]:
-    """The name with its step in place of a word, and whether the step has a running average.
-
-    Whatever is not a run is left to `load_run`.
-    """
-    run_dir = RunDir(name.path)
-    if not run_dir.checkpoints.is_dir():
-        return name, False
-    checkpointer = Checkpointer(run_dir.checkpoints, read_only=True)
-    try:
-        step = checkpointer.choose(name.which)
-        return CheckpointName(name.path, str(step)), checkpointer.has_average(step)
-    finally:
-        checkpointer.close()
 
 
 def _card(path: Path, loaded: LoadedRun, averaged: bool, command: str) -> ModelCard:
