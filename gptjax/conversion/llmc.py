@@ -175,6 +175,13 @@ def _reasons_against(model: ModelConfig) -> Iterator[str]:
         yield "its head is a matrix of its own, and llm.c's is the token embedding"
     if model.activation != "gelu_tanh":
         yield f"its activation is {model.activation}, and llm.c's is gelu_tanh"
+    if model.n_classes:
+        yield f"it has a head for {model.n_classes} classes (n_classes), and llm.c's has none"
+    if model.n_special:
+        yield (
+            f"it has {model.n_special} special tokens beside its vocabulary (n_special), and "
+            "llm.c's files have no rows for them"
+        )
 
 
 def _checked_header(file: Path) -> _Header:

@@ -139,6 +139,8 @@ def test_absent_biases_are_zeros_and_said_so(tmp_path: Path):
         ({"norm": "post", "final_norm": False}, "norms are GPT-1's"),
         ({"tied_head": False}, "head is a matrix of its own"),
         ({"activation": "gelu_erf"}, "activation is gelu_erf"),
+        ({"n_classes": 2}, "a head for 2 classes"),
+        ({"n_classes": 2, "n_special": 3}, "classes .* 3 special tokens"),
     ],
 )
 def test_what_llm_c_would_compute_otherwise_is_refused(tmp_path: Path, switches, reason):
