@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,9 +44,8 @@ class Instructions(FineTuningData):
         found = self.prepared(config, given, kept, Item, prepare)
         self.template = found.facts["template"]
         self._notes: list[str] = found.facts["notes"]
-        self.test_conversations = [
-            tuple(Message(*message) for message in messages)
-            for messages in found.facts["test"][: config.instruct.test_responses]
+        self.test_conversations = held_out_conversations(found.facts)[
+            : config.instruct.test_responses
         ]
         self.items: tuple[Sequence[Item], ...] = found[:3]
         self.longest = max(len(item.weights) for part in self.items for item in part)
@@ -104,6 +104,11 @@ class Instructions(FineTuningData):
     def loss_definition(self) -> str:
         """The tokens that are learnt."""
         return f"loss on {self._instruct.loss_on}"
+
+
+def held_out_conversations(facts: Mapping[str, Any]) -> list[Conversation]:
+    """The conversations of the test split, from the facts that a run keeps of its examples."""
+    return [tuple(Message(*message) for message in messages) for messages in facts["test"]]
 
 
 def pad(item: Item, length: int) -> Example:

@@ -8,8 +8,8 @@ from gptjax.base.errors import UserError
 from gptjax.base.files import require_fetched
 from gptjax.config.schema import INSTRUCT
 from gptjax.data.conversations import Conversation, read_conversations
-from gptjax.data.instruct import Instructions
-from gptjax.data.keeping import read_kept
+from gptjax.data.instruct import Instructions, held_out_conversations
+from gptjax.data.keeping import KEPT, read_kept
 from gptjax.data.packing import Item
 from gptjax.evaluation.estimates import Figures
 from gptjax.evaluation.judge import (
@@ -71,12 +71,27 @@ def _conversations(setting: Setting) -> tuple[str, Sequence[Conversation]]:
             f"follows instructions, and {setting.run.origin} has the task {config.task}. Leave "
             "--split out to respond to the whole file"
         )
-    directory = setting.run.directory
-    if directory is not None and (kept := read_kept(directory, Item)) is not None:
-        setting.require_file_of(kept)  # a changed file would be divided anew
-    instruct = replace(config.instruct, test_responses=setting.limit)
-    config = replace(config, data=replace(config.data, examples=setting.data), instruct=instruct)
-    data = Instructions(config, setting.run.tokenizer, None)
-    if not data.test_conversations:
+    template, conversations = _held_out(setting)
+    if not conversations:
         raise UserError(f"the test split of this run has no examples in {path}: leave --split out")
+    return template, conversations[: setting.limit]
+
+
+def _held_out(setting: Setting) -> tuple[str, Sequence[Conversation]]:
+    """The template of a run and its whole test split, as it keeps it or else divided again."""
+    run, config = setting.run, setting.run.config
+    kept = None if run.directory is None else read_kept(run.directory, Item)
+    if kept is not None:
+        setting.require_file_of(kept)
+        facts = kept.examples.facts  # the files themselves may have changed since
+        return facts["template"], held_out_conversations(facts)
+    if config.data.test_examples is not None:
+        raise UserError(
+            f"--split test: the test examples of {run.origin} had a file of their own, "
+            f"{config.data.test_examples}, and there is no {KEPT} to compare it with: leave "
+            "--split out, and give that file as --data"
+        )
+    instruct = replace(config.instruct, test_responses=None)
+    config = replace(config, data=replace(config.data, examples=setting.data), instruct=instruct)
+    data = Instructions(config, run.tokenizer, None)
     return data.template, data.test_conversations

@@ -19,6 +19,7 @@ from responding_model import NEW, Letters, a_run, conversation
 from gptjax.base.errors import UserError
 from gptjax.config import InstructConfig
 from gptjax.data.instruct import Instructions
+from gptjax.data.keeping import KEPT
 from gptjax.data.templates import Message, turn_tokens, turns_of
 from gptjax.evaluation.responding import measure_responses
 from gptjax.evaluation.response_page import write_responses
@@ -199,3 +200,36 @@ def test_the_test_split_of_a_run_is_answered(setting, tmp_path):
     assert all(f"\n{chat[0].content}\n" in page.read_text() for chat in held_out)
     with pytest.raises(UserError, match="only the split test"):
         measure_responses(replace(setting, split="train"))
+
+
+@pytest.fixture
+def divided(setting, tmp_path) -> Setting:
+    """The test split of a run that has kept its examples; the test has a file of its own."""
+    held = tmp_path / "held.jsonl"
+    held.write_text("\n".join(json.dumps({"instruction": f"hear {x}", "output": x}) for x in "klm"))
+    examples = {"examples": setting.data, "test_examples": str(held), "val_fraction": 0.2}
+    config = replace(setting.run.config, data=replace(setting.run.config.data, **examples))
+    run = replace(setting.run, config=config, directory=tmp_path)
+    Instructions(config, run.tokenizer, None).keep(tmp_path)
+    return replace(setting, run=run, split="test", limit=None, markdown=str(tmp_path / "page.md"))
+
+
+@pytest.mark.parametrize("given", ["rows.jsonl", "held.jsonl"])
+def test_a_test_split_of_its_own_file_is_answered(given, divided, tmp_path):
+    assert measure_responses(replace(divided, data=str(tmp_path / given)))["responses"] == 3
+    page = (tmp_path / "page.md").read_text()
+    assert "hear k" in page
+    assert "say" not in page
+    assert measure_responses(replace(divided, limit=1))["responses"] == 1
+
+
+def test_a_test_file_that_has_changed_is_not_read_again(divided, tmp_path):
+    held = tmp_path / "held.jsonl"
+    held.write_text(held.read_text().replace("hear", "forget"))
+    assert measure_responses(divided)["responses"] == 3
+    assert "forget" not in (tmp_path / "page.md").read_text()
+    with pytest.raises(UserError, match="not the file that a run was trained on"):
+        measure_responses(replace(divided, data=str(held)))
+    (tmp_path / KEPT).unlink()
+    with pytest.raises(UserError, match=r"had a file of their own, .*held\.jsonl"):
+        measure_responses(divided)
