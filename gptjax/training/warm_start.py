@@ -28,6 +28,8 @@ from gptjax.conversion.shapes import Source, read_source
 from gptjax.model.gpt import INIT_STD, parameter_shapes
 from gptjax.model.lora import adapters_of
 from gptjax.model.places import leaves
+from gptjax.model.size import parameter_count
+from gptjax.model.trainable import trainable
 from gptjax.runs.checkpoint import Checkpointer
 from gptjax.runs.directory import RunDir
 from gptjax.runs.naming import PARAMS, read_checkpoint_name
@@ -36,6 +38,8 @@ from gptjax.tokenizers.registry import fingerprint
 from gptjax.training.program import Program
 from gptjax.training.state import TrainState, state_of
 
+LARGE = 100e6  # parameters; GPT-1 has 116 million, GPT-2's smallest 124
+HIGH_RATE = 2e-4  # for tuning all of a large model; Radford et al. (2018) use 6.25e-5
 SAME_MODEL = "the model has to be on a file system that all nodes share"
 
 
@@ -120,7 +124,25 @@ def announcement(origin: str, theirs: ModelConfig, config: Config) -> list[str]:
         )
     if settings := changed_settings(theirs, config.model):
         lines.append(f"         settings of training that differ: {', '.join(settings)}")
+    if _has_high_rate(theirs, config):
+        lines.append(
+            f"note     peak rate {config.optim.peak_lr:.1e} is high for "
+            f"{parameter_count(theirs) / 1e6:.0f}M pretrained parameters: GPT-1 and GPT-2 are "
+            "tuned at about 6e-5 (--optim.peak-lr)"
+        )
     return lines
+
+
+def _has_high_rate(theirs: ModelConfig, config: Config) -> bool:
+    """Whether a fine-tuning trains all of a large model at the rate of a small one.
+
+    The shipped rates are for small models; a block or adapters alone bear a higher one.
+    """
+    optim = config.optim
+    trained = trainable(config.model, optim.trainable, optim.trainable_layers)
+    trains_all = len(trained.names) == len(leaves(config.model)) and trained.first_block == 0
+    is_large = parameter_count(theirs) >= LARGE
+    return config.task != PRETRAIN and trains_all and is_large and optim.peak_lr > HIGH_RATE
 
 
 def _in_words(name: str, before: str, after: str) -> str:

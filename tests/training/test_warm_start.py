@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 from prepared_models import write_huggingface_model
-from small_runs import tiny, trained
+from small_runs import tiny, trained, with_values
 
 from gptjax.base.errors import UserError
 from gptjax.base.tree import as_tree, named_leaves
-from gptjax.config import Config
+from gptjax.config import Config, ModelConfig
+from gptjax.config.presets import load_config
 from gptjax.conversion.exporting import export_huggingface
 from gptjax.conversion.opening import load_run
 from gptjax.model.places import leaves
@@ -201,3 +202,24 @@ def test_another_activation_is_announced(config):
     line = "         --model.activation gelu_tanh in place of the model's gelu_erf"
     assert line in announcement("a test", exact, config)
     assert line not in announcement("a test", config.model, config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_high"),
+    [
+        ({}, True),
+        ({"optim.peak_lr": 6e-5}, False),
+        ({"optim.trainable_layers": 1}, False),
+        ({"model.lora_rank": 4}, False),
+        ({"model.n_layer": 4}, False),
+    ],
+    ids=str,
+)
+def test_a_rate_of_a_small_model_is_noted_for_a_large_one(fields, is_high):
+    tuned = dataclasses.replace(load_config("instruct_alpaca"), model=ModelConfig(n_vocab=50257))
+    config = with_values(tuned, fields)
+    plain = dataclasses.replace(config.model, lora_rank=0)
+    (*_, last) = announcement("a test", plain, config)
+    assert (last.startswith("note     peak rate 1.0e-03 is high for 124M pretrained")) == is_high
+    pretrained = dataclasses.replace(config, task="pretrain")
+    assert not any("peak rate" in line for line in announcement("a test", plain, pretrained))
