@@ -38,7 +38,7 @@ ALONE = ("--classify.lm-weight", "0")
 SIDES: dict[str, tuple[bool, tuple[str, ...]]] = {
     "spam_classify_gpt1, pretrained": (True, ("--config", "spam_classify_gpt1")),
     "the same without the auxiliary loss": (True, ("--config", "spam_classify_gpt1", *ALONE)),
-    "spam_classify_gpt1, from random weights": (
+    "spam_classify_gpt1 with GPT-2's norms, from random weights": (
         False,
         ("--config", "spam_classify_gpt1", *LIKE_GPT_2),
     ),

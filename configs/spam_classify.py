@@ -12,7 +12,8 @@ Data: 70% for training, 10% for validation and 20% for the test, divided by a se
 as they are. The book first drops ham until there is as much spam; --classify.balance undersample
 does that to the training alone. The best epoch by macro F1 is measured on the test split.
 Expected: the book has 97.21, 97.32 and 95.67% on its three balanced splits, from GPT-2 124M. Ours:
-97.85% and an F1 of spam of 0.918, from a small model of the training messages (bench/RESULTS.md).
+97.85% and an F1 of spam of 0.918, from a small model of the training messages; 98.03% and 0.921
+from random numbers (medians of three seeds, bench/RESULTS.md).
 
     python -m gptjax.train --config spam_classify
     python -m gptjax.generate --run runs/spam_classify --classify "You won a prize"
