@@ -12,13 +12,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from threading import get_native_id
 from typing import TypeVar
 
 import orbax.checkpoint as ocp
 
 T = TypeVar("T")
 WRITERS = "ts_pool"  # how tensorstore's threads are named
+OWN = 0  # for Linux, the thread that asks
 NICENESS = 10  # of 19: each gets a tenth of what a busy thread gets
 
 
@@ -31,13 +31,12 @@ def at_low_priority(action: Callable[[], T]) -> T:
         with suppress(OSError):  # it has ended
             if (task / "comm").read_text().startswith(WRITERS):
                 _lower_priority(int(task.name))
-    with ThreadPoolExecutor(1, initializer=_lower_priority) as thread:
+    with ThreadPoolExecutor(1, initializer=_lower_priority, initargs=(OWN,)) as thread:
         return thread.submit(action).result()
 
 
-def _lower_priority(thread: int | None = None) -> None:
-    thread = get_native_id() if thread is None else thread
-    if sys.platform != "linux":  # elsewhere this number may be that of another process
+def _lower_priority(thread: int) -> None:
+    if sys.platform != "linux":  # elsewhere this would be the priority of a whole process
         return
     with suppress(OSError):  # it has ended, or may not be changed
         if os.getpriority(os.PRIO_PROCESS, thread) < NICENESS:
