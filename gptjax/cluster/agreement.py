@@ -25,8 +25,8 @@ import numpy as np
 from jax.experimental import multihost_utils  # jax's documented way to ask all processes
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from gptjax.base.errors import StorageError, UserError
-from gptjax.cluster.peers import LostPeerError, is_lost_peer
+from gptjax.base.errors import UserError
+from gptjax.cluster.peers import as_user_error
 from gptjax.cluster.phases import Phase, Phases
 
 T = TypeVar("T")
@@ -202,10 +202,7 @@ def exit_process(error: BaseException, process: int | None = None) -> NoReturn:
     """
     process = jax.process_index() if process is None else process
     name, code = f"process {process}: " if process else "", BUG
-    if isinstance(error, OSError):
-        error = StorageError.of(error) or error
-    elif is_lost_peer(error):
-        error = LostPeerError()
+    error = as_user_error(error)
     if isinstance(error, UserError):
         code = error.exit_code
         if not isinstance(error, Followed):

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
-from gptjax.base.errors import UserError
+from gptjax.base.errors import StorageError, UserError
 
 FAILED_CASTS = (b"bad_cast", b"cast_error")  # in the mangled names of what nanobind throws
 BROKEN = (  # words of gloo, gRPC and NCCL about a peer that has gone
@@ -43,6 +43,13 @@ def is_lost_peer(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def as_user_error(error: BaseException) -> BaseException:
+    """What a user is told of an error: that of a disk or of a lost peer, or the error itself."""
+    if isinstance(error, OSError):
+        return StorageError.of(error) or error
+    return LostPeerError() if is_lost_peer(error) else error
 
 
 @contextmanager

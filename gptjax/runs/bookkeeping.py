@@ -18,8 +18,8 @@ from types import TracebackType
 
 import jax
 
-from gptjax.base.errors import StorageError
 from gptjax.cluster.agreement import BUG
+from gptjax.cluster.peers import as_user_error
 from gptjax.cluster.phases import Phase, Phases
 from gptjax.runs.accounts import (
     DamagedError,
@@ -208,8 +208,7 @@ class Bookkeeper:
         """As a context's exit: write down with which code the block's error ends the process."""
         if error is None:
             return
-        if isinstance(error, OSError):
-            error = StorageError.of(error) or error
+        error = as_user_error(error)
         if isinstance(error, SystemExit) and isinstance(error.code, int):
             self.end(error.code)
         else:

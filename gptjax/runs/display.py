@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from gptjax.base.errors import StorageError, UserError
+from gptjax.base.errors import UserError
 from gptjax.base.terminal import hours_minutes_seconds
+from gptjax.cluster.peers import as_user_error
 from gptjax.config.names import TESTS
 from gptjax.runs.metrics import Row
 
@@ -62,9 +63,8 @@ class Display:
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         """As a context's exit: log the error that ends the run; the command prints it."""
-        if isinstance(error, OSError):
-            error = StorageError.of(error) or error
         if isinstance(error, Exception):
+            error = as_user_error(error)
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             with suppress(OSError):  # a full disk must not take the error's place
                 self._write(f"error: {kind}{error}")

@@ -219,11 +219,14 @@ def test_a_complete_run_keeps_its_account_until_it_goes_on(tmp_path, clocks):
     assert seconds_by_kind(read_accounts(tmp_path))["between_starts"] == 0.0
 
 
+LOST_PEER = type("JaxRuntimeError", (RuntimeError,), {})("Gloo: Connection closed by peer")
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
         (UserError("no"), 1), (KeyboardInterrupt(), 130), (SystemExit(143), 143),
-        (ValueError("bug"), 70),
+        (ValueError("bug"), 70), (LOST_PEER, 75),
         (OSError(28, "No space left on device"), 74), (OSError(2, "No such file"), 70),
         (None, None),
     ],
