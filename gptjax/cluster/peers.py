@@ -20,6 +20,7 @@ BROKEN = (  # words of gloo, gRPC and NCCL about a peer that has gone
     *("Connection closed by peer", "Connection reset by peer", "Socket closed", "Broken pipe"),
     *("stopped sending heartbeats", "ncclRemoteError", "remote process exited"),
 )
+RAISED_BY_JAX = ("JaxRuntimeError", "ValueError")  # by a program that runs; by one that starts
 _kept: list[Any] = []  # what C++ holds and Python must not free
 
 
@@ -39,7 +40,7 @@ class LostPeerError(UserError):
 def is_lost_peer(error: BaseException | None) -> bool:
     """Whether an exception of jax, or what caused it, says that the connection to a peer broke."""
     while error is not None:
-        if type(error).__name__ == "JaxRuntimeError" and any(w in str(error) for w in BROKEN):
+        if type(error).__name__ in RAISED_BY_JAX and any(w in str(error) for w in BROKEN):
             return True
         error = error.__cause__
     return False

@@ -37,7 +37,9 @@ except UserError as error:
     [
         ("JaxRuntimeError", "INTERNAL: Gloo: Connection closed by peer [127.0.0.1]:4", True),
         ("JaxRuntimeError", "RESOURCE_EXHAUSTED: out of memory", False),
-        ("ValueError", "Connection closed by peer", False),
+        ("ValueError", "UNKNOWN: Gloo all-reduce failed: Connection reset by peer", True),
+        ("ValueError", "a batch of 3 rows", False),
+        ("ConnectionError", "Connection closed by peer", False),
     ],
 )
 def test_a_broken_connection_is_told_from_other_errors(kind, words, expected):

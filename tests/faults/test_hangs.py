@@ -107,16 +107,9 @@ def options(data: Manifest, *more: object) -> list[str]:
         *("--model.n-layer", 1, "--model.n-embd", 16, "--model.n-head", 2, "--model.n-ctx", 32),
         *("--model.unroll", 1, "--model.embd-pdrop", 0.1, "--optim.warmup-steps", 10),
         *("--train.batch-tokens", 128, "--train.micro-batch", 4, "--train.max-steps", STEPS),
-        *("--train.save-every-steps", 5, "--train.eval-every-steps", 20, "--train.eval-tokens"),
-        *(
-            128,
-            "--train.sample-every-steps",
-            20,
-            "--sample.max-new-tokens",
-            2,
-            "--train.preflight",
-            "off",
-        ),
+        *("--train.save-every-steps", 5, "--train.eval-every-steps", 20),
+        *("--train.eval-tokens", 128, "--train.sample-every-steps", 20),
+        *("--sample.max-new-tokens", 2, "--train.preflight", "off"),
         *more,
     ]
     return [str(value) for value in values]
@@ -204,6 +197,20 @@ def test_the_death_of_a_peer_is_over_for_all_in_15_seconds(prepared, tmp_path, k
     for noise in ("Traceback", "stack trace", "terminate called"):
         assert noise not in said
     report(f"SIGKILL of process {killed} of 2", lost=None, note="all ended in < 15 s")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_compilation_for_all")
+def test_a_save_that_fails_because_a_peer_died_is_told_as_its_death(prepared, tmp_path, report):
+    lines, _, _ = CASES["a save"]
+    pair = start_pair(options(prepared), tmp_path, lines)
+    wait_until((tmp_path / "hangs").exists, pair[0])
+    pair[1].kill()
+    codes, said = ended_pair(pair)
+    assert codes == [LostPeerError.exit_code, -signal.SIGKILL], said
+    assert said.count(str(LostPeerError())) == 1
+    assert "could not be written" not in said
+    report("SIGKILL of process 1 of 2 in a save", lost=None, note="told as what it is")
 
 
 @pytest.mark.slow
