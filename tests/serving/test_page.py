@@ -192,6 +192,28 @@ def test_the_keyboard_is_enough(visit):
 
 
 @pytest.mark.slow
+def test_the_panel_stays_beside_a_token_that_the_browser_scrolls_to(visit):
+    with serve_script(Script(pause=0)) as script:
+        page = visit(script.url, viewport={"width": 900, "height": 700})
+        page.evaluate("document.body.style.paddingTop = '2000px'")
+        page.fill("#prompt", "Hello")
+        page.click("#generate")
+        finish(page)
+        page.evaluate("scrollTo(0, 0)")
+        page.evaluate(
+            """new Promise((done) => { addEventListener('scroll', () => done(), { once: true });
+            [...document.querySelectorAll('.token')].at(-1).focus(); })"""
+        )
+        assert page.evaluate("scrollY") > 0
+        assert page.is_visible("#panel")
+        token, panel = (page.locator(at).bounding_box() for at in (".token.shown", "#panel"))
+        gaps = panel["y"] - token["y"] - token["height"], token["y"] - panel["y"] - panel["height"]
+        assert max(gaps) == pytest.approx(8, abs=1)
+        page.evaluate("document.activeElement.blur()")
+        assert page.is_hidden("#panel")
+
+
+@pytest.mark.slow
 def test_attention_is_drawn_and_explored(visit):
     with serve_script(Script()) as script:
         page = visit(script.url)
