@@ -26,14 +26,13 @@ from jax.experimental import multihost_utils  # jax's documented way to ask all 
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gptjax.base.errors import UserError
-from gptjax.cluster.peers import as_user_error
+from gptjax.cluster.peers import LAST_WORDS_SECONDS, as_user_error, speaks_last
 from gptjax.cluster.phases import Phase, Phases
 
 T = TypeVar("T")
 BUG = 70  # exit code of an exception other than `UserError` (sysexits.h: EX_SOFTWARE)
 COMPLAINT_BYTES = 1024  # longest text sent between processes
 SIGHT_SECONDS = 10.0  # time for a network file system to show a new file
-LAST_WORDS_SECONDS = 1.0  # time for the others to report before their coordinator exits
 SAME_START = "start all with the same command, code and files"
 
 
@@ -203,9 +202,10 @@ def exit_process(error: BaseException, process: int | None = None) -> NoReturn:
     process = jax.process_index() if process is None else process
     name, code = f"process {process}: " if process else "", BUG
     error = as_user_error(error)
+    speaks = speaks_last() and not isinstance(error, Followed)
     if isinstance(error, UserError):
         code = error.exit_code
-        if not isinstance(error, Followed):
+        if speaks:
             print(f"{name}error: {error}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
         code = 130

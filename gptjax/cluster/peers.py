@@ -8,6 +8,8 @@ Where a library has other names, jax aborts as it always did.
 
 import ctypes
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -21,6 +23,8 @@ BROKEN = (  # words of gloo, gRPC and NCCL about a peer that has gone
     *("stopped sending heartbeats", "ncclRemoteError", "remote process exited"),
 )
 RAISED_BY_JAX = ("JaxRuntimeError", "ValueError")  # by a program that runs; by one that starts
+LAST_WORDS_SECONDS = 1.0  # time for the others to report before their coordinator exits
+_last_words = threading.Lock()  # held by the thread that says why this process ends
 _kept: list[Any] = []  # what C++ holds and Python must not free
 
 
@@ -53,6 +57,11 @@ def as_user_error(error: BaseException) -> BaseException:
     return LostPeerError() if is_lost_peer(error) else error
 
 
+def speaks_last() -> bool:
+    """Whether the thread that asks is the first that ends this process: it says why."""
+    return _last_words.acquire(blocking=False)
+
+
 @contextmanager
 def ending_clearly(process: int) -> Iterator[None]:
     """Let the connection that jax makes in this block end process `process` clearly if it breaks.
@@ -61,8 +70,11 @@ def ending_clearly(process: int) -> Iterator[None]:
     """
 
     def end() -> None:
-        name = f"process {process}: " if process else ""
-        os.write(2, f"{name}error: {LostPeerError()}\n".encode())
+        if speaks_last():
+            name = f"process {process}: " if process else ""
+            os.write(2, f"{name}error: {LostPeerError()}\n".encode())
+        else:  # the main thread noticed as well, and leaves after its words
+            time.sleep(2 * LAST_WORDS_SECONDS)
         os._exit(LostPeerError.exit_code)
 
     try:

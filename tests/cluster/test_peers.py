@@ -3,8 +3,10 @@
 tests/faults/test_hangs.py kills processes that train.
 """
 
+import os
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from conftest import environment_on
 
 from gptjax.base.errors import UserError
 from gptjax.cluster import peers
+from gptjax.cluster.agreement import exit_process
 from gptjax.cluster.peers import LostPeerError, ending_clearly, is_lost_peer
 
 WAITS_FOR_NOBODY = """
@@ -81,6 +84,29 @@ def test_another_jax_aborts_as_it_always_did(monkeypatch):
     monkeypatch.setattr(peers, "_call_where_cpp_gives_up", missing)
     with ending_clearly(0):
         assert jax.process_count() == 1
+
+
+def test_only_the_first_thread_that_ends_a_process_says_why(monkeypatch, capfd):
+    """jax's thread and the main one may notice the death of a peer at the same moment."""
+
+    class Left(BaseException):
+        pass
+
+    def leave(code: int) -> None:
+        assert code == LostPeerError.exit_code
+        raise Left
+
+    ends: list[Any] = []
+    monkeypatch.setattr(peers, "_call_where_cpp_gives_up", ends.append)
+    monkeypatch.setattr(peers, "_last_words", threading.Lock())
+    monkeypatch.setattr(peers, "LAST_WORDS_SECONDS", 0)
+    monkeypatch.setattr(os, "_exit", leave)
+    with ending_clearly(1):
+        pass
+    for end in (ends[0], ends[0], lambda: exit_process(LostPeerError(), 1)):
+        with pytest.raises(Left):
+            end()
+    assert capfd.readouterr().err == f"process 1: error: {LostPeerError()}\n"
 
 
 @pytest.mark.slow
