@@ -42,9 +42,12 @@ def model_of(form: str, **fields: Any) -> ModelConfig:
 
 
 def batch_of(form: str, time: int = TIME) -> dict[str, np.ndarray]:
-    """Sequences of unequal length between start and extract, padded by ids that mean something."""
+    """Sequences of unequal length between start and extract, padded by ids that mean something.
+
+    Two texts have the delimiter between them.
+    """
     rng = np.random.default_rng(5)
-    sequences = 2 if form == "choice" else 1
+    sequences = 2 if form in ("choice", "similarity") else 1
     lengths_BS = rng.integers(4, TIME + 1, (ROWS, sequences), dtype=np.int32)
     lengths_BS[0, 0] = TIME
     label_B = rng.integers(0, 2 if form == "choice" else 3, ROWS).astype(np.int32)
@@ -54,6 +57,8 @@ def batch_of(form: str, time: int = TIME) -> dict[str, np.ndarray]:
             real = np.random.default_rng([row, sequence]).integers(0, 298, TIME)
             length = lengths_BS[row, sequence]
             tokens_BST[row, sequence, :length] = [298, *real[: length - 2], 300]
+            if form in ("pair", "similarity"):
+                tokens_BST[row, sequence, length // 2] = 299
     return {
         "tokens": tokens_BST,
         "lengths": lengths_BS,
@@ -85,8 +90,9 @@ def torch_side(form: str, batch: dict[str, np.ndarray]):
     if form == "choice":
         scores_BC = found.mc_logits
     else:
-        states_BTD = model.transformer(tokens[:, 0])[0]
-        scores_BC = head(states_BTD[torch.arange(ROWS), lengths[:, 0] - 1])
+        states_BSTD = model.transformer(tokens)[0]
+        last_BS = torch.arange(ROWS)[:, None], torch.arange(tokens.shape[1]), lengths - 1
+        scores_BC = head(states_BSTD[last_BS].sum(1))
     label_loss = cross_entropy(scores_BC, torch.from_numpy(batch["label"]).long())
     flat_MV = found.logits[:, :, :-1].flatten(0, 2)
     losses_BST = cross_entropy(flat_MV, tokens[:, :, 1:].flatten(), reduction="none")
@@ -134,7 +140,7 @@ def one_step(form: str, before: dict[str, np.ndarray], batch: dict[str, np.ndarr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["choice", "single"])
+@pytest.mark.parametrize("form", ["choice", "single", "pair", "similarity"])
 def test_a_step_of_gpt_1_s_two_losses_is_torch_s(form):
     pytest.importorskip("transformers")
     batch = batch_of(form)

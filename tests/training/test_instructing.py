@@ -28,7 +28,7 @@ from gptjax.training.objectives import language_modelling
 from gptjax.training.program import assemble
 from gptjax.training.state import TrainState
 
-ROWS = 8
+ROWS = 16
 
 
 def opened(config: Config) -> tuple[Config, Instructions]:
@@ -61,7 +61,7 @@ def loss_and_gradients(config: Config, batch: dict, chunk: int = 0) -> tuple[flo
 
 
 def uneven(config: Config, data: Instructions, packed: bool) -> dict[str, np.ndarray]:
-    """Eight rows with very different numbers of weighted targets, one of them without any."""
+    """`ROWS` rows with very different numbers of weighted targets, one of them without any."""
     items = data.items[0]
     longest = max(len(item.weights) for item in items)
     if packed:
@@ -169,14 +169,15 @@ def raw_gradients(
 def test_devices_and_micro_steps_do_not_change_the_gradients(tmp_path, packed):
     values = {"model.n_ctx": 1024, "model.n_layer": 1, "train.loss_chunk_tokens": 64}
     values["instruct.lengths"] = "pack" if packed else "pad"
-    config, data = opened(config_on(conversations(20), tmp_path, **values))
+    config, data = opened(config_on(conversations(30), tmp_path, **values))
     batch = uneven(config, data, packed)
     counts = batch["weights"].sum(1)
     assert counts.min() == 0
     assert counts.max() > 2 * counts[counts > 0].min()
     loss, expected = raw_gradients(config, batch, 1, 1)
     divided = ModelSharding(fsdp=2, tensor=2)
-    for division in ((1, 4), (2, 1), (2, 4), (4, 1), (8, 1), (8, 2, divided)):
+    pairs = (1, 4), (2, 1), (2, 4), (4, 1), (4, 4), (8, 1), (8, 2), (8, 4, divided)
+    for division in pairs:
         found, leaves = raw_gradients(config, batch, *division)
         assert found == pytest.approx(loss, rel=1e-6)
         assert_close(leaves, expected)
