@@ -175,9 +175,8 @@ def test_devices_and_micro_steps_do_not_change_the_gradients(tmp_path, packed):
     assert counts.min() == 0
     assert counts.max() > 2 * counts[counts > 0].min()
     loss, expected = raw_gradients(config, batch, 1, 1)
-    divided = ModelSharding(fsdp=2, tensor=2)
-    pairs = (1, 4), (2, 1), (2, 4), (4, 1), (4, 4), (8, 1), (8, 2), (8, 4, divided)
-    for division in pairs:
+    divisions = [(*pair, UNSHARDED) for pair in ((1, 4), (2, 1), (2, 4), (4, 1), (4, 4), (8, 1))]
+    for division in (*divisions, (8, 2, UNSHARDED), (8, 4, ModelSharding(fsdp=2, tensor=2))):
         found, leaves = raw_gradients(config, batch, *division)
         assert found == pytest.approx(loss, rel=1e-6)
         assert_close(leaves, expected)
