@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,15 +25,20 @@ from gptjax.training.state import TrainState, abstract_state, items_of, state_of
 LONGEST = 500.0  # seconds that a run of a test may take on a busy machine
 
 
-def start(args: list[str], cwd: Path, devices: int = 1, *before: str) -> subprocess.Popen:
-    """The same process as `run_verb`'s, left running; `before` are lines that it executes first."""
+def start(
+    args: list[str], cwd: Path, devices: int = 1, *before: str, within: Sequence[str] = ()
+) -> subprocess.Popen:
+    """The same process as `run_verb`'s, left running; `before` are lines that it executes first.
+
+    `within` begins its command, as `nice` would.
+    """
     words = ["-m", "gptjax.train"]
     if before:
         then = "from gptjax.train import train", "from gptjax.cli import main", "main(train)"
         words = ["-c", "\n".join([*before, *then])]
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, *words, *args],
+        [*within, sys.executable, *words, *args],
         cwd=cwd, env=environment_on(devices), stdout=pipe, stderr=pipe, text=True,
     )  # fmt: skip
 

@@ -2,18 +2,24 @@
 
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from killed_runs import ended, start
 
 
-def start_pair(args: list[str], cwd: Path, *before: str) -> list[subprocess.Popen]:
-    """Both processes of a run, left running; `before` are lines that each executes first."""
+def start_pair(
+    args: list[str], cwd: Path, *before: str, within: Sequence[str] = ()
+) -> list[subprocess.Popen]:
+    """Both processes of a run, left running; `before` are lines that each executes first.
+
+    `within` begins their commands.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
     both = [*args, "--coordinator", where, "--processes", "2", "--process"]
-    return [start([*both, str(number)], cwd, 1, *before) for number in (0, 1)]
+    return [start([*both, str(number)], cwd, 1, *before, within=within) for number in (0, 1)]
 
 
 def ended_pair(pair: list[subprocess.Popen]) -> tuple[list[int], str]:

@@ -1,5 +1,6 @@
-"""Atomic writes, hashes of large files, and lock files."""
+"""Writes that are atomic or outlive a power cut, hashes of large files, and lock files."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -43,6 +44,22 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace the file at `path` by `content`, atomically."""
     with replaced(path) as file:
         file.write(content)
+
+
+def reach_disk(*places: Path) -> None:
+    """Wait until files and the entries of directories are on the disk, not in memory alone.
+
+    A file that was not waited for may be empty after a power cut, whatever was renamed since.
+    """
+    for place in places:
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a file system that cannot do it for directories
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def remove_unfinished(directory: Path) -> None:

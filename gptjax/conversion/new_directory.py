@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gptjax.base.errors import UserError
-from gptjax.base.files import unique_name
+from gptjax.base.files import reach_disk, unique_name
 
 
 def require_free(out: Path) -> None:
@@ -37,6 +37,7 @@ def new_directory(out: Path) -> Iterator[Path]:
             ) from error
         try:
             yield temporary
+            reach_disk(*temporary.rglob("*"), temporary)
             temporary.rename(out)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)

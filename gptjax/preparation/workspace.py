@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.base.errors import ConfigError, UserError
-from gptjax.base.files import locked, write_atomically
+from gptjax.base.files import locked, reach_disk, write_atomically
 from gptjax.config import DataConfig
 from gptjax.data.manifest import MANIFEST, SPLITS, TOKENIZER, Manifest, is_prepared
 from gptjax.preparation.oddities import Oddities, describe_oddities
@@ -137,6 +137,7 @@ class Workspace:
 def publish(directory: Path, out: Path, manifest: Manifest) -> None:
     """Turn the finished `directory` into the data set: the manifest's files and nothing else."""
     shards = {shard.name for split in manifest.splits.values() for shard in split.shards}
+    reach_disk(*(directory / name for name in shards), directory)  # before what they came from goes
     for path in directory.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

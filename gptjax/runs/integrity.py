@@ -1,7 +1,8 @@
 """Checksums of a checkpoint, to the byte: Orbax does not notice a flipped bit.
 
 `INTEGRITY.json` holds the size and crc32 of every file of a step. It is written before the rename
-that commits the step, so a step without one has been changed since. Each of several processes signs
+that commits the step, so a step without one has been changed since. And all of the step is on the
+disk by then, so that a power cut leaves it whole. Each of several processes signs
 the files that it wrote itself, and on restore reads a share of all files.
 """
 
@@ -16,7 +17,7 @@ from etils import epath
 from orbax.checkpoint.path import atomicity, atomicity_types
 
 from gptjax.base.errors import UserError
-from gptjax.base.files import write_atomically
+from gptjax.base.files import reach_disk, write_atomically
 
 INTEGRITY = "INTEGRITY.json"
 DAMAGED = "damaged"
@@ -47,8 +48,15 @@ class SignedStep(atomicity.AtomicRenameTemporaryPath):
         """Let Orbax finish, sign, commit."""
         await super().finalize()
         complete = super().get_final()
-        await asyncio.to_thread(sign, Path(complete))
-        await asyncio.to_thread(complete.rename, self.get_final())
+        await asyncio.to_thread(_commit, Path(complete), Path(self.get_final()))
+
+
+def _commit(step_dir: Path, final: Path) -> None:
+    """Sign an unfinished step and rename it, each once what came before is on the disk."""
+    sign(step_dir)
+    reach_disk(*step_dir.rglob("*"), step_dir)
+    step_dir.rename(final)
+    reach_disk(final.parent)
 
 
 def sign(step_dir: Path) -> None:
@@ -67,6 +75,7 @@ def sign_own(directory: Path, step: int, process: int) -> None:
     """Sign a process's own files of an unfinished step, for `sign`."""
     step_dir = Path(SignedStep.from_final(epath.Path(directory / str(step))).get())
     own = [p for p in _files(step_dir) if f"ocdbt.process_{process}" in p.parts]
+    reach_disk(*own)  # from this machine, which alone has them in memory
     names = (str(p.relative_to(step_dir)).replace(UNFINISHED, "") for p in own)
     _write(step_dir / f"{INTEGRITY}.{process}", dict(zip(names, map(_checksum, own), strict=True)))
 

@@ -1,13 +1,15 @@
-"""A held lock and a file system without locks are told apart."""
+"""Locks, atomic writes, and what waits for the disk; a failing file system is named."""
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from gptjax.base import files
 from gptjax.base.errors import StorageError
 from gptjax.base.files import locked
+from gptjax.conversion.new_directory import new_directory
 
 
 def test_a_lock_is_held_by_one_or_shared(tmp_path):
@@ -49,3 +51,45 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
     (tmp_path / ".d.0123456789abcdef.tmp").mkdir()
     files.remove_unfinished(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {*others, ".d.0123456789abcdef.tmp"}
+
+
+@pytest.fixture
+def on_disk(monkeypatch) -> list[tuple[int, int]]:
+    """(device, inode) of what was waited for, in order."""
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: seen.append(_identity(os.fstat(fd))))
+    return seen
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def test_a_new_directory_takes_its_name_when_all_of_it_is_on_the_disk(
+    tmp_path, monkeypatch, on_disk
+):
+    rename, before = Path.rename, []
+
+    def named(path: Path, target: Path) -> Path:
+        before.extend(on_disk)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", named)
+    with new_directory(tmp_path / "out") as made:
+        (made / "inner").mkdir()
+        (made / "inner" / "file").write_text("a")
+    places = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert set(before) == {_identity(place.stat()) for place in places}
+
+
+def test_a_file_system_that_cannot_wait_for_directories_is_passed_over(tmp_path, monkeypatch):
+    problem = errno.EINVAL
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(problem, os.strerror(problem))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    files.reach_disk(tmp_path)
+    problem = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        files.reach_disk(tmp_path)

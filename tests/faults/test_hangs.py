@@ -170,11 +170,11 @@ def test_a_process_that_hangs_ends_within_its_limit_and_goes_on(prepared, tmp_pa
 # Several processes
 
 
-def start_training_pair(prepared, cwd, *more):
+def start_training_pair(prepared, cwd, *more, within=()):
     """A pair that has trained for some steps, and is to train for ever."""
     forever = ("--train.max-steps", 10**6, "--train.eval-every-steps", 0)
     args = options(prepared, *forever, "--train.sample-every-steps", 0, *more)
-    pair = start_pair(args, cwd)
+    pair = start_pair(args, cwd, within=within)
     wait_until(lambda: written(cwd) > 12, pair[0])
     return pair
 

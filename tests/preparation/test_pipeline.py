@@ -297,6 +297,21 @@ def test_what_a_killed_preparation_left_does_not_matter(data: DataConfig, tmp_pa
     assert not left.exists()
 
 
+def test_shards_are_on_the_disk_before_what_they_came_from_is_deleted(
+    data: DataConfig, monkeypatch: pytest.MonkeyPatch
+):
+    waited: list[Path] = []
+
+    def wait(*places: Path) -> None:
+        assert (places[-1] / "units").is_dir()
+        waited.extend(places)
+
+    monkeypatch.setattr(workspace, "reach_disk", wait)
+    manifest = prepared_from(data)
+    shards = [shard.name for split in manifest.splits.values() for shard in split.shards]
+    assert sorted(place.name for place in waited) == sorted([*shards, "out.preparing"])
+
+
 def test_a_failure_half_way_leaves_no_data_and_the_next_try_succeeds(
     data: DataConfig, monkeypatch: pytest.MonkeyPatch
 ):

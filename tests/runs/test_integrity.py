@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, environment_on
 
+from gptjax.runs import integrity
 from gptjax.runs.digests import DIGESTS
 from gptjax.runs.integrity import INTEGRITY, sign, verify
 from gptjax.runs.ranking import CURSOR_FILE
@@ -115,3 +116,18 @@ def test_every_file_is_in_the_share_of_one_process(tmp_path):
             problems = [verify(tmp_path, i, count) for i in range(count)]
             assert [p for p in problems if p] == [f"{name} has changed since it was written"]
         (tmp_path / name).write_bytes(content)
+
+
+def test_a_step_takes_its_name_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+    unfinished, final, waited = tmp_path / "5.unfinished", tmp_path / "5", []
+    (unfinished / "params").mkdir(parents=True)
+    (unfinished / "params" / "array").write_bytes(b"numbers")
+
+    def wait(*places: Path) -> None:
+        waited.append((final.exists(), {place.name for place in places}))
+
+    monkeypatch.setattr(integrity, "reach_disk", wait)
+    integrity._commit(unfinished, final)
+    everything = {"5.unfinished", "params", "array", INTEGRITY}
+    assert waited == [(False, everything), (True, {tmp_path.name})]
+    assert verify(final) is None
