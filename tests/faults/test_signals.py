@@ -57,14 +57,14 @@ stop.LEAVE_SECONDS = stop.CLEAN_SECONDS = 60.0  # here the process goes on
 def count(path):
     return len(path.read_text().splitlines()) if path.exists() else 0
 
-def start(where, name, call, number):
+def start(where, name, call, number, times):
     module, _, kind = where.partition(":")
     owner = importlib.import_module(module)
     owner = getattr(owner, kind) if kind else owner
     real, calls = getattr(owner, name), []
     def signalled(*args, **options):
         calls.append(1)
-        if len(calls) == call:
+        for _ in range(times if len(calls) == call else 0):
             os.kill(os.getpid(), number)
         return real(*args, **options)
     setattr(owner, name, signalled)
@@ -78,8 +78,9 @@ def start(where, name, call, number):
         setattr(owner, name, real)
 
 run = Path("run")
+times = int(os.environ["TIMES"])
 for phase, moment, number in json.loads(os.environ["MOMENTS"]):
-    before, code = count(run / "metrics.jsonl"), start(*moment, number)
+    before, code = count(run / "metrics.jsonl"), start(*moment, number, times)
     steps = [int(p.name) for p in (run / "checkpoints").glob("*") if p.name.isdigit()]
     found = [phase, number, code, before, count(run / "metrics.jsonl"), max(steps, default=0)]
     print("signalled", json.dumps(found), flush=True)
@@ -153,6 +154,19 @@ def test_a_hangup_that_is_ignored_stays_ignored():
 # Every signal in every phase
 
 
+def signalled(data: Manifest, cwd: Path, monkeypatch, moments: list, times: int = 1):
+    """Phase, signal, exit code, rows before and after, and newest step of each start; all said.
+
+    After a start for each moment, at which the signal comes so many times, one goes to the end.
+    """
+    monkeypatch.setenv("MOMENTS", json.dumps(moments))
+    monkeypatch.setenv("TIMES", str(times))
+    said = trained(options(data), cwd, AGAIN_AND_AGAIN)
+    found = [json.loads(line) for line in re.findall(r"^signalled (.*)$", said, re.MULTILINE)]
+    assert [(phase, number) for phase, number, *_ in found] == [(p, n) for p, _, n in moments]
+    return found, said
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_compilation_for_all")
 @pytest.mark.parametrize(
@@ -170,15 +184,31 @@ def test_a_signal_in_any_phase_loses_nothing(
             if (i + j) % 2 == half
         ),
     ]
-    monkeypatch.setenv("MOMENTS", json.dumps(moments))
-    said = trained(options(prepared), tmp_path, AGAIN_AND_AGAIN)
-    found = [json.loads(line) for line in re.findall(r"^signalled (.*)$", said, re.MULTILINE)]
-    assert [(phase, number) for phase, number, *_ in found] == [(p, n) for p, _, n in moments]
+    found, said = signalled(prepared, tmp_path, monkeypatch, moments)
     for phase, number, code, before, now, saved in found:
         assert code == 128 + number, (phase, number, said)
         assert now == saved, (phase, number, said)
         assert (now == before) == (phase in BEFORE_STEPS), (phase, number, said)
         report(f"signal while {phase}", lost=now - saved)
+    assert "Traceback" not in said
+    assert_same_run(tmp_path, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_compilation_for_all")
+def test_a_second_ctrl_c_in_any_phase_leaves_at_once(
+    prepared, tmp_path, unbroken, report, monkeypatch
+):
+    """Nothing more is saved, and what was saved before stays."""
+    phases = {"training": IN_STEPS["training"], **BEFORE_STEPS, **IN_STEPS}
+    moments = [(phase, moment, int(signal.SIGINT)) for phase, moment in phases.items()]
+    found, said = signalled(prepared, tmp_path, monkeypatch, moments, 2)
+    newest = 0
+    for phase, _, code, _, now, saved in found:
+        assert code == 130, (phase, said)
+        assert newest <= saved <= now, (phase, said)
+        newest = saved
+        report(f"two SIGINT while {phase}", lost=None)
     assert "Traceback" not in said
     assert_same_run(tmp_path, unbroken)
 
