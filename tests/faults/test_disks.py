@@ -81,8 +81,9 @@ def test_a_full_disk_at_a_save(prepared, disk, unbroken_here, report):
     report("disk full at a save", note="ends with 74 while it is full")
 
 
-def test_a_disk_that_has_room_again(prepared, disk, unbroken_here, report):
+def test_a_disk_that_has_room_again(prepared, disk, unbroken_here, report, monkeypatch):
     """Training goes on, and what was to be saved is saved as soon as there is room."""
+    monkeypatch.setattr(saving, "PATIENCE", 600.0)
     saved, free = [], (disk / "filler").unlink
     after = {11: lambda: fill(disk, 100_000), 15: lambda: saved.append(checkpoints(disk))}
     assert ending(prepared, disk, {**after, 16: free}) == (0, "")
