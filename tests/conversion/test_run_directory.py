@@ -68,7 +68,9 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, fails):
     if fails == "save":
         monkeypatch.setattr(Checkpointer, "save", full)
     else:
-        monkeypatch.setattr(Path, "rename", full)
+        rename, run = Path.rename, tmp_path / "run"
+        named = lambda path, to: full() if to == run else rename(path, to)  # noqa: E731
+        monkeypatch.setattr(Path, "rename", named)
     with pytest.raises(OSError, match="No space"):
         write_run(random_weights(), tmp_path / "run")
     assert os.listdir(tmp_path) == []
