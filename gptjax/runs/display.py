@@ -66,12 +66,13 @@ class Display:
         if isinstance(error, Exception):
             error = as_user_error(error)
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            with suppress(OSError):  # a full disk must not take the error's place
-                self._write(f"error: {kind}{error}")
+            self._write(f"error: {kind}{error}")
 
     def _write(self, text: str) -> None:
+        """Log a message; on a full disk it waits in memory for the next one."""
         indented = text.replace("\n", "\n  ")  # so that no line of a text looks like a message
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {indented}\n")
+        with suppress(OSError):  # the terminal has it
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {indented}\n")
 
     def table(self, title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         """Print a table and log its rows."""
@@ -80,7 +81,8 @@ class Display:
             table.add_column(name, overflow="fold")
         for row in rows:
             table.add_row(*row)
-            self._log.write("  " + "  ".join(row) + "\n")
+            with suppress(OSError):
+                self._log.write("  " + "  ".join(row) + "\n")
         self._console.print(table)
 
     def start(
@@ -139,7 +141,8 @@ class Display:
     def close(self) -> None:
         """Stop and close log.txt."""
         self.stop()
-        self._log.close()
+        with suppress(OSError):
+            self._log.close()
 
 
 class _Recent:

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -49,8 +50,14 @@ class MetricsLog:
         """Add a row; values that are None or not finite were not measured and are left out."""
         row = {k: v for k, v in row.items() if _is_measured(v)}
         file = self._file or self._rewrite()
+        try:
+            file.write(json.dumps(row) + "\n")
+        except OSError:  # part of it may be there: the next row replaces the file
+            with suppress(OSError):
+                file.close()
+            self._file = None
+            raise
         self.rows.append(row)
-        file.write(json.dumps(row) + "\n")
 
     def amend(self, values: Row) -> None:
         """Add values to the last row, as far as they were measured: figures of its step."""

@@ -138,7 +138,7 @@ class Boundary:
     def _amend(self, found: Row) -> None:
         """Add values to the row of this step."""
         if found and is_process_0():
-            self._log.amend(found)
+            self._saving.beside_saves(lambda: self._log.amend(found))
 
     def _show(self, now: set[str], state: TrainState, step: int) -> None:
         with self._phases.during(Phase.SHOWING):

@@ -7,6 +7,7 @@ loop first finishes the call and writes its rows, so that no checkpoint is ahead
 
 import shlex
 from contextlib import closing
+from functools import partial
 
 import jax
 
@@ -182,7 +183,7 @@ class Loop:
             if is_process_0():
                 self.run_dir.begin(self.setup.recorded, self.setup.tokenizer, self.setup.data.keep)
         for row in rows:
-            self.log.append(row)
+            self.saving.beside_saves(partial(self.log.append, row))
         self.books.reached(rows[-1]["step"])
         if shows:
             self.display.update(self.log.rows[-len(rows) :])

@@ -4,8 +4,10 @@ While steps are skipped the parameters may be bad, so no older checkpoint is del
 """
 
 import dataclasses
+import errno
 import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,9 @@ from gptjax.training.save_times import PATIENCE, PAUSE, FailedSave, SaveClock
 from gptjax.training.setup import Setup
 from gptjax.training.state import TrainState, saved_items
 
-LOOKS_EVERY = 0.5  # seconds between two looks at a full disk when there is nothing left to train
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+LOOKS_EVERY = 0.5  # seconds between two looks at a full disk when nothing can be trained
+WRITES = 6  # tries of a small write that finds no room beside a save that fails
 
 
 class Saving:
@@ -126,7 +130,21 @@ class Saving:
     def note(self, step: int, validation: Validation) -> None:
         """Keep the figures of a validation with the checkpoint of its step, if there is one."""
         if math.isfinite(validation.loss):
-            self._checkpointer.note(step, self._measured(validation))
+            figures = self._measured(validation)
+            self.beside_saves(lambda: self._checkpointer.note(step, figures))
+
+    def beside_saves(self, write: Callable[[], None]) -> None:
+        """Call `write`, and again if a save that fails has filled the disk, and leaves it."""
+        for _ in range(WRITES):
+            try:
+                return write()
+            except OSError as error:
+                fails = self._checkpointer.is_saving or self._failure is not None
+                if error.errno not in NO_ROOM or not fails or jax.process_count() > 1:
+                    raise
+            self.poll(waits=True)
+            time.sleep(LOOKS_EVERY)  # Orbax deletes in the background what the save has left
+        return write()
 
     def wait(self) -> None:
         """Block until the last save is on disk."""

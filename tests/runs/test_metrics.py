@@ -1,5 +1,6 @@
 """metrics.jsonl is cut back on resume and never half written."""
 
+import errno
 import json
 import math
 import os
@@ -189,3 +190,31 @@ def test_rows_are_amended_by_what_was_measured_and_cut_where_a_run_goes_back(tmp
     log.append({"step": 2, "skipped": None})
     log.close()
     assert read_rows(path) == log.rows == [{"step": 1}, {"step": 2}]
+
+
+class _Full:
+    """A file on a disk that is full in the middle of a line."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def write(self, text: str) -> None:
+        with self._path.open("a") as file:
+            file.write(text[:5])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_row_that_finds_no_room_can_be_added_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    log.append({"step": 1})
+    log._file = _Full(path)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(OSError, match="No space left"):
+        log.append({"step": 2})
+    log.append({"step": 2})
+    log.append({"step": 3})
+    log.close()
+    assert [row["step"] for row in read_rows(path)] == [1, 2, 3]
