@@ -15,8 +15,8 @@ from test_hangs import PEER_SECONDS, options, start_training_pair
 from gptjax.cluster.peers import LostPeerError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_compilation_for_all")]
-NETWORK = "ip link set lo up && iptables -L >/dev/null && echo up && exec sleep 1000"
-RULE = ("iptables", "-A", "INPUT", "-j", "DROP", "-m", "statistic", "--mode", "random")
+RULE = "iptables -A INPUT -j DROP -m statistic --mode random --probability"
+NETWORK = f"ip link set lo up && {RULE} 0 && echo up && exec sleep 1000"
 
 
 class Network:
@@ -27,7 +27,7 @@ class Network:
 
     def lose(self, share: float) -> None:
         """Lose this share of all packets from now on."""
-        subprocess.run([*self.within, *RULE, "--probability", str(share)], check=True)
+        subprocess.run([*self.within, *RULE.split(), str(share)], check=True)
 
 
 @pytest.fixture
