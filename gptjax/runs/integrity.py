@@ -1,9 +1,9 @@
 """Checksums of a checkpoint, to the byte: Orbax does not notice a flipped bit.
 
 `INTEGRITY.json` holds the size and crc32 of every file of a step. It is written before the rename
-that commits the step, so a step without one has been changed since. And all of the step is on the
-disk by then, so that a power cut leaves it whole. Each of several processes signs
-the files that it wrote itself, and on restore reads a share of all files.
+that commits the step, so a step without one has been changed since. All of the step is on the disk
+by then, so that a power cut leaves it whole. Each of several processes signs the files that it
+wrote itself, and on restore reads a share of all files.
 """
 
 import asyncio
