@@ -6,7 +6,8 @@ A small tmpfs is filled while a run trains on it, and emptied for the next start
 import os
 import resource
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -59,6 +60,17 @@ def fill(disk: Path, leaving: int = 0) -> None:
     os.truncate(filler, filler.stat().st_size - leaving)
 
 
+def once_saved(cwd: Path, step: int, action: Callable[[], object]) -> Callable[[], None]:
+    """`action`, after a wait for the save of a step, which is written in the background."""
+
+    def act() -> None:
+        while step not in checkpoints(cwd):
+            time.sleep(0.01)
+        action()
+
+    return act
+
+
 def assert_whole(cwd: Path) -> None:
     """Every checkpoint there is one that verifies."""
     assert checkpoints(cwd)
@@ -67,7 +79,7 @@ def assert_whole(cwd: Path) -> None:
 
 
 def test_a_full_disk_at_a_save(prepared, disk, unbroken_here, report):
-    code, said = ending(prepared, disk, {9: lambda: fill(disk, 100_000)})
+    code, said = ending(prepared, disk, {9: once_saved(disk, 8, lambda: fill(disk, 100_000))})
     assert code == FULL
     assert "could not be written" in said
     assert_whole(disk)
@@ -85,8 +97,9 @@ def test_a_disk_that_has_room_again(prepared, disk, unbroken_here, report, monke
     """Training goes on, and what was to be saved is saved as soon as there is room."""
     monkeypatch.setattr(saving, "PATIENCE", 600.0)
     saved, free = [], (disk / "filler").unlink
-    after = {11: lambda: fill(disk, 100_000), 15: lambda: saved.append(checkpoints(disk))}
-    assert ending(prepared, disk, {**after, 16: free}) == (0, "")
+    fills = once_saved(disk, 8, lambda: fill(disk, 100_000))
+    after = {11: fills, 15: lambda: saved.append(checkpoints(disk)), 16: free}
+    assert ending(prepared, disk, after) == (0, "")
     assert max(saved[0]) == 8
     assert_whole(disk)
     assert_same_run(disk, unbroken_here)
@@ -116,7 +129,7 @@ def test_a_file_that_may_not_grow(prepared, tmp_path, unbroken_here, report, nam
         resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
 
     try:
-        code, said = ending(prepared, tmp_path, {9: limit})
+        code, said = ending(prepared, tmp_path, {9: once_saved(tmp_path, 8, limit)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == FULL, said
@@ -150,7 +163,7 @@ def test_a_run_directory_that_becomes_read_only(prepared, tmp_path, unbroken_her
         _fix(run / "checkpoints", True)
 
     try:
-        code, said = ending(prepared, tmp_path, {9: forbid})
+        code, said = ending(prepared, tmp_path, {9: once_saved(tmp_path, 8, forbid)})
     finally:
         _fix(run / "checkpoints", False)
     assert code == FULL, said
