@@ -4,6 +4,7 @@ The process of a run is started in the background, in a directory of the test; i
 """
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -94,6 +95,17 @@ def written(cwd: Path) -> int:
 def checkpoints(cwd: Path) -> set[int]:
     path = cwd / "run" / "checkpoints"
     return {int(p.name) for p in path.iterdir() if p.name.isdigit()} if path.exists() else set()
+
+
+def newest(cwd: Path) -> int:
+    """The last step that is saved; 0 without one."""
+    return max(checkpoints(cwd), default=0)
+
+
+def resumed_after(said: str) -> int:
+    """The step that a start went on from; 0 if it said none."""
+    found = re.search(r"resuming run after step (\d+)", said)
+    return int(found[1]) if found else 0
 
 
 def unfinished(cwd: Path) -> set[tuple[str, int]]:

@@ -69,10 +69,13 @@ class Display:
             self._write(f"error: {kind}{error}")
 
     def _write(self, text: str) -> None:
-        """Log a message; on a full disk it waits in memory for the next one."""
         indented = text.replace("\n", "\n  ")  # so that no line of a text looks like a message
+        self._append(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {indented}")
+
+    def _append(self, line: str) -> None:
+        """Log a line; on a full disk it waits in memory for the next one."""
         with suppress(OSError):  # the terminal has it
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {indented}\n")
+            self._log.write(f"{line}\n")
 
     def table(self, title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         """Print a table and log its rows."""
@@ -81,8 +84,7 @@ class Display:
             table.add_column(name, overflow="fold")
         for row in rows:
             table.add_row(*row)
-            with suppress(OSError):
-                self._log.write("  " + "  ".join(row) + "\n")
+            self._append("  " + "  ".join(row))
         self._console.print(table)
 
     def start(

@@ -5,7 +5,6 @@ its end. Afterwards the run goes on to its end, and is compared bit for bit with
 """
 
 import random
-import re
 import signal
 import time
 from pathlib import Path
@@ -15,6 +14,8 @@ from killed_runs import (
     assert_same_run,
     checkpoints,
     ended,
+    newest,
+    resumed_after,
     start,
     trained,
     unfinished,
@@ -44,15 +45,6 @@ def short(prepared, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("short")
     trained(options(prepared, SHORT), directory)
     return directory
-
-
-def newest(cwd: Path) -> int:
-    return max(checkpoints(cwd), default=0)
-
-
-def resumed_after(said: str) -> int:
-    found = re.search(r"resuming run after step (\d+)", said)
-    return int(found[1]) if found else 0
 
 
 def test_kills_at_random_moments_of_saves_lose_nothing(prepared, tmp_path, report, request):

@@ -20,13 +20,15 @@ from killed_runs import (
     assert_same_run,
     checkpoints,
     ended,
+    newest,
+    resumed_after,
     start,
     trained,
     unfinished,
     wait_until,
     written,
 )
-from test_kills import newest, options, resumed_after
+from test_kills import options
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_compilation_for_all")]
 SIZE = "96M"
@@ -66,7 +68,6 @@ def test_power_cuts_at_random_moments_lose_no_completed_save(
     whole.mkdir()
     words, chance, complete, most = options(prepared, steps), random.Random(3), [0], 0
     for number in range(cuts):
-        moment = list(MOMENTS)[number % len(MOMENTS)]
         moment = MOMENTS[number % len(MOMENTS)]
         with mounted(disk, cwd):
             begun, rows = unfinished(cwd), written(cwd) + chance.randint(8, 30)

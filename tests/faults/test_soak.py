@@ -8,7 +8,6 @@ the losses of an unbroken run, bit for bit; by one and two in turns, with the sa
 
 import json
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from conftest import environment_on, without_speed
+from killed_runs import resumed_after
 
 from gptjax.data.manifest import Manifest
 from gptjax.runs.integrity import verify
@@ -110,8 +110,7 @@ class Run:
 
     def resumed(self) -> int:
         """The step from which the last start went on."""
-        found = re.search(r"resuming run after step (\d+)", self.said())
-        return int(found[1]) if found else 0
+        return resumed_after(self.said())
 
     def is_verified(self) -> bool:
         """Whether the newest step is what was written; the deletion of others may be cut short."""
